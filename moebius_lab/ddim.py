@@ -1,0 +1,76 @@
+"""DDIM as the release runs it (eta 0, epsilon prediction, "leading" spacing), on diffusers' scheduler.
+
+With eta 0 a step is linear in the latent and the predicted noise, so two numbers say all of it:
+
+    x0   = (x - sqrt(1 - a) e) / sqrt(a)
+    next = sqrt(a') x0 + sqrt(1 - a') e
+         = sqrt(a'/a) x + (sqrt(1 - a') - sqrt(a' (1 - a) / a)) e
+
+with a, a' the cumulative alphas at this timestep and the next. The page and the exported step graph use the same two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from diffusers import DDIMScheduler
+
+from . import LabError
+from .config import BETA_END, BETA_START, TRAIN_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One DDIM step: next latent = latent_scale x latent + noise_scale x predicted noise."""
+
+    timestep: int  # 0..999
+    signal: float  # sqrt(a): share of the picture in the latent at this timestep
+    sigma: float  # sqrt(1 - a): share of the noise in it
+    latent_scale: float
+    noise_scale: float
+
+
+def scheduler() -> DDIMScheduler:
+    """diffusers' scheduler with the release's settings; after the last step the cumulative alpha is 1."""
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_TIMESTEPS, beta_start=BETA_START, beta_end=BETA_END, beta_schedule="scaled_linear",
+        clip_sample=False, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading", prediction_type="epsilon",
+    )  # fmt: skip
+
+
+def ddim_steps(steps: int, strength: float) -> list[Step]:
+    """The steps that are run: the last int(steps x strength) of a schedule of `steps`, high timesteps first.
+
+    Args:
+        steps: 1..1000, length of the whole schedule.
+        strength: (0, 1], the share of it that is run; at least one step must remain.
+
+    Raises:
+        LabError: a value outside its range.
+    """
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise LabError(f"steps must be between 1 and {TRAIN_TIMESTEPS}, not {steps}")
+    if not 0 < strength <= 1:
+        raise LabError(f"strength must be above 0 and at most 1, not {strength}")
+    run = int(steps * strength)
+    if run < 1:
+        raise LabError(f"{steps} steps at strength {strength} leave none to run; raise either")
+    schedule = scheduler()
+    schedule.set_timesteps(steps)
+    alphas = schedule.alphas_cumprod.double()
+    timesteps = schedule.timesteps.tolist()[steps - run :]
+    result = []
+    for t, following in zip(timesteps, timesteps[1:] + [None]):
+        a = float(alphas[t])
+        a_next = 1.0 if following is None else float(alphas[following])
+        result.append(
+            Step(
+                timestep=t,
+                signal=math.sqrt(a),
+                sigma=math.sqrt(1 - a),
+                latent_scale=math.sqrt(a_next / a),
+                noise_scale=math.sqrt(1 - a_next) - math.sqrt(a_next * (1 - a) / a),
+            )
+        )
+    return result

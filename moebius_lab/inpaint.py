@@ -1,0 +1,174 @@
+"""The one sampling loop in Python, for any backend, and what puts a picture of any size through it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import LabError
+from .backends import Backend
+from .config import GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
+from .ddim import Step, ddim_steps
+from .imaging import (
+    check_picture_and_mask,
+    crop,
+    is_hole,
+    mask_to_hole,
+    mask_to_latent,
+    plan_windows,
+    to_bytes,
+    to_unit_range,
+    uncrop,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person chooses; the defaults are the release's example."""
+
+    steps: int = STEPS  # 1..1000, length of the schedule
+    strength: float = STRENGTH  # (0, 1], share of the schedule that is run
+    guidance: float = GUIDANCE  # 1 is the conditional prediction alone
+    noise_offset: float = NOISE_OFFSET  # weight of one normal number per channel, added to the noise
+    seed: int = 0  # of torch's CPU generator
+    init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
+
+    def __post_init__(self) -> None:
+        ddim_steps(self.steps, self.strength)  # raises for values outside their ranges
+        if self.init not in ("image", "noise"):
+            raise LabError(f'init must be "image" or "noise", not {self.init!r}')
+        if not np.isfinite([self.guidance, self.noise_offset]).all():
+            raise LabError("guidance and noise offset must be finite numbers")
+        if not 0 <= self.seed < 2**63:
+            raise LabError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Handed to the callback after every step."""
+
+    window: int  # from 0
+    windows: int
+    step: int  # steps done in this window, from 1
+    steps: int
+    latent: Tensor  # (1, 4, s, s) after the step, scaled
+    clean: Tensor  # (1, 4, s, s), the picture predicted at this step (x0), scaled: for a preview
+
+
+class Cancelled(Exception):
+    """Raised by the loop when its `cancel` event was set; the picture that was given is untouched."""
+
+
+def sample(
+    backend: Backend,
+    image: Tensor,
+    hole: Tensor,
+    settings: Settings,
+    on_step: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Tensor:
+    """Denoise one model window.
+
+    Random numbers are drawn in the release's order from one CPU generator: image posterior, masked posterior, noise,
+    offset, all of them whatever `init` is.
+
+    Args:
+        backend: where the networks run.
+        image: (1, 3, S, S) in [-1, 1].
+        hole: (1, 1, S, S), 1 in the hole.
+        settings: see `Settings`.
+        on_step: called as on_step(done, total, latent, clean) after every step.
+        cancel: checked before every step.
+
+    Returns:
+        The decoded window (1, 3, S, S), in about [-1, 1].
+
+    Raises:
+        Cancelled: `cancel` was set.
+        FloatingPointError: the network returned a number that is not finite.
+    """
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
+    s = backend.config.latent_size
+    factor = backend.config.vae.scaling_factor
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def encode(x: Tensor) -> Tensor:
+        mean, std = backend.encode(x)
+        return factor * (mean + std * normal(1, LATENT_CHANNELS, s, s))
+
+    steps = ddim_steps(settings.steps, settings.strength)
+    image_latent = encode(image)
+    masked_latent = encode(image * (1 - hole))
+    noise = normal(1, LATENT_CHANNELS, s, s)
+    noise = noise + settings.noise_offset * normal(1, LATENT_CHANNELS, 1, 1)
+    latent = steps[0].signal * image_latent + steps[0].sigma * noise if settings.init == "image" else noise
+    mask = mask_to_latent(hole)
+
+    for i, step in enumerate(steps):
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"cancelled after {i} of {len(steps)} steps")
+        uncond, cond = backend.predict_noise(torch.cat([latent, mask, masked_latent], dim=1), step.timestep)
+        e = uncond + settings.guidance * (cond - uncond)
+        if not torch.isfinite(e).all():
+            raise FloatingPointError(f"{backend.name}: the denoiser returned numbers that are not finite at step {i + 1}")
+        clean = predicted_clean(latent, e, step)
+        latent = step.latent_scale * latent + step.noise_scale * e
+        if on_step is not None:
+            on_step(i + 1, len(steps), latent, clean)
+    return backend.decode(latent / factor)
+
+
+def predicted_clean(latent: Tensor, e: Tensor, step: Step) -> Tensor:
+    """x0: what the latent would be without the predicted noise `e`."""
+    return (latent - step.sigma * e) / step.signal
+
+
+def inpaint(
+    backend: Backend,
+    image: np.ndarray,
+    mask: np.ndarray,
+    settings: Settings = Settings(),
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> np.ndarray:
+    """Fill the hole of a picture of any size.
+
+    Args:
+        backend: where the networks run.
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W): 128 and more is the hole, softer values feather it.
+        settings: see `Settings`.
+        on_progress: called after every step of every window.
+        cancel: set it, from any thread, to stop before the next step.
+
+    Returns:
+        uint8 (H, W, 3), equal to `image` in every pixel that the feathered mask does not touch.
+
+    Raises:
+        ImageError: picture and mask do not go together, or the mask is empty or everything.
+        Cancelled: `cancel` was set.
+    """
+    check_picture_and_mask(image, mask)
+    size = backend.config.image_size
+    result = image
+    left_to_fill = is_hole(mask)
+    windows = plan_windows(mask, size)
+    for i, window in enumerate(windows):
+
+        def report(done: int, total: int, latent: Tensor, clean: Tensor, i: int = i) -> None:
+            if on_progress is not None:
+                on_progress(Progress(i, len(windows), done, total, latent, clean))
+
+        seen, seen_mask = crop(result, left_to_fill, window, size)
+        raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
+        result = uncrop(raw, result, mask, window)
+        left_to_fill = left_to_fill & ~window.hole
+    return result
