@@ -95,7 +95,11 @@ def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
 
 def torch_graphs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, nn.Module]:
     """The PyTorch modules that the three graphs are exported from, and compared with."""
-    return {"vae_encoder": _Encoder(vae).eval(), "denoiser": with_2d_position_conv(net).eval(), "vae_decoder": _Decoder(vae).eval()}
+    return {
+        "vae_encoder": _Encoder(vae).eval(),
+        "denoiser": with_2d_position_conv(net).eval(),
+        "vae_decoder": _Decoder(vae).eval(),
+    }
 
 
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "denoiser": ["noise"], "vae_decoder": ["image"]}

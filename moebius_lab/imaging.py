@@ -61,9 +61,7 @@ def open_picture(path: str | Path) -> Image.Image:
 def check_size(width: int, height: int, what: object) -> None:
     """Raise ImageError where a picture of this size (px) is above `MAX_MEGAPIXELS`."""
     if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise ImageError(
-            f"{what}: {width} x {height} px is too large; use a picture of at most {MAX_MEGAPIXELS} megapixels"
-        )
+        raise ImageError(f"{what}: {width} x {height} px is too large; use a picture of at most {MAX_MEGAPIXELS} megapixels")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -173,9 +171,7 @@ class _Box:
         )  # fmt: skip
 
     def overlaps(self, other: _Box) -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        return self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
 
     @property
     def side(self) -> int:

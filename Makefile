@@ -1,0 +1,24 @@
+# run: notebooks and report.  test: the tests.  lab: JupyterLab.  Each makes .venv first if it is missing.
+PYTHON ?= python3
+NETWORK ?= demo
+WEIGHTS ?= demo
+OUTPUT ?= build
+VENV = .venv
+INSTALLED = $(VENV)/.installed
+
+.PHONY: run test lab
+run: $(INSTALLED)
+	$(VENV)/bin/python -m moebius_lab run --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lab: $(INSTALLED)
+	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@

@@ -1,0 +1,149 @@
+"""The commands: python -m moebius_lab run | export | inpaint | verify-reference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from . import LabError
+from .config import GUIDANCE, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
+from .imaging import check_picture_and_mask, open_picture, read_mask
+from .inpaint import Settings, inpaint
+from .workbench import Workbench, find_network, prepare
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Bad input is one line on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except LabError as error:
+        print(f"moebius_lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("moebius_lab: stopped; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m moebius_lab", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = verbs.add_parser("run", help="execute the notebooks and make the report")
+    _add_network(run)
+    run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
+    run.add_argument("--mask", default="", help="its mask, white is the hole")
+    run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
+    run.set_defaults(command=_run)
+
+    export = verbs.add_parser("export", help="export the three ONNX graphs")
+    _add_network(export)
+    export.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ (default: build)")
+    export.set_defaults(command=_export)
+
+    fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
+    fill.add_argument("image", help="a picture of any size")
+    fill.add_argument("mask", help="a picture of the same size, white is the hole")
+    fill.add_argument("-o", "--output", required=True, metavar="OUT", help="the result, PNG or WebP for exact pixels")
+    fill.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
+    _add_network(fill)
+    fill.add_argument(
+        "--graphs-dir", default="build", metavar="FOLDER", help="holds onnx/, made if missing (default: build)"
+    )
+    fill.add_argument("--steps", type=int, default=STEPS, help=f"1 to 1000 (default: {STEPS})")
+    fill.add_argument("--strength", type=float, default=STRENGTH, help=f"above 0, at most 1 (default: {STRENGTH})")
+    fill.add_argument("--guidance", type=float, default=GUIDANCE, help=f"1 is none (default: {GUIDANCE})")
+    fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
+    fill.add_argument("--seed", type=int, default=0, help="default: 0")
+    fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
+    fill.set_defaults(command=_inpaint)
+
+    verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
+    verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
+    verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
+    verify.set_defaults(command=_verify)
+    return parser
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", default="demo", help=f"one of {', '.join(NETWORKS)} (default: demo)")
+    parser.add_argument("--weights", default="demo", help='"demo", "deterministic", or a folder (default: demo)')
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .report import run_notebooks  # papermill takes a second to import
+
+    names = ("image", "mask")
+    files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
+    weights = options.weights if options.weights in ("demo", "deterministic") else str(Path(options.weights).resolve())
+    prepare(options.network, weights, output_dir=options.output_dir, **files)  # bad parameters fail before work begins
+    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
+    print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    print(bench.graphs(on_graph=lambda name: print(f"exporting {name}")).parent)
+    return 0
+
+
+def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, folder: str) -> Workbench:
+    config = find_network(options.network)
+    if options.weights == "demo" and config.name != "demo":
+        raise LabError("the demo weights belong to the demo network; give --weights deterministic or a folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Workbench(config, options.weights, image, mask, Path(folder).resolve())
+
+
+def _inpaint(options: argparse.Namespace) -> int:
+    output = Path(options.output)
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise LabError(f"{output}: the ending names no picture format; use .png")
+    if not output.parent.is_dir():
+        raise LabError(f"{output.parent}: there is no such folder; make it first")
+    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    picture, mask = open_picture(options.image), read_mask(options.mask)
+    image = np.asarray(picture.convert("RGB"))
+    check_picture_and_mask(image, mask)
+    bench = _bench(options, image, mask, options.graphs_dir)
+    backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
+    with tqdm(desc=backend.name, unit="step") as bar:
+
+        def show(progress) -> None:
+            bar.total = progress.windows * progress.steps
+            bar.update()
+
+        result = Image.fromarray(inpaint(backend, image, mask, settings, show))
+    if picture.mode == "RGBA":
+        result.putalpha(picture.getchannel("A"))
+    try:
+        result.save(output)
+    except OSError as error:
+        raise LabError(f"{output}: cannot be written ({error}); choose another place or .png") from None
+    print(output)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import verify_reference
+
+    print(f"{'':44} {'max':>9} {'mean':>9}  tolerance")
+
+    def show(check) -> None:
+        verdict = "ok" if check.ok else "DIFFERENT"
+        row = f"{check.max_difference:9.2e} {check.mean_difference:9.2e}  {check.tolerance:g}"
+        print(f"{check.name:44} {row}  {verdict}", flush=True)
+
+    checks = verify_reference(options.folder, options.salt, show)
+    return 0 if all(check.ok for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

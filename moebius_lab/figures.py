@@ -1,0 +1,115 @@
+"""Every plot of the notebooks, in one style. Each function returns a matplotlib figure, closed, ready to show and keep."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+COLOURS = ("#3b6ea8", "#d98841", "#5a9a68", "#b5525c", "#7d6aa8", "#8a8a8a", "#c9a227")
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.axisbelow": True, "axes.grid": False,
+    "figure.constrained_layout.use": True, "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+}  # fmt: skip
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    plt.close(figure)
+    return figure, axes
+
+
+def pictures(named: dict[str, np.ndarray], columns: int = 4, width: float = 10) -> Figure:
+    """Pictures (uint8 (H, W, 3) or (H, W)) side by side with their names."""
+    columns = min(columns, len(named))
+    rows = math.ceil(len(named) / columns)
+    first = next(iter(named.values()))
+    cell = width / columns
+    figure, axes = _figure(rows, columns, width, rows * (cell * first.shape[0] / first.shape[1] + 0.3))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (name, picture) in zip(axes.flat, named.items()):
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(name)
+    return figure
+
+
+def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with its hole tinted, for showing: uint8 (H, W, 3)."""
+    tint = np.array([220, 60, 60])
+    a = (mask / 255 * 0.65)[:, :, None]
+    return (image * (1 - a) + tint * a).astype(np.uint8)
+
+
+def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
+    """Horizontal bars by part: a panel for each column of `table`, titled by `columns[column]`."""
+    figure, axes = _figure(1, len(columns), 10, 0.36 * len(table) + 1)
+    for i, (ax, (column, title)) in enumerate(zip(axes[0], columns.items())):
+        bars = ax.barh(table.index, table[column], color=[COLOURS[j % len(COLOURS)] for j in range(len(table))])
+        ax.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        ax.set_title(title)
+        ax.invert_yaxis()
+        ax.margins(x=0.18)
+        if i:
+            ax.set_yticks([])
+    return figure
+
+
+def counts(named: dict[str, dict[str, int]], top: int = 14) -> Figure:
+    """How often operators occur, a panel for each graph, the most frequent first."""
+    figure, axes = _figure(1, len(named), 10, 0.22 * top + 0.8)
+    for ax, (name, counted) in zip(axes[0], named.items()):
+        rows = sorted(counted.items(), key=lambda item: -item[1])[:top]
+        bars = ax.barh([op for op, _ in rows], [n for _, n in rows])
+        ax.bar_label(bars, padding=2, fontsize=8)
+        ax.set_title(f"{name}: {sum(counted.values())} nodes")
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+    return figure
+
+
+def error_growth(errors: dict[str, list[float]], tolerance: float) -> Figure:
+    """Largest difference to PyTorch after each denoising step, on a logarithmic axis, with the tolerance."""
+    figure, axes = _figure(1, 1, 7, 3.2)
+    ax = axes[0, 0]
+    for name, values in errors.items():
+        ax.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-12), marker="o", markersize=3, label=name)
+    ax.axhline(tolerance, color=COLOURS[3], linestyle="--", linewidth=1, label="tolerance of one step")
+    ax.set(xlabel="denoising step", ylabel="max |difference|", title="How a rounding error grows along the loop")
+    ax.legend(frameon=False)
+    return figure
+
+
+def timings(table: pd.DataFrame) -> Figure:
+    """Median times with quartiles: a panel for each `what`, a bar for each backend (ms)."""
+    works = list(table["what"].unique())
+    figure, axes = _figure(1, len(works), 10, 2.6)
+    for ax, work in zip(axes[0], works):
+        rows = table[table["what"] == work]
+        spread = np.abs([rows["median_ms"] - rows["q1_ms"], rows["q3_ms"] - rows["median_ms"]])
+        bars = ax.bar(rows["backend"], rows["median_ms"], yerr=spread, capsize=3, color=COLOURS[: len(rows)])
+        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+        ax.set(title=work, ylabel="ms")
+        ax.margins(y=0.2)
+        ax.tick_params(axis="x", rotation=12)
+    return figure
+
+
+def download_times(sizes_mb: dict[str, float], lines_mbit: tuple[int, ...] = (10, 50, 100, 500)) -> Figure:
+    """Seconds that bundles of these sizes (MB) take over lines of these speeds (Mbit/s), computed, not measured."""
+    figure, axes = _figure(1, 1, 7, 3)
+    ax = axes[0, 0]
+    for i, (name, size) in enumerate(sizes_mb.items()):
+        x = np.arange(len(lines_mbit)) + (i - (len(sizes_mb) - 1) / 2) * 0.8 / len(sizes_mb)
+        bars = ax.bar(x, [size * 8 / line for line in lines_mbit], width=0.8 / len(sizes_mb), label=f"{name}, {size:.0f} MB")
+        ax.bar_label(bars, fmt="%.3g", fontsize=8)
+    ax.set_xticks(range(len(lines_mbit)), [f"{line} Mbit/s" for line in lines_mbit])
+    ax.set(ylabel="seconds", title="First visit: time for the weights alone")
+    ax.legend(frameon=False)
+    return figure

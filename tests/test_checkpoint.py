@@ -1,0 +1,104 @@
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from moebius_lab.checkpoint import (
+    CheckpointError,
+    deterministic_weights,
+    load_checkpoint,
+    load_vae,
+    read_state_dict,
+    stored_types,
+)
+from moebius_lab.config import DEMO, SMALL
+from moebius_lab.unet import MoebiusNet
+
+
+@pytest.fixture(scope="module")
+def state():
+    return deterministic_weights(MoebiusNet(SMALL))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_a_checkpoint_of_half_precision_loads_from_either_format(tmp_path, state, ending):
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    path = tmp_path / f"weights.{ending}"
+    save_file(half, path) if ending == "safetensors" else torch.save(half, path)
+    assert set(stored_types(read_state_dict(path))) == {"float16", "int64"}
+    net = load_checkpoint(path, SMALL)
+    weight = net.diff_model.time_embedding.linear_1.weight
+    assert weight.dtype == torch.float32 and not net.training
+    assert torch.equal(weight, half["diff_model.time_embedding.linear_1.weight"].float())
+
+
+def test_the_salt_changes_every_number():
+    net = MoebiusNet(SMALL)
+    plain, salted = deterministic_weights(net), deterministic_weights(net, "salt:")
+    assert not any(torch.equal(plain[k], salted[k]) for k in plain if not k.endswith("num_batches_tracked"))
+
+
+def test_keys_are_strict_and_the_report_names_them(tmp_path, state):
+    changed = dict(state)
+    changed["surplus.weight"] = changed.pop("diff_model.conv_norm_out.weight")
+    changed["diff_model.conv_norm_out.bias"] = torch.zeros(7)
+    save_file(changed, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(tmp_path / "x.safetensors", SMALL)
+    for words in ("1 missing", "conv_norm_out.weight", "1 unexpected", "surplus.weight", "1 misshapen", "(7,)"):
+        assert words in str(error.value)
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, state):
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="misshapen"):
+        load_checkpoint(tmp_path / "x.safetensors", DEMO)
+    with pytest.raises(CheckpointError, match="missing"):
+        load_vae(tmp_path / "x.safetensors", SMALL)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("keep", [0, 5, 1000, 0.5])
+def test_a_truncated_file_is_refused(tmp_path, state, ending, keep):
+    path = tmp_path / f"x.{ending}"
+    save_file(state, path) if ending == "safetensors" else torch.save(state, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match="not a whole") as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    for path, write in ((tmp_path / "a.bin", torch.save), (tmp_path / "b.bin", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+        write({"weight": Malicious()}, path)
+        with pytest.raises(CheckpointError, match="refused|not a whole"):
+            read_state_dict(path)
+    assert not marker.exists()
+
+
+def test_a_pickle_of_something_else_is_refused(tmp_path):
+    torch.save([1, 2, 3], tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="dictionary of tensors"):
+        read_state_dict(tmp_path / "x.bin")
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path, state):
+    save_file(state | {"embedding_layer.weight": torch.full((20, 64), float("inf"))}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not finite.*embedding_layer"):
+        load_checkpoint(tmp_path / "x.safetensors", SMALL)
+
+
+def test_names_and_paths_that_are_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_checkpoint(tmp_path / "none.bin", SMALL)
+    with pytest.raises(CheckpointError, match="download ft_places2/diffusion_pytorch_model.bin"):
+        load_checkpoint("ft_places2", SMALL)

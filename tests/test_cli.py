@@ -1,0 +1,79 @@
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import DATA
+from PIL import Image
+
+from moebius_lab.__main__ import main
+from moebius_lab.imaging import feather, read_image, read_mask
+
+SMALL = ["--network", "small", "--weights", "deterministic"]
+
+
+@pytest.mark.parametrize("verb", ["run", "export", "inpaint", "verify-reference"])
+def test_every_verb_has_help(verb):
+    done = subprocess.run([sys.executable, "-m", "moebius_lab", verb, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage" in done.stdout
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_path, capsys, backend):
+    image, mask = map(str, picture_files)
+    out = tmp_path / "out.png"
+    options = ["-o", str(out), "--backend", backend, "--steps", "3", "--graphs-dir", str(small.folder), *SMALL]
+    assert main(["inpaint", image, mask, *options]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    before, after, outside = read_image(image), read_image(out), feather(read_mask(mask)) == 0
+    assert np.array_equal(after[outside], before[outside]) and not np.array_equal(after, before)
+
+
+def test_transparency_comes_back(small, picture_files, tmp_path):
+    image = Image.open(picture_files[0]).convert("RGBA")
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image.putalpha(alpha)
+    image.save(tmp_path / "in.png")
+    files = [str(tmp_path / "in.png"), str(picture_files[1]), "-o", str(tmp_path / "out.png")]
+    assert main(["inpaint", *files, "--backend", "torch", "--steps", "2", *SMALL]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png").getchannel("A")), np.asarray(alpha))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({0: "none.png"}, "no such file"),
+        ({1: "mask.png"}, "make them the same size"),
+        ({3: "out.xyz"}, "names no picture format"),
+        ({3: "no/folder/out.png"}, "no such folder"),
+        ({5: "0"}, "between 1 and 1000"),
+        ({7: "large"}, "choose one of moebius, demo, small"),
+        ({9: "demo"}, "belong to the demo network"),
+        ({9: "nowhere"}, "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(picture_files, tmp_path, capsys, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    image, mask = map(str, picture_files)
+    options = [image, mask, "-o", "out.png", "--steps", "2", "--network", "small", "--weights", "deterministic"]
+    for i, value in change.items():
+        options[i] = value
+    Image.fromarray(np.full((10, 20), 255, np.uint8)).save("mask.png")  # of another size than the picture
+    assert main(["inpaint", *options, "--backend", "torch"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and words in error[0] and not (tmp_path / "out.png").exists()
+
+
+def test_export_puts_three_graphs_where_it_is_told(small, capsys):
+    assert main(["export", "--output-dir", str(small.folder), *SMALL]) == 0  # made by the fixture: nothing to do
+    assert capsys.readouterr().out.strip() == str(small.folder / "onnx")
+
+
+def test_verify_reference_says_by_its_exit_code_whether_it_holds(tmp_path, capsys):
+    shutil.copy(DATA / "unet_small.npz", tmp_path)
+    assert main(["verify-reference", str(tmp_path)]) == 0
+    assert "noise" in capsys.readouterr().out
+    assert main(["verify-reference", str(tmp_path), "--salt", "x"]) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+    assert main(["verify-reference", str(tmp_path / "none")]) == 2

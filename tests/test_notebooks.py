@@ -1,0 +1,94 @@
+import json
+import shutil
+
+import nbformat
+import pytest
+from PIL import Image
+
+from moebius_lab import LabError, report
+from moebius_lab.workbench import prepare
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, picture_files, small):
+    """All five notebooks, executed on SMALL."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(small.graphs().parent, folder / "onnx")
+    image, mask = map(str, picture_files)
+    parameters = {"network": "small", "weights": "deterministic", "image": image, "mask": mask}
+    index = report.run_notebooks(folder, parameters)
+    return folder, parameters, index
+
+
+def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
+    folder, _, index = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results) == list(report.NOTEBOOKS)
+    assert all(row["verdict"] == "equal" for row in results["03_parity"]["rows"])
+    for name in report.NOTEBOOKS:
+        assert f'href="{name}.html"' in index.read_text()
+        assert len((index.parent / f"{name}.html").read_text()) > 10_000
+        outputs = [
+            o for cell in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells for o in cell.get("outputs", [])
+        ]
+        assert any("image/png" in o.get("data", {}) for o in outputs), f"{name} shows no picture"
+    pictures = list((folder / "pictures").glob("*.png"))
+    assert len(pictures) >= 9
+    for picture in pictures:
+        Image.open(picture).verify()
+        assert picture.name in index.read_text()
+
+
+def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished, capsys):
+    folder, parameters, _ = finished
+    executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in report.NOTEBOOKS}
+    before = {name: path.stat().st_mtime_ns for name, path in executed.items()}
+    report.run_notebooks(folder, parameters)
+    assert {name: path.stat().st_mtime_ns for name, path in executed.items()} == before
+    (folder / "notebooks" / "05_benchmark.json").unlink()  # as if the run had been cut there
+    report.run_notebooks(folder, parameters)
+    again = {name for name, path in executed.items() if path.stat().st_mtime_ns != before[name]}
+    assert again == {"05_benchmark"}
+
+
+def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "notebooks"
+    source.mkdir()
+    cells = {"a": "print('fine')", "b": "print('begun')\nraise RuntimeError('no such luck')", "c": "print('never')"}
+    for name, code in cells.items():
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), source / f"{name}.ipynb")
+    monkeypatch.setattr(report, "SOURCE_FOLDER", source)
+    with pytest.raises(report.NotebookError) as error:
+        report.run_notebooks(tmp_path / "out", {}, names=("a", "b", "c"))
+    for words in ("b.ipynb", "cell 1", "RuntimeError: no such luck", "Traceback"):
+        assert words in str(error.value)
+    index = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "stopped by an error" in index and "c: not run yet" in index
+    assert "begun" in (tmp_path / "out" / "report" / "b.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"network": "huge"}, "choose one of"),
+        ({"network": "small"}, "belong to the demo network"),
+        ({"weights": "nowhere"}, "folder that exists"),
+        ({"image": "x.png"}, "together"),
+        ({"image": "x.png", "mask": "y.png"}, "no such file"),
+    ],
+)
+def test_bad_parameters_are_refused_by_the_first_cell(tmp_path, bad, words):
+    with pytest.raises(LabError, match=words):
+        prepare(**({"output_dir": str(tmp_path)} | bad))
+
+
+@pytest.mark.parametrize("path", sorted(report.SOURCE_FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean_and_keep_the_house_rules(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "outputs are not committed"
+    assert ["parameters"] in [cell.metadata.get("tags") for cell in code[:2]]
+    assert notebook.cells[0].source.startswith("# ")
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 16 and "class " not in cell.source, cell.source
