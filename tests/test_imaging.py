@@ -155,7 +155,10 @@ def test_a_small_picture_is_mirrored_outward():
     assert seen.shape == (128, 128, 3)
     assert np.array_equal(seen[34:94, 24:104], PHOTO)
     assert np.array_equal(seen[33, 24:104], PHOTO[0]) and np.array_equal(seen[94, 24:104], PHOTO[-1])
-    assert np.array_equal(uncrop(seen, PHOTO, mask, window), PHOTO)
+    pasted = uncrop(255 - seen, PHOTO, mask, window)
+    outside = feather(mask) == 0
+    assert np.array_equal(pasted[outside], PHOTO[outside])
+    assert np.array_equal(pasted[28:32, 38:42], 255 - PHOTO[28:32, 38:42])  # put back where it came from
     assert hole.max() == 255
 
 
