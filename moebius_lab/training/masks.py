@@ -1,0 +1,81 @@
+"""Random holes: what a person paints over a picture, from a thin scratch to two fifths of the window."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+MOST_AREA = 0.4  # share of the window that a hole may take
+LEAST_AREA = 0.002
+
+
+def _stroke(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """One wandering brush stroke."""
+    size = canvas.shape[0]
+    point = rng.uniform(0.1, 0.9, 2) * size
+    angle, width = rng.uniform(0, 2 * np.pi), int(rng.uniform(0.03, 0.16) * size)
+    for _ in range(rng.integers(2, 9)):
+        angle += rng.normal(0, 0.7)
+        end = point + rng.uniform(0.05, 0.2) * size * np.array([np.cos(angle), np.sin(angle)])
+        cv2.line(canvas, tuple(map(int, point)), tuple(map(int, end)), 1, max(2, width))
+        point = end
+
+
+def _outline(canvas: np.ndarray, rng: np.random.Generator, centre: np.ndarray, radius: float) -> None:
+    """A closed smooth shape around a point: an ellipse whose radius wobbles, like an object someone circles."""
+    turns = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    wobble = sum(rng.normal(0, 0.35 / k) * np.cos(k * turns + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 6))
+    r = radius * np.clip(1 + wobble, 0.35, 1.9)
+    stretch, tilt = np.exp(rng.normal(0, 0.35)), rng.uniform(0, np.pi)
+    x, y = r * np.cos(turns) * stretch, r * np.sin(turns) / stretch
+    points = np.stack([x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)], 1) + centre
+    cv2.fillPoly(canvas, [points.astype(np.int32)], 1)
+
+
+def _figure(canvas: np.ndarray, rng: np.random.Generator, centre: np.ndarray, radius: float) -> None:
+    """The silhouette of a standing thing: a body, sometimes a head, and limbs."""
+    _outline(canvas, rng, centre, 0.6 * radius)
+    for _ in range(rng.integers(1, 6)):
+        away = rng.uniform(0, 2 * np.pi)
+        tip = centre + radius * rng.uniform(0.8, 1.3) * np.array([np.cos(away), np.sin(away)])
+        cv2.line(canvas, tuple(map(int, centre)), tuple(map(int, tip)), 1, max(3, int(radius * rng.uniform(0.12, 0.4))))
+
+
+def random_mask(rng: np.random.Generator, size: int = 256) -> np.ndarray:
+    """One hole.
+
+    Args:
+        rng: where every choice comes from.
+        size: side of the window, in px.
+
+    Returns:
+        (size, size) uint8, 1 in the hole. Its area is between `LEAST_AREA` and `MOST_AREA` of the window. Most holes
+        are one shape near the middle, because that is where the window is placed around what a person erases.
+    """
+    while True:
+        canvas = np.zeros((size, size), np.uint8)
+        kind = rng.random()
+        centre = np.clip(rng.normal(0.5, 0.16, 2), 0, 1) * size
+        radius = np.exp(rng.uniform(np.log(0.06), np.log(0.3))) * size
+        if kind < 0.35:
+            _outline(canvas, rng, centre, radius)
+        elif kind < 0.55:
+            _figure(canvas, rng, centre, radius)
+        elif kind < 0.70:
+            half = radius * np.exp(rng.normal(0, 0.3, 2))
+            low, high = (centre - half).astype(int), (centre + half).astype(int)
+            cv2.rectangle(canvas, tuple(map(int, low)), tuple(map(int, high)), 1, -1)
+        elif kind < 0.90:
+            for _ in range(rng.integers(1, 5)):
+                _stroke(canvas, rng)
+        else:
+            for _ in range(rng.integers(2, 6)):
+                _outline(canvas, rng, rng.uniform(0, 1, 2) * size, radius / 2)
+        if LEAST_AREA <= canvas.mean() <= MOST_AREA:
+            return canvas
+
+
+def random_masks(count: int, seed: int, size: int = 256) -> np.ndarray:
+    """(count, size, size) uint8 holes, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    return np.stack([random_mask(rng, size) for _ in range(count)])

@@ -1,0 +1,198 @@
+"""The training code: data readers, masks, fast forms, and the whole recipe in small."""
+
+import copy
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moebius_lab.config import SMALL
+from moebius_lab.lambda_layer import CrossLambda, SelfLambda
+from moebius_lab.training import data, denoiser, masks
+from moebius_lab.training.__main__ import SMOKE, STAGES, run
+from moebius_lab.training.fast_forms import toeplitz, use_fast_forms
+from moebius_lab.training.vae import random_crops
+from moebius_lab.unet import MoebiusNet
+
+
+def test_masks_stay_in_their_range_and_repeat_with_their_seed():
+    drawn = masks.random_masks(60, seed=3, size=128)
+    area = drawn.mean(axis=(1, 2))
+    assert set(np.unique(drawn)) == {0, 1}
+    assert area.min() >= masks.LEAST_AREA and area.max() <= masks.MOST_AREA
+    assert area.max() > 4 * area.min()  # thin and broad ones
+    assert np.array_equal(drawn, masks.random_masks(60, seed=3, size=128))
+    assert not np.array_equal(drawn, masks.random_masks(60, seed=4, size=128))
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_toeplitz_matrix_is_the_convolution(side):
+    torch.manual_seed(0)
+    kernel, v = torch.randn(3, 15, 15), torch.randn(2, 5, side, side)
+    published = torch.nn.functional.conv3d(v[:, None], kernel[:, None, None], padding=(0, 7, 7))  # (B, K, V, h, w)
+    ours = torch.einsum("knm,bvm->bkvn", toeplitz(kernel, side), v.flatten(2))
+    assert torch.allclose(ours, published.flatten(3), atol=1e-4)
+
+
+def test_fast_layers_equal_the_published_ones():
+    torch.manual_seed(0)
+    self_lambda, cross_lambda = SelfLambda(32, 8, 15).train(), CrossLambda(32, 8, 24, 10, 64).train()
+    x, context = torch.randn(2, 32, 8, 8), torch.randn(2, 10, 24)
+    fast_self, fast_cross = use_fast_forms(copy.deepcopy(self_lambda)), use_fast_forms(copy.deepcopy(cross_lambda))
+    assert torch.allclose(fast_self(x), self_lambda(x), atol=1e-5)
+    assert torch.allclose(fast_cross(x, context), cross_lambda(x, context), atol=1e-4)
+
+
+def test_fast_network_has_the_same_keys_output_and_gradient():
+    torch.manual_seed(0)
+    network = MoebiusNet(SMALL).train()
+    fast = use_fast_forms(copy.deepcopy(network))
+    assert list(fast.state_dict()) == list(network.state_dict())
+    s = SMALL.latent_size
+    inputs = torch.randn(2, 9, s, s), torch.tensor([3, 900]), torch.stack([torch.arange(10), torch.arange(10, 20)])
+    a, b = network(*inputs), fast(*inputs)
+    assert torch.allclose(a, b, atol=5e-4)
+    a.pow(2).mean().backward()
+    b.pow(2).mean().backward()
+    for (name, p), q in zip(network.named_parameters(), fast.parameters()):
+        assert torch.allclose(p.grad, q.grad, atol=2e-3 * max(1.0, float(p.grad.abs().max()))), name
+
+
+def _pool(count: int = 8) -> dict[str, torch.Tensor]:
+    s = SMALL.latent_size
+    hole = torch.zeros(count, 1, s, s, dtype=torch.bool)
+    hole[:, :, 4:9, 4:9] = True
+    latent = torch.randn(count, 4, s, s).half()
+    return {"latent": latent, "masked": latent * ~hole, "mask": hole, "hole": hole}
+
+
+def test_recalibration_forgets_the_old_batchnorm_statistics():
+    torch.manual_seed(0)
+    network, spoilt = MoebiusNet(SMALL), None
+    spoilt = copy.deepcopy(network)
+    for module in spoilt.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean += 5
+            module.running_var *= 9
+    pool = _pool()
+    states = []
+    for net in (network, spoilt):
+        torch.manual_seed(1)
+        states.append(denoiser.recalibrate(net, pool, 4, 3).state_dict())
+        assert not net.training
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    means = [v for k, v in states[0].items() if k.endswith("running_mean")]
+    assert all(m.abs().sum() > 0 for m in means)
+
+
+def test_loss_is_lowest_for_the_true_noise():
+    """A network that knows the answer is told so: the loss of the exact target is nought, of zeros it is not."""
+    pool, schedule = _pool(4), denoiser.alphas_cumprod().float()
+    seen = {}
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x, t, ids):
+            seen["ids"] = ids
+            alpha = schedule[t][:, None, None, None]
+            match = [int(((x[i, :4] - alpha[i].sqrt() * pool["latent"].float()).abs().mean(dim=(1, 2, 3))).argmin()) for i in range(len(x))]
+            return (x[:, :4] - alpha.sqrt() * pool["latent"][match].float()) / (1 - alpha).sqrt()
+
+    torch.manual_seed(0)
+    few_noise = torch.full((1000,), 0.999)  # so little noise that the oracle always finds its picture
+    schedule = few_noise
+    assert denoiser.diffusion_loss(Oracle(), pool, 16, few_noise) < 0.05 * denoiser.diffusion_loss(
+        lambda x, t, ids: torch.randn_like(x[:, :4]), pool, 16, few_noise
+    )
+    assert set(seen["ids"][:, 0].tolist()) <= {0, 10}
+
+
+def test_schedule_matches_the_scheduler_of_the_pipeline():
+    from moebius_lab.ddim import scheduler
+
+    assert torch.allclose(denoiser.alphas_cumprod().float(), scheduler().alphas_cumprod, atol=1e-6)
+
+
+def test_crops_have_their_shape_and_range():
+    torch.manual_seed(0)
+    tiles = torch.randint(256, (3, 320, 320, 3), dtype=torch.uint8)
+    for _ in range(4):
+        crops = random_crops(tiles, 5, 256)
+        assert crops.shape == (5, 3, 256, 256) and crops.min() >= -1 and crops.max() <= 1 and crops.std() > 0.1
+
+
+def _rcc(content: bytes, packed: bool) -> bytes:
+    """A Qt resource file of one folder `d` with one file `a.txt`."""
+
+    def name(text):
+        return struct.pack(">HI", len(text), 0) + text.encode("utf-16-be")
+
+    names = name("d") + name("a.txt")
+    stored = struct.pack(">I", len(content)) + zlib.compress(content) if packed else content
+    blob = struct.pack(">I", len(stored)) + stored
+    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", 0, 2, 1, 2) + struct.pack(">IHHHI", len(name("d")), int(packed), 0, 0, 0)
+    header = 20
+    return struct.pack(">4sIIII", b"qres", 1, header, header + len(tree), header + len(tree) + len(blob)) + tree + blob + names
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_qt_resource_files_are_read(packed):
+    assert dict(data.read_rcc(_rcc(b"hello" * 9, packed))) == {"d/a.txt": b"hello" * 9}
+    with pytest.raises(ValueError, match="not a Qt resource"):
+        list(data.read_rcc(b"nope" * 9))
+
+
+def test_licences_are_read_and_missing_ones_refused():
+    entries = data.parse_debian_copyright(
+        "Format: x\n\nFiles: *.jpg\nCopyright: A\nLicense: GPL-2+\n\nFiles: b/c.jpg\n d.jpg\nCopyright: B\nLicense: CC0-1.0\n text\n"
+    )
+    assert data.look_up(entries, "z/a.jpg") == ("A", "GPL-2+")
+    assert data.look_up(entries, "b/c.jpg") == ("B", "CC0-1.0")
+    with pytest.raises(KeyError):
+        data.look_up(entries, "a.png")
+    assert data.parse_gcompris_readme("Copyright: C\nLicense: Public Domain\nFiles:\nx.webp\n\nother\n") == {"x.webp": ("C", "Public domain")}
+
+
+def test_every_tile_is_of_full_size_and_no_more_than_asked():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (700, 900, 3), dtype=np.uint8)
+    tiles = data.cut_tiles(picture, rng, 1.5, 7)
+    assert len(tiles) == 7 and all(t.shape == (data.TILE, data.TILE, 3) for t in tiles)
+    assert data.cut_tiles(picture[:260, :260], rng, 1, 2)[0].shape == (data.TILE, data.TILE, 3)
+
+
+def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
+    sources = json.loads(data.SOURCES_FILE.read_text())
+    held_out = [s for s in sources if s["use"] == "held-out"]
+    assert len(held_out) == len(data.HELD_OUT) >= 10
+    assert all(s["tiles"] == 0 for s in held_out)
+    assert all(s["licence"] for s in sources)
+    assert not {s["file"] for s in held_out} & {s["file"] for s in sources if s["use"] == "train"}
+
+
+def test_smoke_recipe_runs_and_resumes(tmp_path):
+    log = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)
+    assert log["denoiser"]["steps"] == SMOKE.denoiser_steps and log["vae"]["steps"] == SMOKE.vae_steps
+    first = load_file(tmp_path / "denoiser.safetensors")
+    assert list(first) and all(torch.isfinite(v.float()).all() for v in first.values())
+    again = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)  # nothing left to do
+    assert again["denoiser"]["curve"] == log["denoiser"]["curve"]
+    further = copy.copy(SMOKE)
+    object.__setattr__(further, "denoiser_steps", SMOKE.denoiser_steps + 2)
+    longer = run(further, tmp_path, ("denoiser",), 1e9, smoke=True)
+    assert longer["denoiser"]["steps"] == SMOKE.denoiser_steps + 2
+    assert longer["denoiser"]["curve"][0] == log["denoiser"]["curve"][0]
+
+
+def test_weights_alone_start_a_resumed_run(tmp_path):
+    network = MoebiusNet(SMALL)
+    file = tmp_path / "state.pt"
+    torch.save({"network": network.state_dict(), "steps": 40, "log": {"steps": 40, "seconds": 1.0, "curve": []}}, file)
+    trainer, log = denoiser.train_denoiser(
+        SMALL, _pool(), file, seconds=1e9, stop_after=1e9, max_steps=42, batch=2, compiled=False, peak=0.0
+    )
+    assert log["steps"] == 42
+    assert all(torch.equal(p, q) for p, q in zip(trainer.network.parameters(), network.parameters()))
