@@ -107,7 +107,7 @@ def is_hole(mask: np.ndarray) -> np.ndarray:
 
 def to_unit_range(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) in 0..255 -> float32 (1, 3, H, W) in [-1, 1]."""
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     return x / 255 * 2 - 1
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..checkpoint import make_vae
 from ..config import DEMO, SMALL, NetworkConfig
 from . import data, denoiser, masks
-from .vae import build_vae, latent_std, train_vae
+from .vae import latent_std, train_vae
 
 STAGES = ("data", "vae", "encode", "denoiser", "save")
 SEED = 20261124
@@ -90,7 +91,7 @@ def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smok
     if "vae" in stages and not weights_file.exists():
         held_out = tiles[:4, :size, :size].permute(0, 3, 1, 2).float() / 127.5 - 1 if smoke else held_out_pictures(work / "held_out", size)
         vae, log["vae"] = train_vae(
-            tiles, holes, held_out.to(device), plan.network.vae, vae_file, seconds=plan.vae_seconds, max_steps=plan.vae_steps,
+            tiles, holes, held_out.to(device), plan.network, vae_file, seconds=plan.vae_seconds, max_steps=plan.vae_steps,
             batch=plan.vae_batch, size=size, compiled=compiled,
         )  # fmt: skip
         log["vae"]["latent_std"] = latent_std(vae, tiles, size)
@@ -99,7 +100,7 @@ def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smok
         keep_log()
         print(f"vae: {log['vae']['steps']} steps, held-out PSNR {log['vae']['held_out_psnr_db']:.2f} dB, scaling {log['vae']['scaling_factor']}", flush=True)
     if "encode" in stages and not pool_file.exists():
-        vae = build_vae(plan.network.vae)
+        vae = make_vae(plan.network)
         vae.load_state_dict(load_weights(weights_file))
         vae = vae.to(device).eval()
         encoded = denoiser.encode_pool(vae, log["vae"]["scaling_factor"], tiles, holes, plan.pool, plan.encode_batch)

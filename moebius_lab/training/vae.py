@@ -10,30 +10,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..config import LATENT_CHANNELS, VaeConfig
+from ..checkpoint import make_vae
+from ..config import NetworkConfig
 
 KL_WEIGHT = 1e-6
 GAN_START = 0.6  # share of the training after which the discriminator's opinion counts
 GAN_WEIGHT = 0.04
 MASKED_SHARE = 0.15  # share of the pictures that have a grey hole: the encoder meets them when inpainting
 PEAK_LR = 6e-4
-
-
-def build_vae(config: VaeConfig) -> AutoencoderKL:
-    """An untrained autoencoder of the stated size."""
-    blocks = len(config.block_out_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=config.norm_num_groups,
-        scaling_factor=config.scaling_factor,
-        mid_block_add_attention=config.mid_block_attention,
-    )
 
 
 class PatchDiscriminator(nn.Module):
@@ -101,7 +85,7 @@ def train_vae(
     tiles: Tensor,
     masks: Tensor,
     held_out: Tensor,
-    config: VaeConfig,
+    config: NetworkConfig,
     checkpoint: Path,
     *,
     seconds: float,
@@ -116,7 +100,7 @@ def train_vae(
         tiles: (n, t, t, 3) uint8 training tiles, on the device that trains.
         masks: (m, size, size) uint8 holes, same device.
         held_out: (k, 3, size, size) in [-1, 1]: pictures that are only ever measured.
-        config: the autoencoder's size.
+        config: the network whose autoencoder is trained.
         checkpoint: file that holds weights, optimizer and log, written every minute and at the end.
         seconds, max_steps: the two ends; the learning rate falls to nothing as the nearer one comes.
         batch: pictures a step.
@@ -130,7 +114,7 @@ def train_vae(
         FloatingPointError: the loss is no longer finite.
     """
     device = tiles.device
-    vae = build_vae(config).to(device)
+    vae = make_vae(config).to(device)
     critic = PatchDiscriminator().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), PEAK_LR, betas=(0.9, 0.99), weight_decay=0.01)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), 2e-4, betas=(0.5, 0.95), weight_decay=0)
