@@ -1,0 +1,562 @@
+"""Exact rewrites of the denoiser, made before it is exported: same numbers, fewer and better-shaped operations.
+
+    NoiseGraph   latents, mask, masked latents, timestep                 -> noise of both guided halves
+    StepGraph    the same, guidance and two DDIM coefficients            -> next latents
+
+Each rewrite is one function or one small module here, with its derivation; `tests/test_graph.py` compares each with
+the published form in `unet.py` and `lambda_layer.py`.
+
+    fold_batchnorm               BatchNorm into the convolution or matrix before it
+    group_normalize              GroupNorm as InstanceNormalization; its affine part goes into what follows
+    fold_input_affine            a per-channel affine into the matrix that reads it
+    FoldedSeparableConv          two convolutions with a bias, time embedding as the bias of the second
+    TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
+    TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
+    ConditionAttention           cross-lambda as attention over ten keys, without softmax
+    PhaseUpsample                nearest x2 and 3x3 convolution as one 2x2 convolution of four times the channels
+    shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
+
+Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
+head-major, in the lambda layers, with the cells of the grid in the order of `to_tokens`.
+Symbols as in `lambda_layer.py`: B batch, H heads, K = V = C / H, N = h w positions, M keys. A grid of side h has g x g
+tiles, g = h / t, of t x t cells; p is a cell's place in its tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
+from .lambda_layer import CrossLambda, SelfLambda
+from .unet import (
+    ChannelLayerNorm,
+    MoebiusNet,
+    ResnetBlock,
+    SeparableConv,
+    TimeEmbedding,
+    Transformer,
+    TransformerLayer,
+    Upsample,
+    sinusoid,
+)
+
+TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
+
+NOISE_INPUTS = ("latents", "mask", "masked_latents", "timestep")
+NOISE_OUTPUTS = ("noise",)
+STEP_INPUTS = NOISE_INPUTS + ("guidance", "latent_scale", "noise_scale")
+STEP_OUTPUTS = ("next_latents",)
+
+
+def constant(tensor: Tensor) -> nn.Parameter:
+    """A float tensor that the exporter stores as an initializer."""
+    return nn.Parameter(tensor.detach().float().contiguous(), requires_grad=False)
+
+
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+def batchnorm_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The (scale, shift) that a BatchNorm applies in evaluation mode, float64, one number a channel.
+
+    y = gamma (x - mean) / sqrt(var + eps) + beta = s x + t,  s = gamma / sqrt(var + eps),  t = beta - s mean.
+    """
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return scale, norm.bias.double() - scale * norm.running_mean.double()
+
+
+def fold_batchnorm(weight: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one linear map that equals `norm(map(x))`, for a map without bias.
+
+    s (W x) + t = (s W) x + t: row o of W, whatever its remaining axes, is multiplied by s[o].
+
+    Args:
+        weight: (out, ...): a convolution kernel or a matrix.
+
+    Returns:
+        (weight, bias) of shapes (out, ...) and (out,), float32; the product is taken in float64.
+    """
+    scale, shift = batchnorm_affine(norm)
+    rows = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight.double() * rows).float(), shift.float()
+
+
+def fold_input_affine(conv: nn.Conv2d, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Matrix (out, in) and bias (out,) of a 1x1 convolution that also applies the affine part of the norm before it.
+
+    W (gamma x + beta) + b = (W diag(gamma)) x + (W beta + b).
+    """
+    W = conv.weight[:, :, 0, 0].double()
+    return (W * norm.weight.double()).float(), (W @ norm.bias.double() + conv.bias.double()).float()
+
+
+def group_normalize(x: Tensor, groups: int, eps: float) -> Tensor:
+    """GroupNorm without its affine part, on (B, C, h, w).
+
+    A group's channels are neighbours in memory, so a group is one "channel" of InstanceNormalization, an operator that
+    every provider has; GroupNormalization decomposes into about thirty nodes, two of them on the CPU.
+    """
+    y = F.instance_norm(x.reshape(x.shape[0], groups, -1), eps=eps)
+    return y.reshape(x.shape)
+
+
+class GroupNormSiLU(nn.Module):
+    """GroupNorm, then SiLU. The affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = constant(norm.weight), constant(norm.bias)
+        self.register_buffer("mean", torch.zeros(norm.num_channels))
+        self.register_buffer("variance", torch.ones(norm.num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = group_normalize(x, self.groups, self.eps)
+        return F.silu(F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=0.0))
+
+
+# -- ResNet block ------------------------------------------------------------------------------------------------------
+
+
+class FoldedSeparableConv(nn.Module):
+    """A `SeparableConv` as two convolutions with a bias: both BatchNorms folded (`fold_batchnorm`).
+
+    What the block adds per channel after it, the projected time embedding, is a bias as well:
+    (P r + t) + e = P r + (t + e), so `forward` takes the second convolution's bias from outside.
+    """
+
+    def __init__(self, conv: SeparableConv) -> None:
+        super().__init__()
+        depthwise, shift = fold_batchnorm(conv.conv_dw.weight, conv.bn1)
+        pointwise, self_bias = fold_batchnorm(conv.conv_pw.weight, conv.bn2)
+        self.depthwise, self.shift = constant(depthwise), constant(shift)
+        self.pointwise, self.bias = constant(pointwise), constant(self_bias)
+        self.residual = conv.residual
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x (B, C, h, w), bias (out,) -> (B, out, h, w)."""
+        y = F.relu(F.conv2d(x, self.depthwise, self.shift, padding=1, groups=x.shape[1]))
+        y = F.conv2d(y, self.pointwise, bias)
+        return x + y if self.residual else y
+
+
+class ResnetGraph(nn.Module):
+    """A `ResnetBlock` of the parts above; the projected time embedding arrives as the bias of its first convolution."""
+
+    def __init__(self, block: ResnetBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = GroupNormSiLU(block.norm1), GroupNormSiLU(block.norm2)
+        self.conv1, self.conv2 = FoldedSeparableConv(block.conv1), FoldedSeparableConv(block.conv2)
+        self.conv_shortcut = block.conv_shortcut
+
+    def forward(self, x: Tensor, time_bias: Tensor) -> Tensor:
+        """x (B, C, h, w), time_bias (out,) -> (B, out, h, w)."""
+        y = self.conv1(self.norm1(x), time_bias)
+        y = self.conv2(self.norm2(y), self.conv2.bias)
+        return self.conv_shortcut(x) + y
+
+
+class TimeBiases(nn.Module):
+    """From the timestep to the bias of the first convolution of every ResNet block, in the order of the blocks.
+
+    The sinusoid is a row of a table: Sin and Cos of a GPU's shader compiler may be off by 1e-4 at large arguments, and a
+    page that only hands over the timestep has nothing to get wrong. The table is 1000 x time_dim float32, 1.3 MB.
+    The blocks' projections read the same vector, so several stand in one matrix, `GROUP` at a time: with more, the
+    operator that splits the result would need more than the 8 buffers that WebGPU guarantees to a shader.
+    All samples of a batch share one timestep. A block's bias holds the second folded BatchNorm of `conv1` as well.
+    """
+
+    GROUP = 5
+
+    def __init__(self, embedding: TimeEmbedding, time_dim: int, blocks: list[ResnetBlock]) -> None:
+        super().__init__()
+        self.register_buffer("sinusoids", sinusoid(torch.arange(TRAIN_TIMESTEPS), time_dim))
+        self.embedding = embedding
+        groups = [blocks[i : i + self.GROUP] for i in range(0, len(blocks), self.GROUP)]
+        self.widths = [[block.time_emb_proj.out_features for block in group] for group in groups]
+        self.weights, self.shifts = nn.ParameterList(), nn.ParameterList()
+        for group in groups:
+            shifts = [block.time_emb_proj.bias + batchnorm_affine(block.conv1.bn2)[1].float() for block in group]
+            self.weights.append(constant(torch.cat([block.time_emb_proj.weight for block in group])))
+            self.shifts.append(constant(torch.cat(shifts)))
+
+    def forward(self, timestep: Tensor) -> list[Tensor]:
+        """timestep (1,) float32, a whole number in 0..999 -> one bias (out,) for each block."""
+        time = F.silu(self.embedding(F.embedding(timestep.int(), self.sinusoids)))  # (1, D)
+        biases = []
+        for weight, shift, widths in zip(self.weights, self.shifts, self.widths):
+            biases += F.linear(time, weight, shift).flatten().split(widths)
+        return biases
+
+
+# -- lambda layers -----------------------------------------------------------------------------------------------------
+
+
+def to_tokens(picture: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, N, C): cells ordered by their place p in their tile, row-major, then by tile, row-major.
+
+    Every layer that works on tokens treats each by itself or sums over all, so the order is free. In this one the
+    queries of all tiles at one place p lie together, as `TiledSelfLambda` wants them.
+    """
+    B, C, h, _ = picture.shape
+    g = h // TILE
+    return picture.reshape(B, C, g, TILE, g, TILE).permute(0, 3, 5, 2, 4, 1).reshape(B, h * h, C)
+
+
+def to_picture(tokens: Tensor, side: int) -> Tensor:
+    """The inverse of `to_tokens`: (B, N, C) -> (B, C, side, side)."""
+    B, _, C = tokens.shape
+    g = side // TILE
+    return tokens.reshape(B, TILE, TILE, g, g, C).permute(0, 5, 3, 1, 4, 2).reshape(B, C, side, side)
+
+
+def token_cells(side: int) -> Tensor:
+    """The row-major cell that each token stands for: (N,)."""
+    return to_tokens(torch.arange(side * side).reshape(1, 1, side, side)).flatten()
+
+
+def kernel_offsets(tile: int, window: int) -> Tensor:
+    """Which entry of a flat `window` x `window` kernel lies between query p of a tile and key m of its surroundings.
+
+    Returns:
+        (tile^2, (tile + window - 1)^2) int32; `window^2`, one past the last entry, where m is outside p's window.
+    """
+    reach = tile + window - 1
+    p, m = torch.arange(tile**2), torch.arange(reach**2)
+    dy = m[None] // reach - p[:, None] // tile
+    dx = m[None] % reach - p[:, None] % tile
+    inside = (dy >= 0) & (dy < window) & (dx >= 0) & (dx < window)
+    return torch.where(inside, dy * window + dx, window**2).int()
+
+
+def tile_keys(side: int, tile: int, window: int) -> Tensor:
+    """For each tile in row-major order, the tokens of the cells around it, row-major.
+
+    Returns:
+        (tiles, (tile + window - 1)^2) int32; `side^2`, one past the last token, for what lies outside the grid.
+    """
+    token = torch.cat([token_cells(side).argsort(), torch.tensor([side**2])])  # of each row-major cell
+    starts = torch.arange(0, side, tile) - window // 2
+    lines = starts[:, None] + torch.arange(tile + window - 1)  # (side / tile, reach)
+    y, x = lines[:, None, :, None], lines[None, :, None, :]
+    inside = (y >= 0) & (y < side) & (x >= 0) & (x < side)
+    return token[torch.where(inside, y * side + x, side**2)].flatten(2).flatten(0, 1).int()
+
+
+class TiledSelfLambda(nn.Module):
+    """Self-lambda without ever making a lambda for each position.
+
+    Position part. The published form makes P[n,k,v] = sum_d W[k,d] v[n+d,v] + b[k], N x K x V numbers, and contracts
+    it with the queries. Contracting first with the kernel gives
+
+        Yp[n,h,v] = sum_k q[n,h,k] P[n,k,v] = sum_d (sum_k q[n,h,k] W[k,d]) v[n+d,v] + sum_k q[n,h,k] b[k]
+                  = sum_m S[n,h,m] v[m,v] + ...,    S[n,h,m] = sum_k q[n,h,k] W[k,m-n]
+
+    which is local attention without softmax. Queries are taken in tiles of 4 x 4 cells: the 16 queries of a tile share
+    the (4 + 14)^2 = 324 keys around it, and queries at the same place p in their tile share the matrix W[k, m - p]
+    (zero outside the window). So both sums are batched matrix products, one over p, one over tiles. Multiplications a
+    block at 64x64: 0.85 G + 0.85 G a sample, against 2.95 G of the convolution; no P (52 MB a guided step) to transpose.
+
+    Content part. L = sum_m softmax(k)[m] v[m]^T, Yc = q L = sum_k q[k] L[k]: K more keys of every tile, whose score is
+    the query's own component k and whose value is row k of L. The bias b[k] is the same for every v: one more key, whose
+    score is q b and whose value is all ones. k has no BatchNorm and no bias; q and v have theirs folded, and one matrix
+    makes all three.
+
+    The matrices W[k, m - p] of all p are 23 times the kernel: the file keeps the kernel, and a Gather of constants makes
+    them when it is loaded. Its table has the rows [window^2 of W; 0; b; K of the identity], and the values that a tile
+    gathers from are [N of v; 0; 1; K of L].
+
+    Args:
+        layer: the published layer.
+        side: of the grid; N = side^2.
+
+    Raises:
+        ValueError: the tile does not divide the grid.
+    """
+
+    def __init__(self, layer: SelfLambda, side: int) -> None:
+        super().__init__()
+        if side % TILE:
+            raise ValueError(f"the position lambda is tiled by {TILE} cells, which does not divide a grid of side {side}")
+        self.heads, self.width, self.side = layer.heads, layer.width, side
+        window, K = layer.pos_conv.kernel_size[-1], layer.width
+        q, q_shift = fold_batchnorm(layer.to_q.weight.flatten(1), layer.norm_q)
+        v, v_shift = fold_batchnorm(layer.to_v.weight.flatten(1), layer.norm_v)
+        k = layer.to_k.weight.flatten(1)
+        self.qkv = constant(torch.cat([q, k, v]).T)  # (C, C + 2 K)
+        self.qkv_shift = constant(torch.cat([q_shift, torch.zeros(K), v_shift]))
+        W, b = layer.pos_conv.weight.reshape(K, -1).T, layer.pos_conv.bias[None]  # (window^2, K), (1, K)
+        self.table = constant(torch.cat([W, torch.zeros(1, K), b, torch.eye(K)]))
+        self.register_buffer("zero_and_one", torch.stack([torch.zeros(K), torch.ones(K)])[None])
+        everywhere = 1 + torch.arange(1 + K)  # past the zero row: b and the identity; 1 and L
+        offsets, keys = kernel_offsets(TILE, window), tile_keys(side, TILE, window)
+        self.register_buffer("offsets", torch.cat([offsets, (window**2 + everywhere).expand(TILE**2, -1)], dim=1).int())
+        self.register_buffer("keys", torch.cat([keys, (side**2 + everywhere).expand(len(keys), -1)], dim=1).flatten().int())
+
+    def apply_scores(self, q: Tensor, values: Tensor) -> Tensor:
+        """q (B, N, C) and the values (B, N + 2 + K, V) that tiles gather from -> (B, N, C)."""
+        B, N, C = q.shape
+        P, M = TILE**2, self.offsets.shape[1]
+        tiles = N // P
+        W = F.embedding(self.offsets, self.table).transpose(1, 2)  # (p, K, M)
+        S = q.reshape(B, P, tiles * self.heads, self.width) @ W  # (B, p, tile*H, M)
+        S = S.reshape(B, P, tiles, self.heads * M).transpose(1, 2).reshape(B * tiles, P * self.heads, M)
+        v = values.index_select(1, self.keys).reshape(B * tiles, M, self.width)
+        return (S @ v).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> (B, N, C)."""
+        B, _, C = x.shape
+        q, k, v = (x @ self.qkv + self.qkv_shift).split([C, self.width, self.width], dim=2)
+        lambda_c = k.transpose(1, 2).softmax(dim=-1) @ v  # (B, K, V)
+        return self.apply_scores(q, torch.cat([v, self.zero_and_one.expand(B, -1, -1), lambda_c], dim=1))
+
+
+class ConditionAttention(nn.Module):
+    """Cross-lambda for condition rows that are known at export.
+
+    The published form applies lambda_c + lambda_p(n) = sum_m (k[m] + E[n,m]) v[m]^T to q[n]. Contracting q first,
+
+        S[n,h,m] = sum_k q[n,h,k] (k[m,k] + E[n,m,k]),    y[n,h,v] = sum_m S[n,h,m] v[m,v]
+
+    is attention over the 10 condition vectors without softmax (the one over the vectors is inside k), and nothing of
+    size N x K x V is made. k and v depend on the condition row alone, so they are constants, one for each row.
+
+    Args:
+        layer: the published layer.
+        context: (R, 10, context_dim), the R condition rows. A batch of one, or of R, is taken in; R comes out.
+    """
+
+    def __init__(self, layer: CrossLambda, context: Tensor) -> None:
+        super().__init__()
+        self.heads, self.width = layer.heads, layer.width
+        q, q_shift = fold_batchnorm(layer.to_q.weight.flatten(1), layer.norm_q)
+        v, v_shift = fold_batchnorm(layer.to_v.weight, layer.norm_v)
+        self.q, self.q_shift = constant(q.T), constant(q_shift)
+        self.k = constant(layer.to_k(context).softmax(dim=1)[:, None])  # (R, 1, 10, K)
+        self.v = constant(F.linear(context, v, v_shift))  # (R, 10, V)
+        positions = layer.rel_pos_emb.squeeze(-1)  # (N, 10, K), row-major
+        self.rel_pos_emb = constant(positions[token_cells(math.isqrt(len(positions)))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (1 or R, N, C) -> (R, N, C)."""
+        B, N, C = x.shape
+        rows = self.v.shape[0]
+        q = (x @ self.q + self.q_shift).reshape(B, N, self.heads, self.width)
+        keys = (self.rel_pos_emb + self.k).transpose(2, 3)  # (R, N, K, 10): constants, added once at load
+        S = (q @ keys).reshape(rows, N * self.heads, -1)
+        return (S @ self.v).reshape(rows, N, C)
+
+
+# -- transformer block -------------------------------------------------------------------------------------------------
+
+
+def plain_layer_norm(norm: ChannelLayerNorm) -> nn.LayerNorm:
+    """The same norm for tokens, whose channels are last already."""
+    tokens_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    tokens_norm.load_state_dict(norm.state_dict())
+    return tokens_norm
+
+
+class TransformerGraph(nn.Module):
+    """A `Transformer`: picture in, tokens through the lambda layers, picture from the MixFFN on."""
+
+    def __init__(self, transformer: Transformer, context: Tensor, side: int) -> None:
+        super().__init__()
+        layer: TransformerLayer = transformer.transformer_blocks[0]
+        self.groups, self.eps = transformer.norm.num_groups, transformer.norm.eps
+        weight, bias = fold_input_affine(transformer.proj_in, transformer.norm)
+        self.proj_in, self.proj_in_bias = constant(weight.T), constant(bias)
+        self.norms = nn.ModuleList(plain_layer_norm(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
+        self.self_lambda = TiledSelfLambda(layer.attn1, side)
+        self.condition = ConditionAttention(layer.attn2, context)
+        self.ffn = layer.ff
+        self.proj_out = transformer.proj_out
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(1 or R, C, h, w) -> (R, C, h, w), with R the number of condition rows."""
+        side = picture.shape[-1]
+        x = to_tokens(group_normalize(picture, self.groups, self.eps)) @ self.proj_in + self.proj_in_bias
+        x = x + self.self_lambda(self.norms[0](x))
+        x = x + self.condition(self.norms[1](x))
+        y = to_picture(x, side) + self.ffn(to_picture(self.norms[2](x), side))
+        return picture + self.proj_out(y)
+
+
+# -- resampling --------------------------------------------------------------------------------------------------------
+
+
+def phase_kernels(weight: Tensor) -> Tensor:
+    """The four 2x2 kernels that a 3x3 convolution amounts to after nearest-neighbour doubling: (2, 2, out, in, 2, 2).
+
+    In one dimension, with u[2i] = u[2i+1] = x[i] and y[j] = w0 u[j-1] + w1 u[j] + w2 u[j+1]:
+
+        y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
+        y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
+
+    Both axes are treated so; zero padding of u is zero padding of x. 16 multiplications a cell instead of 36.
+    The first two axes are the phase (row, column) of the output pixel.
+    """
+    even = torch.tensor([[1.0, 0, 0], [0, 1, 1]], dtype=weight.dtype)  # rows: taps on x[i-1], x[i]
+    odd = torch.tensor([[1.0, 1, 0], [0, 0, 1]], dtype=weight.dtype)  # rows: taps on x[i], x[i+1]
+    taps = torch.stack([even, odd])  # (phase, tap, 3)
+    return torch.einsum("aiy,bjx,ocyx->abocij", taps, taps, weight)
+
+
+class PhaseUpsample(nn.Module):
+    """Nearest x2 and 3x3 convolution, as one 2x2 convolution whose four output phases are interleaved.
+
+    A 2x2 convolution with one cell of padding has h + 1 rows; its row i reads x[i-1] and x[i]. By `phase_kernels` that
+    is what output rows 2i - 1 (odd phase of i - 1) and 2i (even phase of i) read. So with the odd phase put first, the
+    interleaved rows are -1, 0, 1, ..., 2h: the output with one row too many at either end; columns alike.
+
+    The file keeps the 3x3 kernel: one product of constants, (out*in, 9) by (9, 16), makes the 2x2 kernels at load.
+    """
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        self.weight, self.bias = constant(upsample.conv.weight), constant(upsample.conv.bias.repeat_interleave(4))
+        unit = torch.eye(9).reshape(1, 9, 3, 3)  # phase_kernels is linear: apply it to the nine unit kernels
+        kernels = phase_kernels(unit).flip(0, 1)  # (2, 2, 1, 9, 2, 2), odd phases first
+        self.register_buffer("spread", kernels.permute(3, 2, 0, 1, 4, 5).reshape(9, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, out, 2 h, 2 w)."""
+        out, C = self.weight.shape[:2]
+        kernels = (self.weight.reshape(out * C, 9) @ self.spread).reshape(out, C, 4, 2, 2).transpose(1, 2)
+        phases = F.conv2d(x, kernels.reshape(4 * out, C, 2, 2), self.bias, padding=1)  # (B, 4 out, h+1, w+1)
+        return F.pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def condition_rows(net: MoebiusNet) -> Tensor:
+    """The two condition rows as the U-Net's layers see them, unconditional first: (2, 10, cross_attention_dim)."""
+    ids = torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
+    return net.diff_model.encoder_hid_proj(net.embedding_layer(ids))
+
+
+class NoiseGraph(nn.Module):
+    """Predicted noise of both guided halves, for one picture.
+
+    The halves of classifier-free guidance see the same latent and timestep and differ in the condition only. Until the
+    condition first enters, in the first transformer's cross-lambda, they are equal: everything before it, and the skip
+    from `conv_in`, is computed once, with a batch of one.
+
+    Args:
+        net: the published network, in evaluation mode; its tensors are copied, not changed.
+
+    Raises:
+        ValueError: the network is in training mode, where BatchNorm is no affine map; or a grid is no multiple of
+            `TILE`.
+    """
+
+    def __init__(self, net: MoebiusNet) -> None:
+        super().__init__()
+        if net.training:
+            raise ValueError("call net.eval() first: BatchNorm can be folded in evaluation mode only")
+        with torch.no_grad():
+            unet, size, context = net.diff_model, net.config.latent_size, condition_rows(net)
+            resnets = [resnet for block in (*unet.down_blocks, *unet.up_blocks) for resnet in block.resnets]
+            self.time = TimeBiases(unet.time_embedding, unet.time_dim, resnets)
+            self.conv_in = FoldedSeparableConv(unet.conv_in)
+            self.down = nn.ModuleList(
+                stage(block, block.downsamplers, context, size >> level) for level, block in enumerate(unet.down_blocks)
+            )
+            self.up = nn.ModuleList(
+                stage(block, map(PhaseUpsample, block.upsamplers), context, size >> (2 - level))
+                for level, block in enumerate(unet.up_blocks)
+            )
+            self.norm_out = GroupNormSiLU(unet.conv_norm_out)
+            self.conv_out = FoldedSeparableConv(unet.conv_out)
+        self.requires_grad_(False).eval()
+
+    def forward(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the noise.
+
+        Args:
+            latents: (1, 4, s, s) noisy latent.
+            mask: (1, 1, s, s), 1 is the hole.
+            masked_latents: (1, 4, s, s) latent of the masked image.
+            timestep: (1,) float32, a whole number in 0..999.
+
+        Returns:
+            (2, 4, s, s), unconditional half first, in units of standard normal noise.
+        """
+        time = iter(self.time(timestep))
+        x = self.conv_in(torch.cat([latents, mask, masked_latents], dim=1), self.conv_in.bias)
+        skips = [x]
+        for block in self.down:
+            for resnet, transformer in zip(block["resnets"], block["transformers"]):
+                x = transformer(resnet(x, next(time)))
+                skips.append(x)
+            for sampler in block["samplers"]:
+                x = sampler(x)
+                skips.append(x)
+        for block in self.up:
+            for resnet, transformer in zip(block["resnets"], block["transformers"]):
+                skip = skips.pop()
+                x = transformer(resnet(torch.cat([x, skip.expand(x.shape[0], -1, -1, -1)], dim=1), next(time)))
+            for sampler in block["samplers"]:
+                x = sampler(x)
+        return self.conv_out(self.norm_out(x), self.conv_out.bias)
+
+
+def stage(block: nn.Module, samplers: Iterable[nn.Module], context: Tensor, side: int) -> nn.ModuleDict:
+    """One resolution of the U-Net, rewritten: its ResNets, transformers and up- or downsamplers, on a grid of `side`."""
+    return nn.ModuleDict(
+        {
+            "resnets": nn.ModuleList(ResnetGraph(r) for r in block.resnets),
+            "transformers": nn.ModuleList(TransformerGraph(t, context, side) for t in block.attentions),
+            "samplers": nn.ModuleList(samplers),
+        }
+    )
+
+
+class StepGraph(nn.Module):
+    """One guided DDIM step, latents to latents: a sampling loop reads nothing back between steps.
+
+    With eta 0 and cumulative alphas a at this timestep and a' at the next (1 after the last step), DDIM is linear:
+
+        noise = u + guidance (c - u)
+        x0    = (x - sqrt(1 - a) noise) / sqrt(a)
+        next  = sqrt(a') x0 + sqrt(1 - a') noise = latent_scale x + noise_scale noise
+        latent_scale = sqrt(a' / a),   noise_scale = sqrt(1 - a') - sqrt(a' (1 - a) / a)
+    """
+
+    def __init__(self, net: MoebiusNet) -> None:
+        super().__init__()
+        self.noise = NoiseGraph(net)
+        self.eval()
+
+    def forward(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        masked_latents: Tensor,
+        timestep: Tensor,
+        guidance: Tensor,
+        latent_scale: Tensor,
+        noise_scale: Tensor,
+    ) -> Tensor:
+        """As `NoiseGraph`, and three float32 numbers of shape (1,) -> the next latents (1, 4, s, s)."""
+        u, c = self.noise(latents, mask, masked_latents, timestep).split(1)
+        return latent_scale * latents + noise_scale * (u + guidance * (c - u))
+
+
+def noise_example(net: MoebiusNet) -> dict[str, Tensor]:
+    """Inputs of a `NoiseGraph` by name, with the shapes and types that its export is tied to."""
+    s = net.config.latent_size
+    shapes = {"latents": (1, 4, s, s), "mask": (1, 1, s, s), "masked_latents": (1, 4, s, s), "timestep": (1,)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def step_example(net: MoebiusNet) -> dict[str, Tensor]:
+    """Inputs of a `StepGraph` by name, with the shapes and types that its export is tied to."""
+    return noise_example(net) | {name: torch.ones(1) for name in STEP_INPUTS[len(NOISE_INPUTS) :]}

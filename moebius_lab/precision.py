@@ -1,0 +1,376 @@
+"""How a graph's weights are stored, and in what arithmetic they run: two different things.
+
+| precision | a weight in the file | arithmetic | what is lost |
+|---|---|---|---|
+| fp32 | float32 | float32 | nothing |
+| fp16-storage | float16 and a Cast | float32 | rounding to 11 bits, once; nothing where `narrowest_type` says float16 |
+| fp16 | float16 | float16, but norms, softmax and what follows the last layer | rounding at every operation |
+| int8 | int8 and a DequantizeLinear, one scale a channel | float32 | rounding to 8 bits, once |
+
+The runtimes fold a Cast of a constant when they load a graph. They fold DequantizeLinear only with the session option
+`session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
+product.
+
+Weights go to files of at most `max_chunk_bytes` beside the graph, in the order in which the graph lists them, so that a
+page can fetch them in parallel, go on where it stopped, and check each by its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from ml_dtypes import bfloat16
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from . import LabError
+
+PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8")
+
+CHUNK_BYTES = 64_000_000  # largest file of weights
+PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
+INLINE_BYTES = 1024  # a tensor up to this size, a shape or a scalar, stays inside the graph
+NARROW_FROM = 4096  # numbers; a tensor with fewer stays float32: it weighs nothing and may be a bias or a scale
+ALIGNMENT = 64  # bytes, of a tensor's start in its file
+EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
+
+SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
+LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
+FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file that `store` wrote."""
+
+    name: str  # relative to the folder
+    bytes: int
+    sha256: str
+
+
+def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes: int = CHUNK_BYTES) -> list[StoredFile]:
+    """Write a graph once more, with its weights in `precision`.
+
+    One tensor is in memory at a time. Inputs and outputs of the graph stay float32 in every precision.
+
+    Args:
+        graph: an .onnx file, with weights inside or beside it.
+        precision: one of `PRECISIONS`.
+        folder: made if missing; receives NAME.onnx and NAME.000.bin, NAME.001.bin, ... and must not be the graph's own.
+        max_chunk_bytes: largest file of weights.
+
+    Returns:
+        The graph's file first, then the weights', in the order of their numbers.
+
+    Raises:
+        LabError: unknown precision; a weight larger than a file may be, or not representable; a graph that exceeds
+            protobuf's 2 GB without its weights. Nothing is written.
+        OSError: the disk has too little room. Nothing is written.
+    """
+    graph, folder = Path(graph), Path(folder)
+    if precision not in PRECISIONS:
+        raise LabError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if folder.resolve() == graph.parent.resolve():
+        raise LabError(f"{folder} holds the graph that is read: choose another folder")
+    model = onnx.load(str(graph), load_external_data=False)
+    lift_constants(model.graph)
+    sources = {tensor.name: tensor for tensor in model.graph.initializer}
+    plan = _plan(model.graph, precision)
+    _check_fit(model, plan, graph, max_chunk_bytes)
+    _check_room(plan, folder)
+    if precision == "fp16":
+        halve_arithmetic(model.graph)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    chunks = _Chunks(folder, graph.stem, max_chunk_bytes)
+    made, nodes = [], []
+    for name, form in plan.items():
+        array = _read(sources[name], graph.parent)
+        for tensor_name, stored, extra in _stored_forms(name, array, form, wanted):
+            made.append(chunks.add(tensor_name, stored))
+            nodes += extra
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(made)
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes + rest)
+    body = model.SerializeToString()
+    (folder / graph.name).write_bytes(body)
+    return [StoredFile(graph.name, len(body), hashlib.sha256(body).hexdigest()), *chunks.close()]
+
+
+def narrowest_type(array: np.ndarray) -> str:
+    """The narrowest of "float16", "bfloat16" and "float32" that holds every number of a float32 array exactly.
+
+    Weights that were published with 16 bits show it here after they were widened; fp16-storage loses nothing of a tensor
+    for which this is "float16".
+    """
+    for name, dtype in (("float16", np.float16), ("bfloat16", bfloat16)):
+        with np.errstate(over="ignore"):
+            if np.array_equal(array, array.astype(dtype).astype(np.float32)):
+                return name
+    return "float32"
+
+
+def quantize_channels(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round to 8 bits, symmetrically, one scale for each index of `axis`: array ~ scale x int8.
+
+    Returns:
+        (int8 of the array's shape in -127..127, float32 scales of shape (array.shape[axis],)). The error of a number is at
+        most half its channel's scale, which is the channel's largest magnitude / 127.
+    """
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    scale = np.abs(array).max(axis=others, keepdims=True).astype(np.float32) / 127
+    scale[scale == 0] = 1
+    return np.rint(array / scale).astype(np.int8), scale.reshape(-1)
+
+
+# -- what becomes of each tensor ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one initializer is stored: `kind` is "same", "cast", "half" or "int8" (then with the `axis` of its scales)."""
+
+    kind: str
+    bytes: int
+    axis: int = 0
+
+
+def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
+    axes = _channel_axes(graph)
+    plan = {}
+    for tensor in graph.initializer:
+        count = math.prod(tensor.dims)
+        weight = tensor.data_type == TensorProto.FLOAT and EXACT not in tensor.name
+        large = weight and len(tensor.dims) > 1 and count >= NARROW_FROM
+        if precision == "fp16-storage" and large:
+            plan[tensor.name] = _Form("cast", 2 * count)
+        elif precision == "int8" and large:
+            axis = axes.get(tensor.name, 0)
+            plan[tensor.name] = _Form("int8", count + 4 * tensor.dims[axis], axis)
+        elif precision == "fp16" and weight:
+            plan[tensor.name] = _Form("half", 2 * count)
+        else:
+            plan[tensor.name] = _Form("same", count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return plan
+
+
+def _channel_axes(graph: GraphProto) -> dict[str, int]:
+    """The axis of the output channels of each matrix; everything else, a convolution's kernel too, has it first."""
+    axes = {}
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            axes[node.input[1]] = -1
+        elif node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
+            axes[node.input[1]] = -1
+    dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    return {name: dims[name] - 1 for name in axes if name in dims}
+
+
+def _stored_forms(
+    name: str, array: np.ndarray, form: _Form, wanted: set[str]
+) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
+    """The tensors, each with the nodes that read it, that stand for initializer `name`."""
+    if form.kind == "same":
+        yield name, array, []
+    elif form.kind == "cast":
+        yield name + ".f16", _to_half(name, array), [helper.make_node("Cast", [name + ".f16"], [name], to=TensorProto.FLOAT)]
+    elif form.kind == "half":  # `halve_arithmetic` decided who reads which
+        if name in wanted:
+            yield name, array, []
+        if _half(name) in wanted:
+            yield _half(name), _to_half(name, array), []
+    else:
+        stored, scale = quantize_channels(array, form.axis)
+        yield name + ".i8", stored, []
+        node = helper.make_node("DequantizeLinear", [name + ".i8", name + ".scale"], [name], axis=form.axis)
+        yield name + ".scale", scale, [node]
+
+
+def _to_half(name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = array.astype(np.float16)
+    if not np.array_equal(np.isfinite(stored), np.isfinite(array)):
+        raise LabError(f"weight {name} has numbers beyond 65504, too large for 16 bits: store this graph in fp32 or int8")
+    return stored
+
+
+# -- float16 arithmetic ------------------------------------------------------------------------------------------------
+
+
+def _half(name: str) -> str:
+    return name + ".half"
+
+
+def lift_constants(graph: GraphProto) -> None:
+    """Turn every Constant node that holds a tensor into an initializer, in place."""
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _after_last_layer(graph: GraphProto) -> set[int]:
+    """Indices of the nodes from which no layer is reached: guidance and the DDIM step, which add small differences."""
+    leads_to_layer: set[str] = set()  # names of tensors
+    after = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.op_type in LAYERS or leads_to_layer.intersection(node.output):
+            leads_to_layer.update(node.input)
+        else:
+            after.add(index)
+    return after
+
+
+def halve_arithmetic(graph: GraphProto) -> None:
+    """Let every node compute in float16 but norms, softmax and those after the last layer, in place.
+
+    Tensors keep their names in float32 and get `_half` names in float16; a Cast stands wherever a node needs a tensor in
+    the type in which it was not made. Initializers are only renamed at their readers: the caller stores them.
+    Norms take sums of squares, and softmax exponentials, where 65504 is easily exceeded. What a layer itself puts out is
+    kept in float16 and has to fit: run the graph on real pictures and look for infinities.
+    """
+    kinds = _tensor_types(graph)
+    after = _after_last_layer(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    made_half: set[str] = set()  # tensors that a half node made; all others were made in float32
+    casts: set[str] = set()
+    nodes: list[NodeProto] = []
+
+    def is_float(name: str) -> bool:
+        return kinds.get(name) == TensorProto.FLOAT
+
+    def read(name: str, half: bool) -> str:
+        """The name under which a node reads `name`; adds a Cast before it where the types differ."""
+        if not name or not is_float(name):
+            return name
+        wanted = _half(name) if half else name
+        if name not in constants and half != (name in made_half) and wanted not in casts:
+            source, to = (name, TensorProto.FLOAT16) if half else (_half(name), TensorProto.FLOAT)
+            nodes.append(helper.make_node("Cast", [source], [wanted], to=to))
+            casts.add(wanted)
+        return wanted
+
+    for index, node in enumerate(list(graph.node)):
+        full = node.op_type in SAFE_OPERATORS or index in after or any(EXACT in name for name in node.input)
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        keep = FLOAT32_INPUTS.get(node.op_type, ())
+        full = full or (node.op_type == "Cast" and not is_float(node.output[0]))
+        copy.input[:] = [read(name, not full and i not in keep) for i, name in enumerate(node.input)]
+        if not full:
+            for i, name in enumerate(node.output):
+                if is_float(name):
+                    copy.output[i] = _half(name)
+                    made_half.add(name)
+            for attribute in copy.attribute:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+        nodes.append(copy)
+    for output in graph.output:
+        read(output.name, False)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]  # the types it states are no longer true
+
+
+def _tensor_types(graph: GraphProto) -> dict[str, int]:
+    """ONNX element type of every tensor, by name; a float32 network's operators are typed by shape inference."""
+    shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)])
+    inferred = onnx.shape_inference.infer_shapes(shell).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    unknown = [name for node in graph.node for name in node.output if name and not kinds.get(name)]
+    if unknown:
+        raise LabError(f"the type of {unknown[0]} cannot be inferred: is every operator of opset 18?")
+    return kinds
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _check_fit(model: ModelProto, plan: dict[str, _Form], graph: Path, max_chunk_bytes: int) -> None:
+    largest = max(plan, key=lambda name: plan[name].bytes, default=None)
+    if largest and plan[largest].bytes > max_chunk_bytes:
+        size = plan[largest].bytes
+        raise LabError(f"weight {largest} takes {size} bytes, more than a file's {max_chunk_bytes}: allow larger files")
+    inline = sum(form.bytes for form in plan.values() if form.bytes <= INLINE_BYTES)
+    structure = sum(node.ByteSize() for node in model.graph.node) + inline
+    if structure > PROTOBUF_LIMIT:
+        limit = f"protobuf allows {PROTOBUF_LIMIT}: split the graph"
+        raise LabError(f"{graph} takes {structure} bytes without its weights; {limit}")
+
+
+def _check_room(plan: dict[str, _Form], folder: Path) -> None:
+    needed = int(sum(form.bytes for form in plan.values()) * 1.02) + 8_000_000  # the graph itself, alignment
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        room = f"{needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free"
+        raise OSError(f"{folder}: {room}; make room or choose another disk")
+
+
+def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
+    return numpy_helper.to_array(tensor, base_dir=str(folder) if uses_external_data(tensor) else "")
+
+
+class _Chunks:
+    """Files of weights, filled one after the other, each hashed as it is written."""
+
+    def __init__(self, folder: Path, stem: str, limit: int) -> None:
+        self.folder, self.stem, self.limit = folder, stem, limit
+        self.done: list[StoredFile] = []
+        self.file, self.hash, self.size = None, hashlib.sha256(), 0
+
+    def add(self, name: str, array: np.ndarray) -> TensorProto:
+        """Write a tensor's numbers and return the initializer that refers to them; a small one holds them itself."""
+        if array.nbytes <= INLINE_BYTES:
+            return numpy_helper.from_array(array, name)
+        padding = -self.size % ALIGNMENT
+        if self.file and self.size + padding + array.nbytes > self.limit:
+            self._finish()
+            padding = 0
+        if not self.file:
+            self.file = open(self.folder / self._name(), "wb")
+        self._write(b"\0" * padding)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._name()), ("offset", self.size), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._write(np.ascontiguousarray(array).tobytes())
+        return tensor
+
+    def close(self) -> list[StoredFile]:
+        if self.file:
+            self._finish()
+        return self.done
+
+    def _name(self) -> str:
+        return f"{self.stem}.{len(self.done):03}.bin"
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.hash.update(data)
+        self.size += len(data)
+
+    def _finish(self) -> None:
+        self.file.close()
+        self.done.append(StoredFile(self._name(), self.size, self.hash.hexdigest()))
+        self.file, self.hash, self.size = None, hashlib.sha256(), 0
