@@ -96,10 +96,9 @@ def _export(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, folder: str) -> Workbench:
     config = find_network(options.network)
-    if options.weights == "demo" and config.name != "demo":
-        raise LabError("the demo weights belong to the demo network; give --weights deterministic or a folder")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Workbench(config, options.weights, image, mask, Path(folder).resolve())
+    bench = Workbench(config, options.weights, image, mask, Path(folder).resolve())
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    return bench
 
 
 def _inpaint(options: argparse.Namespace) -> int:

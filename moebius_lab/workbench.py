@@ -40,6 +40,10 @@ class Workbench:
     mask: np.ndarray  # uint8 (H, W), 255 is the hole
     folder: Path
 
+    def __post_init__(self) -> None:
+        if self.weights == "demo" and self.config.name != "demo":
+            raise LabError(f'the demo weights belong to the demo network; give weights "{DETERMINISTIC}" or a folder')
+
     @cached_property
     def net(self) -> MoebiusNet:
         return load_checkpoint(self._source("denoiser.safetensors"), self.config)
@@ -136,8 +140,6 @@ def prepare(
         LabError: a parameter that cannot be used.
     """
     config = find_network(network)
-    if weights == "demo" and config.name != "demo":
-        raise LabError(f'the demo weights belong to the demo network; give weights="{DETERMINISTIC}" or a folder')
     if weights not in ("demo", DETERMINISTIC) and not Path(weights).is_dir():
         raise LabError(f'weights={weights!r} is neither "demo", "{DETERMINISTIC}" nor a folder that exists')
     if bool(image) != bool(mask):
@@ -149,6 +151,6 @@ def prepare(
         image, mask = next(iter(photographs.values()))
     picture, hole = read_image(image), read_mask(mask)
     check_picture_and_mask(picture, hole)
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Workbench(config, weights, picture, hole, folder.resolve())
+    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve())
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    return bench
