@@ -1,0 +1,74 @@
+// The one kind of error that the page shows: a code for the program, a plain sentence for the person.
+
+/**
+ * @typedef {'manifest'|'manifest-version'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
+ *   'out-of-memory'|'shader'|'cancelled'|'bad-input'|'worker'} ErrorCode
+ */
+
+export class EngineError extends Error {
+  /**
+   * @param {ErrorCode} code
+   * @param {string} message what is wrong and what to do about it
+   * @param {unknown} [cause] the error underneath
+   */
+  constructor(code, message, cause) {
+    super(message, { cause });
+    this.name = 'EngineError';
+    this.code = code;
+  }
+}
+
+/** @param {unknown} error @returns {string} */
+export function reason(error) {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** @returns {EngineError} */
+export function cancelled() {
+  return new EngineError('cancelled', 'Stopped.');
+}
+
+/**
+ * An error as plain data, to cross from the worker to the page.
+ *
+ * @param {unknown} error
+ * @returns {{code: ErrorCode, message: string, detail: string}}
+ */
+export function toMessage(error) {
+  const known = error instanceof EngineError ? error : classify(error);
+  const cause = known.cause === undefined ? '' : reason(known.cause);
+  return { code: known.code, message: known.message, detail: cause };
+}
+
+/** @param {{code: ErrorCode, message: string, detail: string}} message @returns {EngineError} */
+export function fromMessage({ code, message, detail }) {
+  return new EngineError(code, message, detail ? new Error(detail) : undefined);
+}
+
+/**
+ * What an exception of ONNX Runtime or the browser means for the person.
+ *
+ * @param {unknown} error
+ * @returns {EngineError}
+ */
+export function classify(error) {
+  if (error instanceof EngineError) return error;
+  const text = reason(error);
+  const is = (/** @type {RegExp} */ pattern) => pattern.test(text);
+  if (error instanceof Error && error.name === 'AbortError') return cancelled();
+  if (is(/device (is|was) lost|device.lost|lost.*device|GPUDevice.*destroyed/i)) {
+    return new EngineError('device-lost', 'The graphics device was lost. Load the model again; nothing you painted is gone.', error);
+  }
+  if (is(/out.of.memory|bad_alloc|allocation failed|memory access out of bounds|cannot enlarge memory|exceeds the max buffer/i)) {
+    const advice = 'Close other tabs, or choose a smaller precision.';
+    return new EngineError('out-of-memory', `There is not enough memory to run the model here. ${advice}`, error);
+  }
+  if (is(/GPU adapter|no available backend|webgpu is not/i)) {
+    return new EngineError('no-webgpu', 'WebGPU could not be started here. Choose the processor (wasm) instead.', error);
+  }
+  if (is(/shader|pipeline|WGSL|validation/i)) {
+    const advice = 'Update browser and driver, choose fp32, or choose the processor (wasm).';
+    return new EngineError('shader', `The graphics device refused a program of the model. ${advice}`, error);
+  }
+  return new EngineError('worker', `The model stopped: ${text.split('\n')[0]}. Load it again.`, error);
+}

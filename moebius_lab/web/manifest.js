@@ -1,0 +1,138 @@
+// manifest.json, as bundle.py writes it: what the page runs, from where, and every constant.
+
+import { EngineError, reason } from './errors.js';
+
+/** The form of manifest.json that this page reads; bundle.py writes the same number. */
+export const FORMAT = 1;
+
+/**
+ * @typedef {object} Constants the numbers of config.py; see there
+ * @property {number} image_size
+ * @property {number} latent_size
+ * @property {number} latent_channels
+ * @property {number} vae_factor
+ * @property {number} scaling_factor
+ * @property {number} train_timesteps
+ * @property {number} beta_start
+ * @property {number} beta_end
+ * @property {number} steps
+ * @property {number} strength
+ * @property {number} guidance
+ * @property {number} noise_offset
+ * @property {number} mask_blur_radius
+ * @property {number} mask_threshold
+ * @property {number} window_margin
+ * @property {number} max_megapixels
+ */
+
+/**
+ * @typedef {object} StoredFile
+ * @property {string} name what the graph calls it: the location of external data
+ * @property {string} file its name below weights_base, which holds the first digits of its hash
+ * @property {number} bytes
+ * @property {string} sha256 hexadecimal
+ */
+
+/**
+ * @typedef {object} Precision
+ * @property {number} bytes of all graphs that the page loads
+ * @property {string} note one plain sentence
+ * @property {string[]} requires WebGPU features without which it is not offered
+ * @property {string[]} providers
+ * @property {Record<string, string>} session entries of ONNX Runtime's session configuration
+ * @property {Record<string, StoredFile[]>} graphs the graph's own file first, then its weights
+ */
+
+/**
+ * @typedef {object} Build one build of ONNX Runtime Web
+ * @property {string} module
+ * @property {StoredFile} wasm
+ */
+
+/**
+ * @typedef {object} Manifest
+ * @property {number} format
+ * @property {string} version hash of everything else
+ * @property {string} network
+ * @property {string} weights
+ * @property {string} weights_base relative to the manifest, or on another origin
+ * @property {Constants} constants
+ * @property {Record<string, Precision>} precisions the preferred first
+ * @property {{version: string, builds: Record<'jspi'|'asyncify'|'wasm', Build>}} runtime
+ * @property {{name: string, image: string, mask: string, credit: string}[]} samples
+ */
+
+/** The graphs that the page needs; a bundle may hold others for measurements. */
+export const GRAPHS = ['vae_encoder', 'step', 'vae_decoder'];
+
+/**
+ * Fetch and check a manifest.
+ *
+ * @param {URL} url
+ * @returns {Promise<Manifest>}
+ * @throws {EngineError} not there, not a manifest, or written for another version of the page
+ */
+export async function readManifest(url) {
+  let response;
+  try {
+    response = await fetch(url, { cache: 'no-cache' });
+  } catch (error) {
+    throw new EngineError('network', `The page could not reach ${url.host || url.href}. Check the connection and reload.`, error);
+  }
+  if (!response.ok) {
+    throw new EngineError('manifest', `${url.pathname} answered ${response.status}. Put the whole bundle folder on the server.`);
+  }
+  let manifest;
+  try {
+    manifest = await response.json();
+  } catch (error) {
+    throw new EngineError('manifest', `${url.pathname} is not a manifest (${reason(error)}). Build the bundle again.`, error);
+  }
+  return checkManifest(manifest);
+}
+
+/**
+ * @param {any} manifest
+ * @returns {Manifest}
+ */
+export function checkManifest(manifest) {
+  if (typeof manifest !== 'object' || manifest === null || !('format' in manifest)) {
+    throw new EngineError('manifest', 'manifest.json does not describe a bundle. Build the bundle again.');
+  }
+  if (manifest.format !== FORMAT) {
+    const versions = `The model's manifest has form ${manifest.format}, this page reads form ${FORMAT}`;
+    throw new EngineError('manifest-version', `${versions}. Reload the page; if that does not help, build the bundle again.`);
+  }
+  const missing = ['version', 'network', 'weights_base', 'constants', 'precisions', 'runtime'].filter((key) => !(key in manifest));
+  if (missing.length) {
+    throw new EngineError('manifest', `manifest.json lacks ${missing.join(', ')}. Build the bundle again.`);
+  }
+  return manifest;
+}
+
+/**
+ * Every file that a choice has to have: the three graphs with their weights, and ONNX Runtime's wasm.
+ *
+ * @param {Manifest} manifest
+ * @param {string} precision
+ * @param {'jspi'|'asyncify'|'wasm'} build
+ * @param {string[]} [graphs]
+ * @returns {{graph: string, file: StoredFile}[]}
+ */
+export function filesOf(manifest, precision, build, graphs = GRAPHS) {
+  const wasm = manifest.runtime.builds[build].wasm;
+  const weights = graphs.flatMap((graph) => manifest.precisions[precision].graphs[graph].map((file) => ({ graph, file })));
+  const seen = new Set();
+  return [{ graph: 'runtime', file: wasm }, ...weights].filter(({ file }) => !seen.has(file.sha256) && seen.add(file.sha256));
+}
+
+/**
+ * The build of ONNX Runtime Web for a provider: JSPI where the browser can suspend WebAssembly, which is the smaller.
+ *
+ * @param {'webgpu'|'wasm'} provider
+ * @returns {'jspi'|'asyncify'|'wasm'}
+ */
+export function buildFor(provider) {
+  if (provider === 'wasm') return 'wasm';
+  return 'Suspending' in WebAssembly ? 'jspi' : 'asyncify';
+}
