@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import LabError
-from .config import LATENT_CHANNELS, NetworkConfig
+from .config import LATENT_CHANNELS, MOEBIUS, NetworkConfig
+from .hub import NO_ROOM, Hub, HubUnreachable, default_folder, require_room
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 DETERMINISTIC = "deterministic"
 """The name under which weights made by `deterministic_weights` are asked for."""
-PUBLISHED = ("pretrained", "ft_places2", "ft_celebahq", "ft_ffhq")
-"""Folders of hustvl/Moebius that hold a `diffusion_pytorch_model.bin` each."""
+DENOISER_REPO, VAE_REPO = "hustvl/Moebius", "hustvl/PixelHacker"
+PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "ft_celebahq", "ffhq": "ft_ffhq"}
+"""Names under which the published weights are asked for, and the folder of hustvl/Moebius that holds each."""
+NAMES = ("demo", DETERMINISTIC, *PUBLISHED)
+"""Every name of weights; anything else is a path."""
+PARTS = ("denoiser", "vae")
+
+PICKLE, SAFETENSORS = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
+DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names that diffusers gave the layers of an autoencoder's attention before version 0.15, and since."""
+OF_NO_EFFECT = ("sample_size", "force_upcast")  # entries of an autoencoder's configuration that change no number
 
 
 class CheckpointError(LabError):
@@ -114,12 +128,16 @@ def stored_types(state: dict[str, Tensor]) -> dict[str, int]:
     return counts
 
 
-def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load `state` into `module`, every key and shape exact.
+def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Compare keys and shapes with the module's, every one, and the numbers with finite ones; `module` may be on meta.
 
     Raises:
         CheckpointError: with the number and the first names of the missing, unexpected and misshapen entries.
     """
+    if any("lora" in key.lower() for key in state):
+        raise CheckpointError(
+            f"{source}: a LoRA, which holds only changes to another checkpoint; merge it into that one and give the result"
+        )
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -131,10 +149,16 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     found = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     problems = [f"{len(names)} {what} (first: {'; '.join(names[:3])})" for what, names in found.items() if names]
     if problems:
-        raise CheckpointError(f"{source}: not a checkpoint of this network: " + ", ".join(problems))
+        other = "of this network in another width or picture size" if not missing + unexpected else "of another network"
+        raise CheckpointError(f"{source}: not a checkpoint of this network but {other}: " + ", ".join(problems))
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(f"{source}: {len(bad)} entries hold numbers that are not finite (first: {bad[0]})")
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load `state` into `module`, every key and shape exact; raises as `check_state` does."""
+    check_state(module, state, source)
     module.load_state_dict(state, strict=True)
 
 
@@ -142,28 +166,157 @@ def load_checkpoint(source: str | Path, config: NetworkConfig) -> MoebiusNet:
     """A denoiser with its weights, float32, in evaluation mode.
 
     Args:
-        source: a file, or a name: "demo" (shipped with the package) or "deterministic" (made by recipe).
+        source: a file, or one of `NAMES`: "demo" (shipped with the package), "deterministic" (made by recipe), or
+            published weights, which are fetched first where they are not on this machine.
         config: the network that the weights belong to.
 
     Raises:
-        CheckpointError: see `read_state_dict` and `load_strict`.
+        CheckpointError: see `read_state_dict` and `check_state`.
+        HubError: published weights that cannot be had; see `hub.Hub.fetch`.
     """
-    return _load(MoebiusNet(config).eval(), source, "denoiser.safetensors")
+    return _load(MoebiusNet(config).eval(), source, "denoiser", config)
 
 
 def load_vae(source: str | Path, config: NetworkConfig) -> AutoencoderKL:
     """The autoencoder that goes with `load_checkpoint`, from a file or one of the same names."""
-    return _load(make_vae(config), source, "vae.safetensors")
+    return _load(make_vae(config), source, "vae", config)
 
 
-def _load(module: nn.Module, source: str | Path, demo_file: str) -> nn.Module:
+def _load(module: nn.Module, source: str | Path, part: str, config: NetworkConfig) -> nn.Module:
+    if str(source) in NAMES:
+        source = find_weights(str(source), part, config)
     if str(source) == DETERMINISTIC:
         module.load_state_dict(deterministic_weights(module))
         return module
-    if str(source) in PUBLISHED:
-        raise CheckpointError(
-            f"{source}: download {source}/diffusion_pytorch_model.bin of hustvl/Moebius and give the path of that file"
-        )
-    path = DEMO_FOLDER / demo_file if str(source) == "demo" else Path(source)
-    load_strict(module, read_state_dict(path), str(path))
+    load_strict(module, read_state_dict(source), str(source))
     return module
+
+
+# -- which file a name stands for --------------------------------------------------------------------------------------
+
+
+def check_weights(weights: str, config: NetworkConfig) -> None:
+    """Raise LabError where `weights` is no name and no folder, or belongs to another network than `config`."""
+    belongs_to = {"demo": "demo"} | dict.fromkeys(PUBLISHED, MOEBIUS.name)
+    if config.name != belongs_to.get(weights, config.name):
+        raise LabError(
+            f"the {weights} weights belong to the {belongs_to[weights]} network, not to {config.name}; name that network, "
+            f'or give weights "{DETERMINISTIC}" or a folder'
+        )
+    if weights not in NAMES and not Path(weights).is_dir():
+        names = ", ".join(f'"{name}"' for name in NAMES)
+        raise LabError(f"weights={weights!r} is neither {names} nor a folder that exists")
+
+
+def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None = None) -> str | Path:
+    """The file that holds one part of `weights`; published ones are fetched and converted where they are not there yet.
+
+    Args:
+        weights: one of `NAMES`, or a folder with denoiser.safetensors and vae.safetensors.
+        part: "denoiser" or "vae".
+        config: the network that the weights belong to.
+        hub: where published weights come from and go to; by default as huggingface_hub's environment says.
+
+    Returns:
+        A .safetensors file with the types in which the weights were published, or "deterministic", which needs none.
+
+    Raises:
+        HubError, CheckpointError: see `hub.Hub.fetch`, `read_state_dict` and `check_state`. Where no hub can be had, the
+            message names every file and the place to put it.
+    """
+    if weights == DETERMINISTIC:
+        return DETERMINISTIC
+    if weights not in PUBLISHED:
+        return (DEMO_FOLDER if weights == "demo" else Path(weights)) / f"{part}.safetensors"
+    hub = hub or Hub(default_folder())
+    denoiser, vae_config, vae = (
+        (f"{PUBLISHED[weights]}/{PICKLE}",),
+        ("vae/config.json",),
+        (f"vae/{SAFETENSORS}", f"vae/{PICKLE}"),
+    )
+    with hub.held():
+        try:
+            if part == "denoiser":
+                return _converted(hub, DENOISER_REPO, denoiser, part, lambda: MoebiusNet(config))
+            check_vae_config(hub.fetch(VAE_REPO, vae_config).path, config)
+            return _converted(hub, VAE_REPO, vae, part, lambda: make_vae(config))
+        except HubUnreachable as error:
+            files = ((DENOISER_REPO, denoiser), (VAE_REPO, vae_config), (VAE_REPO, vae))
+            raise HubUnreachable(f"{error}; {hub.by_hand(files)}") from None
+
+
+def _converted(hub: Hub, repo: str, names: tuple[str, ...], part: str, make: Callable[[], nn.Module]) -> Path:
+    target = (hub.folder / repo / names[0]).with_name(f"{part}.safetensors")
+    if not target.is_file():
+        source = hub.fetch(repo, names)
+        with torch.device("meta"):
+            module = make()
+        try:
+            convert(source.path, target, module)
+        except CheckpointError:
+            if source.fetched:
+                source.path.unlink()
+            raise
+        hub.check(target, made_from=source.sha256)
+        if source.fetched:
+            source.path.unlink()
+    hub.check(target)
+    return target
+
+
+def convert(source: Path, target: Path, module: nn.Module) -> None:
+    """Write a checkpoint of `module` as .safetensors, numbers and types as they are stored in `source`.
+
+    `target` appears whole or not at all. The module, which may be on the meta device, is only compared with. The layers
+    of an autoencoder's attention get their present names.
+
+    Raises:
+        CheckpointError: not a whole checkpoint, not one of this module, or no room on the disk.
+    """
+    state = {_present_name(key): value for key, value in read_state_dict(source).items()}
+    check_state(module, state, str(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    require_room(target.parent, sum(value.nbytes for value in state.values()), target.name)
+    part = target.with_name(target.name + ".part")
+    try:
+        save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error)
+        reason = "no room left on the disk; make some" if full else str(error).splitlines()[0]
+        raise CheckpointError(f"{target}: cannot be written: {reason}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _present_name(key: str) -> str:
+    pattern = rf"(\.attentions\.0)\.({'|'.join(DEPRECATED_ATTENTION)})\.(weight|bias)$"
+    return re.sub(pattern, lambda m: f"{m[1]}.{DEPRECATED_ATTENTION[m[2]]}.{m[3]}", key)
+
+
+def check_vae_config(path: Path, config: NetworkConfig) -> None:
+    """Compare a published autoencoder's config.json with `config.vae`, entry by entry, diffusers' defaults included.
+
+    Raises:
+        CheckpointError: another autoencoder, or not a configuration.
+    """
+    try:
+        published = dict(json.loads(path.read_text()))  # from_config would take a text for the name of a repository
+        with torch.device("meta"):
+            theirs, ours = AutoencoderKL.from_config(published).config, make_vae(config).config
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise CheckpointError(f"{path}: not the configuration of an AutoencoderKL ({reason}); fetch it again") from None
+    other = [
+        f"{key} {_plain(theirs[key])} instead of {_plain(ours[key])}"
+        for key in ours
+        if key not in OF_NO_EFFECT and not key.startswith("_") and _plain(theirs[key]) != _plain(ours[key])
+    ]
+    if other:
+        raise CheckpointError(f"{path}: another autoencoder than the {config.name} network's: {'; '.join(other)}")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -5,15 +5,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moebius_lab import LabError
 from moebius_lab.checkpoint import (
     CheckpointError,
+    check_weights,
     deterministic_weights,
     load_checkpoint,
     load_vae,
     read_state_dict,
     stored_types,
 )
-from moebius_lab.config import DEMO, SMALL
+from moebius_lab.config import DEMO, MOEBIUS, SMALL
 from moebius_lab.unet import MoebiusNet
 
 
@@ -100,5 +102,17 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, state):
 def test_names_and_paths_that_are_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load_checkpoint(tmp_path / "none.bin", SMALL)
-    with pytest.raises(CheckpointError, match="download ft_places2/diffusion_pytorch_model.bin"):
-        load_checkpoint("ft_places2", SMALL)
+    with pytest.raises(LabError, match='neither "demo", "deterministic", .*"places2".* nor a folder'):
+        check_weights("places", MOEBIUS)
+
+
+@pytest.mark.parametrize(("weights", "config"), [("demo", SMALL), ("places2", DEMO), ("pretrained", SMALL)])
+def test_weights_of_another_network_are_refused(weights, config):
+    with pytest.raises(LabError, match=f"the {weights} weights belong to the .* network, not to {config.name}"):
+        check_weights(weights, config)
+
+
+def test_a_lora_is_called_one(tmp_path):
+    save_file({"down_blocks.0.to_q.lora_A.weight": torch.zeros(4, 4)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="a LoRA"):
+        load_checkpoint(tmp_path / "x.safetensors", SMALL)

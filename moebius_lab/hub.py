@@ -1,0 +1,287 @@
+"""Published files: fetched from a hub, resumed where a download broke off, checked against hashes that are kept.
+
+The folder mirrors the hub. A file that somebody puts into its place by hand is used as if it had been fetched.
+
+    lock.json                                               revision of each repository, bytes and SHA-256 of each file
+    hustvl/Moebius/ft_places2/diffusion_pytorch_model.bin   as published; what was fetched goes once it is converted
+    hustvl/Moebius/ft_places2/denoiser.safetensors          what `checkpoint.find_weights` made from it
+    ....incomplete                                          a download that broke off; the next one goes on from there
+
+A revision and its hashes are those of `PINNED` where it has them. Otherwise what comes first is recorded in lock.json,
+and everything after must be the same. The client is huggingface_hub's, with its environment: HF_ENDPOINT, HF_HUB_OFFLINE,
+HF_TOKEN, HF_HOME, HF_HUB_DOWNLOAD_TIMEOUT and the rest. Its own cache is looked into but not written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from . import LabError
+
+PINNED: dict[str, dict] = {"revisions": {}, "files": {}}
+"""What lock.json must begin with, for files whose revision and hash are known. No hub was reachable yet to learn them."""
+
+ROOM = 1.05  # times the size of what is still to come and to be converted, that has to be free on the disk
+TRIES = 4  # to go on with a download after a reset, or an expired address, before it is given up
+RETRIED = (httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)  # by the client itself, five times
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class HubError(LabError):
+    """A published file that cannot be had, or is not the one that was expected."""
+
+
+class HubUnreachable(HubError):
+    """A published file that cannot be had from a hub now, whatever the reason; it can be put into its place by hand."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file on this machine, checked."""
+
+    path: Path
+    sha256: str
+    fetched: bool  # by us into our folder, and so ours to delete
+
+
+def default_folder() -> Path:
+    """Where published files are kept: huggingface_hub's folder for assets of other libraries (HF_ASSETS_CACHE)."""
+    return Path(constants.HF_ASSETS_CACHE) / "moebius-lab"
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal; read again only when the file's size or time has changed."""
+    facts = os.stat(path)
+    return _file_sha256(os.path.abspath(path), facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def _file_sha256(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_room(folder: Path, needed: float, what: str) -> None:
+    """Raise HubError unless `needed` bytes are free where `folder` is or will be."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise HubError(f"{folder}: {what} needs {needed / 1e6:.0f} MB but {free / 1e6:.0f} MB are free; make room")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A hub, and the folder on this machine that its files go to."""
+
+    folder: Path
+    endpoint: str | None = None  # None: HF_ENDPOINT, or the public one
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from fetching and converting into the same folder meanwhile."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(self.folder / ".lock"):
+                yield
+        except OSError as error:
+            if isinstance(error, httpx2.HTTPError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise HubError(f"{self.folder}: cannot be written ({error.strerror}); set HF_HOME to another folder") from None
+
+    def fetch(self, repo: str, names: tuple[str, ...]) -> Source:
+        """The first of `names` that there is in `repo`: from the folder, from huggingface_hub's cache, or downloaded.
+
+        Raises:
+            HubUnreachable: offline, no answer, no access, no such file.
+            HubError: no room, or a file that is not the one announced or recorded; nothing of it is kept.
+        """
+        names = tuple(sorted(names, key=lambda name: f"{repo}/{name}" not in self._lock()["files"]))  # the recorded first
+        for name in names:
+            path = self.folder / repo / name
+            if path.is_file():
+                facts = self.check(path)
+                return Source(path, facts["sha256"], bool(facts.get("fetched")))
+            cached = try_to_load_from_cache(repo, name, revision=self._lock()["revisions"].get(repo))
+            if isinstance(cached, str):
+                return Source(Path(cached), self.check(Path(cached), f"{repo}/{name}")["sha256"], False)
+        for name in names:
+            try:
+                path = self._download(repo, name)
+            except EntryNotFoundError:
+                continue
+            return Source(path, self.check(path, fetched=True)["sha256"], True)
+        raise HubUnreachable(f"{repo} on {self._shown()} has no file {' or '.join(names)}")
+
+    def check(self, path: Path, key: str = "", **facts: object) -> dict:
+        """Compare a file with its entry in lock.json, or make the entry, which gets `facts` too; returns the entry.
+
+        Args:
+            path: the file.
+            key: its name in lock.json; empty for its place in the folder.
+
+        Raises:
+            HubError: the file is not what it was.
+        """
+        key = key or path.relative_to(self.folder).as_posix()
+        lock = self._lock()
+        entry, sha256 = lock["files"].get(key), file_sha256(path)
+        if entry and entry["sha256"] != sha256:
+            raise HubError(
+                f"{path}: its SHA-256 is {sha256[:16]}..., not {entry['sha256'][:16]}... as recorded in "
+                f"{self.folder / 'lock.json'}: it is damaged or another file. Delete it and run this again"
+            )
+        if not entry:
+            lock["files"][key] = {"bytes": path.stat().st_size, "sha256": sha256} | facts
+            self._write_lock(lock)
+        return lock["files"][key]
+
+    # -- the lock file -------------------------------------------------------------------------------------------------
+
+    def _lock(self) -> dict:
+        path = self.folder / "lock.json"
+        try:
+            kept = json.loads(path.read_text()) if path.is_file() else {"revisions": {}, "files": {}}
+            return {part: kept[part] | PINNED[part] for part in ("revisions", "files")}
+        except (ValueError, KeyError, TypeError):
+            raise HubError(f"{path}: not a lock file; delete it, and the files are recorded anew") from None
+
+    def _write_lock(self, lock: dict) -> None:
+        new = self.folder / "lock.json.new"
+        new.write_text(json.dumps(lock, indent=1, sort_keys=True))
+        os.replace(new, self.folder / "lock.json")
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def _download(self, repo: str, name: str) -> Path:
+        """Download one file to its place and return the path; EntryNotFoundError passes through."""
+        target = self.folder / repo / name
+        try:
+            revision = self._lock()["revisions"].get(repo, constants.DEFAULT_REVISION)
+            url = hf_hub_url(repo, name, revision=revision, endpoint=self.endpoint)
+            found = get_hf_file_metadata(url, endpoint=self.endpoint)
+            if not (found.commit_hash and found.etag and found.size is not None):
+                raise HubUnreachable(f"{self._shown()} does not answer like a hub; check HF_ENDPOINT and the proxy")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{found.etag[:16]}.incomplete")
+            for stale in set(target.parent.glob(f"{target.name}.*.incomplete")) - {partial}:
+                stale.unlink()
+            fixed = hf_hub_url(repo, name, revision=found.commit_hash, endpoint=self.endpoint)
+            self._receive(fixed, partial, found.size, name)
+            self._accept(partial, found.etag, f"{repo}/{name}")
+        except EntryNotFoundError:
+            raise
+        except (httpx2.HTTPError, OSError) as error:
+            raise self._said(error, repo, name) from None
+        lock = self._lock()
+        lock["revisions"].setdefault(repo, found.commit_hash)
+        self._write_lock(lock)
+        os.replace(partial, target)
+        return target
+
+    def _receive(self, url: str, partial: Path, size: int, shown: str) -> None:
+        """Bring `partial` to `size` bytes. Every attempt asks the hub for a new signed address and goes on where it was."""
+        have = partial.stat().st_size if partial.exists() else 0
+        if have > size:
+            partial.unlink()
+            have = 0
+        require_room(partial.parent, ROOM * (2 * size - have), f"{shown}, once fetched and once converted,")
+        headers = build_hf_headers()
+        tries = 0
+        while True:
+            try:
+                with partial.open("ab") as file:
+                    http_get(url, file, resume_size=have, headers=headers, expected_size=size, displayed_filename=shown)
+                return
+            except (httpx2.TransportError, HfHubHTTPError) as error:
+                came = partial.stat().st_size - have
+                have, tries = have + came, 1 if came > 0 else tries + 1
+                refused = isinstance(error, HfHubHTTPError) and error.response.status_code != 403
+                if refused or tries == TRIES or (came <= 0 and isinstance(error, RETRIED)):
+                    raise
+                time.sleep(1)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    partial.unlink()
+                raise
+
+    def _accept(self, partial: Path, etag: str, key: str) -> None:
+        """Compare what was received with the hub's own hash (SHA-256, or git's for a small file) and with lock.json."""
+        sha256, expected = file_sha256(partial), self._lock()["files"].get(key)
+        if re.fullmatch("[0-9a-f]{64}", etag):
+            whole = sha256 == etag
+        elif re.fullmatch("[0-9a-f]{40}", etag):
+            data = partial.read_bytes()
+            whole = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == etag
+        else:
+            whole = True  # a mirror's own tag; the recorded hash still holds
+        if whole and (not expected or expected["sha256"] == sha256):
+            return
+        partial.unlink()
+        if whole:
+            raise HubError(
+                f"{key}: {self._shown()} now has another file (SHA-256 {sha256[:16]}...) than was recorded "
+                f"({expected['sha256'][:16]}...) in {self.folder / 'lock.json'}; delete the entry there if that is meant"
+            )
+        raise HubError(f"{key}: what came is not what {self._shown()} announced (SHA-256 {sha256[:16]}...); try again")
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def _shown(self) -> str:
+        return self.endpoint or constants.ENDPOINT
+
+    def by_hand(self, files: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+        """What to do without a hub: for each (repository, names to choose from) the address and the place of the first."""
+        steps = []
+        for repo, names in files:
+            if not any((self.folder / repo / name).exists() for name in names):
+                revision = self._lock()["revisions"].get(repo)
+                url = hf_hub_url(repo, names[0], revision=revision, endpoint=self.endpoint)
+                other = "".join(f" (or {name})" for name in names[1:])
+                steps.append(f"{url}{other} to {self.folder / repo / names[0]}")
+        return "or download by other means and run this again: " + ", ".join(steps)
+
+    def _said(self, error: Exception, repo: str, name: str) -> HubError:
+        what, hub = f"{repo}/{name}", self._shown()
+        if isinstance(error, OfflineModeIsEnabled):
+            words = "it is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched; unset it"
+        elif isinstance(error, GatedRepoError):
+            words = f"its authors ask for an agreement; accept it on {hub}/{repo} and set HF_TOKEN"
+        elif isinstance(error, RepositoryNotFoundError):
+            words = f"{hub} does not know {repo}, or does not show it without the right HF_TOKEN"
+        elif isinstance(error, RevisionNotFoundError):
+            words = f"the recorded revision {self._lock()['revisions'].get(repo)} is not on {hub} any more"
+        elif isinstance(error, HfHubHTTPError):
+            words = f"{hub} answers {error.response.status_code}; try again later"
+        elif isinstance(error, httpx2.HTTPError):
+            words = f"{hub} does not answer ({type(error).__name__}); check the connection; what has come is kept"
+        elif error.errno in NO_ROOM:
+            return HubError(f"{what}: no room left in {self.folder}; make some, or set HF_HOME to another disk")
+        elif error.errno:
+            return HubError(f"{what}: cannot be written to {self.folder} ({error.strerror}); set HF_HOME to another folder")
+        else:
+            words = (str(error).splitlines() or ["cannot be fetched"])[0]
+        return HubUnreachable(f"{what}: {words}")

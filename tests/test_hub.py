@@ -1,0 +1,329 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import REVISION, HubServer, unused_port
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from moebius_lab.checkpoint import (
+    CheckpointError,
+    check_vae_config,
+    deterministic_weights,
+    find_weights,
+    load_checkpoint,
+    make_vae,
+    stored_types,
+)
+from moebius_lab.config import SMALL
+from moebius_lab.hub import Hub, HubError, HubUnreachable, file_sha256
+from moebius_lab.unet import MoebiusNet
+
+PLACES = "ft_places2/diffusion_pytorch_model.bin"
+DENOISER, VAE = "hustvl/Moebius", "hustvl/PixelHacker"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """SMALL's deterministic weights in 16 bits, laid out and named as the release's are."""
+    folder = tmp_path_factory.mktemp("published")
+
+    def half(state):
+        return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+
+    torch.save(half(deterministic_weights(MoebiusNet(SMALL))), folder / "denoiser.bin")
+    vae = make_vae(SMALL)
+    torch.save(half(deterministic_weights(vae)), folder / "vae.bin")
+    vae.save_config(folder)
+    return folder
+
+
+@pytest.fixture
+def server(published):
+    with HubServer() as hub:
+        hub.state.files = {
+            (DENOISER, PLACES): published / "denoiser.bin",
+            (VAE, "vae/config.json"): published / "config.json",
+            (VAE, "vae/diffusion_pytorch_model.bin"): published / "vae.bin",
+        }
+        yield hub
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    return Hub(tmp_path / "cache", server.url)
+
+
+def denoiser(hub):
+    return find_weights("places2", "denoiser", SMALL, hub)
+
+
+def left_behind(hub):
+    return {path.name for path in hub.folder.rglob("*") if path.is_file()} - {".lock", "lock.json"}
+
+
+def test_published_weights_are_fetched_once_converted_once_and_keep_their_type(hub, server, published):
+    path = denoiser(hub)
+    stored, original = load_file(path), torch.load(published / "denoiser.bin", weights_only=True)
+    assert stored_types(stored) == stored_types(original) and set(stored_types(stored)) == {"float16", "int64"}
+    assert all(torch.equal(stored[name], original[name]) for name in original)
+    assert left_behind(hub) == {"denoiser.safetensors"}
+    lock = json.loads((hub.folder / "lock.json").read_text())
+    assert lock["revisions"] == {DENOISER: REVISION}
+    assert lock["files"][f"{DENOISER}/{PLACES}"]["sha256"] == file_sha256(published / "denoiser.bin")
+
+    asked = len(server.state.requests)
+    assert denoiser(hub) == path and len(server.state.requests) == asked
+    assert load_checkpoint(path, SMALL).diff_model.conv_norm_out.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_the_autoencoder_comes_from_either_format_and_its_configuration_is_checked(
+    hub, server, published, tmp_path, safetensors
+):
+    state = torch.load(published / "vae.bin", weights_only=True)
+    if safetensors:
+        save_file(state, tmp_path / "vae.safetensors")
+        server.state.files[VAE, "vae/diffusion_pytorch_model.safetensors"] = tmp_path / "vae.safetensors"
+        del server.state.files[VAE, "vae/diffusion_pytorch_model.bin"]
+    stored = load_file(find_weights("places2", "vae", SMALL, hub))
+    assert all(torch.equal(stored[name], state[name]) for name in state) and stored.keys() == state.keys()
+    assert left_behind(hub) == {"vae.safetensors", "config.json"}
+
+
+def test_attention_layers_of_an_old_autoencoder_get_their_present_names(hub, server, published, tmp_path):
+    state = torch.load(published / "vae.bin", weights_only=True)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for key, value in state.items():
+        for new, previous in names.items():
+            key = key.replace(f".attentions.0.{new}.", f".attentions.0.{previous}.")
+        old[key] = value
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "old.bin")
+    server.state.files[VAE, "vae/diffusion_pytorch_model.bin"] = tmp_path / "old.bin"
+    assert load_file(find_weights("places2", "vae", SMALL, hub)).keys() == state.keys()
+
+
+@pytest.mark.parametrize(("entry", "value"), [("scaling_factor", 0.18215), ("block_out_channels", [16, 32, 32, 64])])
+def test_another_autoencoder_is_refused(published, tmp_path, entry, value):
+    config = json.loads((published / "config.json").read_text())
+    check_vae_config(published / "config.json", SMALL)
+    (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}))
+    with pytest.raises(CheckpointError, match=f"another autoencoder.*{entry}"):
+        check_vae_config(tmp_path / "config.json", SMALL)
+    del config["scaling_factor"]  # diffusers would then assume 0.18215
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="scaling_factor 0.18215 instead of 0.13025"):
+        check_vae_config(tmp_path / "config.json", SMALL)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="not the configuration"):
+        check_vae_config(tmp_path / "config.json", SMALL)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_dropped_connection_is_taken_up_where_it_broke_under_a_new_signed_address(hub, server, reset, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what the client writes at once: 10 MB otherwise
+    server.state.drop_after, server.state.reset = [300_000, 200_000], reset
+    denoiser(hub)
+    ranges = [request["range"] for request in server.state.deliveries()]
+    assert ranges[0] is None and len(ranges) == 3
+    starts = [int(asked.removeprefix("bytes=").rstrip("-")) for asked in ranges[1:]]
+    assert (0 < starts[0] < starts[1] <= 500_000) if reset else starts == [300_000, 500_000]
+    addresses = [request["path"] for request in server.state.deliveries()]
+    assert len(set(addresses)) == 3
+
+
+def test_a_download_is_taken_up_by_a_later_run(hub, server, published):
+    size = (published / "denoiser.bin").stat().st_size
+    partial = hub.folder / DENOISER / f"{PLACES}.{file_sha256(published / 'denoiser.bin')[:16]}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes((published / "denoiser.bin").read_bytes()[: size // 2])
+    partial.with_name("diffusion_pytorch_model.bin.0123456789abcdef.incomplete").write_bytes(b"of another revision")
+    denoiser(hub)
+    assert [request["range"] for request in server.state.deliveries()] == [f"bytes={size // 2}-"]
+    assert left_behind(hub) == {"denoiser.safetensors"}
+
+
+def test_a_server_that_ignores_ranges_costs_a_download_but_no_correctness(hub, server):
+    server.state.drop_after, server.state.no_ranges = [300_000], True
+    assert denoiser(hub).is_file()
+
+
+def test_an_expired_signature_is_renewed_once(hub, server):
+    server.state.expired = 1
+    assert denoiser(hub).is_file()
+    assert [request["range"] for request in server.state.deliveries()] == [None, None]
+
+
+def test_a_file_that_is_not_what_was_announced_is_not_kept(hub, server):
+    server.state.corrupt = True
+    with pytest.raises(HubError, match="not what .* announced"):
+        denoiser(hub)
+    assert left_behind(hub) == set()
+    server.state.corrupt = False
+    assert denoiser(hub).is_file()
+
+
+def test_hashes_are_recorded_on_first_use_and_checked_ever_after(hub, server, published, tmp_path):
+    path = denoiser(hub)
+    changed = torch.load(published / "denoiser.bin", weights_only=True)
+    changed["embedding_layer.weight"] += 1
+    torch.save(changed, tmp_path / "changed.bin")
+    server.state.files[DENOISER, PLACES] = tmp_path / "changed.bin"
+    path.unlink()
+    with pytest.raises(HubError, match="now has another file"):
+        denoiser(hub)
+    assert left_behind(hub) == set()
+
+    server.state.files[DENOISER, PLACES] = published / "denoiser.bin"
+    path = denoiser(hub)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HubError, match="SHA-256.*damaged.*[Dd]elete it"):
+        denoiser(hub)
+
+
+def test_a_revision_once_recorded_is_kept(hub, server, published):
+    path = denoiser(hub)
+    path.unlink()
+    server.state.revision = "ab" * 20
+    with pytest.raises(HubError, match=f"recorded revision {REVISION} is not on"):
+        denoiser(hub)
+
+
+def test_offline_what_was_fetched_is_used_and_what_was_not_is_named_with_its_place(hub, monkeypatch):
+    path = denoiser(hub)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert denoiser(hub) == path
+    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE") as error:
+        find_weights("ffhq", "denoiser", SMALL, hub)
+    for words in ("ft_ffhq/diffusion_pytorch_model.bin", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"):
+        assert words in str(error.value)
+    assert str(hub.folder / DENOISER / "ft_ffhq" / "diffusion_pytorch_model.bin") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_put_into_its_place_by_hand_is_used_and_left_there(hub, monkeypatch, published):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place = hub.folder / DENOISER / PLACES
+    place.parent.mkdir(parents=True)
+    shutil.copy(published / "denoiser.bin", place)
+    assert load_file(denoiser(hub)) and place.is_file()
+
+
+def test_a_file_in_the_clients_own_cache_is_used_and_left_there(hub, server, published, tmp_path):
+    from huggingface_hub import hf_hub_download
+
+    cached = hf_hub_download(DENOISER, PLACES, endpoint=server.url, cache_dir=constants.HF_HUB_CACHE)
+    asked = len(server.state.requests)
+    assert denoiser(hub).is_file() and os.path.exists(cached)
+    assert len(server.state.requests) == asked
+
+
+def test_a_hub_that_does_not_answer(hub, server, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    with unused_port() as port, pytest.raises(HubUnreachable, match="does not answer.*connection.*by other means"):
+        denoiser(Hub(tmp_path / "other", f"http://127.0.0.1:{port}"))
+    server.state.status = 503
+    with pytest.raises(HubUnreachable, match="answers 503"):
+        denoiser(hub)
+    assert left_behind(hub) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"token": "hf_right"}, "HF_TOKEN"),
+        ({"gated": True}, "agreement"),
+        ({"files": {(DENOISER, "README.md"): None}}, "has no file ft_places2"),
+        ({"files": {}}, "does not know hustvl/Moebius"),
+    ],
+)
+def test_no_access_and_no_such_file(hub, server, change, words):
+    for name, value in change.items():
+        setattr(server.state, name, value)
+    with pytest.raises(HubUnreachable, match=words):
+        denoiser(hub)
+
+
+def test_a_token_goes_to_the_hub_and_never_to_the_deliverer(hub, server, monkeypatch):
+    server.state.token = "hf_right"
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    server.state.drop_after = [300_000]
+    denoiser(hub)
+    assert all(request["token"] is None for request in server.state.deliveries())
+
+
+@pytest.mark.parametrize("kind", ["lora", "another width", "another model", "cut short", "code"])
+def test_what_is_no_checkpoint_of_the_network_leaves_nothing_behind(hub, server, published, tmp_path, kind):
+    state = torch.load(published / "denoiser.bin", weights_only=True)
+    path = tmp_path / "x.bin"
+    if kind == "lora":
+        torch.save({"unet.down_blocks.0.lora_A.weight": torch.zeros(4096)}, path)
+    elif kind == "another width":
+        torch.save({name: torch.cat([value, value]) if value.ndim else value for name, value in state.items()}, path)
+    elif kind == "another model":
+        torch.save({"conv.weight": torch.zeros(4096)}, path)
+    elif kind == "cut short":
+        path.write_bytes((published / "denoiser.bin").read_bytes()[:-1000])
+    else:
+        torch.save({"weight": _Runs(str(tmp_path / "ran")), "padding": torch.zeros(4096)}, path)
+    server.state.files[DENOISER, PLACES] = path
+    words = {
+        "lora": "a LoRA",
+        "another width": "in another width",
+        "another model": "of another network",
+        "cut short": "not a whole",
+        "code": "refused",
+    }
+    with pytest.raises(CheckpointError, match=words[kind]):
+        denoiser(hub)
+    assert left_behind(hub) == set() and not (tmp_path / "ran").exists()
+
+
+class _Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(hub, server, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(HubError, match=r"needs \d+ MB but 1 MB are free"):
+        denoiser(hub)
+    assert not server.state.deliveries() and left_behind(hub) == set()
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, published):
+    """The limit on a file's size stands for the disk's: both end a write with an error in the middle."""
+    limit = (published / "denoiser.bin").stat().st_size // 2
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from moebius_lab.checkpoint import find_weights; from moebius_lab.config import SMALL\n"
+        "from moebius_lab.hub import Hub, HubError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2]))\n"
+        "except HubError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, text=True)
+    assert "no room left" in done.stdout, done.stdout + done.stderr
+    assert left_behind(hub) == set()
+
+
+def test_a_damaged_lock_file_is_named(hub):
+    hub.folder.mkdir()
+    (hub.folder / "lock.json").write_text("{")
+    with pytest.raises(HubError, match="lock.json: not a lock file"):
+        denoiser(hub)
