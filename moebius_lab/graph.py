@@ -1,7 +1,7 @@
 """Exact rewrites of the denoiser, made before it is exported: same numbers, fewer and better-shaped operations.
 
     NoiseGraph   latents, mask, masked latents, timestep                 -> noise of both guided halves
-    StepGraph    the same, guidance and two DDIM coefficients            -> next latents
+    StepGraph    the same, guidance and two DDIM coefficients            -> next latents, and the noise
 
 Each rewrite is one function or one small module here, with its derivation; `tests/test_graph.py` compares each with
 the published form in `unet.py` and `lambda_layer.py`.
@@ -50,7 +50,7 @@ TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every 
 NOISE_INPUTS = ("latents", "mask", "masked_latents", "timestep")
 NOISE_OUTPUTS = ("noise",)
 STEP_INPUTS = NOISE_INPUTS + ("guidance", "latent_scale", "noise_scale")
-STEP_OUTPUTS = ("next_latents",)
+STEP_OUTPUTS = ("next_latents",) + NOISE_OUTPUTS
 
 
 def constant(tensor: Tensor) -> nn.Parameter:
@@ -528,6 +528,8 @@ class StepGraph(nn.Module):
         x0    = (x - sqrt(1 - a) noise) / sqrt(a)
         next  = sqrt(a') x0 + sqrt(1 - a') noise = latent_scale x + noise_scale noise
         latent_scale = sqrt(a' / a),   noise_scale = sqrt(1 - a') - sqrt(a' (1 - a) / a)
+
+    The noise is put out as well, for comparisons; a loop asks for the next latents alone.
     """
 
     def __init__(self, net: MoebiusNet) -> None:
@@ -544,10 +546,11 @@ class StepGraph(nn.Module):
         guidance: Tensor,
         latent_scale: Tensor,
         noise_scale: Tensor,
-    ) -> Tensor:
-        """As `NoiseGraph`, and three float32 numbers of shape (1,) -> the next latents (1, 4, s, s)."""
-        u, c = self.noise(latents, mask, masked_latents, timestep).split(1)
-        return latent_scale * latents + noise_scale * (u + guidance * (c - u))
+    ) -> tuple[Tensor, Tensor]:
+        """As `NoiseGraph`, and three float32 numbers of shape (1,) -> next latents (1, 4, s, s), noise (2, 4, s, s)."""
+        noise = self.noise(latents, mask, masked_latents, timestep)
+        u, c = noise.split(1)
+        return latent_scale * latents + noise_scale * (u + guidance * (c - u)), noise
 
 
 def noise_example(net: MoebiusNet) -> dict[str, Tensor]:

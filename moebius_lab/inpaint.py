@@ -115,19 +115,22 @@ def sample(
     for i, step in enumerate(steps):
         if cancel is not None and cancel.is_set():
             raise Cancelled(f"cancelled after {i} of {len(steps)} steps")
-        uncond, cond = backend.predict_noise(torch.cat([latent, mask, masked_latent], dim=1), step.timestep)
-        e = uncond + settings.guidance * (cond - uncond)
-        if not torch.isfinite(e).all():
+        following = backend.step(latent, mask, masked_latent, step, settings.guidance)
+        if not torch.isfinite(following).all():
             raise FloatingPointError(f"{backend.name}: the denoiser returned numbers that are not finite at step {i + 1}")
-        clean = predicted_clean(latent, e, step)
-        latent = step.latent_scale * latent + step.noise_scale * e
+        clean = predicted_clean(latent, following, step)
+        latent = following
         if on_step is not None:
             on_step(i + 1, len(steps), latent, clean)
     return backend.decode(latent / factor)
 
 
-def predicted_clean(latent: Tensor, e: Tensor, step: Step) -> Tensor:
-    """x0: what the latent would be without the predicted noise `e`."""
+def predicted_clean(latent: Tensor, following: Tensor, step: Step) -> Tensor:
+    """x0, what the latent would be without its noise, from the latents before and after a step.
+
+    The step was next = latent_scale x + noise_scale e, which gives the noise e back; x0 = (x - sigma e) / signal.
+    """
+    e = (following - step.latent_scale * latent) / step.noise_scale
     return (latent - step.sigma * e) / step.signal
 
 

@@ -1,21 +1,37 @@
-"""One comparison and one tolerance table, for every graph, backend and precision."""
+"""One comparison and one tolerance table, for every graph, precision and backend.
+
+A float32 graph is held to a largest difference; one with narrower weights or arithmetic is not the same function any
+more, and is held to a signal-to-noise ratio (PSNR, the peak being the reference's range).
+"""
 
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
 
 from . import LabError
+from .backends import open_session
+from .export import OUTPUT_NAMES, example_inputs, torch_graphs
+from .unet import MoebiusNet
 
-TOLERANCES = {
-    "vae_encoder": 1e-4,  # max |d| against PyTorch in float32; outputs are of order 1
-    "denoiser": 1e-4,
-    "vae_decoder": 1e-4,
-    "picture": 1.0,  # 8-bit levels, whole pipeline
-}
+PICTURE = "picture"  # the row of the whole pipeline, beside the graphs' own
+
+LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
+GRAPH_LARGEST_ERROR = 1e-4
+LEAST_PSNR = {"fp16-storage": 60.0, "fp16": 40.0, "int8": 40.0}  # dB; of a picture, inside the hole
+
+Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""A backend for comparisons: graph name and inputs by name -> outputs by name."""
 
 
 class ParityError(LabError):
@@ -28,20 +44,25 @@ class Row:
 
     graph: str
     output: str
+    precision: str
     backend: str
     max_error: float
     mean_error: float
     relative_error: float  # norm of the difference over norm of the reference
-    psnr_db: float  # peak is the reference's range; infinite for equal arrays
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.max_error <= self.tolerance  # False for NaN as well
+    psnr_db: float  # peak is the reference's range, or 255 of a picture; infinite for equal arrays
+    tolerance: str  # what is asked for, in words: "max 1e-04" or "40 dB"
+    ok: bool
 
 
-def compare(graph: str, output: str, backend: str, got: np.ndarray, reference: np.ndarray) -> Row:
-    """Compare an output with PyTorch's; the tolerance is the graph's entry in `TOLERANCES`.
+def compare(graph: str, output: str, precision: str, backend: str, got: np.ndarray, reference: np.ndarray) -> Row:
+    """Compare an output with PyTorch's in float32.
+
+    Args:
+        graph: one of `GRAPHS`, or `PICTURE`: 8-bit values, of which only those inside the hole are given where the
+            precision is not fp32.
+        output: the output's name.
+        precision: "fp32" is held to `LARGEST_ERROR`, others to `LEAST_PSNR`.
+        backend: what made `got`.
 
     Raises:
         ParityError: the shapes differ.
@@ -50,22 +71,129 @@ def compare(graph: str, output: str, backend: str, got: np.ndarray, reference: n
         raise ParityError(f"{graph}.{output} on {backend}: shape {got.shape} instead of {reference.shape}")
     a, b = got.astype(np.float64), reference.astype(np.float64)
     d = np.abs(a - b)
-    mse, peak = float(np.mean(d * d)), max(float(b.max() - b.min()), 1e-30)
-    return Row(
-        graph, output, backend, float(d.max()), float(d.mean()),
-        float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)),
-        math.inf if mse == 0 else 20 * math.log10(peak) - 10 * math.log10(mse),
-        TOLERANCES[graph],
-    )  # fmt: skip
+    mse = float(np.mean(d * d))
+    peak = 255.0 if graph == PICTURE else max(float(b.max() - b.min()), 1e-30)
+    psnr = math.inf if mse == 0 else 20 * math.log10(peak) - 10 * math.log10(mse)
+    if precision == "fp32":
+        limit = LARGEST_ERROR.get(graph, GRAPH_LARGEST_ERROR)
+        tolerance, ok = f"max {limit:g}", bool(d.max() <= limit)  # False for NaN as well
+    else:
+        tolerance, ok = f"{LEAST_PSNR[precision]:g} dB", bool(psnr >= LEAST_PSNR[precision])
+    relative = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+    return Row(graph, output, precision, backend, float(d.max()), float(d.mean()), relative, psnr, tolerance, ok)
+
+
+def reference_outputs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, dict[str, np.ndarray]]:
+    """What PyTorch in float32 makes of `example_inputs`: for each graph its outputs by name."""
+    modules, references = torch_graphs(net, vae), {}
+    for graph, inputs in example_inputs(net.config).items():
+        with torch.inference_mode():
+            got = modules[graph](*inputs.values())
+        outputs = got if isinstance(got, tuple) else (got,)
+        references[graph] = dict(zip(OUTPUT_NAMES[graph], (y.numpy() for y in outputs), strict=True))
+    return references
+
+
+def compare_graphs(
+    references: dict[str, dict[str, np.ndarray]], net: MoebiusNet, run: Run, forms: dict[str, str], backend: str
+) -> list[Row]:
+    """Run every graph on `example_inputs` and compare each output.
+
+    Args:
+        references: from `reference_outputs`.
+        net: the network, for its inputs' sizes.
+        run: the backend.
+        forms: the stored form of each graph, as `precision.per_graph` returns them.
+        backend: what to call it in the table.
+    """
+    rows = []
+    for graph, inputs in example_inputs(net.config).items():
+        got = run(graph, {name: tensor.numpy() for name, tensor in inputs.items()})
+        rows += [compare(graph, name, forms[graph], backend, got[name], y) for name, y in references[graph].items()]
+    return rows
+
+
+def onnx_run(paths: dict[str, Path]) -> Run:
+    """ONNX Runtime on the CPU, on the graphs of `Workbench.stored`; each session lives for one call."""
+
+    def run(graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(OUTPUT_NAMES[graph], open_session(paths[graph]).run(OUTPUT_NAMES[graph], inputs), strict=True))
+
+    return run
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
     """The rows as a table, with a verdict column."""
-    return pd.DataFrame([asdict(row) | {"verdict": "equal" if row.ok else "DIFFERENT"} for row in rows])
+    frame = pd.DataFrame([asdict(row) for row in rows])
+    return frame.assign(verdict=frame.pop("ok").map({True: "ok", False: "DIFFERENT"}))
 
 
 def require(rows: list[Row]) -> None:
     """Raise ParityError naming every row past its tolerance."""
-    bad = [f"{r.graph}.{r.output} on {r.backend}: {r.max_error:.2e} > {r.tolerance:.0e}" for r in rows if not r.ok]
+    bad = [
+        f"{r.graph}.{r.output} in {r.precision} on {r.backend}: max {r.max_error:.2e}, {r.psnr_db:.1f} dB; asked {r.tolerance}"
+        for r in rows
+        if not r.ok
+    ]
     if bad:
         raise ParityError("not equal to PyTorch: " + "; ".join(bad))
+
+
+# -- where the error is made -------------------------------------------------------------------------------------------
+
+
+def block_errors(net: MoebiusNet, step_graph: Path) -> pd.Series:
+    """Relative error of every ResNet, transformer and sampler of the denoiser, in ONNX Runtime, in the network's order.
+
+    The exporter notes which module each node comes from; the last node of a block is made an output of the graph, and
+    the same block's output in PyTorch is what it is compared with. Errors of earlier blocks are in those of later ones.
+    """
+    expected = _published_blocks(net)
+    model = onnx.load(str(step_graph))
+    ends = _last_tensors(model, list(expected))
+    for name in ends.values():
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    inputs = {name: tensor.numpy() for name, tensor in example_inputs(net.config)["step"].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blocks.onnx"
+        onnx.save(model, str(path), save_as_external_data=True, location="blocks.data")
+        got = dict(zip(ends, open_session(path).run(list(ends.values()), inputs), strict=True))
+    errors = {}
+    for block, y in expected.items():
+        reference = y[-got[block].shape[0] :].double()  # a batch of one stands for two equal halves
+        difference = torch.from_numpy(got[block]).double() - reference
+        errors[block] = float(torch.linalg.norm(difference) / torch.linalg.norm(reference))
+    return pd.Series(errors, name="relative error")
+
+
+def _published_blocks(net: MoebiusNet) -> dict[str, torch.Tensor]:
+    """Each block's output in PyTorch, under the name that it has in `graph.NoiseGraph`."""
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = []
+    for side, blocks in (("down", net.diff_model.down_blocks), ("up", net.diff_model.up_blocks)):
+        for i, block in enumerate(blocks):
+            samplers = block.downsamplers if side == "down" else block.upsamplers
+            for kind, modules in (("resnets", block.resnets), ("transformers", block.attentions), ("samplers", samplers)):
+                for j, module in enumerate(modules):
+                    hooks.append(_keep_output(module, outputs, f"noise.{side}.{i}.{kind}.{j}"))
+    inputs = example_inputs(net.config)["step"]
+    with torch.inference_mode():
+        torch_graphs(net, nn.Module())["step"](*inputs.values())
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def _keep_output(module: nn.Module, outputs: dict[str, torch.Tensor], name: str):
+    return module.register_forward_hook(lambda _module, _inputs, y: outputs.update({name: y.clone()}))
+
+
+def _last_tensors(model: onnx.ModelProto, blocks: list[str]) -> dict[str, str]:
+    """The name of the tensor that each block of modules ends with, by the scopes that the exporter notes at each node."""
+    ends = {}
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        for block in blocks:
+            if f"'{block}'" in notes.get("pkg.torch.onnx.name_scopes", ""):
+                ends[block] = node.output[0]
+    return ends

@@ -7,6 +7,9 @@
 | fp16 | float16 | float16, but norms, softmax and what follows the last layer | rounding at every operation |
 | int8 | int8 and a DequantizeLinear, one scale a channel | float32 | rounding to 8 bits, once |
 
+These are forms of one graph. Asked for the port as a whole, fp16 means the denoiser: the autoencoder's activations are
+known to pass 65504 in half precision, and it runs twice and once a picture, so it is stored in 16 bits and computes in 32.
+
 The runtimes fold a Cast of a constant when they load a graph. They fold DequantizeLinear only with the session option
 `session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
 product.
@@ -31,8 +34,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.external_data_helper import uses_external_data
 
 from . import LabError
+from .backends import GRAPHS
 
 PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8")
+
+PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 
 CHUNK_BYTES = 64_000_000  # largest file of weights
 PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
@@ -55,6 +61,28 @@ class StoredFile:
     sha256: str
 
 
+def per_graph(precision: str) -> dict[str, str]:
+    """The form of each graph, from one word for all of them or from a list such as "int8,vae_decoder=fp32".
+
+    Raises:
+        LabError: an unknown precision or graph, or a graph without a precision.
+    """
+    forms: dict[str, str] = {}
+    for graph, _, form in (part.strip().rpartition("=") for part in precision.split(",")):
+        if form not in PRECISIONS:
+            raise LabError(f"precision {form!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if graph and graph not in GRAPHS:
+            raise LabError(f"there is no graph {graph!r}; the graphs are {', '.join(GRAPHS)}")
+        if graph:
+            forms[graph] = form
+        else:
+            forms |= {name: PER_GRAPH.get(form, {}).get(name, form) for name in GRAPHS}
+    missing = [graph for graph in GRAPHS if graph not in forms]
+    if missing:
+        raise LabError(f"{precision!r} gives {missing[0]} no precision; begin with one for all, as in int8,vae_decoder=fp32")
+    return {graph: forms[graph] for graph in GRAPHS}
+
+
 def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes: int = CHUNK_BYTES) -> list[StoredFile]:
     """Write a graph once more, with its weights in `precision`.
 
@@ -71,8 +99,7 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
 
     Raises:
         LabError: unknown precision; a weight larger than a file may be, or not representable; a graph that exceeds
-            protobuf's 2 GB without its weights. Nothing is written.
-        OSError: the disk has too little room. Nothing is written.
+            protobuf's 2 GB without its weights; a disk with too little room. Nothing is written.
     """
     graph, folder = Path(graph), Path(folder)
     if precision not in PRECISIONS:
@@ -324,7 +351,7 @@ def _check_room(plan: dict[str, _Form], folder: Path) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         room = f"{needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free"
-        raise OSError(f"{folder}: {room}; make room or choose another disk")
+        raise LabError(f"{folder}: {room}; make room or choose another disk")
 
 
 def _read(tensor: TensorProto, folder: Path) -> np.ndarray:

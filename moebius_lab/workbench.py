@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from diffusers import AutoencoderKL
 from PIL import Image
 
 from . import LabError, __version__
-from .backends import GRAPHS, OnnxBackend, TorchBackend
-from .checkpoint import DEMO_FOLDER, DETERMINISTIC, load_checkpoint, load_vae
+from .backends import OnnxBackend, TorchBackend
+from .checkpoint import DEMO_FOLDER, DETERMINISTIC, check_weights, find_weights, load_checkpoint, load_vae
 from .config import NETWORKS, NetworkConfig
-from .export import OPSET, export_graphs
+from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
 from .imaging import check_picture_and_mask, read_image, read_mask
+from .precision import per_graph, store
 from .unet import MoebiusNet
 
 
@@ -35,22 +38,23 @@ class Workbench:
     """
 
     config: NetworkConfig
-    weights: str  # "demo", "deterministic", or a folder with denoiser.safetensors and vae.safetensors
+    weights: str  # a name in `checkpoint.NAMES`, or a folder with denoiser.safetensors and vae.safetensors
     image: np.ndarray  # uint8 (H, W, 3)
     mask: np.ndarray  # uint8 (H, W), 255 is the hole
     folder: Path
+    precision: str = "fp32"  # in which this run's graphs are used; see `precision.per_graph`
 
     def __post_init__(self) -> None:
-        if self.weights == "demo" and self.config.name != "demo":
-            raise LabError(f'the demo weights belong to the demo network; give weights "{DETERMINISTIC}" or a folder')
+        per_graph(self.precision)  # raises for an unknown one
+        check_weights(self.weights, self.config)
 
     @cached_property
     def net(self) -> MoebiusNet:
-        return load_checkpoint(self._source("denoiser.safetensors"), self.config)
+        return load_checkpoint(self.weight_file("denoiser"), self.config)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        return load_vae(self._source("vae.safetensors"), self.config)
+        return load_vae(self.weight_file("vae"), self.config)
 
     @cached_property
     def torch_backend(self) -> TorchBackend:
@@ -58,33 +62,62 @@ class Workbench:
 
     @cached_property
     def onnx_backend(self) -> OnnxBackend:
-        """ONNX Runtime on this run's graphs, which are exported first where they are missing or out of date."""
-        return OnnxBackend(self.graphs().parent, self.config)
+        """ONNX Runtime on this run's graphs, which are made first where they are missing or out of date."""
+        return OnnxBackend(self.stored(), self.config)
 
-    def _source(self, file: str) -> str | Path:
-        return self.weights if self.weights in ("demo", DETERMINISTIC) else Path(self.weights) / file
+    def weight_file(self, part: str) -> str | Path:
+        """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
+        return find_weights(self.weights, part, self.config)
 
-    def _graphs_made_from(self) -> dict[str, object]:
-        files = {"demo": DEMO_FOLDER, DETERMINISTIC: None}.get(self.weights, Path(self.weights))
-        digests = [] if files is None else [file_digest(files / f"{part}.safetensors") for part in ("denoiser", "vae")]
-        sources = ("config", "lambda_layer", "unet", "export")
+    def _made_from(self, part: str) -> dict[str, object]:
+        """What a graph of `part` ("denoiser" or "vae") depends on."""
+        source = self.weight_file(part)
+        digest = source if source == DETERMINISTIC else file_digest(Path(source))
+        sources = ("config", "lambda_layer", "unet", "graph", "export", "precision")
         code = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in sources]
-        return {"network": self.config.name, "weights": digests or self.weights, "opset": OPSET, "code": code}
+        return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
 
-    def graphs(self, on_graph=lambda name: None) -> Path:
-        """Export the three graphs unless they are there already, made from the same weights by the same code.
+    def stored(self, precision: str = "", on_graph=lambda graph: None) -> dict[str, Path]:
+        """The three graphs in a precision, each made first unless it is there, from the same weights and the same code.
+
+        Each stands in a folder of its own, `onnx/FORM/GRAPH/`, with its weights in files of at most 64 MB and
+        `files.json`: what it was made from, and every file's name, bytes and SHA-256, the graph's own first.
+
+        Args:
+            precision: see `precision.per_graph`; empty for this run's own.
+            on_graph: called with a graph's name before it is made.
 
         Returns:
-            The path of the denoiser; the other two stand beside it.
+            The path of each graph's .onnx file.
+
+        Raises:
+            LabError: an unknown precision, or a disk without room.
         """
-        folder = self.folder / "onnx"
-        stamp, made_from = folder / "made_from.json", self._graphs_made_from()
-        complete = all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
-        if not (complete and stamp.is_file() and json.loads(stamp.read_text()) == made_from):
-            stamp.unlink(missing_ok=True)
-            export_graphs(self.net, self.vae, folder, on_graph)
-            stamp.write_text(json.dumps(made_from, indent=1))
-        return folder / "denoiser.onnx"
+        return {graph: self._stored(graph, form, on_graph) for graph, form in per_graph(precision or self.precision).items()}
+
+    def _stored(self, graph: str, form: str, on_graph) -> Path:
+        folder = self.folder / "onnx" / form / graph
+        stamp, made_from = folder / "files.json", self._made_from("denoiser" if graph == "step" else "vae")
+        if not _is_complete(stamp, made_from):
+            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" else None
+            on_graph(graph if form == "fp32" else f"{graph}, {form}")
+            shutil.rmtree(folder, ignore_errors=True)
+            with TemporaryDirectory(dir=self.folder) as exported:
+                source = fp32 or export_graph(graph, self.net, self.vae, exported)
+                files = store(source, form, folder)
+            stamp.write_text(json.dumps({"made_from": made_from, "files": [asdict(file) for file in files]}, indent=1))
+        return folder / f"{graph}.onnx"
+
+    def straightforward(self) -> Path:
+        """The denoiser exported without rewrites, for comparison: `onnx/straightforward/straightforward.onnx`."""
+        folder = self.folder / "onnx" / STRAIGHTFORWARD
+        path, stamp, made_from = folder / f"{STRAIGHTFORWARD}.onnx", folder / "files.json", self._made_from("denoiser")
+        if not _is_complete(stamp, made_from):
+            shutil.rmtree(folder, ignore_errors=True)
+            export_straightforward(self.net, folder)
+            files = [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())]
+            stamp.write_text(json.dumps({"made_from": made_from, "files": files}, indent=1))
+        return path
 
     def record(self, notebook: str, **results: object) -> Path:
         """Write a notebook's results to `results/NOTEBOOK.json` and return the path."""
@@ -103,6 +136,15 @@ class Workbench:
         else:
             picture.savefig(path)
         return path
+
+
+def _is_complete(stamp: Path, made_from: dict[str, object]) -> bool:
+    """Whether `stamp` says that its folder was made from `made_from`, and every file that it names is there in full."""
+    if not stamp.is_file():
+        return False
+    said = json.loads(stamp.read_text())
+    files = [(stamp.with_name(file["name"]), file["bytes"]) for file in said["files"]]
+    return said["made_from"] == made_from and all(f.is_file() and f.stat().st_size == size for f, size in files)
 
 
 def file_digest(path: Path) -> str:
@@ -125,23 +167,28 @@ def find_network(name: str) -> NetworkConfig:
 
 
 def prepare(
-    network: str = "demo", weights: str = "demo", image: str = "", mask: str = "", output_dir: str = "build"
+    network: str = "demo",
+    weights: str = "demo",
+    image: str = "",
+    mask: str = "",
+    output_dir: str = "build",
+    precision: str = "fp32",
 ) -> Workbench:
     """Check the parameters of a notebook and load its picture; networks load when they are first used.
 
     Args:
         network: a name in `config.NETWORKS`.
-        weights: "demo", "deterministic", or a folder with denoiser.safetensors and vae.safetensors.
+        weights: a name in `checkpoint.NAMES`, or a folder with denoiser.safetensors and vae.safetensors.
         image: a picture file; empty for the first demo photograph.
         mask: its mask; empty only where `image` is.
         output_dir: made if missing.
+        precision: of the graphs that this run uses; see `precision.per_graph`.
 
     Raises:
         LabError: a parameter that cannot be used.
     """
     config = find_network(network)
-    if weights not in ("demo", DETERMINISTIC) and not Path(weights).is_dir():
-        raise LabError(f'weights={weights!r} is neither "demo", "{DETERMINISTIC}" nor a folder that exists')
+    check_weights(weights, config)
     if bool(image) != bool(mask):
         raise LabError("give image and mask together, or neither for a demo photograph")
     if not image:
@@ -151,6 +198,6 @@ def prepare(
         image, mask = next(iter(photographs.values()))
     picture, hole = read_image(image), read_mask(mask)
     check_picture_and_mask(picture, hole)
-    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve())
+    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench

@@ -31,5 +31,5 @@ def small(tmp_path_factory, picture_files) -> Workbench:
     """SMALL, with its graphs exported once for all tests."""
     image, mask = picture_files
     bench = prepare("small", "deterministic", str(image), str(mask), str(tmp_path_factory.mktemp("small")))
-    bench.graphs()
+    bench.stored()
     return bench

@@ -1,73 +1,76 @@
-import numpy as np
+import json
+
 import onnx
 import pytest
 import torch
 
-from moebius_lab import LabError, parity
-from moebius_lab.backends import GRAPHS, OnnxBackend
-from moebius_lab.bundle import operators_off_the_gpu, shipped_files
+from moebius_lab import LabError
+from moebius_lab.backends import GRAPHS, OnnxBackend, open_session
 from moebius_lab.config import DEMO
-from moebius_lab.export import OPSET, OUTPUT_NAMES, example_inputs, operator_counts, torch_graphs
-
-
-def test_every_graph_computes_what_pytorch_computes(small):
-    rows, modules = [], torch_graphs(small.net, small.vae)
-    for graph, inputs in example_inputs(small.config).items():
-        with torch.inference_mode():
-            expected = modules[graph](*inputs.values())
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        got = small.onnx_backend.sessions[graph].run(OUTPUT_NAMES[graph], {n: v.numpy() for n, v in inputs.items()})
-        rows += [parity.compare(graph, "", "", a, b.numpy()) for a, b in zip(got, expected, strict=True)]
-    assert len(rows) == 4
-    parity.require(rows)
-    assert max(row.max_error for row in rows) < 2e-5
+from moebius_lab.export import OPSET, example_inputs, operator_counts, straightforward_inputs
+from moebius_lab.workbench import prepare
 
 
 def test_graphs_are_opset_18_without_three_dimensional_convolutions(small):
-    for graph in GRAPHS:
-        model = onnx.load(str(small.graphs().with_name(f"{graph}.onnx")))
+    for path in (*small.stored().values(), small.straightforward()):
+        model = onnx.load(str(path))
         assert [entry.version for entry in model.opset_import if entry.domain == ""] == [OPSET]
         dims = {init.name: len(init.dims) for init in model.graph.initializer}
         kernels = [dims[node.input[1]] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in dims]
         assert kernels and set(kernels) == {4}
 
 
-def test_operator_counts_and_shipped_files(small):
-    folder = small.graphs().parent
-    assert operator_counts(folder / "denoiser.onnx")["Conv"] > 100
-    assert not any(operators_off_the_gpu(folder).values())
-    files = shipped_files(folder)
-    assert len(files) == 6 and (files.MB > 0).all() and files.sha256.str.fullmatch("[0-9a-f]{64}").all()
+def test_the_rewritten_step_is_shorter_than_the_straightforward_denoiser_and_predicts_the_same_noise(small):
+    counts = [operator_counts(path) for path in (small.straightforward(), small.stored()["step"])]
+    assert counts[0]["Conv"] > 100 and counts[0].total() > counts[1].total()
+    feeds = {name: value.numpy() for name, value in straightforward_inputs(small.config).items()}
+    (noise,) = open_session(small.straightforward()).run(["noise"], feeds)
+    (ours,) = small.onnx_backend.run("step", example_inputs(small.config)["step"], ["noise"])
+    assert (torch.from_numpy(noise) - ours).abs().max() < 2e-5
 
 
-def test_graphs_are_made_again_only_when_something_changed(small):
-    stamp = small.graphs().with_name("made_from.json")
-    before = small.graphs().stat().st_mtime_ns
-    assert small.graphs().stat().st_mtime_ns == before
+def test_graphs_are_made_again_only_when_something_changed(small, tmp_path):
+    path = small.stored()["vae_decoder"]
+    stamp, before = path.with_name("files.json"), path.stat().st_mtime_ns
+    assert small.stored()["vae_decoder"].stat().st_mtime_ns == before
     text = stamp.read_text()
     stamp.write_text(text.replace('"deterministic"', '"other"'))
-    assert small.graphs().stat().st_mtime_ns > before and stamp.read_text() == text
+    assert small.stored()["vae_decoder"].stat().st_mtime_ns > before and stamp.read_text() == text
+    weights = path.with_name("vae_decoder.000.bin")
+    weights.write_bytes(weights.read_bytes()[:-1])  # as if the disk had been full
+    small.stored()
+    assert weights.stat().st_size == next(f["bytes"] for f in json.loads(text)["files"] if f["name"] == weights.name)
+
+
+def test_fp16_is_the_denoiser_s_and_shares_the_autoencoder_with_fp16_storage(small):
+    fp16, storage = small.stored("fp16"), small.stored("fp16-storage")
+    assert fp16["vae_decoder"] == storage["vae_decoder"] and fp16["step"] != storage["step"]
+    mixed = small.stored("int8,vae_decoder=fp32")
+    assert [path.parent.parent.name for path in mixed.values()] == ["int8", "int8", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("fp8", "precision 'fp8' is unknown; choose one of fp32"),
+        ("", "precision '' is unknown"),
+        ("int8,unet=fp32", "there is no graph 'unet'; the graphs are vae_encoder"),
+        ("step=int8", "gives vae_encoder no precision"),
+    ],
+)
+def test_a_precision_that_cannot_be_used_fails_before_anything_is_loaded(precision, words, tmp_path):
+    with pytest.raises(LabError, match=words):
+        prepare("small", "deterministic", output_dir=str(tmp_path), precision=precision)
+    assert not list(tmp_path.iterdir())
 
 
 def test_graphs_that_are_missing_damaged_or_of_another_network(small, tmp_path):
+    paths = {graph: tmp_path / f"{graph}.onnx" for graph in GRAPHS}
     with pytest.raises(LabError, match="no such file"):
-        OnnxBackend(tmp_path, small.config)
+        OnnxBackend(paths, small.config)
     with pytest.raises(LabError, match="16 x 16 latents, the demo network has 32"):
-        OnnxBackend(small.graphs().parent, DEMO)
-    for graph in GRAPHS:
-        (tmp_path / f"{graph}.onnx").write_bytes(b"not a graph")
+        OnnxBackend(small.stored(), DEMO)
+    for path in paths.values():
+        path.write_bytes(b"not a graph")
     with pytest.raises(LabError, match="export it again"):
-        OnnxBackend(tmp_path, small.config)
-
-
-def test_a_mismatch_is_an_error_that_names_it():
-    zeros = np.zeros((2, 2), np.float32)
-    good = parity.compare("denoiser", "noise", "CPU", zeros + 1e-5, zeros)
-    bad = parity.compare("denoiser", "noise", "CPU", zeros + 1e-3, zeros)
-    not_a_number = parity.compare("vae_decoder", "image", "CPU", zeros * np.nan, zeros)
-    parity.require([good])
-    with pytest.raises(parity.ParityError, match="denoiser.noise.*1.00e-03 > 1e-04; vae_decoder.image"):
-        parity.require([good, bad, not_a_number])
-    assert parity.table([good, bad]).verdict.tolist() == ["equal", "DIFFERENT"]
-    with pytest.raises(parity.ParityError, match="shape"):
-        parity.compare("denoiser", "noise", "CPU", np.zeros(3), zeros)
+        OnnxBackend(paths, small.config)

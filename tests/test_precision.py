@@ -149,7 +149,7 @@ def test_bad_input_is_refused_before_anything_is_written(graph_file, tmp_path, m
         precision.store(graph_file, "fp32", out)
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(1, 0, 1))
-    with pytest.raises(OSError, match="make room or choose another disk"):
+    with pytest.raises(LabError, match="make room or choose another disk"):
         precision.store(graph_file, "fp32", out)
     assert not out.exists()
 
@@ -158,19 +158,3 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
     source = write_graph(tmp_path / "net.onnx", scale=1e6)
     with pytest.raises(LabError, match="weight kernel has numbers beyond 65504"):
         precision.store(source, "fp16-storage", tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", ["fp16-storage", "fp16", "int8"])
-def test_the_vae_s_graphs_store_and_stay_finite(small, tmp_path, kind):
-    folder = small.graphs().parent
-    for name, ends in {"vae_encoder": ("image", (1, 3, 128, 128)), "vae_decoder": ("latent", (1, 4, 16, 16))}.items():
-        precision.store(folder / f"{name}.onnx", kind, tmp_path / name)
-        feeds = {ends[0]: np.random.default_rng(2).uniform(-1, 1, ends[1]).astype(np.float32)}
-        results = []
-        for path in (folder / f"{name}.onnx", tmp_path / name / f"{name}.onnx"):
-            options = onnxruntime.SessionOptions()
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            results.append(session.run(None, feeds)[0])
-        spread = np.ptp(results[0])
-        assert np.isfinite(results[1]).all() and np.abs(results[1] - results[0]).max() < 0.05 * spread
