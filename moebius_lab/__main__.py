@@ -95,7 +95,9 @@ def _run(options: argparse.Namespace) -> int:
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
-    prepare(options.network, weights, output_dir=options.output_dir, **files)  # bad parameters fail before work begins
+    bench = prepare(options.network, weights, output_dir=options.output_dir, **files)
+    for part in PARTS:
+        bench.weight_file(part)  # bad parameters fail, and published weights are fetched, before work begins
     index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
     return 0

@@ -13,7 +13,7 @@ from moebius_lab.imaging import feather, read_image, read_mask
 SMALL = ["--network", "small", "--weights", "deterministic"]
 
 
-@pytest.mark.parametrize("verb", ["run", "export", "inpaint", "verify-reference"])
+@pytest.mark.parametrize("verb", ["run", "export", "fetch", "inpaint", "verify-reference"])
 def test_every_verb_has_help(verb):
     done = subprocess.run([sys.executable, "-m", "moebius_lab", verb, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
@@ -50,7 +50,7 @@ def test_transparency_comes_back(small, picture_files, tmp_path):
         ({5: "0"}, "between 1 and 1000"),
         ({7: "large"}, "choose one of moebius, demo, small"),
         ({9: "demo"}, "belong to the demo network"),
-        ({9: "nowhere"}, "no such file"),
+        ({9: "nowhere"}, "nor a folder that exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(picture_files, tmp_path, capsys, monkeypatch, change, words):

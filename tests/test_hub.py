@@ -327,3 +327,25 @@ def test_a_damaged_lock_file_is_named(hub):
     (hub.folder / "lock.json").write_text("{")
     with pytest.raises(HubError, match="lock.json: not a lock file"):
         denoiser(hub)
+
+
+def command(server, tmp_path, **environment):
+    """`python -m moebius_lab fetch places2` with the hub and the folders that the environment names."""
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")} | environment
+    arguments = [sys.executable, "-m", "moebius_lab", "fetch", "places2"]
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+
+
+def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path):
+    """The published network has another width than these small files, which shows that they did arrive."""
+    done = command(server, tmp_path)
+    assert done.returncode == 2 and "of this network in another width" in done.stderr.splitlines()[-1]
+    files = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert not [name for name in files if name.endswith((".bin", ".incomplete", ".part", ".safetensors"))]
+
+
+def test_the_command_gives_up_on_a_hub_that_says_nothing(server, tmp_path):
+    server.state.silent = True
+    done = command(server, tmp_path, HF_HUB_ETAG_TIMEOUT="1")
+    assert done.returncode == 2
+    assert "does not answer (ReadTimeout)" in done.stderr and "vae/config.json to " in done.stderr.splitlines()[-1]
