@@ -16,9 +16,10 @@ from PIL import Image
 
 from . import LabError, __version__
 from .backends import OnnxBackend, TorchBackend
-from .checkpoint import DEMO_FOLDER, DETERMINISTIC, check_weights, find_weights, load_checkpoint, load_vae
+from .checkpoint import DEMO_FOLDER, DETERMINISTIC, PARTS, check_weights, find_weights, load_checkpoint, load_vae
 from .config import NETWORKS, NetworkConfig
 from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
+from .hub import file_sha256
 from .imaging import check_picture_and_mask, read_image, read_mask
 from .precision import per_graph, store
 from .unet import MoebiusNet
@@ -77,6 +78,11 @@ class Workbench:
         code = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in sources]
         return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all that this run's graphs depend on: the network, both parts' weights, the code. It dates results."""
+        made_from = [self._made_from(part) for part in PARTS]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
     def stored(self, precision: str = "", on_graph=lambda graph: None) -> dict[str, Path]:
         """The three graphs in a precision, each made first unless it is there, from the same weights and the same code.
 
@@ -124,6 +130,7 @@ class Workbench:
         path = self.folder / "results" / f"{notebook}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         head = {"network": self.config.name, "weights": self.weights, "version": __version__}
+        head["made_from"] = self.fingerprint()
         path.write_text(json.dumps(head | results, indent=1, default=float))
         return path
 
@@ -155,8 +162,7 @@ def file_digest(path: Path) -> str:
     """
     if not path.is_file():
         raise LabError(f"{path}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def find_network(name: str) -> NetworkConfig:
