@@ -1,0 +1,254 @@
+"""A headless Chromium that runs the shipped page's own modules: for parity, benchmarks and tests.
+
+    with Browser("build/bundle", provider="webgpu") as browser:
+        outputs = browser.run("vae_decoder", {"latent": latent})
+        picture, timings = browser.inpaint(image, mask, Settings())
+        print(browser.evidence)
+
+Nothing here computes: `web/engine.js` does, in a page served from the bundle.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from . import LabError
+from .bundle import read_manifest
+from .inpaint import Settings
+from .serve import Server
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+SOFTWARE = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+"""WebGPU without a graphics card: exact, slow, without shader-f16."""
+
+NVIDIA = (
+    "--use-gl=angle", "--use-angle=gl-egl", "--use-webgpu-adapter=default", "--disable-vulkan-surface",
+    "--enable-features=Vulkan,WebGPU,WebGPUDeveloperFeatures", "--disable-vulkan-fallback-to-gl-for-testing",
+    "--ignore-gpu-blocklist", "--enable-unsafe-webgpu", "--enable-dawn-features=allow_unsafe_apis",
+)  # fmt: skip
+"""WebGPU on an NVIDIA card without a display; other combinations gave the software adapter or none."""
+
+NVIDIA_FILES = {
+    "VK_DRIVER_FILES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
+    "VK_ICD_FILENAMES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
+    "__EGL_VENDOR_LIBRARY_FILENAMES": ("/usr/share/glvnd/egl_vendor.d/10_nvidia.json",),
+}
+
+TIMEOUT = 600  # seconds that one call may take
+
+PAGE = """async ({engine, choice}) => {
+  const { Engine } = await import(engine);
+  const packed = (values) => { let text = ''; const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+    return btoa(text); };
+  const unpacked = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  globalThis.model = await Engine.open(new URL('manifest.json', engine));
+  globalThis.codec = { packed, unpacked };
+  return globalThis.model.load(choice);
+}"""
+
+RUN = """async ({graph, feeds, times}) => {
+  const unpack = ([name, { dims, data }]) => [name, { dims, data: new Float32Array(codec.unpacked(data).buffer) }];
+  const { outputs, milliseconds } = await model.run(graph, Object.fromEntries(Object.entries(feeds).map(unpack)), { times });
+  const pack = ([name, { dims, data }]) => [name, { dims, data: codec.packed(data) }];
+  return { milliseconds, outputs: Object.fromEntries(Object.entries(outputs).map(pack)) };
+}"""
+
+INPAINT = """async ({width, height, image, mask, settings}) => {
+  const data = new Uint8ClampedArray(codec.unpacked(image).buffer);
+  const done = await model.inpaint({ image: { width, height, data }, mask: codec.unpacked(mask), settings });
+  return { image: codec.packed(done.image.data), timings: done.timings };
+}"""
+
+
+def find_chromium() -> str:
+    """The path of a Chromium: one on the PATH, else the one that Playwright installed.
+
+    Raises:
+        LabError: neither; the message says how to get one.
+    """
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    path = _playwright(lambda play: play.chromium.executable_path)
+    if not Path(path).is_file():
+        raise LabError("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
+    return path
+
+
+def _playwright(use: Callable) -> object:
+    """Call `use` with Playwright's synchronous interface, in a thread without an event loop, where alone it works."""
+
+    def job() -> object:
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as play:
+            return use(play)
+
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(job).result()
+    except ImportError:
+        raise LabError("driving a browser needs Playwright: `pip install playwright`") from None
+
+
+def has_nvidia() -> bool:
+    """Whether this machine has an NVIDIA card that its driver can use."""
+    return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+
+
+def launch_options(adapter: str = "auto") -> dict[str, object]:
+    """What Playwright's `chromium.launch` needs for WebGPU on this machine.
+
+    Args:
+        adapter: "nvidia", "software", "none" for a browser without WebGPU, or "auto": nvidia where there is a card.
+
+    Raises:
+        LabError: no Chromium, or an unknown adapter.
+    """
+    if adapter == "auto":
+        adapter = "nvidia" if has_nvidia() else "software"
+    flags = {"nvidia": NVIDIA, "software": SOFTWARE, "none": ("--disable-features=WebGPU", "--disable-gpu")}
+    if adapter not in flags:
+        raise LabError(f"adapter {adapter!r} is unknown; choose auto, {', '.join(flags)}")
+    environment = dict(os.environ)
+    if adapter == "nvidia":
+        for variable, candidates in NVIDIA_FILES.items():
+            environment |= {variable: path for path in candidates if Path(path).is_file()}
+    sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    return {"executable_path": find_chromium(), "args": [*flags[adapter], *sandbox], "env": environment}
+
+
+class Browser:
+    """One model loaded in a Chromium of its own; use it as a context.
+
+    Calls work in any thread, also inside the running event loop of a notebook.
+
+    Args:
+        folder: a bundle of `bundle.write_bundle`.
+        provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
+        precision: one that the bundle has.
+        adapter: see `launch_options`.
+        capture: replay the step from a recording; see `web/backend.js`.
+
+    Attributes:
+        loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence.
+        version: of the browser.
+
+    Raises:
+        LabError: no Chromium, or the page's own message of why it cannot run the model here.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        provider: str = "webgpu",
+        precision: str = "fp32",
+        adapter: str = "auto",
+        capture: bool = False,
+    ) -> None:
+        self.manifest = read_manifest(folder)
+        self.folder, self.adapter = Path(folder), adapter
+        self.choice = {"provider": provider, "precision": precision, "capture": capture}
+        self.loaded: dict = {}
+        self.version = ""
+
+    @property
+    def evidence(self) -> str:
+        """What really runs, in one sentence of the page's."""
+        return self.loaded["evidence"]
+
+    def __enter__(self) -> Browser:
+        options = launch_options(self.adapter)
+        self.thread = ThreadPoolExecutor(1)
+        self.server = Server(self.folder)
+        self.server.__enter__()
+        try:
+            self._do(self._open, options)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._close)
+        self.thread.shutdown()
+        self.server.__exit__()
+
+    def run(self, graph: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph on float32 arrays by name; its outputs by name."""
+        return self.time(graph, feeds, 1)[0]
+
+    def time(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> tuple[dict[str, np.ndarray], list[float]]:
+        """Run one graph `times` times: its outputs, and the milliseconds of each run with its transfers."""
+        packed = {name: {"dims": list(x.shape), "data": _packed(x.astype(np.float32))} for name, x in feeds.items()}
+        done = self._evaluate(RUN, {"graph": graph, "feeds": packed, "times": times})
+        outputs = {name: _unpacked(y["data"], np.float32).reshape(y["dims"]) for name, y in done["outputs"].items()}
+        return outputs, done["milliseconds"]
+
+    def inpaint(
+        self, image: np.ndarray, mask: np.ndarray, settings: Settings = Settings()
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Fill the hole of a picture; as `inpaint.inpaint`, and the page's own timings in milliseconds."""
+        height, width = mask.shape
+        rgba = np.dstack([image, np.full((height, width, 1), 255, np.uint8)])
+        job = {"width": width, "height": height, "image": _packed(rgba), "mask": _packed(mask), "settings": asdict(settings)}
+        done = self._evaluate(INPAINT, job)
+        return _unpacked(done["image"], np.uint8).reshape(height, width, 4)[:, :, :3].copy(), done["timings"]
+
+    def _do(self, work: Callable, *arguments: object) -> object:
+        return self.thread.submit(work, *arguments).result()
+
+    def _evaluate(self, script: str, argument: dict) -> dict:
+        from playwright.sync_api import Error
+
+        try:
+            return self._do(lambda: self.page.evaluate(script, argument))
+        except Error as error:
+            raise LabError(_own_words(str(error))) from None
+
+    def _open(self, options: dict[str, object]) -> None:
+        try:
+            from playwright.sync_api import Error, sync_playwright
+        except ImportError:
+            raise LabError("driving a browser needs Playwright: `pip install playwright`") from None
+        self.playwright = sync_playwright().start()
+        self.chromium = self.playwright.chromium.launch(**options)
+        self.version = self.chromium.version
+        self.page = self.chromium.new_page()
+        self.page.set_default_timeout(TIMEOUT * 1000)
+        self.page.goto(self.server.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
+        try:
+            self.loaded = self.page.evaluate(PAGE, {"engine": self.server.url + "engine.js", "choice": self.choice})
+        except Error as error:
+            raise LabError(_own_words(str(error))) from None
+
+    def _close(self) -> None:
+        if hasattr(self, "chromium"):
+            self.chromium.close()
+        if hasattr(self, "playwright"):
+            self.playwright.stop()
+
+
+def _own_words(message: str) -> str:
+    """The engine's sentence out of Playwright's message, which adds where it was thrown."""
+    first = message.removeprefix("Page.evaluate: ").splitlines()[0]
+    return first.removeprefix("EngineError: ").removeprefix("Error: ")
+
+
+def _packed(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _unpacked(text: str, dtype: type) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype)

@@ -1,0 +1,146 @@
+"""A small static server on this computer: what the page needs of any host, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from . import LabError
+
+ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+"""With these two a browser gives a page threads."""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files below `directory`, at `prefix`, with the headers that the page needs; one byte range a request."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+        ".json": "application/json",
+        ".bin": "application/octet-stream",
+        ".onnx": "application/octet-stream",
+    }
+
+    def __init__(self, *args, prefix: str, isolated: bool, open_to_all: bool, requests: list[str], **options) -> None:
+        self.prefix, self.isolated, self.open_to_all, self.requests = prefix, isolated, open_to_all, requests
+        super().__init__(*args, **options)
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        if not urlsplit(self.path).path.startswith(self.prefix):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        span = self._asked_range()
+        if span is None:
+            super().do_GET()
+        else:
+            self._send_range(*span)
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path("/" + path.removeprefix(self.prefix))
+
+    def list_directory(self, path):
+        self.send_error(HTTPStatus.NOT_FOUND)
+
+    def _asked_range(self) -> tuple[int, int | None] | None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not found or not Path(self.translate_path(self.path)).is_file():
+            return None
+        return int(found[1]), int(found[2]) if found[2] else None
+
+    def _send_range(self, first: int, last: int | None) -> None:
+        path = Path(self.translate_path(self.path))
+        size = path.stat().st_size
+        last = size - 1 if last is None else min(last, size - 1)
+        if first > last:
+            self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(HTTPStatus.PARTIAL_CONTENT)
+        self.send_header("Content-Type", self.guess_type(str(path)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        with path.open("rb") as file:
+            file.seek(first)
+            self.wfile.write(file.read(last - first + 1))
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Cross-Origin-Resource-Policy", "cross-origin" if self.open_to_all else "same-origin")
+        if self.open_to_all:
+            self.send_header("Access-Control-Allow-Origin", "*")
+        for name, value in ISOLATION.items() if self.isolated else ():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, *args) -> None:
+        """Say nothing: the list `requests` has them all."""
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """A browser that closes a connection early is no error."""
+
+
+class Server:
+    """Serves a folder on 127.0.0.1 while the context lasts.
+
+    Args:
+        folder: what is served.
+        port: 0 takes a free one.
+        prefix: path under which the folder appears, as on a host that gives each project a sub-path.
+        isolated: send the headers that give the page threads.
+        open_to_all: let pages of other origins read the files, as a host of weights must.
+        handler: a `Handler`, or one that behaves worse.
+
+    Attributes:
+        url: of the folder, ending in a slash.
+        requests: the path of every GET request so far.
+
+    Raises:
+        LabError: no such folder, or the port is taken.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        port: int = 0,
+        prefix: str = "/",
+        isolated: bool = True,
+        open_to_all: bool = False,
+        handler: type[Handler] = Handler,
+    ) -> None:
+        if not Path(folder).is_dir():
+            raise LabError(f"{folder}: there is no such folder; make it with `python -m moebius_lab bundle`")
+        self.requests: list[str] = []
+        options = {"prefix": prefix, "isolated": isolated, "open_to_all": open_to_all, "requests": self.requests}
+        try:
+            self.http = _QuietServer(("127.0.0.1", port), partial(handler, directory=str(folder), **options))
+        except OSError as error:
+            raise LabError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+        self.port = self.http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}{prefix}"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Server:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()

@@ -1,0 +1,235 @@
+// The one sampling loop of the page, for any backend, and what puts a picture of any size through it; as inpaint.py.
+
+import { EngineError, cancelled } from './errors.js';
+import { ddimSteps } from './ddim.js';
+import { checkPictureAndMask, crop, isHole, maskToLatent, planWindows, region, toBytes, toUnitRange, uncrop } from './imaging.js';
+import { Generator, randn } from './random.js';
+
+/** @typedef {import('./manifest.js').Constants} Constants */
+/** @typedef {import('./engine.js').Picture} Picture */
+/** @typedef {import('./engine.js').Settings} Settings */
+/** @typedef {import('./engine.js').StepProgress} StepProgress */
+/** @typedef {import('./ddim.js').Step} Step */
+
+/**
+ * One denoising that is under way; its latents stay where the backend keeps them.
+ *
+ * @typedef {object} Denoising
+ * @property {(step: Step) => Promise<void>} step ends when the step has been computed
+ * @property {() => Promise<Float32Array>} latents (1, 4, s, s) as they are now
+ * @property {() => void} close
+ */
+
+/**
+ * @typedef {object} Backend
+ * @property {string} provider
+ * @property {(image: Float32Array) => Promise<{mean: Float32Array, std: Float32Array}>} encode (1, 3, S, S) in [-1, 1]
+ * @property {(latents: Float32Array, mask: Float32Array, maskedLatents: Float32Array, guidance: number) => Promise<Denoising>} denoise
+ * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
+ */
+
+const PREVIEW_SHARE = 0.2; // of the time may go into previews
+
+const round = Math.fround;
+
+/** @param {number[]} values @returns {number} */
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/**
+ * @param {Settings} settings
+ * @throws {EngineError} code 'bad-input'
+ */
+function checkSettings({ guidance, noise_offset, seed, init }) {
+  const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
+  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be numbers.');
+  if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
+  if (init !== 'image' && init !== 'noise') throw bad(`The start must be "image" or "noise", not "${init}".`);
+}
+
+/**
+ * Fill the hole of a picture of any size.
+ *
+ * Random numbers are drawn in the release's order: image posterior, masked posterior, noise, offset.
+ *
+ * @param {Backend} backend
+ * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
+ * @param {Constants} constants
+ * @param {(progress: StepProgress) => void} onProgress called after every step of every window
+ * @param {() => Promise<boolean>} stopped asked before every step
+ */
+export async function inpaint(backend, { image, mask, settings }, constants, onProgress, stopped) {
+  const began = performance.now();
+  checkPictureAndMask(image, mask, constants);
+  checkSettings(settings);
+  const steps = ddimSteps(settings.steps, settings.strength, constants);
+  const result = { width: image.width, height: image.height, data: image.data.slice() };
+  const leftToFill = isHole(mask, constants);
+  const windows = planWindows(mask, image.width, image.height, constants);
+  const times = new Times();
+  for (const [index, window] of windows.entries()) {
+    const seen = crop(result, leftToFill, window, constants.image_size);
+    const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
+      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step };
+      onProgress(planes ? { ...progress, preview: previewOf(planes, result, mask, window, constants) } : progress);
+    };
+    const planes = await sample(backend, seen, settings, steps, constants, times, report, stopped);
+    uncrop(toBytes(planes), result, mask, window, constants);
+    window.hole.forEach((own, i) => own && (leftToFill[i] = 0));
+  }
+  const { encode, step, decode } = times;
+  return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
+}
+
+/**
+ * The visible part of a window with a prediction pasted in; the picture itself stays.
+ *
+ * @param {Float32Array} planes
+ * @param {Picture} picture
+ * @param {Uint8Array} mask
+ * @param {import('./imaging.js').Window} window
+ * @param {Constants} constants
+ */
+function previewOf(planes, picture, mask, window, constants) {
+  const left = Math.max(window.left, 0);
+  const top = Math.max(window.top, 0);
+  const width = Math.min(window.left + window.side, picture.width) - left;
+  const height = Math.min(window.top + window.side, picture.height) - top;
+  const cut = (/** @type {Uint8Array} */ all) => region(all, picture.width, left, top, width, height);
+  const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
+  const moved = { side: window.side, left: window.left - left, top: window.top - top, hole: cut(window.hole) };
+  uncrop(toBytes(planes), part, cut(mask), moved, constants);
+  return { left, top, ...part };
+}
+
+class Times {
+  constructor() {
+    /** @type {Record<'encode'|'step'|'decode', number[]>} */
+    this.all = { encode: [], step: [], decode: [] };
+  }
+
+  /**
+   * @template T
+   * @param {'encode'|'step'|'decode'} what
+   * @param {Promise<T>} work
+   */
+  async of(what, work) {
+    const began = performance.now();
+    const value = await work;
+    this.all[what].push(performance.now() - began);
+    return value;
+  }
+
+  get encode() {
+    return median(this.all.encode);
+  }
+
+  get step() {
+    return median(this.all.step);
+  }
+
+  get decode() {
+    return median(this.all.decode);
+  }
+}
+
+/**
+ * Denoise one model window.
+ *
+ * @param {Backend} backend
+ * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
+ * @param {Settings} settings
+ * @param {Step[]} steps
+ * @param {Constants} constants
+ * @param {Times} times
+ * @param {(step: number, preview: Float32Array|null) => void} report
+ * @param {() => Promise<boolean>} stopped
+ * @returns {Promise<Float32Array>} the decoded window (1, 3, S, S)
+ */
+async function sample(backend, seen, settings, steps, constants, times, report, stopped) {
+  const generator = new Generator(settings.seed);
+  const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
+  const cells = s * s;
+  const stopIfAsked = async () => {
+    if (await stopped()) throw cancelled();
+  };
+
+  const encode = async (/** @type {Float32Array} */ x) => {
+    const { mean, std } = await times.of('encode', backend.encode(x));
+    const normal = randn(channels * cells, generator);
+    const scale = round(factor);
+    return normal.map((n, i) => scale * round(mean[i] + round(std[i] * n)));
+  };
+
+  const image = toUnitRange(seen.rgb);
+  await stopIfAsked();
+  const imageLatent = await encode(image);
+  await stopIfAsked();
+  const maskedLatent = await encode(image.map((value, i) => (seen.hole[i % seen.hole.length] ? 0 : value)));
+  const noise = randn(channels * cells, generator);
+  const offset = randn(channels, generator).map((n) => round(settings.noise_offset) * n);
+  noise.forEach((n, i) => (noise[i] = n + offset[Math.floor(i / cells)]));
+  const signal = round(steps[0].signal);
+  const sigma = round(steps[0].sigma);
+  const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * imageLatent[i]) + round(sigma * n));
+
+  const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(factor)));
+  const denoising = await backend.denoise(start, maskToLatent(seen.hole, constants), maskedLatent, settings.guidance);
+  const previews = new PreviewBudget();
+  try {
+    let before = start;
+    for (const [i, step] of steps.entries()) {
+      await stopIfAsked();
+      const wanted = i + 1 < steps.length && previews.affordable();
+      if (wanted && i > 0) before = await denoising.latents();
+      await times.of('step', denoising.step(step));
+      const clean = async () => decode(predictedClean(before, await denoising.latents(), step));
+      report(i + 1, wanted ? await previews.spend(clean) : null);
+    }
+    await stopIfAsked();
+    const latents = await denoising.latents();
+    if (!latents.every(Number.isFinite)) {
+      throw new EngineError('shader', 'The model returned numbers that are not finite. Choose another precision, or wasm.');
+    }
+    return await times.of('decode', decode(latents));
+  } finally {
+    denoising.close();
+  }
+}
+
+/**
+ * x0: what the latents would be without their noise, from the latents before and after a step.
+ *
+ * @param {Float32Array} before
+ * @param {Float32Array} after
+ * @param {Step} step
+ */
+export function predictedClean(before, after, { signal, sigma, latentScale, noiseScale }) {
+  return before.map((x, i) => (x - (sigma * (after[i] - latentScale * x)) / noiseScale) / signal);
+}
+
+/** Previews are decoded as often as their share of the time allows, however slow the decoder is. */
+class PreviewBudget {
+  constructor() {
+    this.began = performance.now();
+    this.spent = 0;
+    this.last = 0;
+  }
+
+  affordable() {
+    const passed = performance.now() - this.began;
+    return passed > 0 && this.spent + this.last <= PREVIEW_SHARE * (passed + this.last);
+  }
+
+  /** @param {() => Promise<Float32Array>} work */
+  async spend(work) {
+    const began = performance.now();
+    const planes = await work();
+    this.last = performance.now() - began;
+    this.spent += this.last;
+    return planes;
+  }
+}

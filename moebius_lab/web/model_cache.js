@@ -1,0 +1,380 @@
+// The files of a model: fetched a few at a time, each checked by its SHA-256 and kept in Cache Storage under that hash,
+// so that a broken download goes on at the file where it broke, and a new version fetches only what it changed.
+
+import { EngineError, cancelled } from './errors.js';
+
+/** @typedef {import('./manifest.js').Manifest} Manifest */
+/** @typedef {import('./manifest.js').StoredFile} StoredFile */
+/** @typedef {import('./engine.js').LoadProgress} LoadProgress */
+/** @typedef {{graph: string, precision: string, file: StoredFile, url: URL}} Wanted */
+/** @typedef {{url: string, bytes: number, graph: string, precision: string, current: boolean}} StoredEntry */
+/** @typedef {{file: (sha256: string) => Promise<Blob>, storage: 'cache'|'memory', message: string}} Files */
+
+const PARALLEL = 4; // downloads at a time
+const ATTEMPTS = 4; // of one file, when the connection breaks
+const FIRST_PAUSE = 500; // ms before the second attempt; doubles
+const RATE_WINDOW = 4000; // ms over which the rate is taken
+const REPORT_EVERY = 100; // ms
+
+export class ModelCache {
+  /**
+   * @param {URL} manifestUrl files of one page are kept apart from those of another on the same host
+   * @param {Manifest} manifest
+   */
+  constructor(manifestUrl, manifest) {
+    this.manifestUrl = manifestUrl;
+    this.manifest = manifest;
+    this.name = `moebius-model ${new URL('.', manifestUrl).pathname}`;
+  }
+
+  /**
+   * Have every wanted file: checked if it is stored, fetched and stored if not.
+   *
+   * @param {Wanted[]} wanted
+   * @param {(progress: LoadProgress) => void} onProgress
+   * @param {AbortSignal} signal
+   * @returns {Promise<Files>}
+   */
+  async provide(wanted, onProgress, signal) {
+    const store = await this.#open();
+    const progress = new Progress(wanted, onProgress);
+    /** @type {Map<string, Blob>} */
+    const memory = new Map();
+    if (!store) progress.toMemory('This browser does not let the page keep files: the model will be fetched again next time.');
+
+    /** @param {Wanted} item */
+    const keep = async (item, /** @type {Blob} */ blob) => {
+      if (store && progress.storage === 'cache') {
+        const refused = await this.#put(store, item, blob);
+        if (!refused) return;
+        progress.toMemory(refused);
+      }
+      memory.set(item.file.sha256, blob);
+    };
+
+    /** @param {Wanted} item */
+    const have = async (item) => {
+      if (store && (await this.#isStored(store, item, progress))) return;
+      await keep(item, await download(item, progress, signal));
+    };
+
+    await inParallel(wanted, have, signal);
+    progress.report(true);
+    const file = async (/** @type {string} */ sha256) => {
+      const blob = memory.get(sha256) ?? (await (await store?.match(this.#key(sha256)))?.blob());
+      if (!blob) throw new EngineError('corrupt', 'A stored file of the model disappeared. Load the model again.');
+      return blob;
+    };
+    return { file, storage: progress.storage, message: progress.message };
+  }
+
+  /** @returns {Promise<Set<string>>} hashes of the files that are stored */
+  async held() {
+    const store = await this.#open();
+    const keys = store ? await store.keys() : [];
+    return new Set(keys.map((request) => request.url.split('/').pop() ?? ''));
+  }
+
+  /** @returns {Promise<StoredEntry[]>} */
+  async stored() {
+    const store = await this.#open();
+    if (!store) return [];
+    const current = this.#current();
+    const entries = [];
+    for (const request of await store.keys()) {
+      const headers = (await store.match(request))?.headers;
+      if (!headers) continue;
+      entries.push({
+        url: headers.get('x-source') ?? request.url,
+        bytes: Number(headers.get('content-length')),
+        graph: headers.get('x-graph') ?? '',
+        precision: headers.get('x-precision') ?? '',
+        current: current.has(request.url.split('/').pop() ?? ''),
+      });
+    }
+    return entries;
+  }
+
+  /** @returns {Promise<{used: number, quota: number, persisted: boolean}>} */
+  async usage() {
+    const storage = globalThis.navigator?.storage;
+    if (!storage) return { used: 0, quota: 0, persisted: false };
+    const { usage = 0, quota = 0 } = await storage.estimate();
+    return { used: usage, quota, persisted: await storage.persisted() };
+  }
+
+  /** @param {{onlyOld?: boolean}} [options] */
+  async clear({ onlyOld = false } = {}) {
+    const store = await this.#open();
+    if (!store) return;
+    const current = onlyOld ? this.#current() : new Set();
+    for (const request of await store.keys()) {
+      if (!current.has(request.url.split('/').pop() ?? '')) await store.delete(request);
+    }
+  }
+
+  /** @returns {Set<string>} hashes of every file that this version names */
+  #current() {
+    const graphs = Object.values(this.manifest.precisions).flatMap((form) => Object.values(form.graphs).flat());
+    const runtimes = Object.values(this.manifest.runtime.builds).map((build) => build.wasm);
+    return new Set([...graphs, ...runtimes].map((file) => file.sha256));
+  }
+
+  /** @returns {Promise<Cache|null>} null where the browser blocks storage */
+  async #open() {
+    try {
+      return await caches.open(this.name);
+    } catch {
+      return null;
+    }
+  }
+
+  /** The address of an entry is its hash, wherever the file came from: a host may redirect or change. */
+  #key(/** @type {string} */ sha256) {
+    return new URL(`model/${sha256}`, this.manifestUrl).href;
+  }
+
+  /**
+   * @param {Cache} store
+   * @param {Wanted} item
+   * @param {Progress} progress
+   */
+  async #isStored(store, item, progress) {
+    const response = await store.match(this.#key(item.file.sha256));
+    if (!response) return false;
+    const bytes = await response.arrayBuffer().catch(() => new ArrayBuffer(0));
+    if (bytes.byteLength === item.file.bytes && (await sha256(bytes)) === item.file.sha256) {
+      progress.found(item.file.bytes);
+      return true;
+    }
+    progress.say('A stored file was damaged and is fetched again.');
+    await store.delete(this.#key(item.file.sha256));
+    return false;
+  }
+
+  /**
+   * @param {Cache} store
+   * @param {Wanted} item
+   * @param {Blob} blob
+   * @returns {Promise<string>} empty, or why the browser refused
+   */
+  async #put(store, { graph, precision, file, url }, blob) {
+    const headers = {
+      'content-type': 'application/octet-stream',
+      'content-length': String(file.bytes),
+      'x-source': url.href,
+      'x-graph': graph,
+      'x-precision': precision,
+    };
+    const put = () => store.put(this.#key(file.sha256), new Response(blob, { headers }));
+    try {
+      await put();
+      return '';
+    } catch (error) {
+      if (!(error instanceof DOMException) || error.name !== 'QuotaExceededError') {
+        return 'This browser does not let the page keep files: the model will be fetched again next time.';
+      }
+    }
+    await this.clear({ onlyOld: true });
+    try {
+      await put();
+      return '';
+    } catch {
+      return 'The browser has no more room for this page: the model runs from memory and will be fetched again next time.';
+    }
+  }
+}
+
+/** What one download bar shows: bytes of all files together. */
+class Progress {
+  /**
+   * @param {Wanted[]} wanted
+   * @param {(progress: LoadProgress) => void} onProgress
+   */
+  constructor(wanted, onProgress) {
+    this.total = wanted.reduce((sum, { file }) => sum + file.bytes, 0);
+    this.onProgress = onProgress;
+    this.cached = 0;
+    this.fetched = 0;
+    this.active = 0;
+    /** @type {'cache'|'memory'} */
+    this.storage = 'cache';
+    this.message = '';
+    /** @type {[number, number][]} time and bytes */
+    this.received = [];
+    this.reported = -Infinity;
+  }
+
+  /** @param {number} bytes that were stored already */
+  found(bytes) {
+    this.cached += bytes;
+    this.report();
+  }
+
+  /** @param {number} bytes that came over the network; negative for those thrown away */
+  receive(bytes) {
+    this.fetched += bytes;
+    if (bytes > 0) this.received.push([performance.now(), bytes]);
+    this.report();
+  }
+
+  /** @param {string} message */
+  say(message) {
+    this.message = message;
+    this.report(true);
+  }
+
+  /** @param {string} message */
+  toMemory(message) {
+    this.storage = 'memory';
+    this.say(message);
+  }
+
+  report(always = false) {
+    const now = performance.now();
+    if (!always && now - this.reported < REPORT_EVERY) return;
+    this.reported = now;
+    this.received = this.received.filter(([time]) => now - time < RATE_WINDOW);
+    const since = this.received.length ? now - this.received[0][0] : 0;
+    const rate = since > 0 ? (1000 * this.received.reduce((sum, [, bytes]) => sum + bytes, 0)) / since : 0;
+    const done = this.cached + this.fetched;
+    this.onProgress({
+      phase: this.active || this.fetched ? 'download' : 'verify',
+      doneBytes: done,
+      totalBytes: this.total,
+      cachedBytes: this.cached,
+      rate,
+      secondsLeft: done >= this.total ? 0 : rate > 0 ? (this.total - done) / rate : Infinity,
+      storage: this.storage,
+      ...(this.message && { message: this.message }),
+    });
+  }
+}
+
+/**
+ * Fetch one file and check it. A broken connection is tried again after a pause, wrong bytes once more past every cache.
+ *
+ * @param {Wanted} item
+ * @param {Progress} progress
+ * @param {AbortSignal} signal
+ * @returns {Promise<Blob>}
+ */
+async function download(item, progress, signal) {
+  progress.active++;
+  try {
+    let wrong = false;
+    for (let attempt = 1; ; attempt++) {
+      try {
+        const bytes = await fetchBytes(item, progress, signal);
+        if ((await sha256(bytes.buffer)) === item.file.sha256) return new Blob([bytes]);
+        progress.receive(-bytes.length);
+        if (wrong) throw corrupt(item);
+        wrong = true;
+        progress.say('A file arrived damaged and is fetched again.');
+      } catch (error) {
+        if (error instanceof EngineError) throw error;
+        if (signal.aborted) throw cancelled();
+        if (attempt === ATTEMPTS) {
+          const advice = 'What has arrived is kept: try again to go on from there.';
+          throw new EngineError('network', `The connection to ${item.url.host} broke. ${advice}`, error);
+        }
+        progress.say('The connection broke; trying again.');
+        await pause(FIRST_PAUSE * 2 ** (attempt - 1), signal);
+      }
+    }
+  } finally {
+    progress.active--;
+  }
+}
+
+/** @param {Wanted} item */
+function corrupt({ file, url }) {
+  const advice = 'Reload the page; if that does not help, the bundle on the server is damaged.';
+  return new EngineError('corrupt', `${file.file} from ${url.host} is not the file that the manifest names. ${advice}`);
+}
+
+/**
+ * @param {Wanted} item
+ * @param {Progress} progress
+ * @param {AbortSignal} signal
+ * @returns {Promise<Uint8Array<ArrayBuffer>>} exactly as many bytes as the manifest says
+ */
+async function fetchBytes(item, progress, signal) {
+  const { file, url } = item;
+  const response = await fetch(url, { signal, cache: 'no-store' });
+  if (response.status === 404 || response.status === 410) {
+    throw new EngineError('not-found', `${url.href} is not there (${response.status}). Put the whole bundle on the server.`);
+  }
+  if (!response.ok || !response.body) throw new Error(`${url.href} answered ${response.status}`);
+  const bytes = new Uint8Array(file.bytes);
+  const reader = response.body.getReader();
+  let length = 0;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      if (length + value.length > bytes.length) {
+        await reader.cancel();
+        throw corrupt(item);
+      }
+      bytes.set(value, length);
+      length += value.length;
+      progress.receive(value.length);
+    }
+    if (length < bytes.length && !cutShort(response, length)) throw corrupt(item);
+    if (length < bytes.length) throw new Error(`${url.href} ended after ${length} of ${bytes.length} bytes`);
+    return bytes;
+  } catch (error) {
+    progress.receive(-length);
+    throw error;
+  }
+}
+
+/** Whether a short answer is a broken connection; a whole answer of the wrong length is another file. */
+function cutShort(/** @type {Response} */ response, /** @type {number} */ length) {
+  const stated = Number(response.headers.get('content-length') ?? NaN);
+  return response.headers.has('content-encoding') || stated !== length;
+}
+
+/**
+ * @param {ArrayBuffer} bytes
+ * @returns {Promise<string>} hexadecimal
+ */
+export async function sha256(bytes) {
+  if (!globalThis.crypto?.subtle) {
+    throw new EngineError('worker', 'Open this page over https or from this computer: elsewhere browsers cannot check files.');
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/**
+ * @template T
+ * @param {T[]} items
+ * @param {(item: T) => Promise<void>} work stops at its first error; work that has begun then ends before this does
+ * @param {AbortSignal} signal
+ */
+async function inParallel(items, work, signal) {
+  const queue = [...items];
+  /** @type {unknown[]} */
+  const errors = [];
+  const lane = async () => {
+    while (queue.length && !errors.length) {
+      if (signal.aborted) throw cancelled();
+      await work(/** @type {T} */ (queue.shift())).catch((error) => errors.push(error));
+    }
+  };
+  await Promise.all(Array.from({ length: PARALLEL }, lane));
+  if (errors.length) throw errors[0];
+}
+
+/**
+ * @param {number} ms
+ * @param {AbortSignal} signal
+ */
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener('abort', () => (clearTimeout(timer), reject(cancelled())), { once: true });
+  });
+}
