@@ -72,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
     fill.set_defaults(command=_inpaint)
 
+    publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
+    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the hub, made if it is not there")
+    _add_network(publish)
+    publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run (default: build)")
+    publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's (default: bundle/ in the run's)")
+    publish.add_argument("--upload", action="store_true", help="send it; without this nothing leaves the machine")
+    publish.add_argument("--private", action="store_true", help="make the repository private")
+    publish.set_defaults(command=_publish, precision="fp32")
+
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
     verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
@@ -122,6 +131,24 @@ def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, fol
     bench = Workbench(config, options.weights, image, mask, Path(folder).resolve(), options.precision)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from .publish import plan, upload, weights_base
+
+    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    files = plan(bench, options.bundle or bench.folder / "bundle", options.repo)
+    for file in files:
+        print(f"{file.bytes:>12,}  {file.sha256}  {file.path}")
+    print(f"{sum(file.bytes for file in files):>12,}  bytes in {len(files)} files for {options.repo}", flush=True)
+    if not options.upload:
+        print(f"\n{files[0].source}\nNothing was sent. The above is README.md; to send it all, add --upload.")
+        return 0
+    revision = upload(files, options.repo, options.private)
+    print(
+        f"sent, revision {revision}\nfor the page: python -m moebius_lab bundle --weights-base {weights_base(options.repo, revision)}"
+    )
+    return 0
 
 
 def _inpaint(options: argparse.Namespace) -> int:

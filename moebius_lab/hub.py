@@ -119,13 +119,13 @@ class Hub:
             HubUnreachable: offline, no answer, no access, no such file.
             HubError: no room, or a file that is not the one announced or recorded; nothing of it is kept.
         """
-        names = tuple(sorted(names, key=lambda name: f"{repo}/{name}" not in self._lock()["files"]))  # the recorded first
+        names = tuple(sorted(names, key=lambda name: f"{repo}/{name}" not in self.recorded()["files"]))  # the recorded first
         for name in names:
             path = self.folder / repo / name
             if path.is_file():
                 facts = self.check(path)
                 return Source(path, facts["sha256"], bool(facts.get("fetched")))
-            cached = try_to_load_from_cache(repo, name, revision=self._lock()["revisions"].get(repo))
+            cached = try_to_load_from_cache(repo, name, revision=self.recorded()["revisions"].get(repo))
             if isinstance(cached, str):
                 return Source(Path(cached), self.check(Path(cached), f"{repo}/{name}")["sha256"], False)
         for name in names:
@@ -147,7 +147,7 @@ class Hub:
             HubError: the file is not what it was.
         """
         key = key or path.relative_to(self.folder).as_posix()
-        lock = self._lock()
+        lock = self.recorded()
         entry, sha256 = lock["files"].get(key), file_sha256(path)
         if entry and entry["sha256"] != sha256:
             raise HubError(
@@ -161,7 +161,8 @@ class Hub:
 
     # -- the lock file -------------------------------------------------------------------------------------------------
 
-    def _lock(self) -> dict:
+    def recorded(self) -> dict:
+        """What lock.json and `PINNED` hold: {"revisions": by repository, "files": bytes and SHA-256 by name}."""
         path = self.folder / "lock.json"
         try:
             kept = json.loads(path.read_text()) if path.is_file() else {"revisions": {}, "files": {}}
@@ -180,7 +181,7 @@ class Hub:
         """Download one file to its place and return the path; EntryNotFoundError passes through."""
         target = self.folder / repo / name
         try:
-            revision = self._lock()["revisions"].get(repo, constants.DEFAULT_REVISION)
+            revision = self.recorded()["revisions"].get(repo, constants.DEFAULT_REVISION)
             url = hf_hub_url(repo, name, revision=revision, endpoint=self.endpoint)
             found = get_hf_file_metadata(url, endpoint=self.endpoint)
             if not (found.commit_hash and found.etag and found.size is not None):
@@ -196,7 +197,7 @@ class Hub:
             raise
         except (httpx2.HTTPError, OSError) as error:
             raise self._said(error, repo, name) from None
-        lock = self._lock()
+        lock = self.recorded()
         lock["revisions"].setdefault(repo, found.commit_hash)
         self._write_lock(lock)
         os.replace(partial, target)
@@ -230,7 +231,7 @@ class Hub:
 
     def _accept(self, partial: Path, etag: str, key: str) -> None:
         """Compare what was received with the hub's own hash (SHA-256, or git's for a small file) and with lock.json."""
-        sha256, expected = file_sha256(partial), self._lock()["files"].get(key)
+        sha256, expected = file_sha256(partial), self.recorded()["files"].get(key)
         if re.fullmatch("[0-9a-f]{64}", etag):
             whole = sha256 == etag
         elif re.fullmatch("[0-9a-f]{40}", etag):
@@ -258,7 +259,7 @@ class Hub:
         steps = []
         for repo, names in files:
             if not any((self.folder / repo / name).exists() for name in names):
-                revision = self._lock()["revisions"].get(repo)
+                revision = self.recorded()["revisions"].get(repo)
                 url = hf_hub_url(repo, names[0], revision=revision, endpoint=self.endpoint)
                 other = "".join(f" (or {name})" for name in names[1:])
                 steps.append(f"{url}{other} to {self.folder / repo / names[0]}")
@@ -273,7 +274,7 @@ class Hub:
         elif isinstance(error, RepositoryNotFoundError):
             words = f"{hub} does not know {repo}, or does not show it without the right HF_TOKEN"
         elif isinstance(error, RevisionNotFoundError):
-            words = f"the recorded revision {self._lock()['revisions'].get(repo)} is not on {hub} any more"
+            words = f"the recorded revision {self.recorded()['revisions'].get(repo)} is not on {hub} any more"
         elif isinstance(error, HfHubHTTPError):
             words = f"{hub} answers {error.response.status_code}; try again later"
         elif isinstance(error, httpx2.HTTPError):

@@ -114,6 +114,12 @@ class Workbench:
             stamp.write_text(json.dumps({"made_from": made_from, "files": [asdict(file) for file in files]}, indent=1))
         return folder / f"{graph}.onnx"
 
+    def stored_files(self, graph: str, form: str) -> list[dict]:
+        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew."""
+        stamp = self.folder / "onnx" / form / graph / "files.json"
+        fresh = _is_complete(stamp, self._made_from("denoiser" if graph == "step" else "vae"))
+        return json.loads(stamp.read_text())["files"] if fresh else []
+
     def straightforward(self) -> Path:
         """The denoiser exported without rewrites, for comparison: `onnx/straightforward/straightforward.onnx`."""
         folder = self.folder / "onnx" / STRAIGHTFORWARD
