@@ -1,0 +1,277 @@
+"""A port to a model hub: weights, manifest, evidence and model card. What would be sent is shown first; see `plan`.
+
+    README.md        the model card, written from the run's own results
+    manifest.json    the bundle's: constants, precisions, every file with bytes and SHA-256
+    results.json     the run's results, as they were recorded
+    LICENSE
+    weights/         graphs and weights, named by their hashes
+
+Nothing is sent of a port whose parity was not shown, or was shown of other weights or other code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import get_token, validate_repo_id
+
+from . import LabError, __version__
+from .bundle import read_manifest
+from .checkpoint import DENOISER_REPO, PICKLE, PUBLISHED, VAE_REPO
+from .export import OPSET
+from .hub import Hub, default_folder, file_sha256
+from .workbench import Workbench
+
+PARITY = "03_parity"  # the notebook whose rows have to hold for every precision that is sent
+LICENCE = Path(__file__).parents[1] / "LICENSE"
+
+
+class PublishError(LabError):
+    """A port that is not fit to be published, or a hub that does not take it."""
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file that would be sent."""
+
+    path: str  # in the repository
+    source: Path | str  # a file, or the text itself
+    bytes: int
+    sha256: str
+
+
+# -- what would be sent ------------------------------------------------------------------------------------------------
+
+
+def plan(bench: Workbench, bundle: str | Path, repo: str) -> list[PlannedFile]:
+    """Every file that `upload` would send, each of them read and its hash compared with the manifest's.
+
+    Args:
+        bench: the run whose results are the evidence.
+        bundle: the folder of `bundle.write_bundle`.
+        repo: owner/name on the hub.
+
+    Raises:
+        PublishError: a result is missing, failed, or was made from other weights or code than the bundle; a file of the
+            bundle is not what its manifest says; or no name for a repository.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PublishError(f"{repo!r} is no name of a repository ({str(error).splitlines()[0]}); give OWNER/NAME") from None
+    if repo.count("/") != 1:
+        raise PublishError(f"{repo!r} is no name of a repository; give OWNER/NAME")
+    bundle = Path(bundle)
+    manifest = read_manifest(bundle)
+    results = _results(bench)
+    _require_parity(results[PARITY], manifest)
+    _require_fresh(bench, manifest)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {"README.md": model_card(bench, manifest, results, repo), "results.json": json.dumps(results, indent=1)}
+        files = [_planned(path, text, Path(folder)) for path, text in texts.items()]
+    files += [_planned("LICENSE", LICENCE), _planned("manifest.json", bundle / "manifest.json")]
+    listed = {file["file"]: file for file in _files_of(manifest)}
+    for name, file in sorted(listed.items()):
+        path = bundle / "weights" / name
+        if not path.is_file() or file_sha256(path) != file["sha256"]:
+            raise PublishError(f"{path} is not the file that manifest.json names; make the bundle again")
+        files.append(PlannedFile(f"weights/{name}", path, file["bytes"], file["sha256"]))
+    return files
+
+
+def _planned(path: str, source: Path | str, folder: Path | None = None) -> PlannedFile:
+    if isinstance(source, Path):
+        return PlannedFile(path, source, source.stat().st_size, file_sha256(source))
+    written = folder / path
+    written.write_text(source)
+    return PlannedFile(path, source, written.stat().st_size, file_sha256(written))
+
+
+def _files_of(manifest: dict) -> list[dict]:
+    return [file for form in manifest["precisions"].values() for files in form["graphs"].values() for file in files]
+
+
+def _results(bench: Workbench) -> dict[str, dict]:
+    folder = bench.folder / "results"
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    command = f"python -m moebius_lab run --network {bench.config.name} --weights {bench.weights}"
+    if PARITY not in results:
+        raise PublishError(f"{folder / PARITY}.json is missing: there is no evidence to publish; run `{command}`")
+    stale = [name for name, result in results.items() if result.get("made_from") != bench.fingerprint()]
+    if stale:
+        raise PublishError(f"{', '.join(stale)} in {folder}: made from other weights or other code; run `{command}` again")
+    return results
+
+
+def _require_parity(parity: dict, manifest: dict) -> None:
+    rows = parity.get("rows", [])
+    bad = [f"{row['graph']}.{row['output']} in {row['precision']}" for row in rows if row["verdict"] != "ok"]
+    if bad:
+        raise PublishError(f"parity failed: {'; '.join(bad)}; nothing is published until it holds")
+    shown = {(row["precision"], row["graph"]) for row in rows}
+    missing = [
+        f"{form} {graph}"
+        for form, p in manifest["precisions"].items()
+        for graph in p["graphs"]
+        if (form, graph) not in shown
+    ]
+    if missing:
+        raise PublishError(
+            f"parity was not shown of {', '.join(missing)}; leave that precision out of the bundle or compare it"
+        )
+
+
+def _require_fresh(bench: Workbench, manifest: dict) -> None:
+    for form, precision in manifest["precisions"].items():
+        for graph, files in precision["graphs"].items():
+            stored = bench.stored_files(graph, form)
+            if [file["sha256"] for file in files] != [file["sha256"] for file in stored]:
+                raise PublishError(f"the bundle's {graph} in {form} is not this run's; make the bundle again")
+
+
+# -- the model card ----------------------------------------------------------------------------------------------------
+
+
+def model_card(bench: Workbench, manifest: dict, results: dict[str, dict], repo: str) -> str:
+    """The repository's README.md: what, licence, how converted, parity and sizes, how to use, citation."""
+    image, weights = bench.config.image_size, manifest["weights"]
+    parts = [
+        _front_matter(weights),
+        f"# Moebius inpainting in ONNX, for the browser: {weights}",
+        f"Image inpainting with the Moebius network ({bench.config.name}, {image} x {image} px windows, pictures of any size) "
+        "as three ONNX graphs that ONNX Runtime runs on WebGPU, WebAssembly or natively. The mask's white is what gets filled.",
+        "## Licence\n\n" + _licence(weights),
+        "## How it was converted\n\n" + _conversion(bench, results[PARITY]),
+        "## Parity\n\nAgainst PyTorch in float32, same inputs and the same noise. `results.json` has every number.\n\n"
+        + _parity_table(results[PARITY]["rows"]),
+        "## Sizes\n\n" + _size_table(manifest),
+        "## Use\n\n" + _use(manifest, repo),
+        "## Citation\n\n" + CITATION,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(weights: str) -> str:
+    lines = ["license: apache-2.0", "library_name: onnx", "pipeline_tag: image-to-image"]
+    lines += ["tags: [onnx, webgpu, onnxruntime-web, inpainting, image-inpainting]"]
+    if weights in PUBLISHED:
+        lines += [f"base_model: {DENOISER_REPO}", "base_model_relation: quantized"]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _licence(weights: str) -> str:
+    if weights in PUBLISHED:
+        return (
+            f"Apache-2.0. The weights are those of [{DENOISER_REPO}](https://huggingface.co/{DENOISER_REPO}), folder "
+            f"`{PUBLISHED[weights]}`, with the autoencoder of [{VAE_REPO}](https://huggingface.co/{VAE_REPO}); theirs are the "
+            "terms that apply to them."
+        )
+    if weights == "demo":
+        return (
+            "Apache-2.0. A small network of the same design that was trained for this port; its data, photographs and their "
+            "authors are credited with the code, in `moebius_lab/demo/README.md` and `moebius_lab/training/sources.json`."
+        )
+    return "Apache-2.0, for the code and its recipe; where the weights came from is for their owner to say."
+
+
+def _conversion(bench: Workbench, parity: dict) -> str:
+    lines = [
+        f"`moebius_lab` {__version__}: PyTorch's exporter, opset {OPSET}, after exact rewrites of the lambda layers; each is "
+        "compared with the published form by a test. Guidance and the DDIM step are part of the step graph.",
+    ]
+    if bench.weights in PUBLISHED:
+        lock = Hub(default_folder()).recorded()
+        for repo, path in ((DENOISER_REPO, f"{PUBLISHED[bench.weights]}/{PICKLE}"), (VAE_REPO, "vae")):
+            for name, facts in lock["files"].items():
+                if name.startswith(f"{repo}/{path}") and "made_from" not in facts:
+                    revision = lock["revisions"].get(repo, "put there by hand")
+                    lines.append(f"- `{name}`, revision `{revision}`, SHA-256 `{facts['sha256']}`")
+    elif bench.weights == "deterministic":
+        lines.append("- The weights are numbers by recipe, which test the port and paint nothing of use.")
+    return "\n".join(lines)
+
+
+def _parity_table(rows: list[dict]) -> str:
+    head = "| precision | graph | output | on | largest difference | PSNR, dB | asked |\n|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(
+        f"| {r['precision']} | {r['graph']} | {r['output']} | {r['backend']} | {r['max_error']:.2g} | {r['psnr_db']:.1f} "
+        f"| {r['tolerance']} |"
+        for r in rows
+    )
+
+
+def _size_table(manifest: dict) -> str:
+    graphs = list(next(iter(manifest["precisions"].values()))["graphs"])
+    head = f"| precision | {' | '.join(graphs)} | together, MB | what it is |\n|---|{'---|' * len(graphs)}---|---|\n"
+    rows = []
+    for name, form in manifest["precisions"].items():
+        sizes = [sum(file["bytes"] for file in form["graphs"][graph]) / 1e6 for graph in graphs]
+        rows.append(f"| {name} | {' | '.join(f'{size:.1f}' for size in sizes)} | {sum(sizes):.1f} | {form['note']} |")
+    return head + "\n".join(rows)
+
+
+def _use(manifest: dict, repo: str) -> str:
+    return (
+        f"The page of the port reads `manifest.json` and fetches the graphs from `weights/`; a page of your own is made with "
+        f"`python -m moebius_lab bundle --weights-base {weights_base(repo)}`. A graph's files belong into one folder under the "
+        '`name` that the manifest gives each. int8 needs the session option `session.disable_quant_qdq` = "1".\n\n'
+        f"Every file is at most {max(file['bytes'] for file in _files_of(manifest)) / 1e6:.0f} MB and is checked by its SHA-256."
+    )
+
+
+CITATION = """```bibtex
+@misc{moebius2026,
+  title = {Moebius: 0.2B Lightweight Image Inpainting Framework with 10B-Level Performance},
+  author = {Duan, Kangsheng and Xu, Ziyang and Liu, Wenyu and Ruan, Xiaohu and Chen, Xiaoxin and Wang, Xinggang},
+  year = {2026}, eprint = {2606.19195}, archivePrefix = {arXiv}
+}
+```"""
+
+
+# -- sending -----------------------------------------------------------------------------------------------------------
+
+
+def weights_base(repo: str, revision: str = constants.DEFAULT_REVISION) -> str:
+    """The address under which a page finds the weights of a published port."""
+    return hf_hub_url(repo, "weights/", revision=revision)
+
+
+def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
+    """Send `files` to the hub, which is made if it is not there; a broken upload goes on when it is called again.
+
+    huggingface_hub's `upload_folder` does the work: since its version 2 it is what `upload_large_folder` was before.
+
+    Returns:
+        The revision on the hub.
+
+    Raises:
+        PublishError: no token, no permission, no answer.
+    """
+    if not get_token():
+        raise PublishError("publishing needs a token with write access: set HF_TOKEN, or run `hf auth login`")
+    api = HfApi(library_name="moebius-lab", library_version=__version__)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in files:
+            place = folder / file.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(file.source, str):
+                place.write_text(file.source)
+            else:
+                os.symlink(file.source.resolve(), place)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"moebius_lab {__version__}")
+        except RepositoryNotFoundError:
+            raise PublishError(f"{api.endpoint} does not let this token write to {repo}; check HF_TOKEN") from None
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PublishError(f"{api.endpoint} did not take {repo} ({line}); run this again, it goes on") from None
+    return done.oid
