@@ -1,0 +1,659 @@
+// The picture on the screen: zoom and pan, the tools with mouse, touch, pen and keys, and what lies over the picture.
+
+import { HOLE, KEEP, SmoothPath, union } from './mask.js';
+import { hasTransparency } from './picture_files.js';
+
+/** @typedef {import('./mask.js').Mask} Mask */
+/** @typedef {import('./mask.js').Rect} Rect */
+/** @typedef {import('./picture_files.js').Picture} Picture */
+/** @typedef {'brush'|'eraser'|'rectangle'|'lasso'|'hand'} Tool */
+/** @typedef {{left: number, top: number, canvas: OffscreenCanvas}} Layer a piece that is shown in place of the picture's own */
+
+const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };
+const LARGE = 6e6; // px; a larger picture also gets a reduced copy, which is what is drawn when zoomed out
+const OVERLAY_LIMIT = 2.5e6; // px of the canvas that shows the mask
+const TINT = { light: 0x70_50_2a_e6, dark: 0xa8_50_2a_e6 }; // ABGR: the two stripes over a hole
+const EDGE = { light: 0xff_ff_ff_ff, dark: 0xff_18_10_10 };
+/** @type {Record<string, number[]>} */
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const SVG = 'http://www.w3.org/2000/svg';
+
+/**
+ * Events: `edit` ({label, patch}: the mask was changed), `view`, `size`, `split`, `say` (a text for the status line).
+ */
+export class Editor extends EventTarget {
+  /** @type {Picture | null} */
+  picture = null;
+  /** @type {Mask | null} */
+  mask = null;
+  /** @type {Tool} */
+  tool = 'brush';
+  /** Diameter of brush and eraser, px of the picture. */
+  size = 40;
+  /** Whether rectangle and lasso take away. */
+  subtract = false;
+  /** Whether the mask may not be changed now. */
+  locked = false;
+  view = { scale: 1, x: 0, y: 0 };
+  #width = 0;
+  #height = 0;
+  /** @type {OffscreenCanvas | null} */
+  #source = null;
+  /** @type {{canvas: OffscreenCanvas, factor: number} | null} */
+  #reduced = null;
+  /** @type {CanvasPattern | null} */
+  #checks = null;
+  /** @type {Layer | null} */
+  #layer = null;
+  /** @type {number | null} */
+  #split = null;
+  /** @type {'mask'|'outline'|'none'} */
+  #overlay = 'mask';
+  #frame = 0;
+  #imageDirty = true;
+  /** @type {Rect | 'all' | null} px of the picture */
+  #maskDirty = 'all';
+  /** @type {Map<number, {x: number, y: number}>} pointers on the canvas, CSS px */
+  #pointers = new Map();
+  /** @type {{kind: 'paint'|'pan'|'pinch'|'split', id: number} | null} */
+  #gesture = null;
+  #value = HOLE; // what is being painted
+  /** @type {SmoothPath | null} */
+  #path = null;
+  /** @type {[number, number][]} corners of the rectangle or lasso being drawn, px of the picture */
+  #points = [];
+  /** @type {{x: number, y: number} | null} the keyboard's cursor, px of the picture */
+  #cursor = null;
+  /** @type {{x: number, y: number} | null} where the mouse is, CSS px */
+  #hover = null;
+  #panHeld = false;
+
+  /**
+   * @param {HTMLElement} stage @param {HTMLCanvasElement} imageCanvas @param {HTMLCanvasElement} maskCanvas on top, focusable
+   * @param {SVGSVGElement} marks above both: cursor, outlines, the split
+   */
+  constructor(stage, imageCanvas, maskCanvas, marks) {
+    super();
+    this.stage = stage;
+    this.imageCanvas = imageCanvas;
+    this.maskCanvas = maskCanvas;
+    this.band = marks.appendChild(svg('path', 'band'));
+    this.ring = marks.appendChild(svg('circle', 'ring'));
+    this.cross = marks.appendChild(svg('path', 'cross'));
+    this.handle = marks.appendChild(svg('path', 'split'));
+    new ResizeObserver(() => this.#resize()).observe(stage);
+    const on = (/** @type {string} */ type, /** @type {(event: any) => void} */ f) => maskCanvas.addEventListener(type, f, { passive: false });
+    on('pointerdown', (event) => this.#down(event));
+    on('pointermove', (event) => this.#move(event));
+    on('pointerup', (event) => this.#up(event));
+    on('pointercancel', (event) => this.#up(event, true));
+    on('pointerleave', () => this.#setHover(null));
+    on('wheel', (event) => this.#wheel(event));
+    on('contextmenu', (event) => event.preventDefault());
+    on('keydown', (event) => this.#key(event));
+    on('blur', () => this.#setCursor(null));
+  }
+
+  /** Show a picture and its mask, fitted. @param {Picture} picture @param {Mask} mask */
+  open(picture, mask) {
+    this.stop();
+    this.picture = picture;
+    this.mask = mask;
+    this.#layer = null;
+    this.#split = null;
+    this.#source = new OffscreenCanvas(picture.width, picture.height);
+    this.redrawPicture();
+    this.fit();
+  }
+
+  /** The picture's values, or those of `layer`, have changed. */
+  redrawPicture() {
+    const { picture } = this;
+    if (!picture || !this.#source) return;
+    const { width, height } = picture;
+    const pixels = new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (picture.data), width, height);
+    context(this.#source).putImageData(pixels, 0, 0);
+    this.#reduced = null;
+    if (width * height > LARGE) {
+      const factor = Math.ceil(Math.sqrt((width * height) / (LARGE / 2)));
+      const canvas = new OffscreenCanvas(Math.ceil(width / factor), Math.ceil(height / factor));
+      const into = context(canvas);
+      into.imageSmoothingQuality = 'high';
+      into.drawImage(this.#source, 0, 0, width / factor, height / factor);
+      this.#reduced = { canvas, factor };
+    }
+    this.#checks = hasTransparency(picture.data) ? checkerboard() : null;
+    this.#draw(true);
+  }
+
+  /** @param {Layer | null} layer @param {number | null} [split] share of the width left of which the picture itself is shown */
+  show(layer, split = null) {
+    this.#layer = layer;
+    this.#split = layer ? split : null;
+    this.#draw(true);
+  }
+
+  /** @param {'mask'|'outline'|'none'} overlay how the mask is shown */
+  set overlay(overlay) {
+    this.#overlay = overlay;
+    this.redrawMask('all');
+  }
+
+  /** @param {Rect | 'all'} rect of the mask, changed from outside */
+  redrawMask(rect) {
+    this.#maskDirty = rect === 'all' || this.#maskDirty === 'all' || !this.#maskDirty ? rect : union(this.#maskDirty, rect);
+    this.#draw(false);
+  }
+
+  /** While true, dragging moves the picture. @param {boolean} held */
+  set panHeld(held) {
+    this.#panHeld = held;
+    this.#marks();
+  }
+
+  /** Give up an edit that is under way. */
+  stop() {
+    if (this.mask?.editing) this.redrawMask(this.mask.cancel());
+    this.#gesture = null;
+    this.#path = null;
+    this.#points = [];
+    this.#marks();
+  }
+
+  /** @param {Tool} tool */
+  choose(tool) {
+    this.stop();
+    this.tool = tool;
+    this.#marks();
+  }
+
+  /** @param {number} size px of the picture */
+  resizeBrush(size) {
+    const largest = this.picture ? Math.max(this.picture.width, this.picture.height) / 2 : 500;
+    this.size = Math.min(Math.max(size, 1), largest);
+    this.#marks();
+    this.#emit('size');
+  }
+
+  // -- view ------------------------------------------------------------------------------------------------------------
+
+  fit() {
+    if (!this.picture) return;
+    const margin = Math.min(24, this.#width * 0.03);
+    const { width, height } = this.picture;
+    const scale = Math.min((this.#width - 2 * margin) / width, (this.#height - 2 * margin) / height, 8);
+    this.view = { scale, x: (this.#width - width * scale) / 2, y: (this.#height - height * scale) / 2 };
+    this.#moved();
+  }
+
+  /** @param {number} factor @param {number} [x] CSS px, what stays in place @param {number} [y] */
+  zoom(factor, x = this.#width / 2, y = this.#height / 2) {
+    if (!this.picture) return;
+    const least = Math.min(0.02, this.view.scale);
+    const scale = Math.min(Math.max(this.view.scale * factor, least), 32);
+    const k = scale / this.view.scale;
+    this.view = { scale, x: x - (x - this.view.x) * k, y: y - (y - this.view.y) * k };
+    this.#moved();
+  }
+
+  /** @param {number} dx CSS px @param {number} dy */
+  pan(dx, dy) {
+    this.view = { ...this.view, x: this.view.x + dx, y: this.view.y + dy };
+    this.#moved();
+  }
+
+  #moved() {
+    if (this.picture) {
+      const { scale } = this.view;
+      const rest = 48; // CSS px of the picture that always stay in sight
+      this.view.x = Math.min(Math.max(this.view.x, rest - this.picture.width * scale), this.#width - rest);
+      this.view.y = Math.min(Math.max(this.view.y, rest - this.picture.height * scale), this.#height - rest);
+    }
+    this.#maskDirty = 'all';
+    this.#draw(true);
+    this.#emit('view');
+  }
+
+  #resize() {
+    const { clientWidth, clientHeight } = this.stage;
+    if (clientWidth === this.#width && clientHeight === this.#height) return;
+    const first = !this.#width;
+    const [dx, dy] = [(clientWidth - this.#width) / 2, (clientHeight - this.#height) / 2];
+    [this.#width, this.#height] = [clientWidth, clientHeight];
+    if (first) this.fit();
+    else this.pan(dx, dy);
+  }
+
+  /** @param {boolean} image */
+  #draw(image) {
+    this.#imageDirty ||= image;
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      if (this.#imageDirty) this.#drawPicture();
+      if (this.#maskDirty) this.#drawMask();
+      this.#imageDirty = false;
+      this.#maskDirty = null;
+      this.#marks();
+    });
+  }
+
+  #drawPicture() {
+    const ratio = devicePixelRatio;
+    const canvas = this.imageCanvas;
+    sizeCanvas(canvas, Math.round(this.#width * ratio), Math.round(this.#height * ratio));
+    const c = context(canvas);
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.clearRect(0, 0, canvas.width, canvas.height);
+    if (!this.picture || !this.#source) return;
+    const { width, height } = this.picture;
+    const { scale, x, y } = this.view;
+    c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    if (this.#checks) {
+      c.fillStyle = this.#checks;
+      c.fillRect(x, y, width * scale, height * scale);
+    }
+    c.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
+    c.imageSmoothingEnabled = scale * ratio < 3;
+    c.imageSmoothingQuality = 'medium';
+    const reduced = this.#reduced && scale * ratio * this.#reduced.factor <= 1.2 ? this.#reduced : null;
+    if (reduced) {
+      c.drawImage(reduced.canvas, 0, 0, width / reduced.factor, height / reduced.factor, 0, 0, width, height);
+    } else {
+      c.drawImage(this.#source, 0, 0);
+    }
+    const layer = this.#layer;
+    if (!layer) return;
+    c.save();
+    c.beginPath();
+    const from = (this.#split ?? 0) * width;
+    c.rect(from, 0, width - from, height);
+    c.clip();
+    if (this.#checks) c.clearRect(layer.left, layer.top, layer.canvas.width, layer.canvas.height);
+    c.drawImage(layer.canvas, layer.left, layer.top);
+    c.restore();
+  }
+
+  /** Every screen pixel asks the mask: stripes over the hole, a dashed line around it, whatever the zoom. */
+  #drawMask() {
+    const { mask, view } = this;
+    const ratio = Math.min(devicePixelRatio, Math.sqrt(OVERLAY_LIMIT / (this.#width * this.#height || 1)));
+    const canvas = this.maskCanvas;
+    const resized = sizeCanvas(canvas, Math.round(this.#width * ratio), Math.round(this.#height * ratio));
+    const c = context(canvas);
+    const dirty = resized ? 'all' : this.#maskDirty;
+    const edge = Math.max(1, Math.round(ratio));
+    let [left, top, right, bottom] = [0, 0, canvas.width, canvas.height];
+    if (dirty && dirty !== 'all') {
+      const at = (/** @type {number} */ v, /** @type {number} */ o) => (v * view.scale + o) * ratio;
+      left = Math.max(0, Math.floor(at(dirty.left, view.x)) - 2 * edge);
+      top = Math.max(0, Math.floor(at(dirty.top, view.y)) - 2 * edge);
+      right = Math.min(right, Math.ceil(at(dirty.right, view.x)) + 2 * edge);
+      bottom = Math.min(bottom, Math.ceil(at(dirty.bottom, view.y)) + 2 * edge);
+    }
+    if (right <= left || bottom <= top) return;
+    if (!mask || this.#overlay === 'none') {
+      c.clearRect(left, top, right - left, bottom - top);
+      return;
+    }
+    const pixels = c.createImageData(right - left, bottom - top);
+    const out = new Uint32Array(pixels.data.buffer);
+    const tinted = this.#overlay === 'mask';
+    const place = (/** @type {number} */ s, /** @type {number} */ o, /** @type {number} */ length) => {
+      const v = Math.floor(((s + 0.5) / ratio - o) / view.scale);
+      return v < 0 || v >= length ? -1 : v;
+    };
+    const columns = Int32Array.from({ length: right - left + edge }, (_, i) => place(left - edge + i, view.x, mask.width));
+    /** @type {Uint8Array[]} */
+    let recent = [];
+    for (let s = top - edge, to = 0; s < bottom; s++) {
+      const y = place(s, view.y, mask.height);
+      const row = new Uint8Array(columns.length);
+      if (y >= 0) {
+        const offset = y * mask.width;
+        for (let i = 0; i < row.length; i++) if (columns[i] >= 0 && mask.data[offset + columns[i]] >= mask.level) row[i] = 1;
+      }
+      if (s >= top) {
+        const above = recent[recent.length - edge];
+        for (let i = edge; i < row.length; i++, to++) {
+          const phase = (left + i + s) / ratio;
+          if (row[i] !== row[i - edge] || row[i] !== above[i]) out[to] = phase % 10 < 5 ? EDGE.light : EDGE.dark;
+          else if (row[i] && tinted) out[to] = phase % 10 < 5 ? TINT.light : TINT.dark;
+        }
+      }
+      recent.push(row);
+      if (recent.length > edge) recent = recent.slice(-edge);
+    }
+    c.putImageData(pixels, left, top);
+  }
+
+  /** The cursor, the outline being drawn and the split. */
+  #marks() {
+    const { scale, x, y } = this.view;
+    const brush = this.tool === 'brush' || this.tool === 'eraser';
+    const panning = this.tool === 'hand' || this.#panHeld || this.#gesture?.kind === 'pan';
+    const at = this.#cursor ? { x: this.#cursor.x * scale + x, y: this.#cursor.y * scale + y } : this.#hover;
+    const free = this.picture && !this.locked && this.#split === null && !panning;
+    const ring = free && brush && at;
+    this.ring.setAttribute('r', String(ring ? Math.max((this.size * scale) / 2, 1.5) : 0));
+    if (ring) {
+      this.ring.setAttribute('cx', String(ring.x));
+      this.ring.setAttribute('cy', String(ring.y));
+    }
+    const cross = free && at && (this.#cursor || !brush) ? `M${at.x - 9} ${at.y}h18M${at.x} ${at.y - 9}v18` : '';
+    this.cross.setAttribute('d', cross);
+    const points = this.#cursor && this.#points.length ? [...this.#points, [this.#cursor.x, this.#cursor.y]] : this.#points;
+    const corners = points.length > 1 && this.tool === 'rectangle' ? rectangleCorners(points[0], points[points.length - 1]) : points;
+    const outline = corners.map(([px, py]) => `${(px * scale + x).toFixed(1)} ${(py * scale + y).toFixed(1)}`).join('L');
+    this.band.setAttribute('d', outline ? `M${outline}Z` : '');
+    let handle = '';
+    if (this.#split !== null && this.picture) {
+      const sx = x + this.#split * this.picture.width * scale;
+      const [from, to] = [Math.max(y, 0), Math.min(y + this.picture.height * scale, this.#height)];
+      const middle = (from + to) / 2;
+      handle = `M${sx} ${from}V${to}M${sx - 5} ${middle - 6}l-6 6 6 6M${sx + 5} ${middle - 6}l6 6-6 6`;
+    }
+    this.handle.setAttribute('d', handle);
+    const cursor = !this.picture ? 'default' : panning ? 'grab' : this.#split !== null ? 'ew-resize' : this.locked ? 'default' : 'none';
+    this.maskCanvas.style.cursor = cursor;
+  }
+
+  // -- pointers --------------------------------------------------------------------------------------------------------
+
+  /** @param {PointerEvent} event @returns {{x: number, y: number}} CSS px of the stage */
+  #local(event) {
+    const box = this.maskCanvas.getBoundingClientRect();
+    return { x: event.clientX - box.left, y: event.clientY - box.top };
+  }
+
+  /** @param {{x: number, y: number}} point CSS px @returns {[number, number]} px of the picture */
+  #toPicture({ x, y }) {
+    return [(x - this.view.x) / this.view.scale, (y - this.view.y) / this.view.scale];
+  }
+
+  /** @param {PointerEvent} event */
+  #down(event) {
+    if (!this.picture) return;
+    event.preventDefault();
+    this.maskCanvas.focus({ preventScroll: true });
+    this.#setCursor(null);
+    this.maskCanvas.setPointerCapture(event.pointerId);
+    const point = this.#local(event);
+    this.#pointers.set(event.pointerId, point);
+    if (this.#pointers.size === 2) {
+      this.stop();
+      this.#gesture = { kind: 'pinch', id: event.pointerId };
+      return;
+    }
+    if (this.#gesture || this.#pointers.size > 2) return;
+    const pan = event.button === 1 || this.tool === 'hand' || this.#panHeld;
+    const erase = event.button === 2 || event.button === 5 || this.tool === 'eraser' || this.#takesAway(event.altKey);
+    const kind = pan ? 'pan' : this.#split !== null ? 'split' : 'paint';
+    if (kind === 'paint' && this.locked) return;
+    this.#gesture = { kind, id: event.pointerId };
+    if (kind === 'split') this.#moveSplit(point);
+    if (kind === 'paint') this.#begin(this.#toPicture(point), erase);
+    this.#marks();
+  }
+
+  /** @param {boolean} alt */
+  #takesAway(alt) {
+    return (this.tool === 'rectangle' || this.tool === 'lasso') && this.subtract !== alt;
+  }
+
+  /** @param {PointerEvent} event */
+  #move(event) {
+    const point = this.#local(event);
+    if (event.pointerType !== 'touch') this.#setHover(point);
+    const before = this.#pointers.get(event.pointerId);
+    if (!before) return;
+    const gesture = this.#gesture;
+    if (gesture?.kind === 'pinch') this.#pinch(event.pointerId, point);
+    this.#pointers.set(event.pointerId, point);
+    if (gesture?.id !== event.pointerId) return;
+    if (gesture.kind === 'pan') this.pan(point.x - before.x, point.y - before.y);
+    if (gesture.kind === 'split') this.#moveSplit(point);
+    if (gesture.kind === 'paint') {
+      const events = event.getCoalescedEvents?.() ?? [];
+      for (const each of events.length ? events : [event]) this.#extend(this.#toPicture(this.#local(each)));
+    }
+  }
+
+  /** @param {PointerEvent} event @param {boolean} [cancelled] */
+  #up(event, cancelled = false) {
+    this.#pointers.delete(event.pointerId);
+    const gesture = this.#gesture;
+    if (gesture?.kind === 'pinch') {
+      if (this.#pointers.size === 0) this.#gesture = null;
+      return;
+    }
+    if (gesture?.id !== event.pointerId) return;
+    this.#gesture = null;
+    if (gesture.kind === 'paint') {
+      if (cancelled) this.stop();
+      else this.#finish();
+    }
+    this.#marks();
+  }
+
+  /** @param {number} id @param {{x: number, y: number}} point */
+  #pinch(id, point) {
+    const [a, b] = [...this.#pointers.keys()];
+    const before = [this.#pointers.get(a), this.#pointers.get(b)];
+    const after = [id === a ? point : before[0], id === b ? point : before[1]];
+    if (!before[0] || !before[1] || !after[0] || !after[1]) return;
+    const apart = (/** @type {any} */ p) => Math.max(1, Math.hypot(p[0].x - p[1].x, p[0].y - p[1].y));
+    const middle = { x: (after[0].x + after[1].x) / 2, y: (after[0].y + after[1].y) / 2 };
+    this.pan(middle.x - (before[0].x + before[1].x) / 2, middle.y - (before[0].y + before[1].y) / 2);
+    this.zoom(apart(after) / apart(before), middle.x, middle.y);
+  }
+
+  /** @param {{x: number, y: number} | null} point */
+  #setHover(point) {
+    this.#hover = point;
+    if (point && this.#cursor && !this.mask?.editing && !this.#points.length) this.#cursor = null;
+    this.#marks();
+  }
+
+  /** @param {{x: number, y: number}} point */
+  #moveSplit(point) {
+    if (this.picture) this.split = this.#toPicture(point)[0] / this.picture.width;
+    this.#emit('split');
+  }
+
+  get split() {
+    return this.#split ?? 0;
+  }
+
+  set split(share) {
+    if (this.#split === null) return;
+    this.#split = Math.min(Math.max(share, 0), 1);
+    this.#draw(true);
+  }
+
+  /** @param {WheelEvent} event */
+  #wheel(event) {
+    if (!this.picture) return;
+    event.preventDefault();
+    const step = Math.min(Math.max(event.deltaY * (event.deltaMode ? 30 : 1), -80), 80);
+    const sizes = this.tool === 'brush' || this.tool === 'eraser';
+    if (event.ctrlKey || event.metaKey || !sizes || this.#split !== null) {
+      const box = this.maskCanvas.getBoundingClientRect();
+      this.zoom(Math.exp(-step * (Math.abs(step) < 20 ? 0.01 : 0.0035)), event.clientX - box.left, event.clientY - box.top);
+    } else if (event.shiftKey) {
+      this.pan(-step, 0);
+    } else {
+      this.resizeBrush(this.size * Math.exp(-step * 0.0016));
+    }
+  }
+
+  // -- drawing, by pointer and by keys ---------------------------------------------------------------------------------
+
+  /** @param {[number, number]} point px of the picture @param {boolean} erase */
+  #begin(point, erase) {
+    this.#value = erase ? KEEP : HOLE;
+    if (this.tool === 'brush' || this.tool === 'eraser') {
+      this.mask?.begin();
+      this.#path = new SmoothPath(...point);
+      this.#line([...point, ...point]);
+    } else {
+      this.#points = [point];
+    }
+  }
+
+  /** @param {[number, number]} point */
+  #extend(point) {
+    if (this.#path) for (const piece of this.#path.add(...point, this.size / 6)) this.#line(piece);
+    else if (this.tool === 'rectangle') this.#points[1] = point;
+    else if (this.tool === 'lasso') this.#points.push(point);
+    this.#marks();
+  }
+
+  #finish() {
+    const { mask, tool } = this;
+    if (!mask) return;
+    const value = this.#value;
+    if (this.#path) {
+      this.#line(this.#path.end());
+    } else if (this.#points.length > 1) {
+      mask.begin();
+      const last = this.#points[this.#points.length - 1];
+      this.redrawMask(tool === 'rectangle' ? mask.rectangle(...this.#points[0], ...last, value) : mask.polygon(this.#points, value));
+    }
+    this.#path = null;
+    this.#points = [];
+    const patch = mask.editing ? mask.commit() : null;
+    if (patch) this.dispatchEvent(new CustomEvent('edit', { detail: { label: value === KEEP ? 'erasing' : LABELS[tool], patch } }));
+    this.#marks();
+  }
+
+  /** @param {[number, number, number, number]} piece */
+  #line(piece) {
+    if (this.mask) this.redrawMask(this.mask.line(...piece, this.size / 2, this.#value));
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const move = ARROWS[event.key];
+    if (!this.picture || event.ctrlKey || event.metaKey || (!move && event.key !== 'Enter' && event.key !== 'Escape')) return;
+    if (event.key === 'Escape' && !this.#points.length && !this.mask?.editing) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (event.key === 'Escape') {
+      this.stop();
+      this.#say('Drawing given up.');
+    } else if (this.tool === 'hand') {
+      if (move) this.pan(-move[0] * 40, -move[1] * 40);
+    } else if (this.locked || this.#split !== null) {
+      this.#say('The mask cannot be changed now.');
+    } else if (move) {
+      this.#step(move, event.altKey ? 1 : Math.max(1, Math.round(this.size / 4)) * (event.shiftKey ? 4 : 1));
+    } else {
+      this.#press(event.altKey);
+    }
+  }
+
+  /** @param {number[]} move direction @param {number} distance px of the picture */
+  #step([dx, dy], distance) {
+    if (!this.picture) return;
+    const { width, height } = this.picture;
+    const from = this.#cursor ?? this.#middle();
+    const to = { x: Math.min(Math.max(from.x + dx * distance, 0), width), y: Math.min(Math.max(from.y + dy * distance, 0), height) };
+    if (this.mask?.editing) this.#line([from.x, from.y, to.x, to.y]);
+    this.#setCursor(to);
+    const [sx, sy] = [to.x * this.view.scale + this.view.x, to.y * this.view.scale + this.view.y];
+    const out = (/** @type {number} */ v, /** @type {number} */ length) => (v < 16 ? 16 - v : v > length - 16 ? length - 16 - v : 0);
+    const [px, py] = [out(sx, this.#width), out(sy, this.#height)];
+    if (px || py) this.pan(px, py);
+    this.#say(`${this.mask?.editing ? 'Painting, at' : 'At'} ${Math.round(to.x)}, ${Math.round(to.y)}`);
+  }
+
+  /** Enter: brush down or up, a corner of the rectangle, a point of the lasso. @param {boolean} alt */
+  #press(alt) {
+    const cursor = this.#cursor ?? this.#middle();
+    this.#setCursor(cursor);
+    const point = /** @type {[number, number]} */ ([cursor.x, cursor.y]);
+    const where = `${Math.round(cursor.x)}, ${Math.round(cursor.y)}`;
+    const count = this.#points.length;
+    const last = this.#points[count - 1];
+    if (this.mask?.editing || (this.tool === 'rectangle' && count)) {
+      if (count) this.#points.push(point);
+      this.#finish();
+      this.#say('Done.');
+    } else if (this.tool === 'lasso' && count && last[0] === point[0] && last[1] === point[1]) {
+      this.#finish();
+      this.#say(count > 2 ? 'Outline closed.' : 'An outline needs three points.');
+    } else if (this.tool === 'lasso') {
+      if (!count) this.#begin(point, this.#takesAway(alt));
+      else this.#points.push(point);
+      this.#say(`Point ${count + 1} at ${where}. Enter twice at one place closes the outline.`);
+    } else {
+      this.#begin(point, this.tool === 'eraser' || this.#takesAway(alt));
+      if (this.#path) this.#path = null; // keys draw straight lines
+      this.#say(`${this.tool === 'rectangle' ? 'First corner' : 'Painting from'} ${where}. Arrows move, Enter ends, Escape gives up.`);
+    }
+    this.#marks();
+  }
+
+  /** @returns {{x: number, y: number}} the middle of what is in sight, px of the picture */
+  #middle() {
+    const { width, height } = /** @type {Picture} */ (this.picture);
+    const [x, y] = this.#toPicture({ x: this.#width / 2, y: this.#height / 2 });
+    return { x: Math.round(Math.min(Math.max(x, 0), width)), y: Math.round(Math.min(Math.max(y, 0), height)) };
+  }
+
+  /** @param {{x: number, y: number} | null} cursor */
+  #setCursor(cursor) {
+    if (!cursor && this.#cursor && (this.mask?.editing || this.#points.length)) this.stop();
+    this.#cursor = cursor;
+    this.#marks();
+  }
+
+  /** @param {string} text */
+  #say(text) {
+    this.dispatchEvent(new CustomEvent('say', { detail: text }));
+  }
+
+  /** @param {string} type */
+  #emit(type) {
+    this.dispatchEvent(new Event(type));
+  }
+}
+
+/** @param {HTMLCanvasElement | OffscreenCanvas} canvas */
+function context(canvas) {
+  const c = canvas.getContext('2d');
+  if (!c) throw new Error('this browser gives no canvas of that size');
+  return /** @type {CanvasRenderingContext2D} */ (c);
+}
+
+/** @param {HTMLCanvasElement} canvas @param {number} width @param {number} height @returns {boolean} whether it was another size */
+function sizeCanvas(canvas, width, height) {
+  if (canvas.width === width && canvas.height === height) return false;
+  canvas.width = width;
+  canvas.height = height;
+  return true;
+}
+
+/** @param {[number, number] | number[]} a @param {number[]} b @returns {number[][]} */
+function rectangleCorners(a, b) {
+  return [[a[0], a[1]], [b[0], a[1]], [b[0], b[1]], [a[0], b[1]]]; // prettier-ignore
+}
+
+/** @returns {CanvasPattern | null} what shows behind transparent pixels */
+function checkerboard() {
+  const canvas = new OffscreenCanvas(16, 16);
+  const c = context(canvas);
+  c.fillStyle = '#fff';
+  c.fillRect(0, 0, 16, 16);
+  c.fillStyle = '#d4d4d8';
+  c.fillRect(0, 0, 8, 8);
+  c.fillRect(8, 8, 8, 8);
+  return c.createPattern(canvas, 'repeat');
+}
+
+/** @template {keyof SVGElementTagNameMap} K @param {K} name @param {string} className @returns {SVGElementTagNameMap[K]} */
+function svg(name, className) {
+  const node = document.createElementNS(SVG, name);
+  node.setAttribute('class', className);
+  return node;
+}

@@ -1,0 +1,792 @@
+// The page: opening pictures, the mask's history, running the model, choosing among results, saving.
+
+import { forget, restore, saveMask, savePicture } from './autosave.js';
+import { Editor } from './editor.js';
+import { History, KEEP, Mask } from './mask.js';
+import { ModelPanel } from './model_panel.js';
+import { button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
+import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
+
+/** @typedef {import('./engine.js').Settings} Settings */
+/** @typedef {import('./engine.js').StepProgress} StepProgress */
+/** @typedef {import('./picture_files.js').Picture} Picture */
+/** @typedef {import('./picture_files.js').Grey} Grey */
+/** @typedef {import('./editor.js').Tool} Tool */
+
+/** @typedef {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} Region RGBA of a part of the picture */
+/** @typedef {{seed: number, region: Region, canvas: OffscreenCanvas}} Result what the model made of the picture, where it differs */
+
+/**
+ * @typedef {object} Work what the person works on
+ * @property {string} id of the picture, as saved
+ * @property {string} name file name without its ending
+ * @property {string} credit
+ * @property {Picture} picture
+ * @property {Mask} mask
+ * @property {History} history
+ * @property {Result[]} results made from this very picture
+ */
+
+const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
+const RESULTS_LIMIT = 24;
+
+const editor = new Editor(
+  element('stage', HTMLElement),
+  element('image', HTMLCanvasElement),
+  element('mask', HTMLCanvasElement),
+  element('marks', SVGSVGElement),
+);
+const model = new ModelPanel();
+const runBar = element('run-bar', HTMLProgressElement);
+
+/** @type {Work | null} */
+let work = null;
+/** @type {Result | null} the result on the screen; the picture with its mask where null */
+let shown = null;
+/** @type {AbortController | null} */
+let running = null;
+let opening = 0;
+let pace = 0; // ms a step in the last run
+
+// -- opening -----------------------------------------------------------------------------------------------------------
+
+/** @returns {Promise<number>} */
+async function largest() {
+  await model.opened;
+  return model.engine?.manifest.constants.max_megapixels ?? Infinity;
+}
+
+function holeLevel() {
+  return Math.ceil(255 * (model.engine?.manifest.constants.mask_threshold ?? 0.5));
+}
+
+/**
+ * @param {Blob} file @param {string} name @param {{mask?: Blob, credit?: string}} [more]
+ */
+async function open(file, name, { mask, credit = '' } = {}) {
+  const turn = ++opening;
+  say('Opening…');
+  try {
+    const limit = await largest();
+    const picture = await readPicture(file, limit);
+    if (turn !== opening) return;
+    running?.abort();
+    const before = work;
+    begin({ id: crypto.randomUUID(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture });
+    dismiss('file');
+    if (before?.mask.holes || before?.results.length) {
+      const back = () => show(before);
+      notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, { bad: false, actions: [{ label: 'Bring it back', run: back }] });
+    }
+    if (mask) takeMask(await readMask(mask, limit));
+    keepPicture(file);
+    say(`${name} is open: ${picture.width} by ${picture.height} pixels. Paint over what should go.`);
+  } catch (error) {
+    report(error, { label: 'Choose another', run: () => field('picture-file').click() });
+  }
+}
+
+/** @param {{id: string, name: string, credit: string, picture: Picture}} what */
+function begin(what) {
+  const mask = new Mask(what.picture.width, what.picture.height, holeLevel());
+  show({ ...what, mask, history: new History(HISTORY_LIMIT), results: [] });
+  const { width, height } = what.picture;
+  editor.resizeBrush(Math.max(8, Math.round(Math.min(width, height) / 14)));
+}
+
+/** @param {Work} next */
+function show(next) {
+  const previous = work;
+  work = next;
+  element('start', HTMLElement).hidden = true;
+  element('mask', HTMLCanvasElement).setAttribute('aria-label', `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`);
+  editor.open(next.picture, next.mask);
+  look(null);
+  listResults();
+  update();
+  if (previous && previous !== next) keepAll();
+}
+
+/** Say what went wrong with a file. @param {unknown} error @param {import('./page.js').Action} action */
+function report(error, action) {
+  const text = error instanceof FileError ? error.message : `That did not work: ${error instanceof Error ? error.message : error}`;
+  notice('file', text, { actions: [action] });
+  say(text);
+}
+
+/** @param {Blob} file @param {string} [name] */
+async function importMask(file, name = 'The mask') {
+  const target = work;
+  if (!target || running) return;
+  const again = { label: 'Choose another', run: () => field('mask-file').click() };
+  try {
+    const grey = await readMask(file, await largest());
+    const { width, height } = target.picture;
+    if (work !== target) return;
+    if (grey.width === width && grey.height === height) {
+      takeMask(grey);
+      return;
+    }
+    const sizes = `“${name}” is ${grey.width} × ${grey.height} pixels, the picture ${width} × ${height}.`;
+    const stretch = { label: 'Stretch it', run: () => work === target && takeMask(resizeMask(grey, width, height)) };
+    notice('file', `${sizes} A mask must have the picture’s size.`, { actions: [stretch, again] });
+  } catch (error) {
+    report(error, again);
+  }
+}
+
+/** @param {Grey} grey */
+function takeMask(grey) {
+  const { mask } = /** @type {Work} */ (work);
+  if (!grey.data.some((value) => value >= mask.level)) {
+    notice('file', 'That mask has no white: white marks what should be filled. Nothing was changed.', {
+      actions: [{ label: 'Choose another', run: () => field('mask-file').click() }],
+    });
+    return;
+  }
+  dismiss('file');
+  change('mask import', () => mask.replace(grey.data));
+  say('The mask was imported.');
+}
+
+/** @param {FileList | File[]} files */
+function take(files) {
+  const pictures = [...files];
+  const isMask = (/** @type {File} */ file) => /mask/i.test(file.name);
+  const mask = pictures.find(isMask);
+  const picture = pictures.find((file) => !isMask(file));
+  if (picture) void open(picture, picture.name || 'pasted picture', { mask });
+  else if (mask && work) void importMask(mask, mask.name);
+  else if (mask) void open(mask, mask.name);
+  return Boolean(picture || mask);
+}
+
+function fillSamples() {
+  const list = element('samples', HTMLElement);
+  for (const sample of model.engine?.manifest.samples ?? []) {
+    const title = 'title' in sample ? String(sample.title) : sample.name;
+    const item = list.appendChild(document.createElement('li')).appendChild(document.createElement('button'));
+    item.type = 'button';
+    item.title = sample.credit;
+    const image = item.appendChild(new Image());
+    image.alt = '';
+    image.src = sample.image;
+    item.appendChild(document.createElement('span')).textContent = title;
+    item.addEventListener('click', async () => {
+      try {
+        const [picture, mask] = await Promise.all([sample.image, sample.mask].map(async (url) => {
+          const response = await fetch(url);
+          if (!response.ok) throw new FileError(`The server did not hand over ${url} (${response.status}). Try another picture.`);
+          return response.blob();
+        }));
+        await open(picture, sample.name, { mask, credit: sample.credit });
+      } catch (error) {
+        report(error, { label: 'Try again', run: () => item.click() });
+      }
+    });
+  }
+}
+
+// -- the mask ----------------------------------------------------------------------------------------------------------
+
+/** Change the mask as one step of the history. @param {string} label @param {() => import('./mask.js').Rect} act */
+function change(label, act) {
+  if (!work || running) return;
+  editor.stop();
+  look(null);
+  work.mask.begin();
+  editor.redrawMask(act());
+  const patch = work.mask.commit();
+  if (patch) record(label, patch);
+}
+
+/** @param {string} label @param {import('./mask.js').MaskPatch} patch */
+function record(label, patch) {
+  if (!work) return;
+  const { mask, history } = work;
+  history.push({
+    label,
+    get bytes() {
+      return patch.bytes;
+    },
+    swap: () => editor.redrawMask(mask.swap(patch)),
+  });
+  dismiss('hole');
+  update();
+  keepMask();
+}
+
+/** @param {'undo'|'redo'} way */
+function travel(way) {
+  if (!work || running) return;
+  editor.stop();
+  const onResult = shown;
+  look(null);
+  if (onResult && way === 'undo') return; // the first undo leaves the result
+  const label = work.history[way]();
+  if (label) say(`${way === 'undo' ? 'Undone' : 'Redone'}: ${label}.`);
+  update();
+  keepMask();
+}
+
+// -- running -----------------------------------------------------------------------------------------------------------
+
+/** @returns {{settings: Settings, variants: number} | null} null where a field holds no usable number, which the browser shows */
+function readSettings() {
+  const names = ['steps', 'guidance', 'seed', 'variants', 'strength', 'noise-offset'];
+  for (const name of names) {
+    const input = field(name);
+    if (input.value === '' || !input.checkValidity()) {
+      const details = input.closest('details');
+      if (details) details.open = true;
+      if (input.value === '') input.setCustomValidity('Enter a number.');
+      input.reportValidity();
+      input.setCustomValidity('');
+      return null;
+    }
+  }
+  const [steps, guidance, seed, variants, strength, offset] = names.map((name) => field(name).valueAsNumber);
+  const init = /** @type {'image'|'noise'} */ (element('init', HTMLSelectElement).value);
+  return { settings: { steps, strength, guidance, seed, noise_offset: offset, init }, variants };
+}
+
+function setDefaults() {
+  const constants = model.engine?.manifest.constants;
+  if (!constants) return;
+  for (const name of /** @type {const} */ (['steps', 'guidance', 'strength'])) field(name).value = String(constants[name]);
+  field('noise-offset').value = String(constants.noise_offset);
+  element('init', HTMLSelectElement).value = 'image';
+  update();
+}
+
+async function run() {
+  if (!work || running) return;
+  const current = work;
+  const { mask, picture } = current;
+  const invert = { label: 'Invert the mask', run: () => button('invert').click() };
+  if (!mask.holes) {
+    notice('hole', 'Nothing is painted yet. Paint over what should go, then fill it.');
+    return;
+  }
+  if (mask.holes === mask.data.length) {
+    notice('hole', 'The mask covers the whole picture. Leave some of it: the model continues what is around the hole.', { actions: [invert] });
+    return;
+  }
+  const input = readSettings();
+  if (!input) return;
+  dismiss('hole');
+  editor.stop();
+  const abort = (running = new AbortController());
+  update();
+  try {
+    const engine = await model.prepare();
+    if (!engine || abort.signal.aborted || work !== current) return;
+    dismiss('model');
+    look(null);
+    editor.locked = true;
+    editor.overlay = 'outline';
+    const image = { ...picture, data: picture.data.slice() };
+    for (let variant = 0; variant < input.variants; variant++) {
+      const settings = { ...input.settings, seed: (input.settings.seed + variant) % 2 ** 32 };
+      const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, variant, input.variants);
+      write('run-text', 'Reading the picture…');
+      const { image: filled, timings } = await engine.inpaint({ image, mask: mask.data, settings }, { onProgress, signal: abort.signal });
+      pace = timings.step;
+      const region = difference(picture, filled);
+      current.results.unshift({ seed: settings.seed, region, canvas: canvasOf(region) });
+      current.results.length = Math.min(current.results.length, RESULTS_LIMIT);
+      listResults();
+      const times = `${duration(timings.total / 1000)}: reading ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, painting ${Math.round(timings.decode)} ms`;
+      write('run-text', `Done in ${times}.`);
+    }
+    finish(current.results[input.variants - 1] ?? null);
+    say(`Filled. ${input.variants > 1 ? `${input.variants} results to choose from.` : 'The result is shown.'}`);
+  } catch (error) {
+    finish(null);
+    if (isCancelled(error)) {
+      write('run-text', 'Cancelled. The mask is as it was.');
+      say('Cancelled.');
+    } else {
+      write('run-text', 'It did not work; see the message. The mask is as it was.');
+      model.failed(error, () => void run());
+    }
+  } finally {
+    if (running === abort) finish(shown);
+  }
+}
+
+/** @param {Result | null} result */
+function finish(result) {
+  const hadFocus = document.activeElement === button('cancel');
+  running = null;
+  editor.locked = false;
+  runBar.value = 0;
+  look(result);
+  update();
+  if (hadFocus) button('run').focus();
+}
+
+/** @param {StepProgress} progress @param {number} variant @param {number} variants */
+function showProgress({ window, windows, step, steps, msPerStep, preview }, variant, variants) {
+  const total = variants * windows * steps;
+  const done = (variant * windows + window) * steps + step;
+  const parts = [
+    variants > 1 ? `Variant ${variant + 1} of ${variants}` : '',
+    windows > 1 ? `part ${window + 1} of ${windows}` : '',
+    `step ${step} of ${steps}`,
+    `${Math.round(msPerStep)} ms a step`,
+    `about ${duration(((total - done) * msPerStep) / 1000)} left`,
+  ];
+  runBar.value = done / total;
+  write('run-text', parts.filter(Boolean).join(' · '));
+  if (preview && running) editor.show({ left: preview.left, top: preview.top, canvas: canvasOf(preview) });
+}
+
+/** The part of `filled` that is not the picture's. @param {Picture} picture @param {Picture} filled @returns {Region} */
+function difference(picture, filled) {
+  const { width, height } = picture;
+  const a = new Uint32Array(picture.data.buffer);
+  const b = new Uint32Array(filled.data.buffer, filled.data.byteOffset, a.length);
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (a[i] === b[i]) continue;
+      if (x < left) left = x;
+      if (x >= right) right = x + 1;
+      if (y < top) top = y;
+      bottom = y + 1;
+    }
+  }
+  if (right <= left) [left, top, right, bottom] = [0, 0, 1, 1];
+  const region = { left, top, width: right - left, height: bottom - top };
+  return { ...region, data: cut(filled, region) };
+}
+
+/** @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} region */
+function cut(picture, { left, top, width, height }) {
+  const data = new Uint8ClampedArray(width * height * 4);
+  for (let y = 0; y < height; y++) {
+    const from = ((top + y) * picture.width + left) * 4;
+    data.set(picture.data.subarray(from, from + width * 4), y * width * 4);
+  }
+  return data;
+}
+
+/** @param {Picture} picture changed in place @param {Region} region */
+function put(picture, { left, top, width, height, data }) {
+  for (let y = 0; y < height; y++) {
+    picture.data.set(data.subarray(y * width * 4, (y + 1) * width * 4), ((top + y) * picture.width + left) * 4);
+  }
+}
+
+/** @param {{width: number, height: number, data: Uint8ClampedArray}} region */
+function canvasOf({ width, height, data }) {
+  const canvas = new OffscreenCanvas(width, height);
+  canvas.getContext('2d')?.putImageData(new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (data), width, height), 0, 0);
+  return canvas;
+}
+
+// -- results -----------------------------------------------------------------------------------------------------------
+
+/** Show a result, or the picture with its mask. @param {Result | null} result */
+function look(result) {
+  shown = result;
+  if (result) editor.show({ left: result.region.left, top: result.region.top, canvas: result.canvas }, 0);
+  else editor.show(null);
+  editor.overlay = result ? 'none' : 'mask';
+  field('split').value = '0';
+  for (const input of document.querySelectorAll('#results input')) {
+    const radio = /** @type {HTMLInputElement} */ (input);
+    radio.checked = work?.results[Number(radio.value)] === result;
+  }
+  showSplit();
+  update();
+}
+
+function showSplit() {
+  const split = editor.split;
+  element('before', HTMLElement).hidden = !shown || split < 0.02;
+  element('after', HTMLElement).hidden = !shown || split > 0.98;
+  field('split').value = String(split);
+}
+
+function listResults() {
+  const list = element('results', HTMLElement);
+  const results = work?.results ?? [];
+  if (!results.length) {
+    const hint = document.createElement('p');
+    hint.className = 'fine';
+    hint.textContent = 'What the model makes of the hole appears here.';
+    list.replaceChildren(hint);
+    return;
+  }
+  list.replaceChildren(...results.map((result, index) => {
+    const item = document.createElement('label');
+    const input = item.appendChild(document.createElement('input'));
+    input.type = 'radio';
+    input.name = 'result';
+    input.value = String(index);
+    input.checked = result === shown;
+    input.disabled = running !== null;
+    input.setAttribute('aria-label', `Result with seed ${result.seed}`);
+    input.addEventListener('change', () => look(result));
+    input.addEventListener('click', () => shown !== result && look(result));
+    item.append(thumbnail(result));
+    item.appendChild(document.createElement('span')).textContent = `seed ${result.seed}`;
+    return item;
+  }));
+}
+
+/** What was filled, with some of its surroundings. @param {Result} result */
+function thumbnail({ region, canvas }) {
+  const { picture } = /** @type {Work} */ (work);
+  const margin = Math.round(Math.max(region.width, region.height) * 0.25);
+  const left = Math.max(region.left - margin, 0);
+  const top = Math.max(region.top - margin, 0);
+  const width = Math.min(region.left + region.width + margin, picture.width) - left;
+  const height = Math.min(region.top + region.height + margin, picture.height) - top;
+  const whole = canvasOf({ width, height, data: cut(picture, { left, top, width, height }) });
+  whole.getContext('2d')?.drawImage(canvas, region.left - left, region.top - top);
+  const small = document.createElement('canvas');
+  const scale = Math.min(1, 160 / Math.max(width, height));
+  small.width = Math.max(1, Math.round(width * scale));
+  small.height = Math.max(1, Math.round(height * scale));
+  small.getContext('2d')?.drawImage(whole, 0, 0, small.width, small.height);
+  return small;
+}
+
+/** The result becomes the picture. */
+function keep() {
+  if (!work || !shown || running) return;
+  const current = work;
+  const { mask, picture } = current;
+  mask.begin();
+  mask.fill(KEEP);
+  const patch = mask.commit();
+  let other = shown.region;
+  /** @type {Result[]} */
+  let otherResults = [];
+  const exchange = () => {
+    const now = { ...other, data: cut(picture, other) };
+    put(picture, other);
+    other = now;
+    [current.results, otherResults] = [otherResults, current.results];
+  };
+  exchange();
+  const bytes = other.data.length + (patch?.bytes ?? 0) + otherResults.reduce((sum, result) => sum + 2 * result.region.data.length, 0);
+  const redraw = () => {
+    current.id = crypto.randomUUID();
+    editor.redrawPicture();
+    editor.redrawMask('all');
+    look(null);
+    listResults();
+    keepAll();
+  };
+  const swap = () => {
+    exchange();
+    if (patch) mask.swap(patch);
+    redraw();
+  };
+  current.history.push({ label: 'result kept', bytes, swap });
+  redraw();
+  update();
+  say('The result is the picture now. Undo brings the old one back.');
+}
+
+async function save() {
+  if (!work) return;
+  const { name, picture } = work;
+  const result = shown;
+  say('Saving…');
+  const whole = result ? { ...picture, data: picture.data.slice() } : picture;
+  if (result) put(whole, result.region);
+  try {
+    const file = `${name}${result ? '-filled' : ''}.png`;
+    download(await pictureToPng(whole), file);
+    say(`Saved as ${file}.`);
+  } catch (error) {
+    report(error, { label: 'Try again', run: () => void save() });
+  }
+}
+
+async function exportMask() {
+  if (!work) return;
+  download(await maskToPng(work.mask), `${work.name}-mask.png`);
+  say(`Saved as ${work.name}-mask.png.`);
+}
+
+// -- keeping the work --------------------------------------------------------------------------------------------------
+
+let timer = 0;
+let storageWorks = true;
+
+/** @param {() => Promise<unknown>} act */
+async function store(act) {
+  try {
+    await act();
+    if (storageWorks) write('autosave-text', 'Picture and mask are saved here as you paint; a reload brings them back.');
+  } catch {
+    storageWorks = false;
+    write('autosave-text', 'This browser does not let the page save picture and mask between visits. Everything else works; save before you leave.');
+  }
+}
+
+function keepMask() {
+  clearTimeout(timer);
+  timer = setTimeout(flush, 500);
+}
+
+function flush() {
+  clearTimeout(timer);
+  timer = 0;
+  const current = work;
+  if (current) void store(() => saveMask(current.id, current.mask));
+}
+
+/** @param {Blob} [file] */
+function keepPicture(file) {
+  const current = work;
+  if (!current) return;
+  const { id, name, credit, picture } = current;
+  void store(async () => savePicture({ id, name, credit, blob: file ?? (await pictureToPng(picture)) })).then(flush);
+}
+
+function keepAll() {
+  keepPicture();
+}
+
+async function bringBack() {
+  await model.opened;
+  const saved = await restore().catch(() => null);
+  if (!saved || work || opening) return;
+  const { id, name, credit, blob } = saved.picture;
+  const picture = await readPicture(blob, await largest()).catch(() => null);
+  if (!picture || work || opening) return;
+  begin({ id, name, credit, picture });
+  const { mask } = /** @type {Work} */ (/** @type {unknown} */ (work));
+  if (saved.mask && saved.mask.width === picture.width && saved.mask.height === picture.height) {
+    mask.begin();
+    editor.redrawMask(mask.replace(saved.mask.data));
+    mask.commit();
+  }
+  update();
+  say('Your last picture and mask are back.');
+}
+
+// -- what can be pressed now -------------------------------------------------------------------------------------------
+
+function update() {
+  const busy = running !== null;
+  const none = !work || busy;
+  for (const id of ['clear', 'invert', 'import-mask', 'export-mask', 'save']) button(id).disabled = none;
+  button('undo').disabled = none || !(work?.history.canUndo || shown);
+  button('redo').disabled = none || !work?.history.canRedo;
+  button('run').disabled = none;
+  button('cancel').hidden = !busy;
+  button('keep').disabled = button('edit').disabled = none || !shown;
+  field('split').disabled = none || !shown;
+  for (const input of document.querySelectorAll('#results input')) /** @type {HTMLInputElement} */ (input).disabled = busy;
+  if (work) {
+    const { picture, mask, credit } = work;
+    const share = (100 * mask.holes) / mask.data.length;
+    const hole = mask.holes ? `${share < 0.1 ? 'under 0.1' : share.toFixed(1)} %` : 'none';
+    write('facts', `${picture.width} × ${picture.height} px · hole ${hole}${credit ? ` · ${credit}` : ''}`);
+  }
+  if (!busy) hint();
+}
+
+function hint() {
+  const text = element('run-text', HTMLElement);
+  if (work?.mask.holes && text.textContent?.startsWith('Done') && work.results.length) return;
+  if (text.textContent?.startsWith('Cancelled') || text.textContent?.startsWith('It did not')) return;
+  const steps = Math.round(field('steps').valueAsNumber * field('strength').valueAsNumber);
+  const time = pace ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.` : 'The result appears in place.';
+  if (!work) text.textContent = 'Open a picture first.';
+  else if (!work.mask.holes) text.textContent = 'Paint over what should go.';
+  else text.textContent = model.ready || !model.missing ? time : 'The model is downloaded first; you are asked before.';
+}
+
+function showTool() {
+  const brush = editor.tool === 'brush' || editor.tool === 'eraser';
+  const shape = editor.tool === 'rectangle' || editor.tool === 'lasso';
+  element('size-row', HTMLElement).hidden = !brush;
+  element('shape-row', HTMLElement).hidden = !shape;
+  const hints = { hand: 'Drag the picture; wheel to zoom.', rectangle: 'Drag over what should go.', lasso: 'Draw around what should go.' };
+  write('option-hint', hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? '');
+}
+
+/** @param {Tool} tool */
+function chooseTool(tool) {
+  if (shown && tool !== 'hand') look(null);
+  editor.choose(tool);
+  /** @type {HTMLInputElement} */ (document.querySelector(`[name=tool][value=${tool}]`)).checked = true;
+  showTool();
+}
+
+/** The slider is logarithmic: 0..100 are 1 px and half the picture. */
+function largestBrush() {
+  return work ? Math.max(work.picture.width, work.picture.height) / 2 : 500;
+}
+
+function showSize() {
+  field('size').value = String((100 * Math.log(editor.size)) / Math.log(largestBrush()));
+  const text = `${Math.round(editor.size)} px`;
+  write('size-text', text);
+  field('size').setAttribute('aria-valuetext', text);
+}
+
+// -- wiring ------------------------------------------------------------------------------------------------------------
+
+const choosePicture = () => field('picture-file').click();
+
+/** @type {Record<string, () => void>} */
+const clicks = {
+  open: choosePicture,
+  'start-open': choosePicture,
+  save: () => void save(),
+  'import-mask': () => field('mask-file').click(),
+  'export-mask': () => void exportMask(),
+  undo: () => travel('undo'),
+  redo: () => travel('redo'),
+  clear: () => change('clear', () => /** @type {Work} */ (work).mask.fill(KEEP)),
+  invert: () => change('invert', () => /** @type {Work} */ (work).mask.invert()),
+  run: () => void run(),
+  cancel: () => running?.abort(),
+  keep,
+  edit: () => look(null),
+  'zoom-in': () => editor.zoom(1.25),
+  'zoom-out': () => editor.zoom(0.8),
+  fit: () => editor.fit(),
+  defaults: setDefaults,
+  dice: () => (field('seed').value = String(crypto.getRandomValues(new Uint32Array(1))[0])),
+  help: () => element('help-dialog', HTMLDialogElement).showModal(),
+  forget: () => void store(forget).then(() => write('autosave-text', 'Forgotten. What is on the screen stays until you leave.')),
+};
+for (const [id, action] of Object.entries(clicks)) onClick(id, action);
+
+for (const input of document.querySelectorAll('[name=tool]')) {
+  input.addEventListener('change', () => chooseTool(/** @type {Tool} */ (/** @type {HTMLInputElement} */ (input).value)));
+}
+for (const input of document.querySelectorAll('[name=shape]')) {
+  input.addEventListener('change', () => (editor.subtract = /** @type {HTMLInputElement} */ (input).value === 'remove'));
+}
+for (const [id, use] of /** @type {const} */ ([['picture-file', take], ['mask-file', (/** @type {FileList} */ files) => importMask(files[0], files[0].name)]])) {
+  const input = field(id);
+  input.addEventListener('change', () => {
+    if (input.files?.length) void use(input.files);
+    input.value = '';
+  });
+}
+field('size').addEventListener('input', () => editor.resizeBrush(largestBrush() ** (field('size').valueAsNumber / 100)));
+field('split').addEventListener('input', () => {
+  editor.split = field('split').valueAsNumber;
+  showSplit();
+});
+for (const id of ['steps', 'strength', 'variants']) field(id).addEventListener('input', update);
+
+editor.addEventListener('edit', (event) => {
+  const { label, patch } = /** @type {CustomEvent} */ (event).detail;
+  record(label, patch);
+});
+editor.addEventListener('say', (event) => say(/** @type {CustomEvent} */ (event).detail));
+editor.addEventListener('size', showSize);
+editor.addEventListener('split', showSplit);
+editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.view.scale * 100)} %`));
+model.addEventListener('change', update);
+
+// -- keys, drop and paste ----------------------------------------------------------------------------------------------
+
+/** @type {Record<string, () => void>} */
+const letters = {
+  b: () => chooseTool('brush'),
+  e: () => chooseTool('eraser'),
+  r: () => chooseTool('rectangle'),
+  l: () => chooseTool('lasso'),
+  h: () => chooseTool('hand'),
+  i: () => button('invert').click(),
+  '[': () => editor.resizeBrush(Math.min(editor.size - 1, editor.size / 1.2)),
+  ']': () => editor.resizeBrush(Math.max(editor.size + 1, editor.size * 1.2)),
+  '+': () => editor.zoom(1.25),
+  '=': () => editor.zoom(1.25),
+  '-': () => editor.zoom(0.8),
+  0: () => editor.fit(),
+  1: () => editor.zoom(1 / editor.view.scale),
+  delete: () => button('clear').click(),
+  backspace: () => button('clear').click(),
+  '?': () => button('help').click(),
+};
+
+/** @type {Record<string, () => void>} */
+const withControl = {
+  z: () => travel('undo'),
+  'shift+z': () => travel('redo'),
+  y: () => travel('redo'),
+  o: choosePicture,
+  s: () => button('save').click(),
+  enter: () => void run(),
+};
+
+document.addEventListener('keydown', (event) => {
+  if (document.querySelector('dialog[open]')) return;
+  const target = /** @type {HTMLElement} */ (event.target);
+  const typing = target.matches('input[type=number], select');
+  const key = event.key.toLowerCase();
+  if (event.ctrlKey || event.metaKey) {
+    const action = withControl[(event.shiftKey ? 'shift+' : '') + key];
+    if (!action || (typing && 'zy'.includes(key))) return;
+    event.preventDefault();
+    action();
+  } else if (key === 'escape') {
+    if (running) running.abort();
+    else if (shown) look(null);
+  } else if (key === ' ' && (target.id === 'mask' || target === document.body)) {
+    event.preventDefault();
+    editor.panHeld = true;
+  } else if (!typing && !event.altKey && field('letters').checked && letters[key]) {
+    event.preventDefault();
+    letters[key]();
+  }
+});
+document.addEventListener('keyup', (event) => {
+  if (event.key === ' ') editor.panHeld = false;
+});
+addEventListener('blur', () => (editor.panHeld = false));
+document.addEventListener('visibilitychange', () => {
+  if (document.visibilityState === 'hidden' && timer) flush();
+});
+addEventListener('dragover', (event) => {
+  event.preventDefault();
+  document.body.classList.add('dropping');
+});
+addEventListener('dragleave', (event) => {
+  if (!event.relatedTarget) document.body.classList.remove('dropping');
+});
+addEventListener('drop', (event) => {
+  event.preventDefault();
+  document.body.classList.remove('dropping');
+  if (event.dataTransfer && !take(event.dataTransfer.files)) {
+    notice('file', 'That is not a file. Save the picture first, then drop the file here.', { actions: [{ label: 'Choose a file', run: choosePicture }] });
+  }
+});
+document.addEventListener('paste', (event) => {
+  if (event.clipboardData?.files.length) take(event.clipboardData.files);
+  else if (!(/** @type {HTMLElement} */ (event.target).matches('input'))) say('The clipboard holds no picture.');
+});
+
+/** Settings that are kept between visits; without storage they are not. */
+function rememberLetters() {
+  try {
+    field('letters').checked = localStorage.getItem('letters') !== 'off';
+    field('letters').addEventListener('change', () => localStorage.setItem('letters', field('letters').checked ? 'on' : 'off'));
+  } catch {
+    field('letters').checked = true;
+  }
+}
+
+rememberLetters();
+showTool();
+showSize();
+void bringBack();
+await model.opened;
+setDefaults();
+fillSamples();

@@ -1,0 +1,441 @@
+// The mask as data: drawing into it at the full size of the picture, and an undo history of bounded memory.
+
+/**
+ * A rectangle of pixels; right and bottom are exclusive.
+ * @typedef {{left: number, top: number, right: number, bottom: number}} Rect
+ */
+
+/** What a tile held: its values, or the one value that all of them have. @typedef {Uint8Array | number} Tile */
+
+/**
+ * The tiles that one edit changed, as they are not in the mask now: `Mask.swap` exchanges the two.
+ * @typedef {{tiles: Map<number, Tile>, bytes: number}} MaskPatch
+ */
+
+const TILE = 64; // px, side of the squares in which changes are kept for undo
+export const HOLE = 255;
+export const KEEP = 0;
+
+/** A mask of uint8 values, 255 for the hole, row by row, as big as its picture. */
+export class Mask {
+  /** @type {Map<number, Tile> | null} */
+  #before = null;
+
+  /**
+   * @param {number} width px
+   * @param {number} height px
+   * @param {number} level the lowest value that counts as hole (`Math.ceil(255 * mask_threshold)` of the manifest)
+   */
+  constructor(width, height, level = 128) {
+    this.width = width;
+    this.height = height;
+    this.level = level;
+    this.data = new Uint8Array(width * height);
+    /** How many pixels are hole. */
+    this.holes = 0;
+    this.tilesAcross = Math.ceil(width / TILE);
+  }
+
+  /** @returns {Rect} */
+  get bounds() {
+    return { left: 0, top: 0, right: this.width, bottom: this.height };
+  }
+
+  /** Whether an edit is open: begun and neither committed nor cancelled. */
+  get editing() {
+    return this.#before !== null;
+  }
+
+  /** Open an edit; every drawing call belongs to one. */
+  begin() {
+    if (this.#before) throw new Error('an edit is already open');
+    this.#before = new Map();
+  }
+
+  /** Close the edit. @returns {MaskPatch | null} what undoes it, or null where it changed nothing */
+  commit() {
+    const tiles = this.#close();
+    for (const [index, tile] of tiles) {
+      const now = this.#read(index);
+      if (sameTile(tile, now)) tiles.delete(index);
+    }
+    return tiles.size ? { tiles, bytes: tileBytes(tiles) } : null;
+  }
+
+  /** Close the edit and put everything back. @returns {Rect} what to draw again */
+  cancel() {
+    const tiles = this.#close();
+    for (const [index, tile] of tiles) this.#write(index, tile);
+    return this.#boundsOf(tiles);
+  }
+
+  /**
+   * Exchange a patch's tiles with the mask's: undoes an edit, and called again redoes it.
+   * @param {MaskPatch} patch
+   * @returns {Rect} what to draw again
+   */
+  swap(patch) {
+    for (const [index, tile] of patch.tiles) {
+      const now = this.#read(index);
+      this.#write(index, tile);
+      patch.tiles.set(index, now);
+    }
+    patch.bytes = tileBytes(patch.tiles);
+    return this.#boundsOf(patch.tiles);
+  }
+
+  /**
+   * Draw a line with round ends: every pixel whose centre is at most `radius` from the segment (x0, y0)-(x1, y1).
+   * @param {number} x0
+   * @param {number} y0
+   * @param {number} x1
+   * @param {number} y1
+   * @param {number} radius px
+   * @param {number} value
+   * @returns {Rect}
+   */
+  line(x0, y0, x1, y1, radius, value) {
+    const top = Math.max(0, Math.ceil(Math.min(y0, y1) - radius - 0.5));
+    const bottom = Math.min(this.height, Math.floor(Math.max(y0, y1) + radius - 0.5) + 1);
+    for (let y = top; y < bottom; y++) {
+      const [low, high] = lineSpan(x0, y0, x1, y1, radius, y + 0.5);
+      this.#span(y, Math.ceil(low - 0.5), Math.floor(high - 0.5) + 1, value);
+    }
+    const left = Math.floor(Math.min(x0, x1) - radius);
+    return this.#clip({ left, top, right: Math.ceil(Math.max(x0, x1) + radius) + 1, bottom });
+  }
+
+  /**
+   * Fill the rectangle between two corners, in any order.
+   * @param {number} x0
+   * @param {number} y0
+   * @param {number} x1
+   * @param {number} y1
+   * @param {number} value
+   * @returns {Rect}
+   */
+  rectangle(x0, y0, x1, y1, value) {
+    const rect = this.#clip({
+      left: Math.round(Math.min(x0, x1)),
+      top: Math.round(Math.min(y0, y1)),
+      right: Math.round(Math.max(x0, x1)),
+      bottom: Math.round(Math.max(y0, y1)),
+    });
+    for (let y = rect.top; y < rect.bottom; y++) this.#span(y, rect.left, rect.right, value);
+    return rect;
+  }
+
+  /**
+   * Fill a closed outline (nonzero winding): every pixel whose centre lies inside.
+   * @param {[number, number][]} points
+   * @param {number} value
+   * @returns {Rect}
+   */
+  polygon(points, value) {
+    const xs = points.map((p) => p[0]);
+    const ys = points.map((p) => p[1]);
+    const rect = this.#clip({
+      left: Math.floor(least(xs)),
+      top: Math.floor(least(ys)),
+      right: Math.ceil(-least(xs.map((x) => -x))),
+      bottom: Math.ceil(-least(ys.map((y) => -y))),
+    });
+    for (let y = rect.top; y < rect.bottom; y++) {
+      const crossings = polygonCrossings(points, y + 0.5);
+      let winding = 0;
+      for (let i = 0; i + 1 < crossings.length; i++) {
+        winding += crossings[i].turn;
+        if (winding) this.#span(y, Math.ceil(crossings[i].x - 0.5), Math.ceil(crossings[i + 1].x - 0.5), value);
+      }
+    }
+    return rect;
+  }
+
+  /** Give every pixel one value. @param {number} value @returns {Rect} */
+  fill(value) {
+    return this.rectangle(0, 0, this.width, this.height, value);
+  }
+
+  /** @returns {Rect} */
+  invert() {
+    return this.replace(this.data.map((value) => 255 - value));
+  }
+
+  /** Take over another mask's values. @param {Uint8Array} data of this mask's size @returns {Rect} */
+  replace(data) {
+    if (data.length !== this.data.length) throw new RangeError('a mask of another size');
+    const down = Math.ceil(this.height / TILE);
+    for (let index = 0; index < down * this.tilesAcross; index++) this.#remember(index);
+    this.data.set(data);
+    this.#count();
+    return this.bounds;
+  }
+
+  /** @param {number} y @param {number} from first column @param {number} to column after the last @param {number} value */
+  #span(y, from, to, value) {
+    const start = Math.max(from, 0);
+    const stop = Math.min(to, this.width);
+    if (start >= stop || y < 0 || y >= this.height) return;
+    const row = Math.floor(y / TILE) * this.tilesAcross;
+    for (let column = Math.floor(start / TILE); column * TILE < stop; column++) this.#remember(row + column);
+    const { data, level } = this;
+    const offset = y * this.width;
+    let had = 0;
+    for (let i = offset + start; i < offset + stop; i++) if (data[i] >= level) had++;
+    data.fill(value, offset + start, offset + stop);
+    this.holes += (value >= level ? stop - start : 0) - had;
+  }
+
+  /** @param {number} index */
+  #remember(index) {
+    if (!this.#before) throw new Error('draw between begin() and commit()');
+    if (!this.#before.has(index)) this.#before.set(index, this.#read(index));
+  }
+
+  #close() {
+    if (!this.#before) throw new Error('no edit is open');
+    const tiles = this.#before;
+    this.#before = null;
+    return tiles;
+  }
+
+  /** @param {number} index @returns {Rect} */
+  #tile(index) {
+    const left = (index % this.tilesAcross) * TILE;
+    const top = Math.floor(index / this.tilesAcross) * TILE;
+    return this.#clip({ left, top, right: left + TILE, bottom: top + TILE });
+  }
+
+  /** @param {number} index @returns {Tile} */
+  #read(index) {
+    const { left, top, right, bottom } = this.#tile(index);
+    const first = this.data[top * this.width + left];
+    const values = new Uint8Array((right - left) * (bottom - top));
+    let uniform = true;
+    for (let y = top, to = 0; y < bottom; y++) {
+      for (let i = y * this.width + left; i < y * this.width + right; i++) {
+        values[to++] = this.data[i];
+        if (this.data[i] !== first) uniform = false;
+      }
+    }
+    return uniform ? first : values;
+  }
+
+  /** @param {number} index @param {Tile} tile */
+  #write(index, tile) {
+    const { left, top, right, bottom } = this.#tile(index);
+    for (let y = top, from = 0; y < bottom; y++) {
+      for (let i = y * this.width + left; i < y * this.width + right; i++) {
+        const value = typeof tile === 'number' ? tile : tile[from++];
+        this.holes += Number(value >= this.level) - Number(this.data[i] >= this.level);
+        this.data[i] = value;
+      }
+    }
+  }
+
+  #count() {
+    let holes = 0;
+    for (let i = 0; i < this.data.length; i++) if (this.data[i] >= this.level) holes++;
+    this.holes = holes;
+  }
+
+  /** @param {Rect} rect @returns {Rect} */
+  #clip(rect) {
+    const left = Math.min(Math.max(rect.left, 0), this.width);
+    const top = Math.min(Math.max(rect.top, 0), this.height);
+    const right = Math.max(left, Math.min(rect.right, this.width));
+    return { left, top, right, bottom: Math.max(top, Math.min(rect.bottom, this.height)) };
+  }
+
+  /** @param {Map<number, Tile>} tiles @returns {Rect} */
+  #boundsOf(tiles) {
+    return [...tiles.keys()].map((index) => this.#tile(index)).reduce(union, { left: 0, top: 0, right: 0, bottom: 0 });
+  }
+}
+
+/** The smallest rectangle around both; an empty one counts for nothing. @param {Rect} a @param {Rect} b @returns {Rect} */
+export function union(a, b) {
+  if (a.right <= a.left || a.bottom <= a.top) return b;
+  if (b.right <= b.left || b.bottom <= b.top) return a;
+  return {
+    left: Math.min(a.left, b.left),
+    top: Math.min(a.top, b.top),
+    right: Math.max(a.right, b.right),
+    bottom: Math.max(a.bottom, b.bottom),
+  };
+}
+
+/** Turns pointer positions into short pieces of a smooth curve: quadratic Beziers between the midpoints. */
+export class SmoothPath {
+  /** @param {number} x @param {number} y */
+  constructor(x, y) {
+    /** @type {[number, number]} the newest position */
+    this.last = [x, y];
+    /** @type {[number, number]} where the curve has got to */
+    this.at = [x, y];
+  }
+
+  /**
+   * @param {number} x
+   * @param {number} y
+   * @param {number} piece px, about how long a piece may be
+   * @returns {[number, number, number, number][]} pieces from, to
+   */
+  add(x, y, piece) {
+    const [cx, cy] = this.last;
+    const [x0, y0] = this.at;
+    const end = /** @type {[number, number]} */ ([(cx + x) / 2, (cy + y) / 2]);
+    const length = Math.hypot(cx - x0, cy - y0) + Math.hypot(end[0] - cx, end[1] - cy);
+    const count = Math.min(64, Math.max(1, Math.ceil(length / Math.max(piece, 1))));
+    /** @type {[number, number, number, number][]} */
+    const pieces = [];
+    let [px, py] = this.at;
+    for (let i = 1; i <= count; i++) {
+      const t = i / count;
+      const qx = (1 - t) * (1 - t) * x0 + 2 * t * (1 - t) * cx + t * t * end[0];
+      const qy = (1 - t) * (1 - t) * y0 + 2 * t * (1 - t) * cy + t * t * end[1];
+      pieces.push([px, py, qx, qy]);
+      [px, py] = [qx, qy];
+    }
+    this.last = [x, y];
+    this.at = end;
+    return pieces;
+  }
+
+  /** @returns {[number, number, number, number]} the piece from where the curve is to the last position */
+  end() {
+    return [...this.at, ...this.last];
+  }
+}
+
+/**
+ * One step of the history: `swap` goes back, and called again forward.
+ * @typedef {{label: string, bytes: number, swap: () => void}} Change
+ */
+
+/** Undo and redo; the oldest changes are dropped where the rest would exceed `limit` bytes. */
+export class History {
+  /** @type {Change[]} */
+  #done = [];
+  /** @type {Change[]} */
+  #undone = [];
+
+  /** @param {number} limit bytes */
+  constructor(limit) {
+    this.limit = limit;
+  }
+
+  get canUndo() {
+    return this.#done.length > 0;
+  }
+
+  get canRedo() {
+    return this.#undone.length > 0;
+  }
+
+  /** Bytes held. */
+  get bytes() {
+    return [...this.#done, ...this.#undone].reduce((sum, change) => sum + change.bytes, 0);
+  }
+
+  /** @param {Change} change one that has just been made */
+  push(change) {
+    this.#undone = [];
+    this.#done.push(change);
+    let bytes = this.bytes;
+    while (bytes > this.limit && this.#done.length > 1) bytes -= this.#done.shift()?.bytes ?? 0;
+  }
+
+  /** @returns {string | null} what was undone */
+  undo() {
+    return move(this.#done, this.#undone);
+  }
+
+  /** @returns {string | null} what was redone */
+  redo() {
+    return move(this.#undone, this.#done);
+  }
+}
+
+/** @param {Change[]} from @param {Change[]} to */
+function move(from, to) {
+  const change = from.pop();
+  if (!change) return null;
+  change.swap();
+  to.push(change);
+  return change.label;
+}
+
+/**
+ * Where the row at height `y` cuts a line with round ends: the hull of its two circles and the strip between them.
+ * @param {number} x0
+ * @param {number} y0
+ * @param {number} x1
+ * @param {number} y1
+ * @param {number} radius
+ * @param {number} y
+ * @returns {[number, number]} from, to; from > to where it does not
+ */
+function lineSpan(x0, y0, x1, y1, radius, y) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const [x, cy] of [[x0, y0], [x1, y1]]) {
+    const square = radius * radius - (y - cy) * (y - cy);
+    if (square < 0) continue;
+    low = Math.min(low, x - Math.sqrt(square));
+    high = Math.max(high, x + Math.sqrt(square));
+  }
+  const [dx, dy] = [x1 - x0, y1 - y0];
+  const length = Math.hypot(dx, dy);
+  if (length === 0) return [low, high];
+  // along = ((x - x0) dx + (y - y0) dy) / length in 0..length, aside = ((x - x0) dy - (y - y0) dx) / length in +-radius
+  const along = between(dx / length, ((y - y0) * dy) / length, 0, length);
+  const aside = between(dy / length, (-(y - y0) * dx) / length, -radius, radius);
+  const from = Math.max(along[0], aside[0]) + x0;
+  const to = Math.min(along[1], aside[1]) + x0;
+  return from <= to ? [Math.min(low, from), Math.max(high, to)] : [low, high];
+}
+
+/**
+ * The u for which low <= a u + b <= high.
+ * @param {number} a
+ * @param {number} b
+ * @param {number} low
+ * @param {number} high
+ * @returns {[number, number]}
+ */
+function between(a, b, low, high) {
+  if (Math.abs(a) < 1e-12) return b >= low && b <= high ? [-Infinity, Infinity] : [Infinity, -Infinity];
+  const [p, q] = [(low - b) / a, (high - b) / a];
+  return [Math.min(p, q), Math.max(p, q)];
+}
+
+/** @param {[number, number][]} points @param {number} y */
+function polygonCrossings(points, y) {
+  const crossings = [];
+  for (let i = 0; i < points.length; i++) {
+    const [x0, y0] = points[i];
+    const [x1, y1] = points[(i + 1) % points.length];
+    if (y0 <= y === y1 <= y) continue;
+    crossings.push({ x: x0 + ((y - y0) / (y1 - y0)) * (x1 - x0), turn: y1 > y0 ? 1 : -1 });
+  }
+  return crossings.sort((a, b) => a.x - b.x);
+}
+
+/** @param {number[]} values */
+function least(values) {
+  return values.reduce((a, b) => Math.min(a, b), Infinity);
+}
+
+/** @param {Tile} a @param {Tile} b */
+function sameTile(a, b) {
+  if (typeof a === 'number' || typeof b === 'number') return a === b;
+  return a.every((value, i) => value === b[i]);
+}
+
+/** @param {Map<number, Tile>} tiles */
+function tileBytes(tiles) {
+  let bytes = 0;
+  for (const tile of tiles.values()) bytes += typeof tile === 'number' ? 16 : tile.length + 64;
+  return bytes;
+}

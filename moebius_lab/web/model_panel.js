@@ -1,0 +1,273 @@
+// The panel of the model: what it runs on, loading it, and what is stored.
+
+import { Engine } from './engine.js';
+import { button, dismiss, duration, element, isCancelled, megabytes, notice, onClick, say, write } from './page.js';
+
+/** @typedef {import('./engine.js').Choice} Choice */
+/** @typedef {import('./engine.js').LoadProgress} LoadProgress */
+
+const WAY_ON_WITHOUT_GPU = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader'];
+
+/** Event: `change`, whenever the model is loaded, lost or chosen anew. */
+export class ModelPanel extends EventTarget {
+  /** @type {Engine | null} */
+  engine = null;
+  /** @type {import('./engine.js').Detected | null} */
+  detected = null;
+  /** @type {Promise<Engine> | null} a load that is under way */
+  #loading = null;
+  /** @type {AbortController | null} */
+  #abort = null;
+  #select = element('choice', HTMLSelectElement);
+  #bar = element('load-bar', HTMLProgressElement);
+
+  constructor() {
+    super();
+    this.#select.addEventListener('change', () => this.#show());
+    onClick('load', () => void this.load().catch(() => {})); // shown by load itself
+    onClick('load-cancel', () => this.#abort?.abort());
+    onClick('clear-old', () => void this.#clear(true));
+    onClick('clear-all', () => void this.#clear(false));
+    element('storage', HTMLDetailsElement).addEventListener('toggle', () => void this.#showStored());
+    /** Settles when the manifest has been read, or could not be. */
+    this.opened = this.open();
+  }
+
+  /** Read the manifest and look what this browser offers. */
+  async open() {
+    try {
+      this.engine = await Engine.open(new URL('manifest.json', document.baseURI));
+      this.engine.addEventListener('lost', (event) => this.#lost(/** @type {CustomEvent} */ (event).detail));
+      this.detected = await this.engine.detect();
+    } catch (error) {
+      const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, { label: 'Reload the page', run: () => location.reload() }];
+      notice('model', `${message(error)} You can paint meanwhile; nothing gets lost.`, { actions });
+      write('choice-note', 'The model could not be found.');
+      return;
+    }
+    this.#select.replaceChildren(...this.detected.choices.map((choice, i) => new Option(label(choice), String(i))));
+    this.#select.selectedIndex = this.detected.preferred;
+    this.#select.disabled = false;
+    this.#show();
+    void this.#showStored();
+  }
+
+  /** @returns {Choice | undefined} what is chosen, loaded or not */
+  get choice() {
+    return this.detected?.choices[this.#select.selectedIndex];
+  }
+
+  /** Whether what is chosen is loaded. */
+  get ready() {
+    const loaded = this.engine?.loaded;
+    return Boolean(loaded && loaded.provider === this.choice?.provider && loaded.precision === this.choice.precision);
+  }
+
+  /** Bytes that loading would still have to fetch. */
+  get missing() {
+    return this.choice ? this.choice.bytes - this.choice.cachedBytes : 0;
+  }
+
+  /**
+   * The engine with a model; asks before the first download.
+   *
+   * @returns {Promise<Engine | null>} null where the person said no, or loading failed (which has been shown)
+   */
+  async prepare() {
+    await this.opened;
+    if (!this.engine || !this.choice) {
+      if (this.engine) this.#fail(new Error('This browser offers neither WebGPU nor WebAssembly for the model. Use a current one.'));
+      else this.opened = this.open();
+      return null;
+    }
+    if (this.ready) return this.engine;
+    if (!this.#loading && (this.missing > 0 || this.choice.provider === 'wasm') && !(await this.#ask(this.choice))) return null;
+    return this.load().catch(() => null);
+  }
+
+  /** @param {Choice} choice @returns {Promise<boolean>} */
+  #ask(choice) {
+    const dialog = element('prompt', HTMLDialogElement);
+    const slow = choice.provider === 'wasm';
+    const { missing } = this;
+    const part = choice.cachedBytes ? `, ${megabytes(choice.cachedBytes)} of it is here already` : '';
+    const where = 'They are kept in this browser’s storage for this page until you remove them (Storage, in the panel), so the next visit needs no download.';
+    write('prompt-title', missing ? 'Download the model?' : 'Start the model?');
+    const size = `The model has ${megabytes(choice.bytes)}${part}. ${megabytes(missing)} will be downloaded. ${where}`;
+    write('prompt-text', `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`);
+    const warning = element('prompt-warning', HTMLElement);
+    warning.hidden = !slow;
+    warning.textContent = slow ? `${this.#whyNoGpu()}The model will run on the processor, which is slow: a picture takes from half a minute to many minutes.` : '';
+    write('prompt-yes', missing ? `Download ${megabytes(missing)}` : 'Start');
+    dialog.returnValue = 'no';
+    dialog.showModal();
+    return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
+  }
+
+  #whyNoGpu() {
+    const { webgpu } = this.detected ?? {};
+    if (webgpu?.available) return webgpu.adapter?.fallback ? 'The only graphics device here is imitated in software. ' : '';
+    return webgpu ? `${webgpu.reason} ` : '';
+  }
+
+  /** Load what is chosen. @returns {Promise<Engine>} */
+  load() {
+    this.#loading ??= this.#load().finally(() => {
+      this.#loading = null;
+      this.#abort = null;
+      this.#show();
+    });
+    return this.#loading;
+  }
+
+  async #load() {
+    const { engine, choice } = this;
+    if (!engine || !choice) throw new Error('no model is known yet');
+    const abort = (this.#abort = new AbortController());
+    dismiss('model');
+    this.#show();
+    button('load').hidden = true;
+    button('load-cancel').hidden = false;
+    this.#bar.value = 0;
+    write('load-text', 'Starting…');
+    element('load-text', HTMLElement).classList.remove('error');
+    say('Loading the model.');
+    try {
+      const onProgress = (/** @type {LoadProgress} */ progress) => this.#progress(progress);
+      const { storage, evidence } = await engine.load(choice, { onProgress, signal: abort.signal });
+      const kept = storage === 'cache' ? 'It is stored for the next visit.' : 'It could not be stored: the next visit downloads it again.';
+      write('load-text', `Ready: ${evidence.split(';')[0]}, ${choice.precision}. ${kept}`);
+      write('evidence', evidence);
+      this.#bar.value = 1;
+      say('The model is ready.');
+    } catch (error) {
+      this.#fail(error);
+      throw error;
+    } finally {
+      button('load').hidden = false;
+      button('load-cancel').hidden = true;
+      if (!this.#bar.hasAttribute('value')) this.#bar.value = 0;
+      choice.cachedBytes = (await engine.detect()).choices.find((c) => c.provider === choice.provider && c.precision === choice.precision)?.cachedBytes ?? 0;
+      void this.#showStored();
+    }
+    return engine;
+  }
+
+  /** @param {LoadProgress} progress */
+  #progress({ phase, doneBytes, totalBytes, cachedBytes, rate, secondsLeft, storage, message: note }) {
+    if (phase === 'session') {
+      this.#bar.removeAttribute('value');
+      write('load-text', 'All there. Starting the model…');
+      return;
+    }
+    this.#bar.value = totalBytes ? doneBytes / totalBytes : 0;
+    const kept = cachedBytes ? ` ${megabytes(cachedBytes)} were stored already.` : '';
+    const speed = rate ? `, ${megabytes(rate)}/s, ${duration(secondsLeft)} left` : '';
+    const memory = storage === 'memory' ? ' The browser gives no storage: kept in memory, for this visit only.' : '';
+    const state = `${megabytes(doneBytes)} of ${megabytes(totalBytes)}`;
+    write('load-text', `${phase === 'verify' ? `Checking stored files: ${state}.` : `${state}${speed}.${kept}`}${memory}${note ? ` ${note}` : ''}`);
+  }
+
+  /** Show why loading or running failed, with the ways on. @param {unknown} error @param {() => void} [again] */
+  #fail(error, again = () => void this.load().catch(() => {})) {
+    const text = element('load-text', HTMLElement);
+    if (isCancelled(error)) {
+      text.textContent = 'Paused. What has arrived is kept, and loading goes on from there.';
+      say('Loading paused.');
+      return;
+    }
+    text.classList.add('error');
+    text.textContent = message(error);
+    const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+    const actions = [{ label: 'Try again', run: again }];
+    const slow = this.detected?.choices.findIndex((choice) => choice.provider === 'wasm') ?? -1;
+    if (WAY_ON_WITHOUT_GPU.includes(code) && slow >= 0 && this.choice?.provider !== 'wasm') {
+      actions.push({ label: 'Use the processor (slow)', run: () => this.#use(slow, again) });
+    }
+    notice('model', message(error), { actions });
+  }
+
+  /** @param {number} index @param {() => void} then */
+  #use(index, then) {
+    this.#select.selectedIndex = index;
+    this.#show();
+    then();
+  }
+
+  /** Show why a run failed. @param {unknown} error @param {() => void} again */
+  failed(error, again) {
+    this.#show();
+    this.#fail(error, again);
+  }
+
+  /** @param {unknown} error */
+  #lost(error) {
+    this.#show();
+    this.#fail(error);
+  }
+
+  #show() {
+    const { choice } = this;
+    const note = element('choice-note', HTMLElement);
+    const busy = this.#loading !== null;
+    const slow = choice?.provider === 'wasm';
+    note.className = slow ? 'fine warning' : 'fine';
+    note.textContent = choice ? `${slow ? this.#whyNoGpu() : ''}${choice.note}` : 'Nothing that this browser can run.';
+    this.#select.disabled = busy || !this.detected;
+    const load = button('load');
+    load.disabled = busy || !choice || this.ready;
+    load.textContent = this.ready ? 'Loaded' : this.missing ? `${choice?.cachedBytes ? 'Resume' : 'Download'} (${megabytes(this.missing)})` : 'Start the model';
+    if (!busy && !this.ready && !element('load-text', HTMLElement).classList.contains('error')) this.#bar.value = 0;
+    this.dispatchEvent(new Event('change'));
+  }
+
+  async #showStored() {
+    if (!this.engine) return;
+    const list = element('stored', HTMLElement);
+    try {
+      const [files, usage] = await Promise.all([this.engine.stored(), this.engine.usage()]);
+      const persisted = usage.persisted ? 'The browser keeps it until you remove it.' : 'The browser may remove it when space runs short.';
+      write('usage', `${megabytes(usage.used)} used of ${megabytes(usage.quota)} that this browser allows. ${files.length ? persisted : ''}`);
+      /** @type {Map<string, number>} */
+      const groups = new Map();
+      for (const { precision, graph, bytes, current } of files) {
+        const name = `${graph === 'runtime' ? 'ONNX Runtime' : `Model, ${precision}`}${current ? '' : ' (old version)'}`;
+        groups.set(name, (groups.get(name) ?? 0) + bytes);
+      }
+      const rows = [...groups].map(([name, bytes]) => {
+        const row = document.createElement('li');
+        row.append(name, ' ', megabytes(bytes));
+        return row;
+      });
+      list.replaceChildren(...rows);
+      button('clear-all').disabled = !files.length;
+      button('clear-old').disabled = files.every((file) => file.current);
+    } catch {
+      write('usage', 'This browser gives the page no storage. The model works, but every visit downloads it again.');
+      list.replaceChildren();
+    }
+  }
+
+  /** @param {boolean} onlyOld */
+  async #clear(onlyOld) {
+    try {
+      await this.engine?.clearStored({ onlyOld });
+      if (this.engine) this.detected = await this.engine.detect();
+      say(onlyOld ? 'Old versions were removed.' : 'The stored model was removed; what is loaded keeps working until you leave.');
+    } catch (error) {
+      notice('storage', `The browser did not remove the files (${message(error)}). Clear this site’s data in its settings.`);
+    }
+    this.#show();
+    await this.#showStored();
+  }
+}
+
+/** @param {Choice} choice */
+function label({ provider, precision, bytes }) {
+  return `${provider === 'webgpu' ? 'WebGPU' : 'Processor, slow'} · ${precision} · ${megabytes(bytes)}`;
+}
+
+/** @param {unknown} error */
+function message(error) {
+  return error instanceof Error ? error.message : String(error);
+}

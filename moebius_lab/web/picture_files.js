@@ -1,0 +1,237 @@
+// Pictures in and out of files, value for value: reading, and writing PNG.
+
+/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row, not premultiplied */
+/** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
+
+/** A file that cannot be used; the message says why and what to do. */
+export class FileError extends Error {}
+
+const STRIP = 1024; // px, rows or columns that are converted at a time
+
+/**
+ * Read a picture file upright; colours of other profiles become sRGB.
+ *
+ * @param {Blob} file @param {number} maxMegapixels
+ * @returns {Promise<Picture>}
+ * @throws {FileError} empty, not a picture, damaged, or too large
+ */
+export async function readPicture(file, maxMegapixels) {
+  const name = file instanceof File && file.name ? `“${file.name}”` : 'This';
+  if (!file.size) throw new FileError(`${name} is an empty file. Choose another one.`);
+  const said = sizeInHeader(new Uint8Array(await file.slice(0, 1 << 20).arrayBuffer()));
+  if (said) checkSize(said.width, said.height, name, maxMegapixels);
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { premultiplyAlpha: 'none' });
+  } catch {
+    const why = said ? 'is damaged or cut short. Save it again' : 'is not a picture that this browser can read. Use PNG, JPEG or WebP';
+    throw new FileError(`${name} ${why}, and open that.`);
+  }
+  try {
+    checkSize(bitmap.width, bitmap.height, name, maxMegapixels);
+    return await pixelsOf(bitmap);
+  } catch (error) {
+    if (error instanceof FileError) throw error;
+    throw new FileError(`${name} needs more memory than this browser gives. Make it smaller, or close other tabs.`);
+  } finally {
+    bitmap.close();
+  }
+}
+
+/**
+ * Read a mask file: white is the hole; transparency hides its white.
+ *
+ * @param {Blob} file @param {number} maxMegapixels
+ * @returns {Promise<Grey>}
+ */
+export async function readMask(file, maxMegapixels) {
+  const { width, height, data } = await readPicture(file, maxMegapixels);
+  const grey = new Uint8Array(width * height);
+  for (let i = 0, p = 0; i < grey.length; i++, p += 4) {
+    const luma = (data[p] * 19595 + data[p + 1] * 38470 + data[p + 2] * 7471 + 0x8000) >> 16;
+    grey[i] = Math.min(luma, data[p + 3]);
+  }
+  return { width, height, data: grey };
+}
+
+/** A mask in another size, by nearest neighbour. @param {Grey} mask @param {number} width @param {number} height @returns {Grey} */
+export function resizeMask(mask, width, height) {
+  const data = new Uint8Array(width * height);
+  for (let y = 0, to = 0; y < height; y++) {
+    const row = Math.floor(((y + 0.5) * mask.height) / height) * mask.width;
+    for (let x = 0; x < width; x++) data[to++] = mask.data[row + Math.floor(((x + 0.5) * mask.width) / width)];
+  }
+  return { width, height, data };
+}
+
+/** @param {number} width @param {number} height @param {string} name @param {number} maxMegapixels */
+function checkSize(width, height, name, maxMegapixels) {
+  if (width * height <= maxMegapixels * 1e6) return;
+  const size = `${name} has ${Math.round((width * height) / 1e6)} megapixels (${width} × ${height})`;
+  throw new FileError(`${size}; at most ${maxMegapixels} can be used. Save it smaller, and open that.`);
+}
+
+/** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Uint8Array} b @returns {{width: number, height: number} | null} */
+export function sizeInHeader(b) {
+  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
+  const text = (/** @type {number} */ at, /** @type {number} */ n) => String.fromCharCode(...b.subarray(at, at + n));
+  if (b.length < 30) return null;
+  if (text(1, 3) === 'PNG') return { width: view.getUint32(16), height: view.getUint32(20) };
+  if (text(0, 3) === 'GIF') return { width: view.getUint16(6, true), height: view.getUint16(8, true) };
+  if (text(0, 2) === 'BM') return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)) };
+  if (text(0, 4) === 'RIFF' && text(8, 4) === 'WEBP') {
+    const kind = text(12, 4);
+    if (kind === 'VP8 ') return { width: view.getUint16(26, true) & 0x3fff, height: view.getUint16(28, true) & 0x3fff };
+    const bits = view.getUint32(21, true);
+    if (kind === 'VP8L') return { width: (bits & 0x3fff) + 1, height: ((bits >> 14) & 0x3fff) + 1 };
+    return { width: (view.getUint32(24, true) & 0xffffff) + 1, height: (b[27] | (b[28] << 8) | (b[29] << 16)) + 1 };
+  }
+  if (view.getUint16(0) !== 0xffd8) return null;
+  for (let at = 2; at + 9 < b.length; ) {
+    if (b[at] !== 0xff) return null;
+    const marker = b[at + 1];
+    const frame = marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
+    if (frame) return { height: view.getUint16(at + 5), width: view.getUint16(at + 7) };
+    at += marker === 0xff ? 1 : 2 + view.getUint16(at + 2);
+  }
+  return null;
+}
+
+/** @param {ImageBitmap} bitmap @returns {Promise<Picture>} */
+async function pixelsOf(bitmap) {
+  const { width, height } = bitmap;
+  const data = new Uint8ClampedArray(width * height * 4);
+  const canvas = new OffscreenCanvas(width, Math.min(height, STRIP));
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
+  for (let top = 0; top < height; top += STRIP) {
+    context.clearRect(0, 0, width, STRIP);
+    context.drawImage(bitmap, 0, -top);
+    const rows = Math.min(STRIP, height - top);
+    data.set(context.getImageData(0, 0, width, rows).data, top * width * 4);
+  }
+  if (hasTransparency(data)) await readWithoutPremultiplying(bitmap, data);
+  return { width, height, data };
+}
+
+/** @param {Uint8ClampedArray} data RGBA */
+export function hasTransparency(data) {
+  for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return true;
+  return false;
+}
+
+/**
+ * A 2D canvas rounds the colours of translucent pixels and forgets those of invisible ones; WebGL hands them over as they are.
+ *
+ * @param {ImageBitmap} bitmap @param {Uint8ClampedArray} data its pixels, RGBA, to be replaced
+ */
+async function readWithoutPremultiplying(bitmap, data) {
+  const gl = new OffscreenCanvas(1, 1).getContext('webgl2');
+  if (!gl) return;
+  const { width, height } = bitmap;
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
+  const tile = new Uint8Array(STRIP * STRIP * 4);
+  for (let top = 0; top < height; top += STRIP) {
+    for (let left = 0; left < width; left += STRIP) {
+      const [w, h] = [Math.min(STRIP, width - left), Math.min(STRIP, height - top)];
+      const part = await createImageBitmap(bitmap, left, top, w, h, { premultiplyAlpha: 'none' });
+      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, part);
+      gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
+      gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, tile);
+      part.close();
+      for (let y = 0; y < h; y++) data.set(tile.subarray(y * w * 4, (y + 1) * w * 4), ((top + y) * width + left) * 4);
+    }
+  }
+  gl.getExtension('WEBGL_lose_context')?.loseContext();
+}
+
+// -- PNG ---------------------------------------------------------------------------------------------------------------
+
+/** @param {Picture} picture @returns {Promise<Blob>} a PNG with these very values, with an alpha channel only where it is used */
+export async function pictureToPng({ width, height, data }) {
+  if (hasTransparency(data)) return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4));
+  const rgb = new Uint8Array(width * 3);
+  return encodePng(width, height, 3, (row) => {
+    for (let x = 0, from = row * width * 4, to = 0; x < width; x++, from++) {
+      rgb[to++] = data[from++];
+      rgb[to++] = data[from++];
+      rgb[to++] = data[from++];
+    }
+    return rgb;
+  });
+}
+
+/** @param {Grey} mask @returns {Promise<Blob>} */
+export function maskToPng({ width, height, data }) {
+  return encodePng(width, height, 1, (row) => data.subarray(row * width, (row + 1) * width));
+}
+
+/**
+ * @param {number} width @param {number} height @param {1|3|4} channels 8 bits each
+ * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt
+ * @returns {Promise<Blob>}
+ */
+async function encodePng(width, height, channels, rowAt) {
+  const header = new Uint8Array(13);
+  new DataView(header.buffer).setUint32(0, width);
+  new DataView(header.buffer).setUint32(4, height);
+  header.set([8, { 1: 0, 3: 2, 4: 6 }[channels], 0, 0, 0], 8);
+  const parts = [new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), ...chunk('IHDR', header)];
+  const stream = new CompressionStream('deflate');
+  const filtered = writeRows(stream.writable.getWriter(), width * channels, height, channels, rowAt);
+  const reader = stream.readable.getReader();
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
+    if (value) parts.push(...chunk('IDAT', value));
+  }
+  await filtered;
+  parts.push(...chunk('IEND', new Uint8Array(0)));
+  return new Blob(parts, { type: 'image/png' });
+}
+
+/**
+ * Every row through PNG's Paeth filter.
+ *
+ * @param {WritableStreamDefaultWriter<BufferSource>} writer @param {number} bytes of a row @param {number} height
+ * @param {number} channels @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt
+ */
+async function writeRows(writer, bytes, height, channels, rowAt) {
+  let above = new Uint8Array(bytes);
+  const block = Math.max(1, Math.floor((1 << 20) / bytes));
+  for (let top = 0; top < height; top += block) {
+    const rows = Math.min(block, height - top);
+    const out = new Uint8Array(rows * (bytes + 1));
+    for (let y = 0, to = 0; y < rows; y++) {
+      const row = Uint8Array.from(rowAt(top + y));
+      out[to++] = 4;
+      for (let i = 0; i < bytes; i++) {
+        const a = i < channels ? 0 : row[i - channels];
+        const b = above[i];
+        const c = i < channels ? 0 : above[i - channels];
+        const [pa, pb, pc] = [Math.abs(b - c), Math.abs(a - c), Math.abs(a + b - 2 * c)];
+        out[to++] = row[i] - (pa <= pb && pa <= pc ? a : pb <= pc ? b : c);
+      }
+      above = row;
+    }
+    await writer.write(out);
+  }
+  await writer.close();
+}
+
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+  return n >>> 0;
+});
+
+/** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
+function chunk(type, body) {
+  const head = new Uint8Array(8);
+  new DataView(head.buffer).setUint32(0, body.length);
+  for (let i = 0; i < 4; i++) head[4 + i] = type.charCodeAt(i);
+  let crc = 0xffffffff;
+  for (const part of [head.subarray(4), body]) {
+    for (let i = 0; i < part.length; i++) crc = CRC_TABLE[(crc ^ part[i]) & 255] ^ (crc >>> 8);
+  }
+  const tail = new Uint8Array(4);
+  new DataView(tail.buffer).setUint32(0, (crc ^ 0xffffffff) >>> 0);
+  return [head, body, tail];
+}
