@@ -692,14 +692,14 @@ class MaskPainter(ipywidgets.VBox):
             self._undo_button, self._redo_button,
             self._button("Clear", "trash", self.clear), self._button("Invert", "adjust", self.invert),
         ]  # fmt: skip
-        return _row(tools, _row(*buttons), size, opacity, zoom)
+        return row(tools, row(*buttons), size, opacity, zoom)
 
     def _files(self) -> ipywidgets.Widget:
         upload = ipywidgets.FileUpload(accept="image/*", description="Load mask", layout={"width": "10rem"})
         name = ipywidgets.Text("mask.png", layout={"width": "11rem"}, placeholder="where the notebook runs")
         upload.observe(self._shown(lambda change: self._load_upload(upload)), "value")
         self._message = ipywidgets.HTML()
-        return _row(upload, self._button("Save mask to", "save", lambda: self._save_to(name.value)), name)
+        return row(upload, self._button("Save mask to", "save", lambda: self._save_to(name.value)), name)
 
     def _button(self, name: str, icon: str, act) -> ipywidgets.Button:
         button = ipywidgets.Button(description=name, icon=icon, layout={"width": "auto"})
@@ -742,9 +742,7 @@ class MaskPainter(ipywidgets.VBox):
         self._redo_button.disabled = not self._edited.undone
 
     def _say(self, text: str, alarm: bool = False) -> None:
-        colour = "var(--jp-error-color1, #b00020)" if alarm else "var(--jp-ui-font-color2, #555)"
-        role = "alert" if alarm else "status"
-        self._message.value = f'<span role="{role}" style="color: {colour}">{html.escape(text)}</span>'
+        self._message.value = message(text, alarm)
 
     def _zoom_to(self, zoom: float) -> None:
         with self._lock:
@@ -766,7 +764,13 @@ def jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
+def message(text: str, alarm: bool = False) -> str:
+    """A line of text as HTML in JupyterLab's colours, announced by screen readers, at once if it is an alarm."""
+    colour = "var(--jp-error-color1, #b00020)" if alarm else "var(--jp-ui-font-color2, #555)"
+    return f'<span role="{"alert" if alarm else "status"}" style="color: {colour}">{html.escape(text)}</span>'
+
+
+def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(widgets, layout={"flex_flow": "row wrap", "align_items": "center"})
 
 
