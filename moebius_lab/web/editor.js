@@ -388,7 +388,10 @@ export class Editor extends EventTarget {
     const pan = event.button === 1 || this.tool === 'hand' || this.#panHeld;
     const erase = event.button === 2 || event.button === 5 || this.tool === 'eraser' || this.#takesAway(event.altKey);
     const kind = pan ? 'pan' : this.#split !== null ? 'split' : 'paint';
-    if (kind === 'paint' && this.locked) return;
+    if (kind === 'paint' && this.locked) {
+      this.#say('The mask cannot be changed while the model runs.');
+      return;
+    }
     this.#gesture = { kind, id: event.pointerId };
     if (kind === 'split') this.#moveSplit(point);
     if (kind === 'paint') this.#begin(this.#toPicture(point), erase);

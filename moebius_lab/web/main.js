@@ -70,7 +70,6 @@ async function open(file, name, { mask, credit = '' } = {}) {
     const limit = await largest();
     const picture = await readPicture(file, limit);
     if (turn !== opening) return;
-    running?.abort();
     const before = work;
     begin({ id: crypto.randomUUID(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture });
     dismiss('file');
@@ -96,6 +95,7 @@ function begin(what) {
 
 /** @param {Work} next */
 function show(next) {
+  running?.abort();
   const previous = work;
   work = next;
   element('start', HTMLElement).hidden = true;
@@ -277,9 +277,12 @@ async function run() {
   dismiss('hole');
   editor.stop();
   const abort = (running = new AbortController());
+  /** @type {Result[]} */
+  const made = [];
+  write('run-text', 'Loading the model…');
   update();
   try {
-    const engine = await model.prepare();
+    const engine = await model.prepare(abort.signal);
     if (!engine || abort.signal.aborted || work !== current) return;
     dismiss('model');
     look(null);
@@ -293,16 +296,16 @@ async function run() {
       const { image: filled, timings } = await engine.inpaint({ image, mask: mask.data, settings }, { onProgress, signal: abort.signal });
       pace = timings.step;
       const region = difference(picture, filled);
-      current.results.unshift({ seed: settings.seed, region, canvas: canvasOf(region) });
-      current.results.length = Math.min(current.results.length, RESULTS_LIMIT);
+      made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
+      current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
       listResults();
       const times = `${duration(timings.total / 1000)}: reading ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, painting ${Math.round(timings.decode)} ms`;
       write('run-text', `Done in ${times}.`);
     }
-    finish(current.results[input.variants - 1] ?? null);
+    finish(current === work ? made[0] : null);
     say(`Filled. ${input.variants > 1 ? `${input.variants} results to choose from.` : 'The result is shown.'}`);
   } catch (error) {
-    finish(null);
+    finish(current === work ? (made[0] ?? null) : null);
     if (isCancelled(error)) {
       write('run-text', 'Cancelled. The mask is as it was.');
       say('Cancelled.');
@@ -398,8 +401,10 @@ function look(result) {
   for (const input of document.querySelectorAll('#results input')) {
     const radio = /** @type {HTMLInputElement} */ (input);
     radio.checked = work?.results[Number(radio.value)] === result;
+    if (radio.checked) radio.closest('label')?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
   }
   showSplit();
+  showTool();
   update();
 }
 
@@ -612,7 +617,7 @@ function showTool() {
   element('size-row', HTMLElement).hidden = !brush;
   element('shape-row', HTMLElement).hidden = !shape;
   const hints = { hand: 'Drag the picture; wheel to zoom.', rectangle: 'Drag over what should go.', lasso: 'Draw around what should go.' };
-  write('option-hint', hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? '');
+  write('option-hint', shown ? 'Drag to compare.' : (hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? ''));
 }
 
 /** @param {Tool} tool */
@@ -783,10 +788,22 @@ function rememberLetters() {
   }
 }
 
+/** Without a service worker everything works, but not without a network. */
+async function keepPage() {
+  try {
+    await navigator.serviceWorker.register('service_worker.js');
+    write('offline-text', 'The page itself is stored too: with a stored model it works without a network.');
+  } catch {
+    write('offline-text', 'This browser does not let the page work without a network.');
+  }
+}
+
 rememberLetters();
 showTool();
 showSize();
 void bringBack();
 await model.opened;
+document.body.classList.remove('looking');
 setDefaults();
 fillSamples();
+void keepPage();

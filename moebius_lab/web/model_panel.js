@@ -71,9 +71,10 @@ export class ModelPanel extends EventTarget {
   /**
    * The engine with a model; asks before the first download.
    *
+   * @param {AbortSignal} signal
    * @returns {Promise<Engine | null>} null where the person said no, or loading failed (which has been shown)
    */
-  async prepare() {
+  async prepare(signal) {
     await this.opened;
     if (!this.engine || !this.choice) {
       if (this.engine) this.#fail(new Error('This browser offers neither WebGPU nor WebAssembly for the model. Use a current one.'));
@@ -82,7 +83,11 @@ export class ModelPanel extends EventTarget {
     }
     if (this.ready) return this.engine;
     if (!this.#loading && (this.missing > 0 || this.choice.provider === 'wasm') && !(await this.#ask(this.choice))) return null;
-    return this.load().catch(() => null);
+    const stop = () => this.#abort?.abort();
+    signal.addEventListener('abort', stop, { once: true });
+    return this.load()
+      .catch(() => null)
+      .finally(() => signal.removeEventListener('abort', stop));
   }
 
   /** @param {Choice} choice @returns {Promise<boolean>} */
@@ -264,7 +269,7 @@ export class ModelPanel extends EventTarget {
 
 /** @param {Choice} choice */
 function label({ provider, precision, bytes }) {
-  return `${provider === 'webgpu' ? 'WebGPU' : 'Processor, slow'} · ${precision} · ${megabytes(bytes)}`;
+  return `${provider === 'webgpu' ? 'WebGPU' : 'Processor'} · ${precision} · ${Math.round(bytes / 1e6)} MB`;
 }
 
 /** @param {unknown} error */
