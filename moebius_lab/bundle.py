@@ -12,6 +12,7 @@ The folder works on any static host, under any path; `weights/` may also lie on 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -306,8 +307,8 @@ def shipped_files(manifest: dict) -> pd.DataFrame:
 
 
 def page_bytes() -> int:
-    """Size of the page's own code, as it is served."""
-    return sum(file.stat().st_size for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+    """Size of the page's own code as static hosts and `serve.Server` send it: each file compressed by gzip."""
+    return sum(len(gzip.compress(file.read_bytes())) for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
 
 
 def operators_off_the_gpu(paths: dict[str, Path]) -> dict[str, Counter[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import threading
 from functools import partial
@@ -15,9 +16,12 @@ from . import LabError
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 """With these two a browser gives a page threads."""
 
+COMPRESSED = {".html", ".css", ".js", ".mjs", ".json", ".svg"}
+"""Endings of the files that are sent compressed, as hosts do with text."""
+
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files below `directory`, at `prefix`, with the headers that the page needs; one byte range a request."""
+    """Files below `directory`, at `prefix`, with the headers that the page needs; text is compressed."""
 
     protocol_version = "HTTP/1.1"
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
@@ -38,11 +42,15 @@ class Handler(SimpleHTTPRequestHandler):
         if not urlsplit(self.path).path.startswith(self.prefix):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        span = self._asked_range()
-        if span is None:
-            super().do_GET()
+        path = Path(self.translate_path(self.path))
+        if path.is_dir():
+            path /= "index.html"
+        if path.is_file() and (span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+            self._send_range(path, int(span[1]), int(span[2]) if span[2] else path.stat().st_size - 1)
+        elif path.suffix in COMPRESSED and path.is_file() and "gzip" in self.headers.get("Accept-Encoding", ""):
+            self._send_compressed(path)
         else:
-            self._send_range(*span)
+            super().do_GET()
 
     def translate_path(self, path: str) -> str:
         return super().translate_path("/" + path.removeprefix(self.prefix))
@@ -50,16 +58,18 @@ class Handler(SimpleHTTPRequestHandler):
     def list_directory(self, path):
         self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _asked_range(self) -> tuple[int, int | None] | None:
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not found or not Path(self.translate_path(self.path)).is_file():
-            return None
-        return int(found[1]), int(found[2]) if found[2] else None
+    def _send_compressed(self, path: Path) -> None:
+        body = gzip.compress(path.read_bytes(), mtime=0)
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", self.guess_type(str(path)))
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-    def _send_range(self, first: int, last: int | None) -> None:
-        path = Path(self.translate_path(self.path))
+    def _send_range(self, path: Path, first: int, last: int) -> None:
         size = path.stat().st_size
-        last = size - 1 if last is None else min(last, size - 1)
+        last = min(last, size - 1)
         if first > last:
             self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
             self.send_header("Content-Range", f"bytes */{size}")

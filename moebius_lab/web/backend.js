@@ -265,7 +265,7 @@ export function placement(lines) {
   /** @type {Record<string, number>} */
   const nodes = {};
   for (const line of lines) {
-    const found = /nodes? placed on \[(\w+?)(?:ExecutionProvider)?\]\. Number of nodes: (\d+)/i.exec(line);
+    const found = /(?:nodes|node\(s\)) placed on \[(\w+?)(?:ExecutionProvider)?\]\. Number of nodes: (\d+)/i.exec(line);
     if (found) nodes[found[1]] = Number(found[2]);
   }
   return nodes;

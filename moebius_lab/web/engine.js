@@ -1,7 +1,7 @@
 // The page's face of the model: everything heavy runs in worker.js, one worker for each model that is loaded.
 
 import { EngineError, cancelled, fromMessage } from './errors.js';
-import { GRAPHS, buildFor, filesOf, readManifest } from './manifest.js';
+import { buildFor, filesOf, readManifest } from './manifest.js';
 import { ModelCache } from './model_cache.js';
 
 export { EngineError };
@@ -239,20 +239,12 @@ export class Engine extends EventTarget {
     const id = this.nextCall++;
     const stop = () => worker.postMessage({ cancel: id });
     signal?.addEventListener('abort', stop, { once: true });
-    const { promise, resolve, reject } = /** @type {PromiseWithResolvers<any>} */ (withResolvers());
+    /** @type {PromiseWithResolvers<any>} */
+    const { promise, resolve, reject } = Promise.withResolvers();
     this.calls.set(id, { resolve, reject, onProgress });
     worker.postMessage({ id, method, args });
     return promise.finally(() => signal?.removeEventListener('abort', stop));
   }
-}
-
-function withResolvers() {
-  let resolve, reject;
-  const promise = new Promise((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  return { promise, resolve, reject };
 }
 
 /** @returns {number} */
@@ -285,5 +277,3 @@ function noteFor(provider, note, webgpu, threads) {
   const alone = threads === 1 ? ' with one thread, because the server does not isolate the page' : '';
   return `${note} Runs on the processor${alone}: expect seconds a step instead of milliseconds.`;
 }
-
-export { GRAPHS };

