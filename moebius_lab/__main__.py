@@ -81,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--private", action="store_true", help="make the repository private")
     publish.set_defaults(command=_publish, precision="fp32")
 
+    check = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
+    check.add_argument("url", metavar="URL", help="of the page")
+    check.add_argument("--precision", default="", help="default: the first that every browser can run")
+    check.add_argument("--provider", choices=("webgpu", "wasm"), default="webgpu", help="default: webgpu")
+    check.add_argument("--adapter", default="auto", help="auto, nvidia or software (default: auto)")
+    check.set_defaults(command=_check)
+
+    site = verbs.add_parser("site", help="copy a bundle to where a static host takes it from, within GitHub's limits")
+    site.add_argument("folder", metavar="FOLDER", help="made; must not exist")
+    site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's (default: build/bundle)")
+    site.set_defaults(command=_site)
+
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
     verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
@@ -148,6 +160,26 @@ def _publish(options: argparse.Namespace) -> int:
     print(
         f"sent, revision {revision}\nfor the page: python -m moebius_lab bundle --weights-base {weights_base(options.repo, revision)}"
     )
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .check import check_port
+
+    def say(words: str) -> None:
+        print(words, flush=True)
+
+    rows = check_port(options.url, options.precision, options.provider, options.adapter, say)
+    for row in rows:
+        verdict = "ok" if row.ok else "DIFFERENT"
+        print(f"{row.graph:12} {row.output:13} {row.backend:17} max {row.max_error:.1e}  {row.psnr_db:5.1f} dB  {verdict}")
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def _site(options: argparse.Namespace) -> int:
+    from .publish import write_site
+
+    print(f"{options.folder}  {write_site(options.bundle, options.folder) / 1e6:.1f} MB")
     return 0
 
 

@@ -124,7 +124,8 @@ def launch_options(adapter: str = "auto") -> dict[str, object]:
     environment = dict(os.environ)
     if adapter == "nvidia":
         for variable, candidates in NVIDIA_FILES.items():
-            environment |= {variable: path for path in candidates if Path(path).is_file()}
+            if found := next((path for path in candidates if Path(path).is_file()), None):
+                environment[variable] = found
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return {"executable_path": find_chromium(), "args": [*flags[adapter], *sandbox], "env": environment}
 
@@ -135,7 +136,7 @@ class Browser:
     Calls work in any thread, also inside the running event loop of a notebook.
 
     Args:
-        folder: a bundle of `bundle.write_bundle`.
+        bundle: a folder of `bundle.write_bundle`, which is served meanwhile, or the URL of one that is, ending in a slash.
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
@@ -151,14 +152,15 @@ class Browser:
 
     def __init__(
         self,
-        folder: str | Path,
+        bundle: str | Path,
         provider: str = "webgpu",
         precision: str = "fp32",
         adapter: str = "auto",
         capture: bool = False,
     ) -> None:
-        self.manifest = read_manifest(folder)
-        self.folder, self.adapter = Path(folder), adapter
+        self.bundle, self.adapter, self.server = str(bundle), adapter, None
+        if "://" not in self.bundle:
+            read_manifest(self.bundle)  # says an incomplete bundle before a browser starts
         self.choice = {"provider": provider, "precision": precision, "capture": capture}
         self.loaded: dict = {}
         self.version = ""
@@ -171,8 +173,10 @@ class Browser:
     def __enter__(self) -> Browser:
         options = launch_options(self.adapter)
         self.thread = ThreadPoolExecutor(1)
-        self.server = Server(self.folder)
-        self.server.__enter__()
+        self.url = self.bundle
+        if "://" not in self.bundle:
+            self.server = Server(self.bundle).__enter__()
+            self.url = self.server.url
         try:
             self._do(self._open, options)
         except BaseException:
@@ -183,7 +187,8 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._do(self._close)
         self.thread.shutdown()
-        self.server.__exit__()
+        if self.server:
+            self.server.__exit__()
 
     def run(self, graph: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one graph on float32 arrays by name; its outputs by name."""
@@ -227,9 +232,9 @@ class Browser:
         self.version = self.chromium.version
         self.page = self.chromium.new_page()
         self.page.set_default_timeout(TIMEOUT * 1000)
-        self.page.goto(self.server.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
+        self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
-            self.loaded = self.page.evaluate(PAGE, {"engine": self.server.url + "engine.js", "choice": self.choice})
+            self.loaded = self.page.evaluate(PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
         except Error as error:
             raise LabError(_own_words(str(error))) from None
 

@@ -1,4 +1,6 @@
-"""A port to a model hub: weights, manifest, evidence and model card. What would be sent is shown first; see `plan`.
+"""A port to a model hub, and its page to static hosting. What would be sent is shown first; see `plan`.
+
+The hub gets
 
     README.md        the model card, written from the run's own results
     manifest.json    the bundle's: constants, precisions, every file with bytes and SHA-256
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ from .hub import Hub, default_folder, file_sha256
 from .workbench import Workbench
 
 PARITY = "03_parity"  # the notebook whose rows have to hold for every precision that is sent
+PAGES_FILE_BYTES, PAGES_SITE_BYTES = 100 * 2**20, 10**9  # what GitHub takes: of one file, and of a published site
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 
 
@@ -275,3 +279,42 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise PublishError(f"{api.endpoint} did not take {repo} ({line}); run this again, it goes on") from None
     return done.oid
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def write_site(bundle: str | Path, folder: str | Path) -> int:
+    """Copy a bundle to where a static host takes it from, without weights that lie on another origin.
+
+    Args:
+        bundle: the folder of `bundle.write_bundle`.
+        folder: made; must not exist or be empty.
+
+    Returns:
+        The site's bytes.
+
+    Raises:
+        PublishError: a file or the whole is more than GitHub Pages takes; nothing is written then.
+    """
+    bundle, folder = Path(bundle), Path(folder)
+    elsewhere = "://" in read_manifest(bundle)["weights_base"]
+    files = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
+    files = [path for path in files if not (elsewhere and path.relative_to(bundle).parts[0] == "weights")]
+    advice = "keep the weights on a hub (`bundle --weights-base URL`) or bundle fewer precisions"
+    large = [path.name for path in files if path.stat().st_size > PAGES_FILE_BYTES]
+    if large:
+        raise PublishError(f"{large[0]} has more than the {PAGES_FILE_BYTES / 1e6:.0f} MB that one file may have; {advice}")
+    total = sum(path.stat().st_size for path in files)
+    if total > PAGES_SITE_BYTES:
+        raise PublishError(
+            f"the site has {total / 1e6:.0f} MB, more than the {PAGES_SITE_BYTES / 1e6:.0f} allowed; {advice}"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise PublishError(f"{folder} is not empty; name a new folder")
+    for path in files:
+        target = folder / path.relative_to(bundle)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / ".nojekyll").touch()
+    return total

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hub_server import REVISION, HubServer
 
-from moebius_lab import parity
+from moebius_lab import parity, publish
 from moebius_lab.bundle import write_bundle
-from moebius_lab.publish import PublishError, plan, weights_base
+from moebius_lab.publish import PublishError, plan, weights_base, write_site
 
 REPO = "someone/moebius-small"
 
@@ -134,3 +134,22 @@ def test_a_hub_that_refuses_is_said_in_one_line(published):
         assert not server.state.commits
         done = command(published, server, "--upload", HF_TOKEN="", HF_HOME=str(published.folder / "home"))
         assert done.returncode == 2 and "needs a token" in done.stderr
+
+
+def test_the_site_leaves_out_weights_that_lie_elsewhere(bench, tmp_path):
+    size = write_site(bench.folder / "bundle", tmp_path / "site")
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert (tmp_path / "site" / "weights").is_dir() and size == sum(path.stat().st_size for path in files)
+    write_bundle(bench, bench.folder / "bundle", ("fp32",), weights_base=weights_base(REPO))
+    write_site(bench.folder / "bundle", tmp_path / "other")
+    assert (tmp_path / "other" / "index.html").is_file() and not (tmp_path / "other" / "weights").exists()
+    with pytest.raises(PublishError, match="not empty"):
+        write_site(bench.folder / "bundle", tmp_path / "other")
+
+
+@pytest.mark.parametrize(("limit", "words"), [("PAGES_FILE_BYTES", "one file may have"), ("PAGES_SITE_BYTES", "allowed")])
+def test_a_site_beyond_the_hosts_limits_is_refused(published, tmp_path, monkeypatch, limit, words):
+    monkeypatch.setattr(publish, limit, 10_000)
+    with pytest.raises(PublishError, match=words + ".*--weights-base"):
+        write_site(published.folder / "bundle", tmp_path / "site")
+    assert not (tmp_path / "site").exists()
