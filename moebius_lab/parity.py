@@ -28,7 +28,7 @@ PICTURE = "picture"  # the row of the whole pipeline, beside the graphs' own
 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
-LEAST_PSNR = {"fp16-storage": 60.0, "fp16": 40.0, "int8": 40.0}  # dB; of a picture, inside the hole
+LEAST_PSNR = {"fp16-storage": 60.0, "fp16": 40.0, "int8": 40.0, "int4": 10.0}  # dB; of a picture, inside the hole
 
 Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A backend for comparisons: graph name and inputs by name -> outputs by name."""

@@ -5,12 +5,15 @@
 | fp32 | float32 | float32 | nothing |
 | fp16-storage | float16 and a Cast | float32 | rounding to 11 bits, once; nothing where `narrowest_type` says float16 |
 | fp16 | float16 | float16, but norms, softmax and what follows the last layer | rounding at every operation |
-| int8 | int8 and a DequantizeLinear, one scale a channel | float32 | rounding to 8 bits, once |
+| int8 | int8, one float16 scale for 128 numbers; float16 where a channel has fewer | float32 | rounding to 8 bits, once |
+| int4 | 4 bits in the large matrices, one float16 scale for 32 numbers; int8 elsewhere | float32 | rounding to 4 bits, once |
 
 These are forms of one graph. Asked for the port as a whole, fp16 means the denoiser: the autoencoder's activations are
 known to pass 65504 in half precision, and it runs twice and once a picture, so it is stored in 16 bits and computes in 32.
 
-The runtimes fold a Cast of a constant when they load a graph. They fold DequantizeLinear only with the session option
+int4 is an experiment: it halves int8's files and does not keep the picture (`notes.md` has the numbers).
+
+The runtimes fold a Cast, Reshape or Transpose of a constant when they load a graph. They fold DequantizeLinear only with the session option
 `session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
 product.
 
@@ -36,7 +39,7 @@ from onnx.external_data_helper import uses_external_data
 from . import LabError
 from .backends import GRAPHS
 
-PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
 
 PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 
@@ -45,6 +48,8 @@ PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
 INLINE_BYTES = 1024  # a tensor up to this size, a shape or a scalar, stays inside the graph
 NARROW_FROM = 4096  # numbers; a tensor with fewer stays float32: it weighs nothing and may be a bias or a scale
 ALIGNMENT = 64  # bytes, of a tensor's start in its file
+NIBBLES_FROM = 65_536  # numbers; from here on int4 stores 4 bits
+GROUP = {8: 128, 4: 32}  # numbers that share a scale, by their bits
 EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
 
 SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
@@ -147,17 +152,30 @@ def narrowest_type(array: np.ndarray) -> str:
     return "float32"
 
 
-def quantize_channels(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round to 8 bits, symmetrically, one scale for each index of `axis`: array ~ scale x int8.
+def quantize_groups(array: np.ndarray, size: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round to whole numbers, symmetrically, one scale for each `size` neighbours in memory: array ~ scale x integer.
+
+    Args:
+        array: float32 of any shape; the last group is filled up with zeros.
+        size: numbers in a group.
+        largest: the largest magnitude of an integer, 127 for 8 bits and 7 for 4.
 
     Returns:
-        (int8 of the array's shape in -127..127, float32 scales of shape (array.shape[axis],)). The error of a number is at
-        most half its channel's scale, which is the channel's largest magnitude / 127.
+        (int8 (groups, size) in -largest..largest, float16 scales (groups,)). The error of a number is at most half its
+        group's scale, which is the group's largest magnitude / `largest`, rounded up to 16 bits.
     """
-    others = tuple(i for i in range(array.ndim) if i != axis)
-    scale = np.abs(array).max(axis=others, keepdims=True).astype(np.float32) / 127
+    groups = np.pad(array.reshape(-1), (0, -array.size % size)).reshape(-1, size)
+    exact = np.abs(groups).max(axis=1) / largest
+    scale = exact.astype(np.float16)
+    scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
     scale[scale == 0] = 1
-    return np.rint(array / scale).astype(np.int8), scale.reshape(-1)
+    return np.rint(groups / scale[:, None].astype(np.float32)).astype(np.int8), scale
+
+
+def pack_nibbles(integers: np.ndarray) -> np.ndarray:
+    """int8 (groups, size) in -8..7 -> uint8 (groups, size / 2): first half of a group in the low bits, both 8 higher."""
+    low, high = np.split((integers + 8).astype(np.uint8), 2, axis=1)
+    return low | high << 4
 
 
 # -- what becomes of each tensor ---------------------------------------------------------------------------------------
@@ -165,15 +183,15 @@ def quantize_channels(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class _Form:
-    """How one initializer is stored: `kind` is "same", "cast", "half" or "int8" (then with the `axis` of its scales)."""
+    """How one initializer is stored: `kind` is "same", "cast", "half", "int8" or "int4"."""
 
     kind: str
     bytes: int
-    axis: int = 0
+    transposed: bool = False  # stored with its output channels first, so that a group lies in one channel
 
 
 def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
-    axes = _channel_axes(graph)
+    outputs_last = _matrices_with_outputs_last(graph)
     plan = {}
     for tensor in graph.initializer:
         count = math.prod(tensor.dims)
@@ -181,9 +199,13 @@ def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
         large = weight and len(tensor.dims) > 1 and count >= NARROW_FROM
         if precision == "fp16-storage" and large:
             plan[tensor.name] = _Form("cast", 2 * count)
-        elif precision == "int8" and large:
-            axis = axes.get(tensor.name, 0)
-            plan[tensor.name] = _Form("int8", count + 4 * tensor.dims[axis], axis)
+        elif precision in ("int8", "int4") and large and _channel_length(tensor, outputs_last) < GROUP[8]:
+            plan[tensor.name] = _Form("cast", 2 * count)  # depthwise kernels: a group would mix channels of unlike scale
+        elif precision in ("int8", "int4") and large:
+            bits = 4 if precision == "int4" and count >= NIBBLES_FROM else 8
+            size = GROUP[bits]
+            groups = -(-count // size)
+            plan[tensor.name] = _Form(f"int{bits}", groups * (size * bits // 8 + 2), tensor.name in outputs_last)
         elif precision == "fp16" and weight:
             plan[tensor.name] = _Form("half", 2 * count)
         else:
@@ -191,16 +213,20 @@ def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
     return plan
 
 
-def _channel_axes(graph: GraphProto) -> dict[str, int]:
-    """The axis of the output channels of each matrix; everything else, a convolution's kernel too, has it first."""
-    axes = {}
-    for node in graph.node:
-        if node.op_type == "MatMul":
-            axes[node.input[1]] = -1
-        elif node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
-            axes[node.input[1]] = -1
+def _channel_length(tensor: TensorProto, outputs_last: set[str]) -> int:
+    """How many numbers make one output channel."""
+    return math.prod(tensor.dims) // tensor.dims[-1 if tensor.name in outputs_last else 0]
+
+
+def _matrices_with_outputs_last(graph: GraphProto) -> set[str]:
+    """The two-dimensional weights (in, out); everything else, a convolution's kernel too, has its outputs first."""
     dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    return {name: dims[name] - 1 for name in axes if name in dims}
+    names = set()
+    for node in graph.node:
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        if node.op_type in ("MatMul", "Gemm") and not transposed and dims.get(node.input[1]) == 2:
+            names.add(node.input[1])
+    return names
 
 
 def _stored_forms(
@@ -217,10 +243,44 @@ def _stored_forms(
         if _half(name) in wanted:
             yield _half(name), _to_half(name, array), []
     else:
-        stored, scale = quantize_channels(array, form.axis)
-        yield name + ".i8", stored, []
-        node = helper.make_node("DequantizeLinear", [name + ".i8", name + ".scale"], [name], axis=form.axis)
-        yield name + ".scale", scale, [node]
+        yield from _grouped(name, array.T if form.transposed else array, 4 if form.kind == "int4" else 8, form.transposed)
+
+
+def _grouped(name: str, array: np.ndarray, bits: int, transposed: bool) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
+    """An array in groups of integers, and the nodes that restore it, transposed again where it was."""
+    integers, scale = quantize_groups(array, GROUP[bits], 2 ** (bits - 1) - 1)
+    packed, shape, cut = f"{name}.i{bits}", f"{name}.shape", array.size % GROUP[bits] != 0
+    nodes = []
+    if bits == 4:
+        yield packed, pack_nibbles(integers), []
+        yield f"{name}.mask", np.uint8(15), []
+        yield f"{name}.four", np.uint8(4), []
+        yield f"{name}.eight", np.full(len(scale), 8, np.uint8), []
+        nodes += [
+            helper.make_node("BitwiseAnd", [packed, f"{name}.mask"], [f"{name}.low"]),
+            helper.make_node("BitShift", [packed, f"{name}.four"], [f"{name}.high"], direction="RIGHT"),
+            helper.make_node("Concat", [f"{name}.low", f"{name}.high"], [f"{name}.both"], axis=1),
+        ]
+    else:
+        yield packed, integers, []
+    source = [f"{name}.both", f"{name}.scale.f32", f"{name}.eight"] if bits == 4 else [packed, f"{name}.scale.f32"]
+    flat = f"{name}.flat" if cut else f"{name}.groups"
+    nodes += [
+        helper.make_node("Cast", [f"{name}.scale"], [f"{name}.scale.f32"], to=TensorProto.FLOAT),
+        helper.make_node("DequantizeLinear", source, [f"{name}.groups"], axis=0),
+    ]
+    if cut:
+        for key, value in (("line", [-1]), ("first", [0]), ("last", [array.size])):
+            yield f"{name}.{key}", np.array(value, np.int64), []
+        nodes += [
+            helper.make_node("Reshape", [f"{name}.groups", f"{name}.line"], [f"{name}.padded"]),
+            helper.make_node("Slice", [f"{name}.padded", f"{name}.first", f"{name}.last"], [flat]),
+        ]
+    nodes.append(helper.make_node("Reshape", [flat, shape], [f"{name}.T" if transposed else name]))
+    if transposed:
+        nodes.append(helper.make_node("Transpose", [f"{name}.T"], [name], perm=[1, 0]))
+    yield shape, np.array(array.shape, np.int64), []
+    yield f"{name}.scale", scale, nodes
 
 
 def _to_half(name: str, array: np.ndarray) -> np.ndarray:
