@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 import time
 from pathlib import Path
 
 import nbformat
 import papermill
+from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -80,28 +82,31 @@ def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
 
 
 def write_report(folder: Path, names: tuple[str, ...]) -> Path:
-    """Make report/NAME.html of every executed notebook, an index page and results.json; returns the index page."""
-    exporter = HTMLExporter(embed_images=True)
+    """Make report/NAME.html of every executed notebook, a contents page and results.json; returns the contents page.
+
+    The pages need nothing from outside: no scripts, pictures inside. Where a notebook shows a widget, its still stands.
+    """
+    executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in names}
+    notebooks = {name: nbformat.read(path, as_version=4) for name, path in executed.items() if path.is_file()}
+    titles = {name: _title(notebook, name) for name, notebook in notebooks.items()}
     entries, results = [], {}
     for name in names:
-        path = folder / "notebooks" / f"{name}.ipynb"
         result = folder / "results" / f"{name}.json"
         if result.is_file():
             results[name] = json.loads(result.read_text())
-        if not path.is_file():
+        if name not in notebooks:
             entries.append(f"<li>{name}: not run yet</li>")
             continue
-        notebook = nbformat.read(path, as_version=4)
-        body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})
-        (folder / "report" / f"{name}.html").write_text(body)
-        stamp = path.with_suffix(".json")
+        (folder / "report" / f"{name}.html").write_text(_page(notebooks[name], name, titles))
+        stamp = executed[name].with_suffix(".json")
         state = f"{json.loads(stamp.read_text())['seconds']:.0f} s" if stamp.is_file() else "<b>stopped by an error</b>"
-        entries.append(f'<li><a href="{name}.html">{html.escape(_title(notebook, name))}</a> <small>{state}</small></li>')
+        answer = html.escape(_answer(notebooks[name]))
+        entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     pictures = sorted((folder / "pictures").glob("*.png"))
     shown = "\n".join(
-        f'<figure><img src="../pictures/{p.name}" alt="{html.escape(p.stem)}" loading="lazy">'
-        f"<figcaption>{html.escape(p.stem.replace('_', ' '))}</figcaption></figure>"
+        f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
+        f"</a><figcaption>{html.escape(_words(p))}</figcaption></figure>"
         for p in pictures
     )
     index = folder / "report" / "index.html"
@@ -109,13 +114,85 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
     return index
 
 
+def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) -> str:
+    """One executed notebook as a page, with links to its parts and to its neighbours."""
+    stills(notebook)
+    names = list(titles)
+    here = names.index(name)
+    links = ['<a href="index.html">Contents</a>']
+    if here > 0:
+        links.insert(0, f'<a rel="prev" href="{names[here - 1]}.html">&larr; {html.escape(titles[names[here - 1]])}</a>')
+    if here + 1 < len(names):
+        links.append(f'<a rel="next" href="{names[here + 1]}.html">{html.escape(titles[names[here + 1]])} &rarr;</a>')
+    parts = [
+        line[3:] for cell in notebook.cells if cell.cell_type == "markdown"
+        for line in cell.source.splitlines() if line.startswith("## ")
+    ]  # fmt: skip
+    # the ids are nbconvert's: the heading with its spaces as hyphens
+    items = "".join(f'<li><a href="#{html.escape(part.replace(" ", "-"))}">{html.escape(part)}</a></li>' for part in parts)
+    resources = {
+        "metadata": {"name": titles[name]},
+        "links": f"<nav>{' '.join(links)}</nav>",
+        "parts": f"<details><summary>On this page</summary><ul>{items}</ul></details>",
+        "style": _STYLE,
+    }
+    exporter = HTMLExporter(
+        embed_images=True, template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": _PAGE})]
+    )
+    return exporter.from_notebook_node(notebook, resources=resources)[0]
+
+
+def stills(notebook: nbformat.NotebookNode) -> None:
+    """Take the widgets out of an executed notebook, in place: the picture or text that came with each one stays.
+
+    Figures are marked `unconfined`, so that a phone shows them large enough to read.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            if str(data.get("text/plain", "")).startswith("<Figure"):
+                output.metadata.setdefault("image/png", {})["unconfined"] = True
+
+
+_PAGE = """{% extends 'index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}
+{% block body_header %}{{ super() }}{{ resources.links }}{{ resources.parts }}{% endblock %}
+{% block body_footer %}{{ resources.links }}{{ super() }}{% endblock %}
+"""
+
+_STYLE = """
+body.jp-Notebook { padding: 1rem; }
+main { max-width: 62rem; margin: 0 auto; }
+nav, details { font: 1rem/1.6 system-ui, sans-serif; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; justify-content: space-between; padding: .75rem 0; }
+nav a, details a { color: #1a5fa8; text-underline-offset: .2em; }
+summary { cursor: pointer; padding: .4rem 0; }
+.jp-RenderedImage, .jp-RenderedHTMLCommon, .jp-InputArea-editor, .highlight { overflow-x: auto; }
+.jp-RenderedImage img { height: auto; }
+.jp-RenderedHTMLCommon table { font-size: .85rem; }
+@media (max-width: 48rem) {
+  body.jp-Notebook { padding: .5rem; }
+  .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+  .jp-RenderedImage img.unconfined { max-width: none; width: 44rem; }
+  .jp-RenderedHTMLCommon { font-size: 1rem; }
+}
+"""
+
 _INDEX = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Moebius workbench: report</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-li {{ margin: .3rem 0; }} small {{ color: #666; }}
-figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ color: #666; font-size: .9rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }}
+a {{ color: #1a5fa8; text-underline-offset: .2em; }} ol {{ padding: 0; list-style: none; }}
+li {{ margin: .8rem 0; }} li p {{ margin: .2rem 0; }} small, figcaption {{ color: #5a5a5a; }}
+.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }}
+figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ font-size: .9rem; }}
 </style>
 <h1>Moebius workbench: report</h1>
 <p>The notebooks as they were executed, in order. All numbers are in <a href="../results.json">results.json</a>.</p>
@@ -123,7 +200,9 @@ figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }} figcapti
 {entries}
 </ol>
 <h2>Pictures</h2>
+<div class="pictures">
 {pictures}
+</div>
 </html>
 """
 
@@ -133,6 +212,17 @@ def _title(notebook: nbformat.NotebookNode, name: str) -> str:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             return cell.source.splitlines()[0][2:]
     return name
+
+
+def _answer(notebook: nbformat.NotebookNode) -> str:
+    """The paragraph that a notebook opens with as its answer, as plain text; empty if it has none."""
+    found = re.search(r"\*\*Answer found here\.\*\*\s*(.+?)(?:\n\n|$)", notebook.cells[0].source, re.DOTALL)
+    text = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", found[1]) if found else ""
+    return re.sub(r"[*`]", "", text).replace("\n", " ")
+
+
+def _words(picture: Path) -> str:
+    return picture.stem.replace("_", " ")
 
 
 def _library_files() -> list[Path]:

@@ -1,0 +1,88 @@
+"""The report as a page in a browser, phone and desktop, with the network cut off."""
+
+import base64
+import json
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from playwright.sync_api import sync_playwright
+
+from moebius_lab import report
+from moebius_lab.browser import find_chromium
+from moebius_lab.inpaint_panel import Inpaint
+from moebius_lab.mask_painter import MaskPainter, jpeg
+
+
+def shows(data: dict, plain: str) -> nbformat.NotebookNode:
+    return new_code_cell("shown", outputs=[new_output("display_data", data | {"text/plain": plain})])
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A report of two executed notebooks, with a widget, a wide figure and a picture."""
+    painter = MaskPainter(np.full((40, 60, 3), 90, np.uint8))
+    panel = Inpaint(painter, {"none": lambda: None})
+    widgets = [w._repr_mimebundle_() for w in (painter, panel)]
+    for data in widgets:
+        data["image/jpeg"] = base64.b64encode(data["image/jpeg"]).decode()
+    wide = base64.b64encode(jpeg(painter.picture().resize((1100, 400)))).decode()
+    cells = [
+        new_markdown_cell("# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb)."),
+        *[shows(data, "MaskPainter()") for data in widgets],
+        new_markdown_cell("## A part: with & signs\n\ntext"),
+        shows({"image/png": wide}, "<Figure size 1100x400 with 1 Axes>"),
+    ]
+    first = new_notebook(cells=cells, metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "notebooks").mkdir()
+    (folder / "report").mkdir()
+    nbformat.write(first, folder / "notebooks" / "a.ipynb")
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# 2 · Second")]), folder / "notebooks" / "b.ipynb")
+    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4}))
+    report.write_report(folder, ("a", "b", "c"))
+    return folder / "report"
+
+
+def test_the_contents_page_tells_what_was_asked_found_and_not_run(pages):
+    text = (pages / "index.html").read_text()
+    assert "1 · First &lt;one&gt;</a> <small>3 s</small>" in text and "It does, see here." in text
+    assert "2 · Second</a> <small><b>stopped by an error" in text and "c: not run yet" in text
+
+
+def test_widgets_leave_their_stills_and_nothing_is_fetched(pages):
+    text = (pages / "a.html").read_text()
+    assert "widget-view" not in text and "<script" not in text
+    assert len(re.findall(r"data:image/jpeg;base64", text)) == 2
+    assert not re.findall(r'(?:src|href)="https?:', text)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_the_screen_and_link_to_each_other(pages, chromium, width):
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    for name in ("index", "a", "b"):
+        page.goto((pages / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for image in page.locator("img").all():
+            assert image.evaluate("image => image.complete && image.naturalWidth > 0")
+    page.goto((pages / "index.html").as_uri())
+    page.click("text=First")
+    figure = page.locator("img.unconfined")
+    assert figure.bounding_box()["width"] > 600  # a chart's labels stay readable; on a phone it scrolls by itself
+    page.click("summary")
+    page.click("details a")
+    assert page.evaluate("document.querySelector(':target').textContent").startswith("A part: with & signs")
+    page.click("a[rel=next] >> nth=0")
+    page.click("a[rel=prev] >> nth=0")
+    assert page.title() == "1 · First <one>"
+    page.close()
