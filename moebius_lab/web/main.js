@@ -30,13 +30,13 @@ import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask }
 const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
 const RESULTS_LIMIT = 24;
 
-const editor = new Editor(
+export const editor = new Editor(
   element('stage', HTMLElement),
   element('image', HTMLCanvasElement),
   element('mask', HTMLCanvasElement),
   element('marks', SVGSVGElement),
 );
-const model = new ModelPanel();
+export const model = new ModelPanel();
 const runBar = element('run-bar', HTMLProgressElement);
 
 /** @type {Work | null} */
@@ -213,7 +213,7 @@ function record(label, patch) {
   });
   dismiss('hole');
   update();
-  keepMask();
+  void keepMask();
 }
 
 /** @param {'undo'|'redo'} way */
@@ -226,7 +226,7 @@ function travel(way) {
   const label = work.history[way]();
   if (label) say(`${way === 'undo' ? 'Undone' : 'Redone'}: ${label}.`);
   update();
-  keepMask();
+  void keepMask();
 }
 
 // -- running -----------------------------------------------------------------------------------------------------------
@@ -522,7 +522,9 @@ async function exportMask() {
 
 // -- keeping the work --------------------------------------------------------------------------------------------------
 
-let timer = 0;
+/** @type {Work | null} whose mask has changed since it was saved */
+let unsaved = null;
+let saving = false;
 let storageWorks = true;
 
 /** @param {() => Promise<unknown>} act */
@@ -536,16 +538,17 @@ async function store(act) {
   }
 }
 
-function keepMask() {
-  clearTimeout(timer);
-  timer = setTimeout(flush, 500);
-}
-
-function flush() {
-  clearTimeout(timer);
-  timer = 0;
-  const current = work;
-  if (current) void store(() => saveMask(current.id, current.mask));
+/** Save the mask now, or as soon as the save that is under way has ended. */
+async function keepMask() {
+  unsaved = work;
+  if (saving) return;
+  saving = true;
+  for (let next = /** @type {Work | null} */ (unsaved); next; next = unsaved) {
+    const { id, mask } = next;
+    unsaved = null;
+    await store(() => saveMask(id, mask));
+  }
+  saving = false;
 }
 
 /** @param {Blob} [file] */
@@ -553,7 +556,7 @@ function keepPicture(file) {
   const current = work;
   if (!current) return;
   const { id, name, credit, picture } = current;
-  void store(async () => savePicture({ id, name, credit, blob: file ?? (await pictureToPng(picture)) })).then(flush);
+  void store(async () => savePicture({ id, name, credit, blob: file ?? (await pictureToPng(picture)) })).then(keepMask);
 }
 
 function keepAll() {
@@ -744,7 +747,7 @@ document.addEventListener('keydown', (event) => {
   } else if (key === 'escape') {
     if (running) running.abort();
     else if (shown) look(null);
-  } else if (key === ' ' && (target.id === 'mask' || target === document.body)) {
+  } else if (key === ' ' && !target.matches('button, summary, select, input:not([type=range])')) {
     event.preventDefault();
     editor.panHeld = true;
   } else if (!typing && !event.altKey && field('letters').checked && letters[key]) {
@@ -756,9 +759,6 @@ document.addEventListener('keyup', (event) => {
   if (event.key === ' ') editor.panHeld = false;
 });
 addEventListener('blur', () => (editor.panHeld = false));
-document.addEventListener('visibilitychange', () => {
-  if (document.visibilityState === 'hidden' && timer) flush();
-});
 addEventListener('dragover', (event) => {
   event.preventDefault();
   document.body.classList.add('dropping');
