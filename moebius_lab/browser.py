@@ -45,6 +45,7 @@ NVIDIA_FILES = {
 }
 
 TIMEOUT = 600  # seconds that one call may take
+SETTLING = 20_000  # milliseconds that a page may take until its service worker is there
 
 PAGE = """async ({engine, choice}) => {
   const { Engine } = await import(engine);
@@ -56,6 +57,9 @@ PAGE = """async ({engine, choice}) => {
   globalThis.codec = { packed, unpacked };
   return globalThis.model.load(choice);
 }"""
+
+SETTLED = """(milliseconds) => Promise.race([navigator.serviceWorker?.ready.then(() => true),
+  new Promise((done) => setTimeout(done, milliseconds))])"""
 
 RUN = """async ({graph, feeds, times}) => {
   const unpack = ([name, { dims, data }]) => [name, { dims, data: new Float32Array(codec.unpacked(data).buffer) }];
@@ -232,11 +236,22 @@ class Browser:
         self.version = self.chromium.version
         self.page = self.chromium.new_page()
         self.page.set_default_timeout(TIMEOUT * 1000)
+        if not self.server:
+            self._visit()
         self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
             self.loaded = self.page.evaluate(PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
         except Error as error:
             raise LabError(_own_words(str(error))) from None
+
+    def _visit(self) -> None:
+        """Open the page as a visitor does; its service worker then gives it threads also where the host cannot."""
+        errors: list[str] = []
+        self.page.on("pageerror", lambda error: errors.append(str(error)))
+        answer = self.page.goto(self.url)
+        self.page.evaluate(SETTLED, SETTLING)
+        if errors or not (answer and answer.ok):
+            raise LabError(f"{self.url} does not open: {errors[0] if errors else 'no such page'}; publish it again, whole")
 
     def _close(self) -> None:
         if hasattr(self, "chromium"):
