@@ -113,6 +113,7 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
         raise LabError(f"{folder} holds the graph that is read: choose another folder")
     model = onnx.load(str(graph), load_external_data=False)
     lift_constants(model.graph)
+    share_tables(model.graph, graph.parent)
     sources = {tensor.name: tensor for tensor in model.graph.initializer}
     plan = _plan(model.graph, precision)
     _check_fit(model, plan, graph, max_chunk_bytes)
@@ -310,6 +311,21 @@ def lift_constants(graph: GraphProto) -> None:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def share_tables(graph: GraphProto, folder: Path) -> None:
+    """Let equal tables of integers, such as the indices of all lambda layers of one resolution, be one initializer."""
+    first: dict[tuple, str] = {}
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and math.prod(tensor.dims) * 4 > INLINE_BYTES:
+            numbers = hashlib.sha256(_read(tensor, folder).tobytes()).digest()
+            names[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, numbers), tensor.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    kept = [tensor for tensor in graph.initializer if names.get(tensor.name, tensor.name) == tensor.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _after_last_layer(graph: GraphProto) -> set[int]:
