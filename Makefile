@@ -1,4 +1,4 @@
-# run: notebooks and report.  test: the tests.  lab: JupyterLab.  Each makes .venv first if it is missing.
+# run: notebooks and report.  test: the tests.  lab: JupyterLab.  demo: the page.  Each makes .venv first if it is missing.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo
@@ -6,7 +6,7 @@ OUTPUT ?= build
 VENV = .venv
 INSTALLED = $(VENV)/.installed
 
-.PHONY: run test lab
+.PHONY: run test lab demo
 run: $(INSTALLED)
 	$(VENV)/bin/python -m moebius_lab run --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
 
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python -m moebius_lab bundle --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
+	$(VENV)/bin/python -m moebius_lab serve $(OUTPUT)/bundle
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }

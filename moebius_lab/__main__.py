@@ -1,4 +1,4 @@
-"""The commands: python -m moebius_lab run | export | inpaint | verify-reference."""
+"""The commands: python -m moebius_lab run | export | bundle | serve | inpaint | verify-reference."""
 
 from __future__ import annotations
 
@@ -92,6 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("folder", metavar="FOLDER", help="made; must not exist")
     site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's (default: build/bundle)")
     site.set_defaults(command=_site)
+
+    bundle = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
+    _add_network(bundle)
+    bundle.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets bundle/ (default: build)")
+    words = "those that the page offers (default: fp16 fp16-storage fp32)"
+    bundle.add_argument("--precisions", nargs="+", default=["fp16", "fp16-storage", "fp32"], metavar="PRECISION", help=words)
+    words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: beside the page)"
+    bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
+    bundle.set_defaults(command=_bundle, precision="fp32")
+
+    serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
+    serve.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
+    serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    serve.set_defaults(command=_serve)
 
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
@@ -209,6 +223,28 @@ def _inpaint(options: argparse.Namespace) -> int:
     except OSError as error:
         raise LabError(f"{output}: cannot be written ({error}); choose another place or .png") from None
     print(output)
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from .bundle import write_bundle
+
+    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    folder = bench.folder / "bundle"
+    manifest = write_bundle(bench, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True))
+    sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
+    print(f"{folder}  version {manifest['version']}: {sizes}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .bundle import read_manifest
+    from .serve import Server
+
+    read_manifest(options.folder)
+    with Server(options.folder, options.port) as server:
+        print(f"{server.url}  (end with Ctrl-C)", flush=True)
+        server.thread.join()
     return 0
 
 

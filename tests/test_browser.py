@@ -1,0 +1,402 @@
+"""The shipped modules in a real Chromium: numbers, downloads, storage, and everything that can go wrong with them."""
+
+import json
+import shutil
+import threading
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Page, sync_playwright
+
+from moebius_lab import LabError
+from moebius_lab.browser import Browser, launch_options
+from moebius_lab.bundle import write_bundle
+from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
+from moebius_lab.imaging import feather
+from moebius_lab.inpaint import Settings, inpaint
+from moebius_lab.serve import Handler, Server
+from moebius_lab.workbench import file_digest, prepare
+
+LOAD = """async ({provider, precision}) => {
+  const { Engine } = await import(new URL('engine.js', location));
+  globalThis.seen = [];
+  globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
+  const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
+    (loaded) => ({ loaded }), ({ code, message }) => ({ code, message }));
+  return { ...outcome, seen };
+}"""
+
+FILL = """async ({steps, stopAfter}) => {
+  const side = 40, image = { width: side, height: side, data: new Uint8ClampedArray(4 * side * side).fill(90) };
+  const mask = new Uint8Array(side * side).fill(255, 0, side * 10);
+  const stop = new AbortController();
+  let done = 0, stopped = 0, total = 0, ms = 0;
+  const onProgress = ({ step, msPerStep }) => { done = step; ms = msPerStep; if (step === stopAfter) { stopped = performance.now(); stop.abort(); } };
+  const settings = { steps, strength: 1, guidance: 2, seed: 1, noise_offset: 0.0357, init: 'image' };
+  const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
+    ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
+    ({ code, message }) => ({ code, message }));
+  return { ...outcome, done, ms, late: stopped ? performance.now() - stopped : 0 };
+}"""
+
+WASM = {"provider": "wasm", "precision": "fp32"}
+
+
+@pytest.fixture(scope="session")
+def bundle(small, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "page"
+    write_bundle(small, folder, ("fp32", "fp16-storage"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    with sync_playwright() as play:
+        yield play
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright):
+    browser = playwright.chromium.launch(**launch_options("software"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Chromium):
+    """A page with a profile of its own."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    context.close()
+
+
+def visit(page: Page, server: Server) -> None:
+    page.goto(server.url + "manifest.json")  # a page of this origin on which nothing runs by itself
+
+
+def load(page: Page, server: Server, **choice: str) -> dict:
+    visit(page, server)
+    return page.evaluate(LOAD, WASM | choice)
+
+
+def model_requests(server: Server) -> list[str]:
+    return sorted(path.rsplit("/", 1)[1] for path in server.requests if path.endswith((".onnx", ".bin", ".wasm")))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def worst_differences(browser: Browser, bench) -> dict[str, float]:
+    worst = {}
+    modules = torch_graphs(bench.net, bench.vae)
+    for graph, inputs in example_inputs(bench.config).items():
+        outputs = browser.run(graph, {name: x.numpy() for name, x in inputs.items()})
+        with torch.inference_mode():
+            expected = modules[graph](*inputs.values())
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        pairs = zip(OUTPUT_NAMES[graph], expected, strict=True)
+        worst |= {f"{graph} {name}": float(np.abs(outputs[name] - y.numpy()).max()) for name, y in pairs}
+    return worst
+
+
+def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
+    settings = Settings(steps=steps, strength=1.0, seed=3)
+    got, timings = browser.inpaint(image, mask, settings)
+    outside = feather(mask) == 0
+    assert np.array_equal(got[outside], image[outside]) and (got != image).any()
+    assert timings["step"] > 0 and timings["total"] > steps * timings["step"]
+    return int(np.abs(got.astype(int) - inpaint(bench.torch_backend, image, mask, settings)).max())
+
+
+def test_small_on_webgpu_is_pytorch_s(small, bundle):
+    with Browser(bundle, "webgpu", adapter="software") as browser:
+        assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
+        assert {name for graph in browser.loaded["placed"].values() for name in graph["nodes"]} == {"WebGpu"}
+        worst = worst_differences(browser, small)
+        assert len(worst) == 5 and max(worst.values()) < 1e-4, worst
+        assert levels_apart(browser, small, small.image, small.mask, steps=1) <= 1
+
+
+def test_demo_on_wasm_fills_the_hole_and_nothing_else(tmp_path):
+    bench = prepare("demo", "demo", output_dir=str(tmp_path / "run"))
+    write_bundle(bench, tmp_path / "page", ("fp16-storage",))
+    with Browser(tmp_path / "page", "wasm", "fp16-storage") as browser:
+        assert browser.loaded["adapter"] is None and "processor" in browser.evidence
+        exact = prepare("demo", "demo", output_dir=str(tmp_path / "run"), precision="fp16-storage")
+        image, mask = exact.image[:300, :280], exact.mask[:300, :280]
+        settings = Settings(steps=2, strength=1.0)
+        got, _ = browser.inpaint(image, mask, settings)
+        outside = feather(mask) == 0
+        assert np.array_equal(got[outside], image[outside]) and (got[mask > 0] != image[mask > 0]).any()
+        expected = inpaint(exact.onnx_backend, image, mask, settings)
+        assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_stops_within_a_step(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        done = tab.evaluate(FILL, {"steps": 900, "stopAfter": 3})
+        assert done["code"] == "cancelled" and done["done"] <= 4 and done["late"] < 2 * done["ms"] + 200
+        assert tab.evaluate(FILL, {"steps": 2})["changed"]  # and the model goes on
+
+
+def test_without_webgpu_the_page_says_so_and_runs_on_the_processor(bundle, playwright):
+    with playwright.chromium.launch(**launch_options("none")) as browser, Server(bundle) as server:
+        page = browser.new_page()
+        got = load(page, server, provider="webgpu")
+        assert got["code"] == "no-webgpu" and "wasm" in got["message"]
+        found = page.evaluate("engine.detect()")
+        assert not found["webgpu"]["available"] and found["webgpu"]["reason"]
+        assert {choice["provider"] for choice in found["choices"]} == {"wasm"} and "seconds" in found["choices"][0]["note"]
+        assert load(page, server)["loaded"]["provider"] == "wasm"
+
+
+def test_a_lost_graphics_device_is_told_and_loading_again_works(bundle, chromium, tab):
+    with Server(bundle) as server:
+        assert load(tab, server, provider="webgpu")["loaded"]["provider"] == "webgpu"
+        tab.evaluate("globalThis.lost = new Promise((resolve) => engine.addEventListener('lost', (e) => resolve(e.detail.code)))")
+        chromium.new_browser_cdp_session().send("Browser.crashGpuProcess")
+        assert tab.evaluate("lost") == "device-lost"
+        assert tab.evaluate(FILL, {"steps": 1})["code"] == "worker"
+        assert load(tab, server)["loaded"]["provider"] == "wasm"
+
+
+def test_bad_input_comes_back_as_a_sentence(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        assert tab.evaluate(FILL, {"steps": 0})["code"] == "bad-input"
+        got = tab.evaluate(LOAD, {"provider": "wasm", "precision": "fp8"})
+        assert got["code"] == "bad-input" and "fp8" in got["message"]
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------------
+
+
+class Slow(Handler):
+    """Sends weights slowly, and breaks off when the server is killed."""
+
+    killed = threading.Event()
+
+    def copyfile(self, source, outputfile) -> None:
+        while piece := source.read(1 << 18):
+            if Slow.killed.wait(0.02):
+                self.connection.close()
+                raise ConnectionAbortedError
+            outputfile.write(piece)
+
+
+def test_a_broken_download_goes_on_where_it_broke(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        visit(tab, server)
+        tab.evaluate(f"(choice) => {{ globalThis.first = ({LOAD})(choice); }}", WASM)
+        tab.wait_for_function("engine.stored().then((files) => files.length >= 3)")
+        Slow.killed.set()
+    broken = tab.evaluate("first")
+    assert broken["code"] == "network" and "try again" in broken["message"]
+    kept = {entry["url"].rsplit("/", 1)[1] for entry in tab.evaluate("engine.stored()")}
+    assert 3 <= len(kept) < 7
+
+    with Server(bundle, port=server.port) as again:
+        got = tab.evaluate(LOAD, WASM)
+        assert got["loaded"]["storage"] == "cache"
+        fetched = model_requests(again)
+        assert fetched and not kept & set(fetched) and len(kept) + len(fetched) == 7
+        last = got["seen"][-1]
+        assert last["phase"] == "session" and last["doneBytes"] == last["totalBytes"] and last["cachedBytes"] > 0
+
+
+def test_progress_never_runs_backwards_and_names_rate_and_time(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        seen = load(tab, server)["seen"]
+        done = [progress["doneBytes"] for progress in seen]
+        assert done == sorted(done) and len(done) > 5 and done[-1] == seen[-1]["totalBytes"]
+        middle = seen[len(seen) // 2]
+        assert middle["phase"] == "download" and middle["rate"] > 0 and 0 < middle["secondsLeft"] < 60
+        assert len(model_requests(server)) == len(set(model_requests(server))) == 7
+
+
+def test_a_second_visit_fetches_no_byte_of_the_model(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        server.requests.clear()
+        again = load(tab, server)
+        assert again["loaded"]["storage"] == "cache" and not model_requests(server)
+        assert {progress["phase"] for progress in again["seen"]} == {"verify", "session"}
+        choice = tab.evaluate("engine.detect()")["choices"]
+        assert [c["cachedBytes"] == c["bytes"] for c in choice if c["provider"] == "wasm" and c["precision"] == "fp32"] == [True]
+
+
+def test_a_new_version_fetches_only_what_it_changed(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    with Server(folder) as server:
+        assert load(tab, server)["loaded"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        entry = manifest["precisions"]["fp32"]["graphs"]["vae_decoder"][0]
+        model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
+        model.doc_string = "another version"
+        path = folder / "weights" / "vae_decoder-new.onnx"
+        path.write_bytes(model.SerializeToString())
+        entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        server.requests.clear()
+        assert load(tab, server)["loaded"]
+        assert model_requests(server) == [path.name]
+        stored = tab.evaluate("engine.stored()")
+        assert len(stored) == 8 and sum(not entry["current"] for entry in stored) == 1
+        tab.evaluate("engine.clearStored({ onlyOld: true })")
+        assert len(tab.evaluate("engine.stored()")) == 7
+        tab.evaluate("engine.clearStored()")
+        assert tab.evaluate("engine.stored()") == []
+
+
+def test_weights_on_another_origin_that_redirects_and_a_page_under_a_path(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    shutil.move(folder / "weights", tmp_path / "weights")
+
+    class Redirecting(Handler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/stable/"):
+                self.requests.append(self.path)
+                self.send_response(HTTPStatus.FOUND)
+                self.send_header("Location", f"/signed-{time.monotonic_ns()}/" + self.path.removeprefix("/stable/"))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def translate_path(self, path: str) -> str:
+            return super().translate_path("/" + path.split("/", 2)[2])
+
+    with Server(tmp_path / "weights", open_to_all=True, isolated=False, handler=Redirecting) as host:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["weights_base"] = host.url + "stable/"
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with Server(folder, prefix="/some/project/") as server:
+            assert server.url.endswith("/some/project/")
+            assert load(tab, server)["loaded"]["storage"] == "cache"
+            assert len(model_requests(server)) == 1 and len(host.requests) == 12  # the runtime; six files, twice each
+            host.requests.clear()
+            assert load(tab, server)["loaded"] and not host.requests
+            assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_files_that_are_missing_or_wrong_are_named(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    graph, weights = manifest["precisions"]["fp32"]["graphs"]["vae_decoder"]
+    with Server(folder) as server:
+        path = folder / "weights" / weights["file"]
+        good = path.read_bytes()
+        path.unlink()
+        got = load(tab, server)
+        assert got["code"] == "not-found" and weights["file"] in got["message"]
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        got = load(tab, server)
+        assert got["code"] == "corrupt" and weights["file"] in got["message"]
+        assert any("damaged" in progress.get("message", "") for progress in got["seen"])
+        for wrong in (good + b"more", good[:100], b"<html>not here</html>"):
+            path.write_bytes(wrong)
+            assert load(tab, server)["code"] == "corrupt"
+        path.write_bytes(good)
+        assert load(tab, server)["loaded"]
+
+
+def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    path = folder / "manifest.json"
+    opened = "import(new URL('engine.js', location)).then(({Engine}) => Engine.open(new URL('manifest.json', location)))"
+    failure = opened + ".then(() => null, ({code, message}) => [code, message])"
+    with Server(folder) as server:
+        tab.goto(server.url + "engine.js")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+        assert tab.evaluate(failure)[0] == "manifest-version"
+        path.write_text("<html>")
+        assert tab.evaluate(failure)[0] == "manifest"
+        path.unlink()
+        code, message = tab.evaluate(failure)
+        assert code == "manifest" and "404" in message
+
+
+# -- storage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        damaged = tab.evaluate("""async () => {
+          const cache = await caches.open((await caches.keys())[0]);
+          const [request] = (await cache.keys()).reverse(), old = await cache.match(request);
+          const bytes = new Uint8Array(await old.arrayBuffer());
+          bytes[1000] ^= 255;
+          await cache.put(request, new Response(bytes, { headers: old.headers }));
+          return old.headers.get('x-source');
+        }""")
+        server.requests.clear()
+        got = load(tab, server)
+        assert got["loaded"]["storage"] == "cache" and model_requests(server) == [damaged.rsplit("/", 1)[1]]
+        assert any("damaged" in progress.get("message", "") for progress in got["seen"])
+
+
+def test_a_full_quota_runs_from_memory_and_says_so(bundle, tab):
+    with Server(bundle) as server:
+        visit(tab, server)
+        devtools = tab.context.new_cdp_session(tab)
+        devtools.send("Storage.overrideQuotaForOrigin", {"origin": server.url.rstrip("/"), "quotaSize": 5_000_000})
+        got = tab.evaluate(LOAD, WASM)
+        assert got["loaded"]["storage"] == "memory" and "no more room" in got["seen"][-1]["message"]
+        assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_blocked_storage_runs_from_memory_and_says_so(bundle, playwright, tmp_path):
+    settings = tmp_path / "profile" / "Default" / "Preferences"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"profile": {"default_content_setting_values": {"cookies": 2}}}))
+    options = launch_options("software")
+    with playwright.chromium.launch_persistent_context(tmp_path / "profile", **options) as context, Server(bundle) as server:
+        page = context.new_page()
+        got = load(page, server)
+        assert got["loaded"]["storage"] == "memory" and "fetched again next time" in got["seen"][-1]["message"]
+        assert page.evaluate("engine.stored()") == [] and page.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_a_second_visit_works_without_a_network(bundle, tab):
+    with Server(bundle, prefix="/project/") as server:
+        assert load(tab, server)["loaded"]
+        tab.evaluate("""navigator.serviceWorker.register(new URL('service_worker.js', location)).then(
+          () => navigator.serviceWorker.ready)""")
+    tab.goto(server.url)
+    assert tab.evaluate("document.title") and tab.evaluate("crossOriginIsolated")
+    got = load(tab, server)
+    assert got["loaded"]["provider"] == "wasm" and got["loaded"]["threads"] > 1
+    assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+# -- the driver itself -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_s_own_words_reach_python(bundle):
+    with pytest.raises(LabError, match='no precision "fp64"'), Browser(bundle, "wasm", "fp64"):
+        pass
+    with Browser(bundle, "wasm") as browser, pytest.raises(LabError, match='no graph "nothing"'):
+        browser.run("nothing", {})
+    with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
+        pass
+    with pytest.raises(LabError, match="no complete bundle"):
+        Browser(bundle / "weights")
