@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import LabError
+from .backends import GRAPHS
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
 from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
 from .imaging import check_picture_and_mask, open_picture, read_mask
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--precision", default="", help="default: the first that every browser can run")
     check.add_argument("--provider", choices=("webgpu", "wasm"), default="webgpu", help="default: webgpu")
     check.add_argument("--adapter", default="auto", help="auto, nvidia or software (default: auto)")
+    check.add_argument("--whole", action="store_true", help="run encoder and decoder as well, not the step alone")
     check.set_defaults(command=_check)
 
     site = verbs.add_parser("site", help="copy a bundle to where a static host takes it from, within GitHub's limits")
@@ -183,7 +185,8 @@ def _check(options: argparse.Namespace) -> int:
     def say(words: str) -> None:
         print(words, flush=True)
 
-    rows = check_port(options.url, options.precision, options.provider, options.adapter, say)
+    graphs = GRAPHS if options.whole else ("step",)
+    rows = check_port(options.url, options.precision, options.provider, options.adapter, graphs, say)
     for row in rows:
         verdict = "ok" if row.ok else "DIFFERENT"
         print(f"{row.graph:12} {row.output:13} {row.backend:17} max {row.max_error:.1e}  {row.psnr_db:5.1f} dB  {verdict}")
@@ -231,7 +234,9 @@ def _bundle(options: argparse.Namespace) -> int:
 
     bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
     folder = bench.folder / "bundle"
-    manifest = write_bundle(bench, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True))
+    manifest = write_bundle(
+        bench, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True)
+    )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")
     return 0

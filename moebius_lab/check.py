@@ -11,13 +11,15 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
+import numpy as np
+import torch
 
 from . import LabError, parity
 from .browser import Browser
 from .bundle import FORMAT
 from .checkpoint import DETERMINISTIC, load_checkpoint, load_vae
-from .config import NETWORKS
-from .export import OUTPUT_NAMES, example_inputs
+from .config import NETWORKS, NetworkConfig
+from .export import OUTPUT_NAMES, example_inputs, torch_graphs
 from .hub import require_room
 
 TIMEOUT = 30  # seconds without a byte
@@ -33,18 +35,20 @@ def check_port(
     precision: str = "",
     provider: str = "webgpu",
     adapter: str = "auto",
+    graphs: tuple[str, ...] = ("step",),
     on_progress: Callable[[str], object] = lambda words: None,
 ) -> list[parity.Row]:
     """Download everything that a visitor would, compare the hashes, and run the page's own engine on it.
 
-    Each graph runs once in the browser and in ONNX Runtime, on `export.example_inputs`. The reference is PyTorch in
-    float32 where the weights are on every machine, else ONNX Runtime on the downloaded files.
+    A graph runs once in the browser and in ONNX Runtime, on `export.example_inputs`. The reference is PyTorch in float32
+    where the weights are on every machine, else ONNX Runtime on the downloaded files.
 
     Args:
         url: of the page: its folder or its index.html.
         precision: one that is published; empty for the first of the manifest that the browser can run with `provider`.
         provider: "webgpu" or "wasm"; there is no falling back.
         adapter: see `browser.launch_options`.
+        graphs: which are run; the hashes of all three are compared in any case.
         on_progress: called with a line for each thing that was found good.
 
     Returns:
@@ -66,7 +70,21 @@ def check_port(
         paths = _download(fetch, manifest, form, Path(name))
         weights = sum(file["bytes"] for files in manifest["precisions"][form]["graphs"].values() for file in files)
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
-        return _compare(base, manifest, form, provider, adapter, paths, on_progress)
+        config, weights = NETWORKS[manifest["network"]], manifest["weights"]
+        inputs = {g: {name: x.numpy() for name, x in example_inputs(config)[g].items()} for g in graphs}
+        natively = parity.onnx_run(paths)
+        native = {graph: natively(graph, feeds) for graph, feeds in inputs.items()}
+        if weights in RECOMPUTABLE:
+            references = _with_pytorch(weights, config, graphs)
+            rows = _rows(references, native, form, "ONNX Runtime")
+            on_progress("the reference is PyTorch in float32")
+        else:
+            references, rows = native, []
+            on_progress("the reference is ONNX Runtime on the downloaded files")
+        with Browser(base, provider, form, adapter) as browser:
+            on_progress(f"Chromium {browser.version}: {browser.evidence}")
+            seen = {graph: browser.run(graph, feeds) for graph, feeds in inputs.items()}
+        return rows + _rows(references, seen, form, f"Chromium, {provider}")
 
 
 def _folder(url: str) -> str:
@@ -164,29 +182,20 @@ def _download(fetch: _Fetch, manifest: dict, form: str, folder: Path) -> dict[st
     return {graph: folder / graph / files[0]["name"] for graph, files in graphs.items()}
 
 
-def _compare(base, manifest, form, provider, adapter, paths, on_progress) -> list[parity.Row]:
-    config, weights = NETWORKS[manifest["network"]], manifest["weights"]
-    inputs = {
-        graph: {name: tensor.numpy() for name, tensor in feeds.items()} for graph, feeds in example_inputs(config).items()
-    }
-    natively = parity.onnx_run(paths)
-    native = {graph: natively(graph, feeds) for graph, feeds in inputs.items()}
-    if weights in RECOMPUTABLE:
-        references = parity.reference_outputs(load_checkpoint(weights, config), load_vae(weights, config))
-        rows = _rows(references, native, form, "ONNX Runtime")
-        on_progress("the reference is PyTorch in float32")
-    else:
-        references, rows = native, []
-        on_progress("the reference is ONNX Runtime on the downloaded files")
-    with Browser(base, provider, form, adapter) as browser:
-        on_progress(f"Chromium {browser.version}: {browser.evidence}")
-        seen = {graph: browser.run(graph, feeds) for graph, feeds in inputs.items()}
-    return rows + _rows(references, seen, form, f"Chromium, {provider}")
+def _with_pytorch(weights: str, config: NetworkConfig, graphs: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+    modules = torch_graphs(load_checkpoint(weights, config), load_vae(weights, config))
+    references = {}
+    for graph in graphs:
+        with torch.inference_mode():
+            outputs = modules[graph](*example_inputs(config)[graph].values())
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        references[graph] = {name: y.numpy() for name, y in zip(OUTPUT_NAMES[graph], outputs, strict=True)}
+    return references
 
 
 def _rows(references: dict, got: dict, form: str, backend: str) -> list[parity.Row]:
     return [
-        parity.compare(graph, name, form, backend, got[graph][name], references[graph][name])
-        for graph, names in OUTPUT_NAMES.items()
-        for name in names
+        parity.compare(graph, name, form, backend, got[graph][name], reference)
+        for graph, outputs in references.items()
+        for name, reference in outputs.items()
     ]
