@@ -161,7 +161,7 @@ export class ModelPanel extends EventTarget {
   /** @param {LoadProgress} progress */
   #progress({ phase, doneBytes, totalBytes, cachedBytes, rate, secondsLeft, storage, message: note }) {
     if (phase === 'session') {
-      this.#bar.removeAttribute('value');
+      this.#bar.value = 1;
       write('load-text', 'All there. Starting the model…');
       return;
     }
