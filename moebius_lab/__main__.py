@@ -15,6 +15,7 @@ from . import LabError
 from .backends import GRAPHS
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
 from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
+from .hub import require_room
 from .imaging import check_picture_and_mask, open_picture, read_mask
 from .inpaint import Settings, inpaint
 from .precision import PRECISIONS
@@ -133,6 +134,10 @@ def _run(options: argparse.Namespace) -> int:
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
     bench = prepare(options.network, weights, output_dir=options.output_dir, **files)
+    present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
+    needed = max(bench.disk_needed() - present, 0)
+    print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
+    require_room(bench.folder, needed, "the run")
     for part in PARTS:
         bench.weight_file(part)  # bad parameters fail, and published weights are fetched, before work begins
     index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})

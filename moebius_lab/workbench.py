@@ -11,18 +11,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
 from . import LabError, __version__
 from .backends import OnnxBackend, TorchBackend
-from .checkpoint import DEMO_FOLDER, DETERMINISTIC, PARTS, check_weights, find_weights, load_checkpoint, load_vae
+from .checkpoint import DEMO_FOLDER, DETERMINISTIC, PARTS, check_weights, find_weights, load_checkpoint, load_vae, make_vae
 from .config import NETWORKS, NetworkConfig
 from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
 from .hub import file_sha256
 from .imaging import check_picture_and_mask, read_image, read_mask
 from .precision import per_graph, store
 from .unet import MoebiusNet
+
+RUN_BYTES = {"denoiser": 26, "vae": 14}  # that a run writes for each parameter, about
 
 
 def demo_photographs() -> dict[str, tuple[Path, Path]]:
@@ -77,6 +80,12 @@ class Workbench:
         sources = ("config", "lambda_layer", "unet", "graph", "export", "precision")
         code = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in sources]
         return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
+
+    def disk_needed(self) -> int:
+        """Bytes that a whole run takes in its folder, about: graphs in every precision, the bundle's copies, one at work."""
+        with torch.device("meta"):
+            sizes = {"denoiser": MoebiusNet(self.config), "vae": make_vae(self.config)}
+        return sum(RUN_BYTES[part] * sum(p.numel() for p in module.parameters()) for part, module in sizes.items())
 
     def fingerprint(self) -> str:
         """SHA-256 of all that this run's graphs depend on: the network, both parts' weights, the code. It dates results."""
