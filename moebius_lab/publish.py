@@ -103,15 +103,16 @@ def _files_of(manifest: dict) -> list[dict]:
 
 
 def _results(bench: Workbench) -> dict[str, dict]:
+    """The run's results that belong to its present weights and code; the comparison with PyTorch has to be among them."""
     folder = bench.folder / "results"
     results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     command = f"python -m moebius_lab run --network {bench.config.name} --weights {bench.weights}"
     if PARITY not in results:
         raise PublishError(f"{folder / PARITY}.json is missing: there is no evidence to publish; run `{command}`")
-    stale = [name for name, result in results.items() if result.get("made_from") != bench.fingerprint()]
-    if stale:
-        raise PublishError(f"{', '.join(stale)} in {folder}: made from other weights or other code; run `{command}` again")
-    return results
+    fresh = {name: result for name, result in results.items() if result.get("made_from") == bench.fingerprint()}
+    if PARITY not in fresh:
+        raise PublishError(f"{folder / PARITY}.json was made from other weights or other code; run `{command}` again")
+    return fresh
 
 
 def _require_parity(parity: dict, manifest: dict) -> None:

@@ -68,6 +68,12 @@ def test_the_card_says_what_licence_how_and_how_well(published):
         assert words in card
 
 
+def test_results_of_other_code_are_not_sent(bench):
+    (bench.folder / "results" / "05_benchmark.json").write_text(json.dumps({"made_from": "0", "timings": []}))
+    sent = next(file for file in plan(bench, bench.folder / "bundle", REPO) if file.path == "results.json").source
+    assert set(json.loads(sent)) == {"03_parity"}
+
+
 def spoil(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
