@@ -95,7 +95,7 @@ DEMO = NetworkConfig(
     block_out_channels=(64, 128, 256),
     cross_attention_dim=192,
     encoder_hid_dim=256,
-    vae=VaeConfig((32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=0.8758, mid_block_attention=False),
+    vae=VaeConfig((32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0523, mid_block_attention=False),
 )
 """The network we trained ourselves, shipped with the package: 9.4 M parameters."""
 

@@ -214,15 +214,18 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-def time_frequencies(dim: int) -> Tensor:
-    """The dim/2 angular frequencies of the sinusoidal time embedding, geometric from 1 down, float32 (shift 0)."""
+def time_frequencies(dim: int, device: torch.device) -> Tensor:
+    """The dim/2 angular frequencies of the sinusoidal time embedding, geometric from 1 down, float32 (shift 0).
+
+    Made on `device`: a copy from the CPU cannot be captured in a CUDA graph.
+    """
     half = dim // 2
-    return torch.exp(-math.log(TIME_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
+    return torch.exp(-math.log(TIME_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=device) / half)
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of timesteps (B,) in [0, 1000): (B, dim) float32, the cosines before the sines."""
-    angles = timesteps.float()[:, None] * time_frequencies(dim).to(timesteps.device)  # (B, dim/2)
+    angles = timesteps.float()[:, None] * time_frequencies(dim, timesteps.device)  # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moebius_lab.checkpoint import make_vae
 from moebius_lab.config import SMALL
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
-from moebius_lab.training import data, denoiser, masks
-from moebius_lab.training.__main__ import SMOKE, STAGES, run
+from moebius_lab.training import data, decoder, denoiser, masks
+from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run
 from moebius_lab.training.fast_forms import toeplitz, use_fast_forms
-from moebius_lab.training.vae import random_crops
+from moebius_lab.training.vae import agreed, random_crops
 from moebius_lab.unet import MoebiusNet
 
 
@@ -27,6 +28,13 @@ def test_masks_stay_in_their_range_and_repeat_with_their_seed():
     assert area.max() > 4 * area.min()  # thin and broad ones
     assert np.array_equal(drawn, masks.random_masks(60, seed=3, size=128))
     assert not np.array_equal(drawn, masks.random_masks(60, seed=4, size=128))
+
+
+def test_some_holes_touch_a_side_and_every_side_is_touched():
+    drawn = masks.random_masks(200, seed=0, size=64)
+    touched = [drawn[:, 0].any(1), drawn[:, -1].any(1), drawn[:, :, 0].any(1), drawn[:, :, -1].any(1)]
+    assert all(side.mean() > 0.04 for side in touched)
+    assert 0.2 < np.any(touched, axis=0).mean() < 0.6
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
@@ -60,6 +68,52 @@ def test_fast_network_has_the_same_keys_output_and_gradient():
     b.pow(2).mean().backward()
     for (name, p), q in zip(network.named_parameters(), fast.parameters()):
         assert torch.allclose(p.grad, q.grad, atol=2e-3 * max(1.0, float(p.grad.abs().max()))), name
+
+
+def test_fast_norms_keep_bfloat16_where_autocast_would_widen():
+    norm, x = torch.nn.GroupNorm(2, 8), torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = use_fast_forms(copy.deepcopy(norm))(x.bfloat16())
+    assert fast.dtype == torch.bfloat16
+    assert torch.allclose(fast.float(), norm(x), atol=0.05)
+
+
+class _Padded(torch.nn.Module):
+    """A padded convolution, or one that sees the picture's other end where zeros belong."""
+
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.wrapped = torch.nn.Conv2d(3, 4, 3), wrapped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.pad(x, (1, 1, 0, 0))
+        y = torch.cat([x[:, :, -1:], x, x[:, :, :1]], 2) if self.wrapped else torch.nn.functional.pad(x, (0, 0, 1, 1))
+        return self.conv(y)
+
+
+def test_a_compiled_network_that_forgets_its_padding_is_not_used(capsys):
+    plain, x = _Padded(False), torch.randn(4, 3, 12, 12)
+    assert agreed(copy.deepcopy(plain), plain, x) is not plain
+    assert not capsys.readouterr().out
+    assert agreed(_Padded(True), plain, x) is plain
+    assert "row" in capsys.readouterr().out
+
+
+def test_grain_knows_smooth_from_rough_and_not_which():
+    torch.manual_seed(0)
+    rough = torch.randn(1, 3, 64, 64)
+    other, smooth = torch.randn(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    assert (decoder.grain(rough) - decoder.grain(other)).abs().mean() < 0.2 * (decoder.grain(rough) - decoder.grain(smooth)).abs().mean()
+
+
+def test_mixed_decoder_lies_on_the_line_and_keeps_the_encoder():
+    first, second = make_vae(SMALL), make_vae(SMALL)
+    expected = [a.lerp(b, 1.1).detach() for a, b in zip(decoder.decoder_parameters(first), decoder.decoder_parameters(second))]
+    encoder = copy.deepcopy(first.encoder.state_dict())
+    decoder.mix_decoders(first, decoder.decoder_parameters(second), 1.1)
+    assert all(torch.equal(a, b) for a, b in zip(decoder.decoder_parameters(first), expected))
+    assert all(torch.equal(v, encoder[k]) for k, v in first.encoder.state_dict().items())
 
 
 def _pool(count: int = 8) -> dict[str, torch.Tensor]:
@@ -175,7 +229,10 @@ def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
 
 def test_smoke_recipe_runs_and_resumes(tmp_path):
     log = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)
-    assert log["denoiser"]["steps"] == SMOKE.denoiser_steps and log["vae"]["steps"] == SMOKE.vae_steps
+    assert [log[part]["steps"] for part in ("vae", "denoiser", "decoder")] == [4, 6, 4]
+    plain, final = load_weights(tmp_path / "vae_plain.safetensors"), load_weights(tmp_path / "vae.safetensors")
+    changed = {name for name, before in plain.items() if not torch.equal(before, final[name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
     first = load_file(tmp_path / "denoiser.safetensors")
     assert list(first) and all(torch.isfinite(v.float()).all() for v in first.values())
     again = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)  # nothing left to do
@@ -192,7 +249,7 @@ def test_weights_alone_start_a_resumed_run(tmp_path):
     file = tmp_path / "state.pt"
     torch.save({"network": network.state_dict(), "steps": 40, "log": {"steps": 40, "seconds": 1.0, "curve": []}}, file)
     trainer, log = denoiser.train_denoiser(
-        SMALL, _pool(), file, seconds=1e9, stop_after=1e9, max_steps=42, batch=2, compiled=False, peak=0.0
+        SMALL, _pool(), file, seconds=1e9, stop_after=1e9, max_steps=42, batch=2, peak=0.0
     )
     assert log["steps"] == 42
     assert all(torch.equal(p, q) for p, q in zip(trainer.network.parameters(), network.parameters()))

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 TILE = 320  # px, side of a stored tile: leaves room for a random 256 px crop
-TILE_QUALITY = 80  # WebP quality of a stored tile
+TILE_QUALITY = 90  # WebP quality of a stored tile
 SHORT_SIDES = (330, 480, 700, 1000, 1500, 2400)  # px, the scales at which a photograph is cut
 SYNTHETIC_TILES = 160
 SOURCES_FILE = Path(__file__).with_name("sources.json")

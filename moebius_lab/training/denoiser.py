@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .. import unet
 from ..config import (
     BETA_END,
     BETA_START,
@@ -33,7 +32,7 @@ from ..config import (
     VAE_FACTOR,
     NetworkConfig,
 )
-from ..unet import MoebiusNet, ResnetBlock, Transformer
+from ..unet import MoebiusNet
 from .fast_forms import use_fast_forms
 from .vae import random_crops
 
@@ -122,21 +121,11 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
 class Trainer:
     """Network, averaged network and optimizer, with one step that can be captured in a CUDA graph."""
 
-    def __init__(self, config: NetworkConfig, pool: dict[str, Tensor], batch: int, compiled: bool) -> None:
+    def __init__(self, config: NetworkConfig, pool: dict[str, Tensor], batch: int) -> None:
         self.pool, self.batch = pool, batch
         self.device = pool["latent"].device
         self.cuda = self.device.type == "cuda"
-        self.network = use_fast_forms(MoebiusNet(config), shifts=compiled).to(self.device)
-        if compiled:
-            torch._dynamo.config.recompile_limit = 64  # one compiled form a block shape
-            frequencies = unet.time_frequencies(config.block_out_channels[0]).to(self.device)
-            unet.time_frequencies = lambda dim: frequencies  # a copy from the CPU cannot be captured in a graph
-            for parameter in self.network.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-            for module in self.network.modules():
-                if isinstance(module, (ResnetBlock, Transformer)):
-                    module.compile(dynamic=False)
+        self.network = use_fast_forms(MoebiusNet(config)).to(self.device)
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.rate = torch.tensor(0.0, device=self.device)
         self.keep = torch.tensor(0.0, device=self.device)
@@ -215,7 +204,7 @@ def averaged_network(config: NetworkConfig, trainer: Trainer, batches: int = 40)
     network.load_state_dict(trainer.network.state_dict())
     for parameter, averaged in zip(network.parameters(), trainer.average):
         parameter.copy_(averaged)
-    return recalibrate(use_fast_forms(network, shifts=False), trainer.pool, trainer.batch, batches)
+    return recalibrate(use_fast_forms(network), trainer.pool, trainer.batch, batches)
 
 
 @torch.no_grad()
@@ -244,7 +233,6 @@ def train_denoiser(
     stop_after: float,
     max_steps: int,
     batch: int,
-    compiled: bool,
     peak: float = PEAK_LR,
 ) -> tuple[Trainer, dict]:
     """Train, resuming from `checkpoint`, until the whole plan is done or this call's share of it is.
@@ -255,11 +243,9 @@ def train_denoiser(
         checkpoint: full state, written every two minutes and at the end.
         seconds: training time of the whole plan, all calls together: the learning rate rises over `WARMUP_STEPS` steps,
             stays, and falls to nothing over the last half.
-        stop_after: seconds that this call may take, set-up included. Where that is less than the plan has left, the
-            learning rate falls to nothing by then, so that every call ends with weights that can be used.
+        stop_after: seconds that this call may take, set-up included; the next one goes on where it stopped.
         max_steps: an upper end on steps, for small runs.
         batch: latents a step.
-        compiled: compile the blocks and capture the step in a CUDA graph.
         peak: learning rate between rise and fall.
 
     Returns:
@@ -269,7 +255,7 @@ def train_denoiser(
         FloatingPointError: the loss is no longer finite.
     """
     began = time.time()
-    trainer = Trainer(config, pool, batch, compiled)
+    trainer = Trainer(config, pool, batch)
     resumed_optimizer = False
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
     if checkpoint.exists():
@@ -279,13 +265,12 @@ def train_denoiser(
         resumed_optimizer = "optimizer" in state
     since = trainer.steps if trainer.steps and not resumed_optimizer else 0
     trainer.network.train()
-    if compiled:
+    if trainer.cuda:
         trainer.rate.fill_(1e-6)
         trainer.keep.fill_(1.0)
         trainer.capture()
         torch.cuda.synchronize()
-        print(f"denoiser: compiled and captured in {time.time() - began:.0f} s", flush=True)
-    seconds = min(seconds, log["seconds"] + stop_after - (time.time() - began))
+        print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
     before, begun, last_save = log["seconds"], time.time(), time.time()
 
     def save() -> None:

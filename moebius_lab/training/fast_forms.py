@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..lambda_layer import CrossLambda, SelfLambda
+from ..unet import ChannelLayerNorm
 
 
 def toeplitz(kernel: Tensor, side: int) -> Tensor:
@@ -63,32 +64,34 @@ def _cross_lambda(layer: CrossLambda, x: Tensor, context: Tensor) -> Tensor:
     return y.reshape(B, C, h, w).to(x.dtype)
 
 
-def _depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A padded depthwise 3x3 convolution as nine shifted products, which a compiler fuses with what stands around it."""
-    h, w = x.shape[-2:]
-    padded = F.pad(x, (1, 1, 1, 1))
-    weight = conv.weight.to(x.dtype)
-    y = sum(
-        padded[:, :, i : i + h, j : j + w] * weight[:, 0, i, j, None, None] for i in range(3) for j in range(3)
-    )
-    return y if conv.bias is None else y + conv.bias.to(x.dtype)[:, None, None]
+def _group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    """`GroupNorm.forward` in the type of `x`; autocast would write float32. The sums are float32 in any case."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.group_norm(x, layer.num_groups, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
 
 
-def use_fast_forms(network: nn.Module, shifts: bool = True) -> nn.Module:
+def _layer_norm(layer: ChannelLayerNorm, x: Tensor) -> Tensor:
+    """`ChannelLayerNorm.forward` in the type of `x`, likewise."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.permute(0, 2, 3, 1)
+        normed = F.layer_norm(rows, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
+        return normed.permute(0, 3, 1, 2)
+
+
+FORMS = {SelfLambda: _self_lambda, CrossLambda: _cross_lambda, nn.GroupNorm: _group_norm, ChannelLayerNorm: _layer_norm}
+
+
+def use_fast_forms(network: nn.Module) -> nn.Module:
     """Give one network's layers their fast forms.
 
     Args:
-        network: a `MoebiusNet`; changed in place, its parameters untouched.
-        shifts: also write depthwise convolutions as shifted products; only faster under `torch.compile`.
+        network: a `MoebiusNet` or an autoencoder; changed in place, its parameters untouched.
 
     Returns:
         The same network.
     """
     for module in network.modules():
-        if isinstance(module, SelfLambda):
-            module.forward = MethodType(_self_lambda, module)
-        elif isinstance(module, CrossLambda):
-            module.forward = MethodType(_cross_lambda, module)
-        elif shifts and isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels:
-            module.forward = MethodType(_depthwise, module)
+        form = FORMS.get(type(module))
+        if form is not None:
+            module.forward = MethodType(form, module)
     return network

@@ -7,6 +7,7 @@ import numpy as np
 
 MOST_AREA = 0.4  # share of the window that a hole may take
 LEAST_AREA = 0.002
+EDGE_SHARE = 0.25  # of the holes touch a side of the window
 
 
 def _stroke(canvas: np.ndarray, rng: np.random.Generator) -> None:
@@ -41,6 +42,18 @@ def _figure(canvas: np.ndarray, rng: np.random.Generator, centre: np.ndarray, ra
         cv2.line(canvas, tuple(map(int, centre)), tuple(map(int, tip)), 1, max(3, int(radius * rng.uniform(0.12, 0.4))))
 
 
+def _push_to_side(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The holes moved towards one side of the window until up to half of them is beyond it."""
+    turned = np.rot90(canvas, turns := rng.integers(4))
+    rows = np.flatnonzero(turned.any(1))
+    if not rows.size:
+        return canvas
+    away = rows[0] + int(rng.uniform(0.02, 0.5) * (rows[-1] - rows[0] + 1)) + 1
+    moved = np.zeros_like(turned)
+    moved[: len(moved) - away] = turned[away:]
+    return np.ascontiguousarray(np.rot90(moved, -turns))
+
+
 def random_mask(rng: np.random.Generator, size: int = 256) -> np.ndarray:
     """One hole.
 
@@ -50,8 +63,10 @@ def random_mask(rng: np.random.Generator, size: int = 256) -> np.ndarray:
 
     Returns:
         (size, size) uint8, 1 in the hole. Its area is between `LEAST_AREA` and `MOST_AREA` of the window. Most holes
-        are one shape near the middle, because that is where the window is placed around what a person erases.
+        are one shape near the middle, because that is where the window is placed around what a person erases; the window
+        stops at the picture's border, so a share of `EDGE_SHARE` is pushed to a side and cut off there.
     """
+    edge = rng.random() < EDGE_SHARE
     while True:
         canvas = np.zeros((size, size), np.uint8)
         kind = rng.random()
@@ -71,6 +86,8 @@ def random_mask(rng: np.random.Generator, size: int = 256) -> np.ndarray:
         else:
             for _ in range(rng.integers(2, 6)):
                 _outline(canvas, rng, rng.uniform(0, 1, 2) * size, radius / 2)
+        if edge:
+            canvas = _push_to_side(canvas, rng)
         if LEAST_AREA <= canvas.mean() <= MOST_AREA:
             return canvas
 
