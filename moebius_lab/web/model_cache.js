@@ -8,7 +8,7 @@ import { EngineError, cancelled } from './errors.js';
 /** @typedef {import('./engine.js').LoadProgress} LoadProgress */
 /** @typedef {{graph: string, precision: string, file: StoredFile, url: URL}} Wanted */
 /** @typedef {{url: string, bytes: number, graph: string, precision: string, current: boolean}} StoredEntry */
-/** @typedef {{file: (sha256: string) => Promise<Blob>, storage: 'cache'|'memory', message: string}} Files */
+/** @typedef {{file: (sha256: string) => Promise<Blob>, storage: 'cache'|'memory'}} Files */
 
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
@@ -65,7 +65,7 @@ export class ModelCache {
       if (!blob) throw new EngineError('corrupt', 'A stored file of the model disappeared. Load the model again.');
       return blob;
     };
-    return { file, storage: progress.storage, message: progress.message };
+    return { file, storage: progress.storage };
   }
 
   /** @returns {Promise<Set<string>>} hashes of the files that are stored */
@@ -199,7 +199,8 @@ class Progress {
     this.active = 0;
     /** @type {'cache'|'memory'} */
     this.storage = 'cache';
-    this.message = '';
+    this.message = ''; // of what lasts
+    this.passing = ''; // of what is over with the next bytes
     /** @type {[number, number][]} time and bytes */
     this.received = [];
     this.reported = -Infinity;
@@ -214,20 +215,24 @@ class Progress {
   /** @param {number} bytes that came over the network; negative for those thrown away */
   receive(bytes) {
     this.fetched += bytes;
-    if (bytes > 0) this.received.push([performance.now(), bytes]);
+    if (bytes > 0) {
+      this.received.push([performance.now(), bytes]);
+      this.passing = '';
+    }
     this.report();
   }
 
   /** @param {string} message */
   say(message) {
-    this.message = message;
+    this.passing = message;
     this.report(true);
   }
 
   /** @param {string} message */
   toMemory(message) {
     this.storage = 'memory';
-    this.say(message);
+    this.message = message;
+    this.report(true);
   }
 
   report(always = false) {
@@ -238,6 +243,7 @@ class Progress {
     const since = this.received.length ? now - this.received[0][0] : 0;
     const rate = since > 0 ? (1000 * this.received.reduce((sum, [, bytes]) => sum + bytes, 0)) / since : 0;
     const done = this.cached + this.fetched;
+    const message = this.passing || this.message;
     this.onProgress({
       phase: this.active || this.fetched ? 'download' : 'verify',
       doneBytes: done,
@@ -246,7 +252,7 @@ class Progress {
       rate,
       secondsLeft: done >= this.total ? 0 : rate > 0 ? (this.total - done) / rate : Infinity,
       storage: this.storage,
-      ...(this.message && { message: this.message }),
+      ...(message && { message }),
     });
   }
 }
