@@ -261,6 +261,39 @@ def test_a_failed_download_says_why_and_goes_on(visit):
     visit.troubles[:] = [text for text in visit.troubles if "404" not in text]
 
 
+def test_a_download_pauses_and_resumes(visit):
+    page = visit()
+    slow = "**/weights/step*.bin"
+    page.context.route(slow, lambda route: None)
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"), timeout=30_000)
+    page.click("#load-cancel")
+    expect(page.locator("#load-text")).to_contain_text("Paused. What has arrived is kept")
+    expect(page.locator("#load")).to_have_text(re.compile(r"Resume \(\d+\.\d MB\)"))
+    page.context.unroute(slow)
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+    expect(page.locator("#load")).to_have_text("Loaded")
+
+
+def test_a_model_that_dies_is_reported_and_starts_again(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    mask = mask_of(page)
+    start(page, steps=40)
+    expect(page.locator("#run-text")).to_contain_text("step 1 of", timeout=120_000)
+    page.evaluate("async () => (await import('./main.js')).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
+    alert = page.locator(".notice[role=alert]")
+    expect(alert).to_contain_text("worker stopped (gone)")
+    expect(page.locator("#run")).to_be_enabled()
+    assert (mask_of(page) == mask).all()
+    page.fill("#steps", "2")
+    alert.get_by_role("button", name="Try again").click()
+    page.click("#prompt-yes")
+    expect(page.locator("#keep")).to_be_enabled(timeout=120_000)
+
+
 def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
     page = visit(init="Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined });")
     expect(page.locator("#choice-note")).to_contain_text("This browser has no WebGPU.")
@@ -565,7 +598,7 @@ def test_everything_works_from_the_keyboard(visit):
         for _ in range(5):
             page.keyboard.press(key)
     page.keyboard.press("Enter")
-    assert (mask_of(page)[101:119, 141:159] == 255).all()
+    assert (mask_of(page)[101:119, 181:199] == 255).all()
     page.locator("#mask").focus()
     page.keyboard.press("l")
     for keys in (["Shift+ArrowLeft"], ["Shift+ArrowUp"], []):

@@ -52,7 +52,7 @@ let pace = 0; // ms a step in the last run
 
 /** @returns {Promise<number>} */
 async function largest() {
-  await model.opened;
+  await Promise.race([model.opened, new Promise((done) => setTimeout(done, 3000))]); // a silent server keeps no one from painting
   return model.engine?.manifest.constants.max_megapixels ?? Infinity;
 }
 
@@ -222,7 +222,10 @@ function travel(way) {
   editor.stop();
   const onResult = shown;
   look(null);
-  if (onResult && way === 'undo') return; // the first undo leaves the result
+  if (onResult && way === 'undo') {
+    say('Back at the mask.');
+    return;
+  }
   const label = work.history[way]();
   if (label) say(`${way === 'undo' ? 'Undone' : 'Redone'}: ${label}.`);
   update();
@@ -757,6 +760,9 @@ document.addEventListener('keydown', (event) => {
 });
 document.addEventListener('keyup', (event) => {
   if (event.key === ' ') editor.panHeld = false;
+});
+addEventListener('beforeunload', (event) => {
+  if (!storageWorks && work?.mask.holes) event.preventDefault();
 });
 addEventListener('blur', () => (editor.panHeld = false));
 addEventListener('dragover', (event) => {
