@@ -12,9 +12,12 @@ import { EngineError, reason } from './errors.js';
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
 /** @typedef {{session: InferenceSession, nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
+const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every node
 const WARNING = 2;
+const STEP = 'step';
 const LATENTS = 'next_latents';
+const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
 
 export class OrtBackend {
   /**
@@ -27,16 +30,17 @@ export class OrtBackend {
    * @param {URL} options.module the build of ONNX Runtime Web
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
+   * @param {boolean} options.capture record the step at its first run and replay it afterwards
    * @param {(sha256: string) => Promise<Blob>} options.file
    */
-  static async start({ provider, manifest, precision, module, wasm, threads, file }) {
+  static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
     const log = new RuntimeLog();
     /** @type {Runtime} */
     const ort = await import(module.href);
     ort.env.wasm.wasmBinary = wasm;
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
-    return new OrtBackend(ort, log, provider, manifest, precision, file);
+    return new OrtBackend(ort, log, provider, manifest, precision, capture && provider === 'webgpu', file);
   }
 
   /**
@@ -45,15 +49,19 @@ export class OrtBackend {
    * @param {'webgpu'|'wasm'} provider
    * @param {Manifest} manifest
    * @param {string} precision
+   * @param {boolean} capture
    * @param {(sha256: string) => Promise<Blob>} file
    */
-  constructor(ort, log, provider, manifest, precision, file) {
+  constructor(ort, log, provider, manifest, precision, capture, file) {
     this.ort = ort;
     this.log = log;
     this.provider = provider;
     this.constants = manifest.constants;
     this.form = manifest.precisions[precision];
+    this.capture = capture;
     this.file = file;
+    /** @type {Recording|null} */
+    this.recording = null;
     /** @type {Map<string, Placed>} */
     this.sessions = new Map();
     /** @type {GPUDevice|null} */
@@ -80,14 +88,27 @@ export class OrtBackend {
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       logSeverityLevel: VERBOSE,
       extra: { session: this.form.session },
-      ...(gpu && graph === 'step' && { preferredOutputLocation: 'gpu-buffer' }),
+      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
     };
     const bytes = new Uint8Array(await body.arrayBuffer());
     const { value: session, lines } = await this.log.during(() => this.ort.InferenceSession.create(bytes, /** @type {any} */ (options)));
     const placed = { session, nodes: placement(lines) };
     if (gpu && !this.device) await this.#watchDevice();
     this.sessions.set(graph, placed);
+    if (this.capture && graph === STEP) this.#record(placed);
     return placed;
+  }
+
+  /**
+   * A recording replays what ran on the device; what ran beside it, on the processor, would keep its first values.
+   *
+   * @param {Placed} placed
+   */
+  #record({ session, nodes }) {
+    if (Object.keys(nodes).join() !== 'WebGpu') {
+      throw new EngineError('shader', 'The step cannot be recorded: some of it runs on the processor. Load it without recording.');
+    }
+    this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
   }
 
   async #watchDevice() {
@@ -109,17 +130,20 @@ export class OrtBackend {
   /**
    * @param {string} graph
    * @param {Record<string, Tensor>} feeds
+   * @param {string[]} [names] of the outputs that are wanted; all if left out
    * @returns {Promise<Record<string, Tensor>>}
    */
-  async runTensors(graph, feeds) {
+  async runTensors(graph, feeds, names) {
     const { session } = await this.open(graph);
-    const outputs = await session.run(feeds, { logSeverityLevel: WARNING });
-    if (this.deviceError) {
-      const error = this.deviceError;
-      this.deviceError = null;
-      throw new Error(`the graphics device reported ${reason(error)}`, { cause: error });
-    }
+    const outputs = await session.run(feeds, names ?? session.outputNames, { logSeverityLevel: WARNING });
+    this.throwDeviceError();
     return /** @type {Record<string, Tensor>} */ (outputs);
+  }
+
+  throwDeviceError() {
+    const error = this.deviceError;
+    this.deviceError = null;
+    if (error) throw new Error(`the graphics device reported ${reason(error)}`, { cause: error });
   }
 
   /**
@@ -130,6 +154,12 @@ export class OrtBackend {
    * @returns {Promise<Record<string, Values>>}
    */
   async run(graph, feeds) {
+    await this.open(graph);
+    if (this.recording && graph === STEP) {
+      for (const [name, { data }] of Object.entries(feeds)) this.recording.write(name, data);
+      await this.recording.replay();
+      return this.recording.values();
+    }
     const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
     const outputs = await this.runTensors(graph, Object.fromEntries(tensors));
     /** @type {Record<string, Values>} */
@@ -170,12 +200,15 @@ export class OrtBackend {
    * @param {number} guidance
    */
   async denoise(latents, mask, maskedLatents, guidance) {
-    return new GpuLoop(this, latents, mask, maskedLatents, guidance);
+    if (!this.recording) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
+    const first = { latents, mask, masked_latents: maskedLatents, guidance: Float32Array.of(guidance) };
+    for (const [name, data] of Object.entries(first)) this.recording.write(name, data);
+    return new RecordedLoop(this, this.recording);
   }
 }
 
 /** Steps whose latents never leave the device on WebGPU: one run's output is the next run's input. */
-class GpuLoop {
+class TensorLoop {
   /**
    * @param {OrtBackend} backend
    * @param {Float32Array} latents
@@ -201,13 +234,14 @@ class GpuLoop {
 
   /** @param {Step} step */
   async step({ timestep, latentScale, noiseScale }) {
-    const outputs = await this.backend.runTensors('step', {
+    const feeds = {
       ...this.fixed,
       latents: this.current,
       timestep: this.#scalar(timestep),
       latent_scale: this.#scalar(latentScale),
       noise_scale: this.#scalar(noiseScale),
-    });
+    };
+    const outputs = await this.backend.runTensors(STEP, feeds, [LATENTS]);
     await this.backend.device?.queue.onSubmittedWorkDone();
     this.current.dispose();
     this.current = outputs[LATENTS];
@@ -221,6 +255,125 @@ class GpuLoop {
   close() {
     this.current.dispose();
   }
+}
+
+/** The step with its inputs in buffers that stay the same, which is what a recording needs: it knows no others. */
+class Recording {
+  /**
+   * @param {Runtime} ort
+   * @param {InferenceSession} session
+   * @param {GPUDevice} device
+   */
+  constructor(ort, session, device) {
+    this.session = session;
+    this.device = device;
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    /** @type {Map<string, {buffer: GPUBuffer, tensor: Tensor}>} */
+    this.inputs = new Map();
+    for (const input of /** @type {readonly any[]} */ (session.inputMetadata)) {
+      if (input.type !== 'float32') throw new Error(`input ${input.name} is ${input.type}: only float32 can be recorded`);
+      const size = Math.ceil(bytesOf(input.shape) / SHADER_READS) * SHADER_READS;
+      const buffer = device.createBuffer({ size, usage });
+      const tensor = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: input.shape });
+      this.inputs.set(input.name, { buffer, tensor });
+    }
+    this.feeds = Object.fromEntries([...this.inputs].map(([name, { tensor }]) => [name, tensor]));
+    /** @type {Record<string, Tensor>} in buffers of the runtime's, the same after every run */
+    this.outputs = {};
+  }
+
+  /** @param {string} name */
+  #buffer(name) {
+    const input = this.inputs.get(name);
+    if (!input) throw new EngineError('bad-input', `The step has no input "${name}".`);
+    return input.buffer;
+  }
+
+  /**
+   * @param {string} name
+   * @param {Float32Array} data
+   */
+  write(name, data) {
+    this.device.queue.writeBuffer(this.#buffer(name), 0, Float32Array.from(data));
+  }
+
+  async replay() {
+    const outputs = await this.session.run(this.feeds, { logSeverityLevel: WARNING });
+    this.outputs = /** @type {Record<string, Tensor>} */ (outputs);
+    await this.device.queue.onSubmittedWorkDone();
+  }
+
+  /** Make the next latents the current ones, on the device. */
+  advance() {
+    const { gpuBuffer, dims } = this.outputs[LATENTS];
+    const encoder = this.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(/** @type {GPUBuffer} */ (gpuBuffer), 0, this.#buffer('latents'), 0, bytesOf(dims));
+    this.device.queue.submit([encoder.finish()]);
+  }
+
+  /** @returns {Promise<Float32Array>} the current latents */
+  async latents() {
+    return this.#read(this.#buffer('latents'));
+  }
+
+  /** @returns {Promise<Record<string, Values>>} all outputs */
+  async values() {
+    /** @type {Record<string, Values>} */
+    const values = {};
+    for (const [name, { gpuBuffer, dims }] of Object.entries(this.outputs)) {
+      const data = await this.#read(/** @type {GPUBuffer} */ (gpuBuffer), bytesOf(dims));
+      values[name] = { dims: [...dims], data };
+    }
+    return values;
+  }
+
+  /**
+   * @param {GPUBuffer} buffer
+   * @param {number} [bytes]
+   */
+  async #read(buffer, bytes = buffer.size) {
+    const copy = this.device.createBuffer({ size: bytes, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+    const encoder = this.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(buffer, 0, copy, 0, bytes);
+    this.device.queue.submit([encoder.finish()]);
+    await copy.mapAsync(GPUMapMode.READ);
+    const values = new Float32Array(copy.getMappedRange()).slice();
+    copy.destroy();
+    return values;
+  }
+}
+
+/** @param {readonly number[]} dims of float32 */
+function bytesOf(dims) {
+  return 4 * dims.reduce((product, side) => product * side, 1);
+}
+
+/** Steps replayed from a recording. */
+class RecordedLoop {
+  /**
+   * @param {OrtBackend} backend
+   * @param {Recording} recording
+   */
+  constructor(backend, recording) {
+    this.backend = backend;
+    this.recording = recording;
+  }
+
+  /** @param {Step} step */
+  async step({ timestep, latentScale, noiseScale }) {
+    const numbers = { timestep, latent_scale: latentScale, noise_scale: noiseScale };
+    for (const [name, value] of Object.entries(numbers)) this.recording.write(name, Float32Array.of(value));
+    await this.recording.replay();
+    this.backend.throwDeviceError();
+    this.recording.advance();
+  }
+
+  latents() {
+    return this.recording.latents();
+  }
+
+  /** The buffers stay for the next picture. */
+  close() {}
 }
 
 /**

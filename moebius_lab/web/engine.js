@@ -131,6 +131,7 @@ export class Engine extends EventTarget {
   async load(choice, options = {}) {
     this.close();
     this.#startWorker();
+    navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
     const args = { manifest: this.manifest, manifestUrl: this.url.href, threads: wasmThreads(), ...choice };
     try {
       this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options));

@@ -18,12 +18,12 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number}} choice
+ * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, capture?: boolean}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
-async function load({ manifest, manifestUrl, provider, precision, threads }, report, signal) {
+async function load({ manifest, manifestUrl, provider, precision, threads, capture = false }, report, signal) {
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -41,7 +41,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads }, rep
   report({ ...last, phase: 'session', secondsLeft: 0 });
   const wasm = await (await files.file(build.wasm.sha256)).arrayBuffer();
   const module = new URL(build.module, page);
-  const made = await OrtBackend.start({ provider, manifest, precision, module, wasm, threads, file: files.file });
+  const made = await OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, file: files.file });
   /** @type {Loaded['placed']} */
   const placed = {};
   for (const graph of GRAPHS) {
@@ -55,7 +55,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads }, rep
   backend = made;
   const features = made.device ? [...made.device.features].sort() : [];
   const used = made.device ? 0 : threads;
-  const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: false };
+  const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recording !== null };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }
 
@@ -65,7 +65,7 @@ const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing
  * @param {Omit<Loaded, 'evidence'|'storage'>} facts
  * @param {Manifest} manifest
  */
-function evidence({ provider, precision, adapter, threads, placed }, manifest) {
+function evidence({ precision, adapter, threads, placed, captured }, manifest) {
   const { vendor, architecture, description, fallback } = adapter ?? {};
   const name = description || [vendor, architecture].filter(Boolean).join(' ');
   const where = adapter ? `WebGPU on ${name}${fallback ? ' (a software adapter)' : ''}` : `processor (wasm), threads: ${threads}`;
@@ -73,7 +73,7 @@ function evidence({ provider, precision, adapter, threads, placed }, manifest) {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${where}; ${precision}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  return `${where}; ${precision}${captured ? ', step recorded' : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
 }
 
 /** @returns {OrtBackend} */
