@@ -11,6 +11,7 @@ Nothing here computes: `web/engine.js` does, in a page served from the bundle.
 from __future__ import annotations
 
 import base64
+import io
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import LabError
 from .bundle import read_manifest
@@ -28,7 +30,9 @@ from .serve import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-SOFTWARE = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+SOFTWARE = (
+    "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-gpu-watchdog",
+)  # fmt: skip
 """WebGPU without a graphics card: exact, slow, without shader-f16."""
 
 NVIDIA = (
@@ -60,6 +64,10 @@ PAGE = """async ({engine, choice}) => {
 
 SETTLED = """(milliseconds) => Promise.race([navigator.serviceWorker?.ready.then(() => true),
   new Promise((done) => setTimeout(done, milliseconds))])"""
+
+TELL_CAUSE = """(argument) => (%s)(argument).catch((error) => {
+  throw new Error(error.cause ? `${error.message} (${error.cause.message})` : error.message);
+})"""
 
 RUN = """async ({graph, feeds, times}) => {
   const unpack = ([name, { dims, data }]) => [name, { dims, data: new Float32Array(codec.unpacked(data).buffer) }];
@@ -106,6 +114,25 @@ def _playwright(use: Callable) -> object:
         raise LabError("driving a browser needs Playwright: `pip install playwright`") from None
 
 
+def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.ndarray:
+    """The first screen of a bundle's page, as a visitor sees it: uint8 (height, width, 3).
+
+    Raises:
+        LabError: no Chromium, or no bundle in that folder.
+    """
+    read_manifest(bundle)
+    options = launch_options()
+    with Server(bundle) as server:
+
+        def take(play) -> bytes:
+            with play.chromium.launch(**options) as chromium:
+                page = chromium.new_page(viewport={"width": width, "height": height})
+                page.goto(server.url, wait_until="networkidle")
+                return page.screenshot()
+
+        return np.asarray(Image.open(io.BytesIO(_playwright(take))).convert("RGB"))
+
+
 def has_nvidia() -> bool:
     """Whether this machine has an NVIDIA card that its driver can use."""
     return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
@@ -145,6 +172,7 @@ class Browser:
         precision: one that the bundle has.
         adapter: see `launch_options`.
         capture: replay the step from a recording; see `web/backend.js`.
+        threads: of wasm; 0 for the page's own choice, one a core.
 
     Attributes:
         loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence.
@@ -161,11 +189,12 @@ class Browser:
         precision: str = "fp32",
         adapter: str = "auto",
         capture: bool = False,
+        threads: int = 0,
     ) -> None:
         self.bundle, self.adapter, self.server = str(bundle), adapter, None
         if "://" not in self.bundle:
             read_manifest(self.bundle)  # says an incomplete bundle before a browser starts
-        self.choice = {"provider": provider, "precision": precision, "capture": capture}
+        self.choice = {"provider": provider, "precision": precision, "capture": capture} | ({"threads": threads} if threads else {})
         self.loaded: dict = {}
         self.version = ""
 
@@ -222,7 +251,7 @@ class Browser:
         from playwright.sync_api import Error
 
         try:
-            return self._do(lambda: self.page.evaluate(script, argument))
+            return self._do(lambda: self.page.evaluate(TELL_CAUSE % script, argument))
         except Error as error:
             raise LabError(_own_words(str(error))) from None
 
@@ -240,7 +269,7 @@ class Browser:
             self._visit()
         self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
-            self.loaded = self.page.evaluate(PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
+            self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
         except Error as error:
             raise LabError(_own_words(str(error))) from None
 
