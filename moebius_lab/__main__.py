@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(publish)
     publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run (default: build)")
     publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's (default: bundle/ in the run's)")
-    publish.add_argument("--upload", action="store_true", help="send it; without this nothing leaves the machine")
+    publish.add_argument("--send", action="store_true", help="send it; without this nothing leaves the machine")
     publish.add_argument("--private", action="store_true", help="make the repository private")
     publish.set_defaults(command=_publish, precision="fp32")
 
@@ -174,8 +174,8 @@ def _publish(options: argparse.Namespace) -> int:
     for file in files:
         print(f"{file.bytes:>12,}  {file.sha256}  {file.path}")
     print(f"{sum(file.bytes for file in files):>12,}  bytes in {len(files)} files for {options.repo}", flush=True)
-    if not options.upload:
-        print(f"\n{files[0].source}\nNothing was sent. The above is README.md; to send it all, add --upload.")
+    if not options.send:
+        print(f"\n{files[0].source}\nNothing was sent. The above is README.md; to send it all, add --send.")
         return 0
     revision = upload(files, options.repo, options.private)
     print(

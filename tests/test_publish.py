@@ -122,7 +122,7 @@ def test_the_command_sends_nothing_unless_told_and_then_exactly_what_it_showed(p
         assert shown.returncode == 0 and "Nothing was sent" in shown.stdout, shown.stderr
         assert not server.state.requests
 
-        sent = command(published, server, "--upload")
+        sent = command(published, server, "--send")
         assert sent.returncode == 0 and f"revision {REVISION}" in sent.stdout, sent.stderr
         assert f"/{REPO}/resolve/{REVISION}/weights/" in sent.stdout
         assert server.state.repos == [REPO]
@@ -135,10 +135,10 @@ def test_the_command_sends_nothing_unless_told_and_then_exactly_what_it_showed(p
 def test_a_hub_that_refuses_is_said_in_one_line(published):
     with HubServer() as server:
         server.state.token = "hf_other"
-        done = command(published, server, "--upload")
+        done = command(published, server, "--send")
         assert done.returncode == 2 and "HF_TOKEN" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
         assert not server.state.commits
-        done = command(published, server, "--upload", HF_TOKEN="", HF_HOME=str(published.folder / "home"))
+        done = command(published, server, "--send", HF_TOKEN="", HF_HOME=str(published.folder / "home"))
         assert done.returncode == 2 and "needs a token" in done.stderr
 
 
