@@ -200,6 +200,8 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
 
     page.locator("#split").fill("0.5")
     expect(page.locator("#before")).to_be_visible()
+    drag(page, (300, 100), (20, 100))
+    assert float(page.locator("#split").input_value()) < 0.1
     page.click("#keep")
     assert (downloaded(page, "#save") == second).all() and not mask_of(page).any()
     page.keyboard.press("Control+z")

@@ -302,7 +302,7 @@ async function run() {
       made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
       current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
       listResults();
-      const times = `${duration(timings.total / 1000)}: reading ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, painting ${Math.round(timings.decode)} ms`;
+      const times = `${duration(timings.total / 1000)}: encoding ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, decoding ${Math.round(timings.decode)} ms`;
       write('run-text', `Done in ${times}.`);
     }
     finish(current === work ? made[0] : null);
@@ -329,6 +329,7 @@ function finish(result) {
   runBar.value = 0;
   look(result);
   update();
+  if (result) button('keep').scrollIntoView({ block: 'nearest' });
   if (hadFocus) button('run').focus();
 }
 

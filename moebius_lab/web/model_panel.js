@@ -95,10 +95,10 @@ export class ModelPanel extends EventTarget {
     const dialog = element('prompt', HTMLDialogElement);
     const slow = choice.provider === 'wasm';
     const { missing } = this;
-    const part = choice.cachedBytes ? `, ${megabytes(choice.cachedBytes)} of it is here already` : '';
+    const part = choice.cachedBytes ? `Of the model’s ${megabytes(choice.bytes)}, ${megabytes(choice.cachedBytes)} are here already. ` : '';
     const where = 'They are kept in this browser’s storage for this page until you remove them (Storage, in the panel), so the next visit needs no download.';
     write('prompt-title', missing ? 'Download the model?' : 'Start the model?');
-    const size = `The model has ${megabytes(choice.bytes)}${part}. ${megabytes(missing)} will be downloaded. ${where}`;
+    const size = `${part}${megabytes(missing)} will be downloaded. ${where}`;
     write('prompt-text', `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`);
     const warning = element('prompt-warning', HTMLElement);
     warning.hidden = !slow;
@@ -241,7 +241,8 @@ export class ModelPanel extends EventTarget {
       }
       const rows = [...groups].map(([name, bytes]) => {
         const row = document.createElement('li');
-        row.append(name, ' ', megabytes(bytes));
+        row.append(name, document.createElement('span'));
+        row.children[0].textContent = megabytes(bytes);
         return row;
       });
       list.replaceChildren(...rows);
