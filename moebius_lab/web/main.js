@@ -71,10 +71,13 @@ async function open(file, name, { mask, credit = '' } = {}) {
     const picture = await readPicture(file, limit);
     if (turn !== opening) return;
     const before = work;
-    begin({ id: crypto.randomUUID(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture });
+    begin({ id: newId(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture });
     dismiss('file');
     if (before?.mask.holes || before?.results.length) {
-      const back = () => show(before);
+      const back = () => {
+        show(before);
+        keepPicture();
+      };
       notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, { bad: false, actions: [{ label: 'Bring it back', run: back }] });
     }
     if (mask) takeMask(await readMask(mask, limit));
@@ -96,7 +99,6 @@ function begin(what) {
 /** @param {Work} next */
 function show(next) {
   running?.abort();
-  const previous = work;
   work = next;
   element('start', HTMLElement).hidden = true;
   element('mask', HTMLCanvasElement).setAttribute('aria-label', `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`);
@@ -104,7 +106,6 @@ function show(next) {
   look(null);
   listResults();
   update();
-  if (previous && previous !== next) keepAll();
 }
 
 /** Say what went wrong with a file. @param {unknown} error @param {import('./page.js').Action} action */
@@ -291,12 +292,11 @@ async function run() {
     look(null);
     editor.locked = true;
     editor.overlay = 'outline';
-    const image = { ...picture, data: picture.data.slice() };
     for (let variant = 0; variant < input.variants; variant++) {
       const settings = { ...input.settings, seed: (input.settings.seed + variant) % 2 ** 32 };
       const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, variant, input.variants);
       write('run-text', 'Reading the picture…');
-      const { image: filled, timings } = await engine.inpaint({ image, mask: mask.data, settings }, { onProgress, signal: abort.signal });
+      const { image: filled, timings } = await engine.inpaint({ image: picture, mask: mask.data, settings }, { onProgress, signal: abort.signal });
       pace = timings.step;
       const region = difference(picture, filled);
       made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
@@ -484,12 +484,12 @@ function keep() {
   exchange();
   const bytes = other.data.length + (patch?.bytes ?? 0) + otherResults.reduce((sum, result) => sum + 2 * result.region.data.length, 0);
   const redraw = () => {
-    current.id = crypto.randomUUID();
+    current.id = newId();
     editor.redrawPicture();
     editor.redrawMask('all');
     look(null);
     listResults();
-    keepAll();
+    keepPicture();
   };
   const swap = () => {
     exchange();
@@ -530,9 +530,22 @@ async function exportMask() {
 let unsaved = null;
 let saving = false;
 let storageWorks = true;
+/** @type {Promise<void>} */
+let stored = Promise.resolve();
+
+/** What to tell a picture by that was not opened before. */
+function newId() {
+  return `${Date.now()}-${Math.random()}`;
+}
+
+/** One save after another. @param {() => Promise<unknown>} act */
+function store(act) {
+  stored = stored.then(() => tryToStore(act));
+  return stored;
+}
 
 /** @param {() => Promise<unknown>} act */
-async function store(act) {
+async function tryToStore(act) {
   try {
     await act();
     if (storageWorks) write('autosave-text', 'Picture and mask are saved here as you paint; a reload brings them back.');
@@ -561,10 +574,6 @@ function keepPicture(file) {
   if (!current) return;
   const { id, name, credit, picture } = current;
   void store(async () => savePicture({ id, name, credit, blob: file ?? (await pictureToPng(picture)) })).then(keepMask);
-}
-
-function keepAll() {
-  keepPicture();
 }
 
 async function bringBack() {
