@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moebius_lab.bundle import write_bundle
 from moebius_lab.workbench import Workbench, prepare
 
 DATA = Path(__file__).parent / "data"
@@ -33,3 +34,11 @@ def small(tmp_path_factory, picture_files) -> Workbench:
     bench = prepare("small", "deterministic", str(image), str(mask), str(tmp_path_factory.mktemp("small")))
     bench.stored()
     return bench
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small, tmp_path_factory) -> Path:
+    """SMALL as a page's static folder."""
+    folder = tmp_path_factory.mktemp("bundle") / "page"
+    write_bundle(small, folder, ("fp32",))
+    return folder

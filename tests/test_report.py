@@ -3,10 +3,14 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import numpy as np
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
@@ -30,7 +34,9 @@ def pages(tmp_path_factory):
         data["image/jpeg"] = base64.b64encode(data["image/jpeg"]).decode()
     wide = base64.b64encode(jpeg(painter.picture().resize((1100, 400)))).decode()
     cells = [
-        new_markdown_cell("# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb)."),
+        new_markdown_cell(
+            "# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb)."
+        ),
         *[shows(data, "MaskPainter()") for data in widgets],
         new_markdown_cell("## A part: with & signs\n\ntext"),
         shows({"image/png": wide}, "<Figure size 1100x400 with 1 Axes>"),
@@ -86,3 +92,22 @@ def test_pages_fit_the_screen_and_link_to_each_other(pages, chromium, width):
     page.click("a[rel=prev] >> nth=0")
     assert page.title() == "1 · First <one>"
     page.close()
+
+
+def test_the_commit_hook_strips_outputs_and_widget_state_and_leaves_clean_notebooks_alone(tmp_path):
+    config = yaml.safe_load((report.SOURCE_FOLDER.parent / ".pre-commit-config.yaml").read_text())
+    [hook] = [hook for hook in config["repos"][0]["hooks"] if hook["id"] == "strip-notebooks"]
+    clean = report.SOURCE_FOLDER / "01_feasibility.ipynb"
+    assert re.search(hook["files"], f"notebooks/{clean.name}")
+    notebook = nbformat.read(clean, 4)
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    cell.execution_count, cell.outputs = 3, [new_output("stream", text="said")]
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    for name in ("ran.ipynb", "clean.ipynb"):
+        shutil.copy(clean, tmp_path / name)
+    nbformat.write(notebook, tmp_path / "ran.ipynb")
+    command = hook["entry"].split()
+    assert command[0] == ".venv/bin/python"
+    subprocess.run([sys.executable, *command[1:], "ran.ipynb", "clean.ipynb"], cwd=tmp_path, check=True)
+    for name in ("ran.ipynb", "clean.ipynb"):
+        assert (tmp_path / name).read_bytes() == clean.read_bytes()

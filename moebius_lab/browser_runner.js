@@ -1,0 +1,125 @@
+// The reader's own browser as a backend: the page's modules and a model's files come from the kernel, the page's engine
+// runs them here, and outputs go back. Served from nowhere: modules and files become blob URLs.
+
+const MODULES = ['errors.js', 'manifest.js', 'model_cache.js', 'engine.js', 'ddim.js', 'random.js', 'imaging.js', 'inpaint.js',
+  'backend.js', 'worker.js'];
+const TYPES = { js: 'text/javascript', mjs: 'text/javascript', wasm: 'application/wasm' };
+
+/** Files as they arrive, in parts below what a websocket message may hold. */
+class Files {
+  constructor() {
+    this.parts = new Map();
+    this.urls = new Map();
+  }
+
+  add(name, part) {
+    if (!this.parts.has(name)) this.parts.set(name, []);
+    this.parts.get(name).push(part);
+  }
+
+  has(name) {
+    return this.parts.has(name);
+  }
+
+  url(name) {
+    if (!this.urls.has(name)) {
+      const type = TYPES[name.split('.').pop()] ?? 'application/octet-stream';
+      this.urls.set(name, URL.createObjectURL(new Blob(this.parts.get(name), { type })));
+      this.parts.set(name, []);
+    }
+    return this.urls.get(name);
+  }
+
+  /** A module whose imports of its neighbours are theirs here. */
+  async module(name) {
+    if (this.urls.has(name)) return this.urls.get(name);
+    let text = await new Blob(this.parts.get(name)).text();
+    const wanted = [...text.matchAll(/^(?:import|export) .*from '\.\/([\w.]+)';$/gm)].map((found) => found[1]);
+    for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(other)}';`);
+    this.parts.set(name, [text]);
+    return this.url(name);
+  }
+
+  revoke() {
+    for (const url of this.urls.values()) URL.revokeObjectURL(url);
+  }
+}
+
+class Runner {
+  constructor() {
+    this.files = new Files();
+    this.engine = null;
+  }
+
+  part({ name }, [bytes]) {
+    this.files.add(name, bytes);
+    return {};
+  }
+
+  /** Start the engine's module; tell which build this browser needs and which files it keeps from an earlier visit. */
+  async prepare({ manifest, provider }) {
+    const { Engine } = await import(await this.files.module('engine.js'));
+    const { buildFor, checkManifest } = await import(await this.files.module('manifest.js'));
+    this.engine?.close();
+    this.manifest = checkManifest(manifest);
+    // no such address is ever asked: it only names this model's files among those that the browser keeps
+    this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), this.manifest,
+      await this.files.module('worker.js'));
+    return { build: buildFor(provider), held: [...(await this.engine.cache.held())] };
+  }
+
+  async load({ choice }) {
+    const here = (file) => this.files.has(file.file) && (file.file = this.files.url(file.file));
+    for (const form of Object.values(this.manifest.precisions)) Object.values(form.graphs).flat().forEach(here);
+    for (const build of Object.values(this.manifest.runtime.builds)) {
+      here(build.wasm);
+      if (this.files.has(build.module)) build.module = this.files.url(build.module);
+    }
+    return this.engine.load(choice);
+  }
+
+  async run({ graph, dims, times }, buffers) {
+    const feeds = Object.entries(dims).map(([name, shape], i) => [name, { dims: shape, data: new Float32Array(buffers[i]) }]);
+    const { outputs, milliseconds } = await this.engine.run(graph, Object.fromEntries(feeds), { times });
+    const shapes = Object.entries(outputs).map(([name, { dims }]) => [name, dims]);
+    return { result: { milliseconds, dims: Object.fromEntries(shapes) }, buffers: Object.values(outputs).map(({ data }) => data.slice().buffer) };
+  }
+
+  close() {
+    this.engine?.close();
+    this.files.revoke();
+  }
+}
+
+export default {
+  initialize({ model }) {
+    const me = crypto.randomUUID(); // several pages may show one notebook; the kernel speaks with one of them
+    const runner = new Runner();
+    let last = Promise.resolve();
+
+    async function answer({ id, call, ...content }, buffers) {
+      try {
+        const done = await runner[call](content, buffers);
+        model.send({ id, from: me, result: done.result ?? done }, undefined, done.buffers ?? []);
+      } catch (error) {
+        model.send({ id, from: me, error: String(error?.message ?? error) });
+      }
+    }
+
+    model.on('msg:custom', (content, views) => {
+      if (content.to !== me && content.to !== '*') return;
+      const buffers = views.map(({ buffer, byteOffset, byteLength }) => buffer.slice(byteOffset, byteOffset + byteLength));
+      if (content.call === 'hello') model.send({ ready: me });
+      else last = last.then(() => answer(content, buffers));
+    });
+    model.send({ ready: me });
+    return () => runner.close();
+  },
+
+  render({ model, el }) {
+    const say = () => (el.textContent = model.get('status'));
+    el.setAttribute('role', 'status');
+    model.on('change:status', say);
+    say();
+  },
+};

@@ -1,0 +1,50 @@
+"""The browser as a backend where no page shows the notebook: a headless Chromium answers. In JupyterLab: test_jupyterlab.py."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from moebius_lab import LabError
+from moebius_lab.browser_runner import BrowserRunner
+from moebius_lab.config import DEMO, SMALL
+from moebius_lab.inpaint import Settings, inpaint
+
+
+@pytest.fixture(scope="module")
+def runner(small_bundle):
+    runner = BrowserRunner(small_bundle, SMALL, "wasm")
+    asyncio.run(runner.connect(0.1))
+    yield runner
+    runner.disconnect()
+
+
+def test_without_a_page_a_headless_chromium_answers_and_says_what_it_ran_on(runner):
+    assert runner.headless and "headless Chromium" in runner.name
+    assert runner.loaded["provider"] == "wasm" and "processor (wasm)" in runner.evidence
+    assert runner.status == runner.name
+    x = np.zeros((1, 4, 16, 16), np.float32)
+    outputs, milliseconds = runner.time("vae_decoder", {"latent": x}, 3)
+    assert outputs["image"].shape == (1, 3, 128, 128) and len(milliseconds) == 3 and min(milliseconds) > 0
+
+
+def test_the_sampling_loop_takes_it_as_one_more_backend(runner, small):
+    settings = Settings(steps=3)
+    from_torch = inpaint(small.torch_backend, small.image, small.mask, settings)
+    from_browser = inpaint(runner, small.image, small.mask, settings)
+    assert np.abs(from_browser.astype(int) - from_torch).max() <= 1
+    mean, std = runner.encode(torch.zeros(1, 3, 128, 128))
+    expected = small.torch_backend.encode(torch.zeros(1, 3, 128, 128))
+    torch.testing.assert_close((mean, std), expected, atol=2e-5, rtol=0)
+
+
+def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
+    with pytest.raises(LabError, match="holds the small network, not demo"):
+        BrowserRunner(small_bundle, DEMO)
+    with pytest.raises(LabError, match="no precision 'fp64'; choose from fp32"):
+        BrowserRunner(small_bundle, SMALL, precision="fp64")
+    with pytest.raises(LabError, match="no complete bundle"):
+        BrowserRunner(tmp_path, SMALL)
+    with pytest.raises(LabError, match=r"await runner\.connect\(\)"):
+        BrowserRunner(small_bundle, SMALL).run("step", {})
