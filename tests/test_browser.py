@@ -51,7 +51,7 @@ WASM = {"provider": "wasm", "precision": "fp32"}
 @pytest.fixture(scope="session")
 def bundle(small, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "page"
-    write_bundle(small, folder, ("fp32", "fp16-storage"))
+    write_bundle(small, folder, ("fp16", "fp16-storage", "fp32"))
     return folder
 
 
@@ -125,6 +125,20 @@ def test_small_on_webgpu_is_pytorch_s(small, bundle):
         assert levels_apart(browser, small, small.image, small.mask, steps=1) <= 1
 
 
+def test_a_recorded_step_takes_new_inputs(small, bundle):
+    step = torch_graphs(small.net, small.vae)["step"]
+    first = example_inputs(small.config)["step"]
+    second = {name: torch.flip(x, (-1,)) * 0.9 + 0.05 for name, x in first.items()} | {"timestep": torch.tensor([50.0])}
+    with Browser(bundle, "webgpu", adapter="software", capture=True) as browser:
+        assert browser.loaded["captured"] and "recorded" in browser.evidence
+        for inputs in (first, second):
+            got = browser.run("step", {name: x.numpy() for name, x in inputs.items()})
+            with torch.inference_mode():
+                expected = step(*inputs.values())
+            worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
+            assert max(worst) < 1e-4, worst
+
+
 def test_demo_on_wasm_fills_the_hole_and_nothing_else(tmp_path):
     bench = prepare("demo", "demo", output_dir=str(tmp_path / "run"))
     write_bundle(bench, tmp_path / "page", ("fp16-storage",))
@@ -172,6 +186,23 @@ def test_a_lost_graphics_device_is_told_and_loading_again_works(bundle, chromium
         assert load(tab, server, provider="webgpu")["loaded"]["adapter"]["vendor"] == "google"
 
 
+def test_a_program_that_the_device_refuses_is_told(bundle, tab):
+    with Server(bundle) as server:
+        got = load(tab, server, provider="webgpu", precision="fp16")  # the software adapter has no 16-bit arithmetic
+        assert got["code"] == "shader" and "choose fp32" in got["message"]
+        choices = tab.evaluate("engine.detect()")["choices"]
+        offered = [choice["precision"] for choice in choices if choice["provider"] == "webgpu"]
+        assert offered == ["fp16-storage", "fp32"]
+
+
+def test_too_little_memory_is_told(bundle, playwright):
+    options = launch_options("software")
+    options["args"].append("--js-flags=--wasm-max-mem-pages=400")  # 26 MB
+    with playwright.chromium.launch(**options) as browser, Server(bundle) as server:
+        got = load(browser.new_page(), server)
+        assert got["code"] == "out-of-memory" and "smaller precision" in got["message"]
+
+
 def test_bad_input_comes_back_as_a_sentence(bundle, tab):
     with Server(bundle) as server:
         assert load(tab, server)["loaded"]
@@ -216,6 +247,24 @@ def test_a_broken_download_goes_on_where_it_broke(bundle, tab):
         assert fetched and not kept & set(fetched) and len(kept) + len(fetched) == 7
         last = got["seen"][-1]
         assert last["phase"] == "session" and last["doneBytes"] == last["totalBytes"] and last["cachedBytes"] > 0
+
+
+def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        visit(tab, server)
+        code = tab.evaluate("""async (choice) => {
+          const { Engine } = await import(new URL('engine.js', location));
+          globalThis.engine = await Engine.open(new URL('manifest.json', location));
+          const stop = new AbortController();
+          const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
+          return engine.load(choice, { onProgress, signal: stop.signal }).then(() => '', ({ code }) => code);
+        }""", WASM)
+        assert code == "cancelled"
+        kept = tab.evaluate("engine.stored()")
+        server.requests.clear()
+        assert kept and tab.evaluate(LOAD, WASM)["loaded"]
+        assert len(model_requests(server)) == 7 - len(kept)
 
 
 def test_progress_never_runs_backwards_and_names_rate_and_time(bundle, tab):

@@ -37,7 +37,9 @@ export function checkPictureAndMask(image, mask, constants) {
  * @returns {Uint8Array} 1 where mask / 255 >= mask_threshold
  */
 export function isHole(mask, { mask_threshold }) {
-  return mask.map((value) => (value / 255 >= mask_threshold ? 1 : 0));
+  const hole = new Uint8Array(mask.length);
+  for (let i = 0; i < mask.length; i++) hole[i] = mask[i] / 255 >= mask_threshold ? 1 : 0;
+  return hole;
 }
 
 /**
@@ -105,12 +107,11 @@ export function planWindows(mask, width, height, constants) {
   return merged.map((box) => {
     const needed = whole || sideOf(box) <= usable ? size : Math.ceil(sideOf(box) / (1 - 2 * margin));
     const side = Math.max(size, Math.min(needed, Math.max(height, width)));
-    const own = new Set(box.labels);
     return {
       left: place(box.left, box.right, side, width),
       top: place(box.top, box.bottom, side, height),
       side,
-      hole: Uint8Array.from(labels, (label) => (own.has(label) ? 1 : 0)),
+      hole: labelled(labels, boxes.length, box.labels),
     };
   });
 }
@@ -152,6 +153,20 @@ function labelHoles(hole, width, height) {
     boxes.push(box);
   }
   return { labels, boxes };
+}
+
+/**
+ * @param {Uint32Array} labels 0..count
+ * @param {number} count
+ * @param {number[]} own
+ * @returns {Uint8Array} 1 where the label is one of `own`
+ */
+function labelled(labels, count, own) {
+  const chosen = new Uint8Array(count + 1);
+  for (const label of own) chosen[label] = 1;
+  const hole = new Uint8Array(labels.length);
+  for (let i = 0; i < labels.length; i++) hole[i] = chosen[labels[i]];
+  return hole;
 }
 
 /** @param {Box} box */
@@ -368,7 +383,9 @@ export function feather(mask, width, height, { mask_blur_radius }) {
   const line = new Uint8Array(Math.max(width, height));
   for (let y = 0; y < height; y++) blurLine(bytes, y * width, 1, width, radius, line);
   for (let x = 0; x < width; x++) blurLine(bytes, x, width, height, radius, line);
-  return Float64Array.from(bytes, (value) => value / 255);
+  const weights = new Float64Array(bytes.length);
+  for (let i = 0; i < bytes.length; i++) weights[i] = bytes[i] / 255;
+  return weights;
 }
 
 /** Radius of the box, with a fraction, whose third power has the variance of a Gaussian of `sigma`. */
@@ -466,7 +483,7 @@ const RESIZE_ONE = 2 ** 22; // fixed point
 export function resize(rgb, from, to, filter) {
   const fixed = taps(from, to, filter).map(({ first, weights }) => ({
     first,
-    weights: weights.map((w) => Math.trunc(w * RESIZE_ONE + (w < 0 ? -0.5 : 0.5))),
+    weights: Int32Array.from(weights, (w) => w * RESIZE_ONE + (w < 0 ? -0.5 : 0.5)), // truncates
   }));
   const narrow = resample(rgb, fixed, from, 3, 3 * from, 3 * to);
   return resample(narrow, fixed, to, 3 * to, 3, 3);
@@ -476,7 +493,7 @@ export function resize(rgb, from, to, filter) {
  * One pass. `lines` lines of three channels are read and written; `step` leads from pixel to pixel along a line.
  *
  * @param {Uint8Array} source
- * @param {{first: number, weights: number[]}[]} fixed
+ * @param {{first: number, weights: Int32Array}[]} fixed
  * @param {number} lines
  * @param {number} step
  * @param {number} sourceLine numbers from line to line

@@ -78,7 +78,7 @@ export async function inpaint(backend, { image, mask, settings }, constants, onP
     };
     const planes = await sample(backend, seen, settings, steps, constants, times, report, stopped);
     uncrop(toBytes(planes), result, mask, window, constants);
-    window.hole.forEach((own, i) => own && (leftToFill[i] = 0));
+    for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
   }
   const { encode, step, decode } = times;
   return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
