@@ -15,6 +15,7 @@ import { EngineError, reason } from './errors.js';
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every node
 const WARNING = 2;
+const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
 const STEP = 'step';
 const LATENTS = 'next_latents';
 const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
@@ -57,6 +58,7 @@ export class OrtBackend {
     this.log = log;
     this.provider = provider;
     this.constants = manifest.constants;
+    this.preview = manifest.preview;
     this.form = manifest.precisions[precision];
     this.capture = capture;
     this.file = file;
@@ -388,7 +390,7 @@ class RuntimeLog {
       const write = console[method].bind(console);
       console[method] = (...words) => {
         if (this.lines) this.lines.push(words.join(' '));
-        else if (method === 'warn' || method === 'error') write(...words);
+        else if ((method === 'warn' || method === 'error') && !CHATTER.test(words[0])) write(...words);
       };
     }
   }
