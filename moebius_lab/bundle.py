@@ -23,11 +23,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 
 from . import LabError, config
 from .config import NetworkConfig
 from .export import operator_counts
+from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest
 
 FORMAT = 1
@@ -153,6 +157,7 @@ def write_bundle(
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
+        "preview": colours_of_latents(bench),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
@@ -189,6 +194,25 @@ def constants(network: NetworkConfig) -> dict[str, float]:
         "window_margin": config.WINDOW_MARGIN,
         "max_megapixels": config.MAX_MEGAPIXELS,
     }
+
+
+def colours_of_latents(bench: Workbench) -> list[list[float]]:
+    """The linear map from latents to colours that fits the demo photographs best: a preview that needs no decoder.
+
+    Returns:
+        5 rows of red, green and blue in [-1, 1]: one for each of the 4 channels of a scaled latent, one for the constant.
+    """
+    size, cells = bench.config.image_size, bench.config.latent_size
+    latents, colours = [], []
+    for photo, _ in demo_photographs().values():
+        image = Image.fromarray(read_image(photo)).resize((size, size), Image.Resampling.LANCZOS)
+        mean, _ = bench.torch_backend.encode(to_unit_range(np.asarray(image)))
+        latents.append(mean[0].flatten(1).T * bench.config.vae.scaling_factor)
+        small = image.resize((cells, cells), Image.Resampling.BOX)
+        colours.append(to_unit_range(np.asarray(small))[0].flatten(1).T)
+    x = torch.cat(latents)
+    rows = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1).double(), torch.cat(colours).double()).solution
+    return [[round(value, 3) for value in row] for row in rows.tolist()]  # rounded: the same on every machine
 
 
 class _Writer:

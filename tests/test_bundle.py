@@ -57,6 +57,11 @@ def test_constants_are_those_of_config(folder):
     assert (constants["image_size"], constants["latent_size"], constants["scaling_factor"]) == (128, 16, 0.13025)
 
 
+def test_colours_of_the_latents_are_a_finite_map(folder):
+    rows = read_manifest(folder)["preview"]
+    assert len(rows) == 5 and all(len(row) == 3 and all(abs(value) < 10 for value in row) for row in rows)
+
+
 def test_the_runtime_is_pinned_and_only_what_is_used_is_there(folder):
     runtime = read_manifest(folder)["runtime"]
     wanted = json.loads((bundle.WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"]

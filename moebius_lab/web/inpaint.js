@@ -28,7 +28,8 @@ import { Generator, randn } from './random.js';
  * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
  */
 
-const PREVIEW_SHARE = 0.2; // of the time may go into previews
+const PREVIEW_SHARE = 0.2; // of the time may go into decoding previews
+const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
 
 const round = Math.fround;
 
@@ -58,10 +59,11 @@ function checkSettings({ guidance, noise_offset, seed, init }) {
  * @param {Backend} backend
  * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
  * @param {Constants} constants
+ * @param {number[][]} preview see `sketch`
  * @param {(progress: StepProgress) => void} onProgress called after every step of every window
  * @param {() => Promise<boolean>} stopped asked before every step
  */
-export async function inpaint(backend, { image, mask, settings }, constants, onProgress, stopped) {
+export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
   const began = performance.now();
   checkPictureAndMask(image, mask, constants);
   checkSettings(settings);
@@ -76,7 +78,7 @@ export async function inpaint(backend, { image, mask, settings }, constants, onP
       const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step };
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, mask, window, constants) } : progress);
     };
-    const planes = await sample(backend, seen, settings, steps, constants, times, report, stopped);
+    const planes = await sample(backend, seen, settings, steps, constants, preview, times, report, stopped);
     uncrop(toBytes(planes), result, mask, window, constants);
     for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
   }
@@ -144,12 +146,13 @@ class Times {
  * @param {Settings} settings
  * @param {Step[]} steps
  * @param {Constants} constants
+ * @param {number[][]} preview
  * @param {Times} times
  * @param {(step: number, preview: Float32Array|null) => void} report
  * @param {() => Promise<boolean>} stopped
  * @returns {Promise<Float32Array>} the decoded window (1, 3, S, S)
  */
-async function sample(backend, seen, settings, steps, constants, times, report, stopped) {
+async function sample(backend, seen, settings, steps, constants, preview, times, report, stopped) {
   const generator = new Generator(settings.seed);
   const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
   const cells = s * s;
@@ -178,16 +181,25 @@ async function sample(backend, seen, settings, steps, constants, times, report, 
 
   const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(factor)));
   const denoising = await backend.denoise(start, maskToLatent(seen.hole, constants), maskedLatent, settings.guidance);
-  const previews = new PreviewBudget();
+  const previews = new PreviewBudget(2 * times.encode); // a decoder is about twice an encoder
+  /** @type {Float32Array|null} the latents before the next step, where they are known here */
+  let before = start;
   try {
-    let before = start;
     for (const [i, step] of steps.entries()) {
       await stopIfAsked();
-      const wanted = i + 1 < steps.length && previews.affordable();
-      if (wanted && i > 0) before = await denoising.latents();
+      const kind = i + 1 < steps.length ? previews.next(times.all.step.at(-1)) : 'none';
+      if (kind !== 'none') before ??= await denoising.latents();
       await times.of('step', denoising.step(step));
-      const clean = async () => decode(predictedClean(before, await denoising.latents(), step));
-      report(i + 1, wanted ? await previews.spend(clean) : null);
+      let planes = null;
+      if (kind === 'none') {
+        before = null;
+      } else {
+        const after = await denoising.latents();
+        const clean = predictedClean(/** @type {Float32Array} */ (before), after, step);
+        planes = kind === 'decoded' ? await previews.spend(() => decode(clean)) : sketch(clean, preview, constants);
+        before = after;
+      }
+      report(i + 1, planes);
     }
     await stopIfAsked();
     const latents = await denoising.latents();
@@ -211,17 +223,56 @@ export function predictedClean(before, after, { signal, sigma, latentScale, nois
   return before.map((x, i) => (x - (sigma * (after[i] - latentScale * x)) / noiseScale) / signal);
 }
 
-/** Previews are decoded as often as their share of the time allows, however slow the decoder is. */
+/**
+ * A coarse picture of latents without the decoder: the colours that fit them best, linearly, smoothly enlarged.
+ *
+ * @param {Float32Array} latents (4, s, s), scaled
+ * @param {number[][]} preview a row of red, green and blue for each channel, and one for the constant
+ * @param {Constants} constants
+ * @returns {Float32Array} (3, S, S) in about [-1, 1]
+ */
+export function sketch(latents, preview, { image_size: S, latent_size: s, latent_channels: channels }) {
+  const planes = new Float32Array(3 * S * S);
+  const small = new Float32Array(s * s);
+  const cell = (/** @type {number} */ pixel) => Math.min(Math.max(((pixel + 0.5) * s) / S - 0.5, 0), s - 1);
+  for (let colour = 0; colour < 3; colour++) {
+    small.fill(preview[channels][colour]);
+    for (let k = 0; k < channels; k++) {
+      for (let i = 0; i < s * s; i++) small[i] += preview[k][colour] * latents[k * s * s + i];
+    }
+    for (let y = 0, i = colour * S * S; y < S; y++) {
+      const v = cell(y);
+      const top = Math.floor(v) * s;
+      const bottom = Math.min(Math.ceil(v), s - 1) * s;
+      for (let x = 0; x < S; x++, i++) {
+        const u = cell(x);
+        const [left, right, across, down] = [Math.floor(u), Math.ceil(u), u % 1, v % 1];
+        const above = small[top + left] * (1 - across) + small[top + right] * across;
+        const below = small[bottom + left] * (1 - across) + small[bottom + right] * across;
+        planes[i] = above * (1 - down) + below * down;
+      }
+    }
+  }
+  return planes;
+}
+
+/** Previews are decoded as often as their share of the time allows, and sketched at the other steps where those are slow. */
 class PreviewBudget {
-  constructor() {
+  /** @param {number} guess ms that a decoding will take, before one was seen */
+  constructor(guess) {
     this.began = performance.now();
     this.spent = 0;
-    this.last = 0;
+    this.last = guess;
   }
 
-  affordable() {
+  /**
+   * @param {number} [step] ms that the last step took
+   * @returns {'decoded'|'sketched'|'none'}
+   */
+  next(step = Infinity) {
     const passed = performance.now() - this.began;
-    return passed > 0 && this.spent + this.last <= PREVIEW_SHARE * (passed + this.last);
+    if (this.spent + this.last <= PREVIEW_SHARE * (passed + this.last)) return 'decoded';
+    return step > SLOW_STEP ? 'sketched' : 'none';
   }
 
   /** @param {() => Promise<Float32Array>} work */

@@ -103,7 +103,8 @@ const methods = {
       await nextTask();
       return signal.aborted;
     };
-    return inpaint(loaded(), job, loaded().constants, report, stopped);
+    const { constants, preview } = loaded();
+    return inpaint(loaded(), job, constants, preview, report, stopped);
   },
 
   /** @param {{graph: string, feeds: Record<string, Values>, times: number}} job */

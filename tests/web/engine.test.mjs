@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { placement } from '../../moebius_lab/web/backend.js';
 import { EngineError, classify, fromMessage, toMessage } from '../../moebius_lab/web/errors.js';
-import { predictedClean } from '../../moebius_lab/web/inpaint.js';
+import { predictedClean, sketch } from '../../moebius_lab/web/inpaint.js';
 import { checkManifest, filesOf } from '../../moebius_lab/web/manifest.js';
 import { sha256 } from '../../moebius_lab/web/model_cache.js';
 
@@ -58,4 +58,14 @@ test('the clean latents follow from two consecutive ones', () => {
   const before = Float32Array.of(0.8 * x0 + 0.6 * e);
   const after = Float32Array.of(1.1 * before[0] - 0.2 * e);
   assert.ok(Math.abs(predictedClean(before, after, step)[0] - x0) < 1e-6);
+});
+
+test('a sketch has the colours of the latents, enlarged without steps', () => {
+  const constants = { image_size: 32, latent_size: 4, latent_channels: 4 };
+  const latents = Float32Array.from({ length: 64 }, (_, i) => (i < 16 ? i % 4 : 0)); // the first channel grows to the right
+  const planes = sketch(latents, [[0.1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0.5, -0.5]], constants);
+  const row = [...planes.subarray(0, 32)];
+  assert.ok(row[0] === 0 && Math.abs(row[31] - 0.3) < 1e-6 && row.every((v, i) => i === 0 || v >= row[i - 1]));
+  assert.ok(Math.max(...row.map((v, i) => (i ? v - row[i - 1] : 0))) < 0.02);
+  assert.ok(planes.subarray(1024, 2048).every((v) => v === 0.5) && planes.subarray(2048).every((v) => v === -0.5));
 });
