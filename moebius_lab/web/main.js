@@ -6,6 +6,7 @@ import { History, KEEP, Mask } from './mask.js';
 import { ModelPanel } from './model_panel.js';
 import { button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
 import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
+import { cut, difference, put } from './regions.js';
 
 /** @typedef {import('./engine.js').Settings} Settings */
 /** @typedef {import('./engine.js').StepProgress} StepProgress */
@@ -13,7 +14,7 @@ import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask }
 /** @typedef {import('./picture_files.js').Grey} Grey */
 /** @typedef {import('./editor.js').Tool} Tool */
 
-/** @typedef {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} Region RGBA of a part of the picture */
+/** @typedef {import('./regions.js').Region} Region */
 /** @typedef {{seed: number, region: Region, canvas: OffscreenCanvas}} Result what the model made of the picture, where it differs */
 
 /**
@@ -347,43 +348,6 @@ function showProgress({ window, windows, step, steps, msPerStep, preview }, vari
   runBar.value = done / total;
   write('run-text', parts.filter(Boolean).join(' · '));
   if (preview && running) editor.show({ left: preview.left, top: preview.top, canvas: canvasOf(preview) });
-}
-
-/** The part of `filled` that is not the picture's. @param {Picture} picture @param {Picture} filled @returns {Region} */
-function difference(picture, filled) {
-  const { width, height } = picture;
-  const a = new Uint32Array(picture.data.buffer);
-  const b = new Uint32Array(filled.data.buffer, filled.data.byteOffset, a.length);
-  let [left, top, right, bottom] = [width, height, 0, 0];
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      if (a[i] === b[i]) continue;
-      if (x < left) left = x;
-      if (x >= right) right = x + 1;
-      if (y < top) top = y;
-      bottom = y + 1;
-    }
-  }
-  if (right <= left) [left, top, right, bottom] = [0, 0, 1, 1];
-  const region = { left, top, width: right - left, height: bottom - top };
-  return { ...region, data: cut(filled, region) };
-}
-
-/** @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} region */
-function cut(picture, { left, top, width, height }) {
-  const data = new Uint8ClampedArray(width * height * 4);
-  for (let y = 0; y < height; y++) {
-    const from = ((top + y) * picture.width + left) * 4;
-    data.set(picture.data.subarray(from, from + width * 4), y * width * 4);
-  }
-  return data;
-}
-
-/** @param {Picture} picture changed in place @param {Region} region */
-function put(picture, { left, top, width, height, data }) {
-  for (let y = 0; y < height; y++) {
-    picture.data.set(data.subarray(y * width * 4, (y + 1) * width * 4), ((top + y) * picture.width + left) * 4);
-  }
 }
 
 /** @param {{width: number, height: number, data: Uint8ClampedArray}} region */

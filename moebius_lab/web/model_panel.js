@@ -1,7 +1,7 @@
 // The panel of the model: what it runs on, loading it, and what is stored.
 
 import { Engine } from './engine.js';
-import { button, dismiss, duration, element, isCancelled, megabytes, notice, onClick, say, write } from './page.js';
+import { button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
 
 /** @typedef {import('./engine.js').Choice} Choice */
 /** @typedef {import('./engine.js').LoadProgress} LoadProgress */
@@ -95,15 +95,15 @@ export class ModelPanel extends EventTarget {
     const dialog = element('prompt', HTMLDialogElement);
     const slow = choice.provider === 'wasm';
     const { missing } = this;
-    const part = choice.cachedBytes ? `Of the model’s ${megabytes(choice.bytes)}, ${megabytes(choice.cachedBytes)} are here already. ` : '';
+    const part = choice.cachedBytes ? `Of the model’s ${fileSize(choice.bytes)}, ${fileSize(choice.cachedBytes)} are here already. ` : '';
     const where = 'They are kept in this browser’s storage for this page until you remove them (Storage, in the panel), so the next visit needs no download.';
     write('prompt-title', missing ? 'Download the model?' : 'Start the model?');
-    const size = `${part}${megabytes(missing)} will be downloaded. ${where}`;
+    const size = `${part}${fileSize(missing)} will be downloaded. ${where}`;
     write('prompt-text', `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`);
     const warning = element('prompt-warning', HTMLElement);
     warning.hidden = !slow;
     warning.textContent = slow ? `${this.#whyNoGpu()}The model will run on the processor, which is slow: a picture takes from half a minute to many minutes.` : '';
-    write('prompt-yes', missing ? `Download ${megabytes(missing)}` : 'Start');
+    write('prompt-yes', missing ? `Download ${fileSize(missing)}` : 'Start');
     dialog.returnValue = 'no';
     dialog.showModal();
     return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
@@ -166,10 +166,10 @@ export class ModelPanel extends EventTarget {
       return;
     }
     this.#bar.value = totalBytes ? doneBytes / totalBytes : 0;
-    const kept = cachedBytes ? ` ${megabytes(cachedBytes)} were stored already.` : '';
-    const speed = rate ? `, ${megabytes(rate)}/s, ${duration(secondsLeft)} left` : '';
+    const kept = cachedBytes ? ` ${fileSize(cachedBytes)} were stored already.` : '';
+    const speed = rate ? `, ${fileSize(rate)}/s, ${duration(secondsLeft)} left` : '';
     const memory = storage === 'memory' ? ' The browser gives no storage: kept in memory, for this visit only.' : '';
-    const state = `${megabytes(doneBytes)} of ${megabytes(totalBytes)}`;
+    const state = `${fileSize(doneBytes)} of ${fileSize(totalBytes)}`;
     write('load-text', `${phase === 'verify' ? `Checking stored files: ${state}.` : `${state}${speed}.${kept}`}${memory}${note ? ` ${note}` : ''}`);
   }
 
@@ -221,7 +221,7 @@ export class ModelPanel extends EventTarget {
     this.#select.disabled = busy || !this.detected;
     const load = button('load');
     load.disabled = busy || !choice || this.ready;
-    load.textContent = this.ready ? 'Loaded' : this.missing ? `${choice?.cachedBytes ? 'Resume' : 'Download'} (${megabytes(this.missing)})` : 'Start the model';
+    load.textContent = this.ready ? 'Loaded' : this.missing ? `${choice?.cachedBytes ? 'Resume' : 'Download'} (${fileSize(this.missing)})` : 'Start the model';
     if (!busy && !this.ready && !element('load-text', HTMLElement).classList.contains('error')) this.#bar.value = 0;
     this.dispatchEvent(new Event('change'));
   }
@@ -232,7 +232,7 @@ export class ModelPanel extends EventTarget {
     try {
       const [files, usage] = await Promise.all([this.engine.stored(), this.engine.usage()]);
       const persisted = usage.persisted ? 'The browser keeps it until you remove it.' : 'The browser may remove it when space runs short.';
-      write('usage', `${megabytes(usage.used)} used of ${megabytes(usage.quota)} that this browser allows. ${files.length ? persisted : ''}`);
+      write('usage', `${fileSize(usage.used)} used of ${fileSize(usage.quota)} that this browser allows. ${files.length ? persisted : ''}`);
       /** @type {Map<string, number>} */
       const groups = new Map();
       for (const { precision, graph, bytes, current } of files) {
@@ -242,7 +242,7 @@ export class ModelPanel extends EventTarget {
       const rows = [...groups].map(([name, bytes]) => {
         const row = document.createElement('li');
         row.append(name, document.createElement('span'));
-        row.children[0].textContent = megabytes(bytes);
+        row.children[0].textContent = fileSize(bytes);
         return row;
       });
       list.replaceChildren(...rows);

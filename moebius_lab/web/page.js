@@ -63,7 +63,7 @@ export function dismiss(subject) {
 }
 
 /** A number of bytes in the unit that suits it. @param {number} bytes */
-export function megabytes(bytes) {
+export function fileSize(bytes) {
   if (bytes < 1e6) return `${Math.ceil(bytes / 1e3)} kB`;
   if (bytes >= 1e10) return `${(bytes / 1e9).toFixed(1)} GB`;
   return `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;

@@ -1,0 +1,46 @@
+// Rectangular parts of a picture: what a result differs in, taken out and put back.
+
+/** @typedef {import('./picture_files.js').Picture} Picture */
+/** @typedef {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} Region RGBA of a part of a picture */
+
+/**
+ * The smallest part of `filled` outside which it is the picture; one pixel where nothing differs.
+ *
+ * @param {Picture} picture @param {Picture} filled of the same size
+ * @returns {Region}
+ */
+export function difference(picture, filled) {
+  const { width, height } = picture;
+  const a = new Uint32Array(picture.data.buffer, picture.data.byteOffset, width * height);
+  const b = new Uint32Array(filled.data.buffer, filled.data.byteOffset, width * height);
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (a[i] === b[i]) continue;
+      if (x < left) left = x;
+      if (x >= right) right = x + 1;
+      if (y < top) top = y;
+      bottom = y + 1;
+    }
+  }
+  if (right <= left) [left, top, right, bottom] = [0, 0, 1, 1];
+  const region = { left, top, width: right - left, height: bottom - top };
+  return { ...region, data: cut(filled, region) };
+}
+
+/** @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} region */
+export function cut(picture, { left, top, width, height }) {
+  const data = new Uint8ClampedArray(width * height * 4);
+  for (let y = 0; y < height; y++) {
+    const from = ((top + y) * picture.width + left) * 4;
+    data.set(picture.data.subarray(from, from + width * 4), y * width * 4);
+  }
+  return data;
+}
+
+/** @param {Picture} picture changed in place @param {Region} region */
+export function put(picture, { left, top, width, height, data }) {
+  for (let y = 0; y < height; y++) {
+    picture.data.set(data.subarray(y * width * 4, (y + 1) * width * 4), ((top + y) * picture.width + left) * 4);
+  }
+}
