@@ -88,17 +88,34 @@ export class OrtBackend {
     const options = {
       executionProviders: [gpu ? { name: 'webgpu', preferredLayout: 'NCHW' } : { name: 'wasm' }],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
-      logSeverityLevel: VERBOSE,
       extra: { session: this.form.session },
       ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
     };
     const bytes = new Uint8Array(await body.arrayBuffer());
-    const { value: session, lines } = await this.log.during(() => this.ort.InferenceSession.create(bytes, /** @type {any} */ (options)));
+    const create = (/** @type {0|2} */ logSeverityLevel) =>
+      this.ort.InferenceSession.create(bytes, /** @type {any} */ ({ ...options, logSeverityLevel }));
+    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
+    const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
     const placed = { session, nodes: placement(lines) };
     if (gpu && !this.device) await this.#watchDevice();
     this.sessions.set(graph, placed);
     if (this.capture && graph === STEP) this.#record(placed);
     return placed;
+  }
+
+  /**
+   * The same session once more: one that tells where its nodes are goes on writing a line for every dispatch.
+   *
+   * @param {InferenceSession} talking
+   * @param {() => Promise<InferenceSession>} create
+   * @returns {Promise<InferenceSession>}
+   */
+  async #quiet(talking, create) {
+    const alone = this.sessions.size === 0; // the last session takes the device with it
+    if (!alone) await talking.release(); // before the other needs the same memory
+    const session = await create();
+    if (alone) await talking.release();
+    return session;
   }
 
   /**
