@@ -309,7 +309,8 @@ async function fetchBytes(item, progress, signal) {
   const { file, url } = item;
   const response = await fetch(url, { signal, cache: 'no-store' });
   if (response.status === 404 || response.status === 410) {
-    throw new EngineError('not-found', `${url.href} is not there (${response.status}). Put the whole bundle on the server.`);
+    const advice = 'Reload the page; if that does not help, put the whole bundle on the server.';
+    throw new EngineError('not-found', `${url.href} is not there (${response.status}). ${advice}`);
   }
   if (!response.ok || !response.body) throw new Error(`${url.href} answered ${response.status}`);
   const bytes = new Uint8Array(file.bytes);
