@@ -65,9 +65,11 @@ PAGE = """async ({engine, choice}) => {
 SETTLED = """(milliseconds) => Promise.race([navigator.serviceWorker?.ready.then(() => true),
   new Promise((done) => setTimeout(done, milliseconds))])"""
 
-TELL_CAUSE = """(argument) => (%s)(argument).catch((error) => {
-  throw new Error(error.cause ? `${error.message} (${error.cause.message})` : error.message);
-})"""
+TELL_CAUSE = """(argument) => Promise.race([(%s)(argument), new Promise((_, reject) => setTimeout(
+  () => reject(new Error('The browser did not finish in time. Close other programs and try again.')), TIMEOUT))])
+  .catch((error) => { throw new Error(error.cause ? `${error.message} (${error.cause.message})` : error.message); })""".replace(
+    "TIMEOUT", str(TIMEOUT * 1000)
+)
 
 RUN = """async ({graph, feeds, times}) => {
   const unpack = ([name, { dims, data }]) => [name, { dims, data: new Float32Array(codec.unpacked(data).buffer) }];
@@ -263,22 +265,27 @@ class Browser:
         self.playwright = sync_playwright().start()
         self.chromium = self.playwright.chromium.launch(**options)
         self.version = self.chromium.version
-        self.page = self.chromium.new_page()
-        self.page.set_default_timeout(TIMEOUT * 1000)
+        context = self.chromium.new_context()
+        context.set_default_timeout(TIMEOUT * 1000)
         if not self.server:
-            self._visit()
+            self._visit(context.new_page())
+        self.page = context.new_page()
         self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
             self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
         except Error as error:
             raise LabError(_own_words(str(error))) from None
 
-    def _visit(self) -> None:
-        """Open the page as a visitor does; its service worker then gives it threads also where the host cannot."""
+    def _visit(self, page) -> None:
+        """Open the page as a visitor does; its service worker then gives it threads also where the host cannot.
+
+        In a tab of its own, closed before a model is loaded: drawing meanwhile has stopped the software adapter for good.
+        """
         errors: list[str] = []
-        self.page.on("pageerror", lambda error: errors.append(str(error)))
-        answer = self.page.goto(self.url)
-        self.page.evaluate(SETTLED, SETTLING)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        answer = page.goto(self.url)
+        page.evaluate(SETTLED, SETTLING)
+        page.close()
         if errors or not (answer and answer.ok):
             raise LabError(f"{self.url} does not open: {errors[0] if errors else 'no such page'}; publish it again, whole")
 
