@@ -63,7 +63,7 @@ class Inpaint(ipywidgets.VBox):
 
     def _make_controls(self) -> None:
         start = self._settings
-        wide, narrow = {"width": "18rem"}, {"width": "9.5rem"}
+        wide, narrow = {"width": "15rem"}, {"width": "9.5rem"}
         style = {"description_width": "4.5rem"}
         self.backend = ipywidgets.Dropdown(options=list(self._backends), description="Backend", layout=wide, style=style)
         self.steps = ipywidgets.BoundedIntText(start.steps, min=1, max=1000, description="Steps", layout=narrow, style=style)

@@ -676,7 +676,7 @@ class MaskPainter(ipywidgets.VBox):
 
     def _toolbar(self) -> ipywidgets.Widget:
         tools = ipywidgets.ToggleButtons(
-            options=[(name.capitalize(), name) for name in TOOLS], icons=list(TOOLS.values()),
+            options=[(f"{name.capitalize()}\u00a0", name) for name in TOOLS], icons=list(TOOLS.values()),
             style={"button_width": "7.4rem"}, layout={"width": "auto"},
         )  # fmt: skip
         size = ipywidgets.IntSlider(min=1, max=MAX_BRUSH // 2, description="Brush, px", **_slider("17rem"))
