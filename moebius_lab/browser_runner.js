@@ -56,7 +56,7 @@ class Runner {
     return {};
   }
 
-  /** Start the engine's module; tell which build this browser needs and which files it keeps from an earlier visit. */
+  /** Start the engine's module; tell the provider, the build it needs and the files that are kept from an earlier visit. */
   async prepare({ manifest, provider }) {
     const { Engine } = await import(await this.files.module('engine.js'));
     const { buildFor, checkManifest } = await import(await this.files.module('manifest.js'));
@@ -65,7 +65,10 @@ class Runner {
     // no such address is ever asked: it only names this model's files among those that the browser keeps
     this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), this.manifest,
       await this.files.module('worker.js'));
-    return { build: buildFor(provider), held: [...(await this.engine.cache.held())] };
+    const { choices, preferred } = await this.engine.detect();
+    if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');
+    const used = provider === 'auto' ? choices[preferred].provider : provider;
+    return { provider: used, build: buildFor(used), held: [...(await this.engine.cache.held())] };
   }
 
   async load({ choice }) {

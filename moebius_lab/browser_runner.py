@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import LabError
 from .backends import GRAPHS, step_feeds
-from .browser import TIMEOUT, Browser
+from .browser import TIMEOUT, Browser, has_nvidia
 from .bundle import read_manifest
 from .config import NetworkConfig
 from .ddim import Step
@@ -45,7 +45,8 @@ class BrowserRunner(anywidget.AnyWidget):
     Args:
         bundle: a folder of `bundle.write_bundle`.
         config: the network in it.
-        provider: "webgpu" or "wasm", for all graphs; there is no falling back.
+        provider: "webgpu" or "wasm", for all graphs, without falling back; "auto" for WebGPU where there is a real card, and
+            wasm where there is none. `evidence` says which it was.
         precision: one that the bundle has.
         adapter: of the headless Chromium; see `browser.launch_options`.
 
@@ -64,7 +65,7 @@ class BrowserRunner(anywidget.AnyWidget):
         self,
         bundle: str | Path,
         config: NetworkConfig,
-        provider: str = "webgpu",
+        provider: str = "auto",
         precision: str = "fp32",
         adapter: str = "auto",
     ) -> None:
@@ -161,7 +162,10 @@ class BrowserRunner(anywidget.AnyWidget):
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def _load_headless(self) -> None:
-        self._browser = Browser(self.bundle, adapter=self.adapter, **self.choice).__enter__()
+        provider = self.choice["provider"]
+        if provider == "auto":
+            provider = "webgpu" if has_nvidia() else "wasm"
+        self._browser = Browser(self.bundle, provider, self.choice["precision"], self.adapter).__enter__()
         self.loaded = self._browser.loaded
 
     def _load_in_page(self) -> None:
@@ -179,7 +183,7 @@ class BrowserRunner(anywidget.AnyWidget):
             self.status = f"Sending file {i + 1} of {len(missing)} to this page."
             self._send_file(name, base)
         self.status = "Starting the model in this page."
-        self.loaded, _ = self._call("load", {"choice": self.choice})
+        self.loaded, _ = self._call("load", {"choice": self.choice | {"provider": prepared["provider"]}})
 
     def _send_file(self, name: str, base: str = "") -> None:
         body = memoryview((self.bundle / base / name).read_bytes())

@@ -1,6 +1,7 @@
 """Painting and running in a real JupyterLab, driven in Chromium as a reader would."""
 
 import base64
+import contextlib
 import io
 import os
 import re
@@ -46,7 +47,7 @@ filled = await asyncio.to_thread(inpaint, runner, bench.image, bench.mask, setti
 expected = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
 print("levels:", abs(filled.astype(int) - expected).max(), "| changed:", (filled != bench.image).any())
 # %%
-runner.decode(None)"""
+runner.run("step", {{}})"""
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,14 @@ def lab(tmp_path_factory, picture_files):
     [cell] = [cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"]]
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
     nbformat.write(notebook, folder / "01.ipynb")
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LARGE)], metadata=kernel), folder / "large.ipynb"
-    )
+    write_notebook(folder / "large.ipynb", LARGE)
+    with jupyterlab(folder) as url:
+        yield folder, url
 
+
+@contextlib.contextmanager
+def jupyterlab(folder):
+    """A JupyterLab server on `folder`, with settings of its own; its address."""
     settings = folder / ".jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
@@ -74,7 +78,7 @@ def lab(tmp_path_factory, picture_files):
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen([*command, f"--ServerApp.root_dir={folder}"], env=os.environ | own, stderr=log, stdout=log)
     try:
-        yield folder, address_of(folder / "lab.log", server)
+        yield address_of(folder / "lab.log", server)
     finally:
         server.terminate()
         server.wait(20)
@@ -99,13 +103,18 @@ def address_of(log, server) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(lab):
+def playwright():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def page(lab, playwright):
+    browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.set_default_timeout(60_000)
+    yield page
+    browser.close()
 
 
 def open_and_run(page: Page, url: str, notebook: str) -> None:
@@ -269,18 +278,19 @@ def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     assert (red == (hole > 110))[(hole < 60) | (hole > 160)].mean() > 0.999
 
 
-def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(lab, small, small_bundle, picture_files):
+def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
+    lab, playwright, small, small_bundle, picture_files
+):
     folder, url = lab
     image, mask = map(str, picture_files)
     code = IN_THE_PAGE.format(image=image, mask=mask, output=str(folder / "build"), bundle=str(small_bundle))
     write_notebook(folder / "runner.ipynb", code)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(**launch_options("software"))
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(300_000)
-        open_and_run(page, url, "runner.ipynb")
-        said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
-        browser.close()
+    browser = playwright.chromium.launch(**launch_options("software"))
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.set_default_timeout(300_000)
+    open_and_run(page, url, "runner.ipynb")
+    said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
+    browser.close()
     assert "WebGPU on" in said and "headless: False" in said
     levels = re.search(r"levels: (\d+) \| changed: True", said)
     assert levels and int(levels[1]) <= 1, said
