@@ -4,12 +4,12 @@ import asyncio
 
 import numpy as np
 import pytest
-import torch
 
-from moebius_lab import LabError
+from moebius_lab import LabError, parity
 from moebius_lab.browser_runner import BrowserRunner
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.inpaint import Settings, inpaint
+from moebius_lab.precision import per_graph
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,12 @@ def test_the_sampling_loop_takes_it_as_one_more_backend(runner, small):
     from_torch = inpaint(small.torch_backend, small.image, small.mask, settings)
     from_browser = inpaint(runner, small.image, small.mask, settings)
     assert np.abs(from_browser.astype(int) - from_torch).max() <= 1
-    mean, std = runner.encode(torch.zeros(1, 3, 128, 128))
-    expected = small.torch_backend.encode(torch.zeros(1, 3, 128, 128))
-    torch.testing.assert_close((mean, std), expected, atol=2e-5, rtol=0)
+
+
+def test_the_parity_table_takes_it_too(runner, small):
+    references = parity.reference_outputs(small.net, small.vae)
+    rows = parity.compare_graphs(references, small.net, runner.run, per_graph("fp32"), runner.name)
+    assert rows and all(row.ok for row in rows), [row for row in rows if not row.ok]
 
 
 def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
