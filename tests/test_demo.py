@@ -2,12 +2,15 @@
 
 import json
 
+import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from moebius_lab import report
 from moebius_lab.checkpoint import make_vae
 from moebius_lab.config import DEMO
 from moebius_lab.imaging import is_hole
@@ -47,7 +50,7 @@ def test_training_log_shows_a_falling_loss():
     log = json.loads((DEMO_FOLDER / "training_log.json").read_text())
     for part in ("vae", "denoiser"):
         losses = [loss for _, loss in log[part]["curve"]]
-        assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+        assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
     assert log["hardware"] and log["seed"] and log["denoiser"]["seconds"] > 0
 
 
@@ -83,9 +86,14 @@ def test_evaluation_counts_its_own_numbers():
     assert report["mean"]["ours"]["psnr_db"] == pytest.approx(np.mean([p["ours"]["psnr_db"] for p in every]), abs=1e-3)
 
 
-def test_fills_are_not_far_below_telea():
+def test_fills_reach_what_the_model_card_says():
+    """The aims but one: texture better on 9 of 10 is missed by one picture of 16."""
     report = json.loads((DEMO_FOLDER / "evaluation.json").read_text())
     assert report["mean"]["ours"]["psnr_db"] >= report["mean"]["telea"]["psnr_db"] - 2.5
+    assert report["mean"]["reconstruction_psnr_db"] >= 25
+    assert report["texture_wins"] >= 14
+    card = (DEMO_FOLDER / "README.md").read_text()
+    assert f"on {report['texture_wins']} of {report['count']}" in card and f"{report['mean']['ours']['psnr_db']:.2f}" in card
 
 
 def test_a_fill_of_few_steps_keeps_the_picture_and_its_colours():
@@ -96,7 +104,7 @@ def test_a_fill_of_few_steps_keeps_the_picture_and_its_colours():
     cast = filled["ours"][hole].astype(float).mean(0) - picture[hole].astype(float).mean(0)
     assert np.abs(cast).max() < 25  # levels: no colour cast
     assert rows["ours"]["psnr_db"] > 14
-    assert reconstruction_psnr(backend, picture) > 24
+    assert reconstruction_psnr(backend, picture) > 30
 
 
 def test_measures_know_equal_smooth_and_noisy():
@@ -109,6 +117,18 @@ def test_measures_know_equal_smooth_and_noisy():
     noisy[hole] = rng.integers(0, 2, (int(hole.sum()), 3)) * 255
     assert hole_psnr(picture, picture, hole) > 100 > hole_psnr(smooth, picture, hole)
     assert texture_ratio(smooth, hole) < 0.1 < 0.7 < texture_ratio(picture, hole) < 1.4 < texture_ratio(noisy, hole)
+
+
+def test_the_notebook_runs_in_its_smoke_form(tmp_path):
+    source = report.SOURCE_FOLDER / "A_train_demo.ipynb"
+    executed = tmp_path / "A.ipynb"
+    papermill.execute_notebook(
+        str(source), str(executed), {"smoke": True, "evaluated": 1, "output_dir": str(tmp_path)},
+        kernel_name="python3", cwd=str(source.parent), progress_bar=False,
+    )  # fmt: skip
+    assert Image.open(tmp_path / "contact_sheet.png").width == 5 * 260
+    pictures = [o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4  # tiles, holes, curves, contact sheet
 
 
 def test_contact_sheet_holds_every_picture():

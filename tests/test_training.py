@@ -124,6 +124,12 @@ def _pool(count: int = 8) -> dict[str, torch.Tensor]:
     return {"latent": latent, "masked": latent * ~hole, "mask": hole, "hole": hole}
 
 
+def test_training_begins_with_centred_first_kernels():
+    trainer = denoiser.Trainer(SMALL, _pool(), 2)
+    kernels = trainer.network.diff_model.conv_in.conv_dw.weight[:, 0].detach().abs().flatten(1)
+    assert (kernels.argmax(1) == 4).all() and kernels[:, 4].min() > 5 * kernels[:, :4].max()
+
+
 def test_recalibration_forgets_the_old_batchnorm_statistics():
     torch.manual_seed(0)
     network, spoilt = MoebiusNet(SMALL), None

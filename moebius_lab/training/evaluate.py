@@ -132,7 +132,10 @@ def evaluate(backend: Backend, pairs: dict[str, tuple[np.ndarray, np.ndarray]], 
     report["pictures"], rows = {}, []
     for name, (picture, mask) in pairs.items():
         numbers, filled = evaluate_pair(backend, picture, mask, settings)
-        report["pictures"][name] = numbers | {"reconstruction_psnr_db": round(reconstruction_psnr(backend, picture), 3)}
+        report["pictures"][name] = numbers | {
+            "truth_texture": round(texture_ratio(picture, is_hole(mask)), 4),  # far from 1 where the hole hid something else
+            "reconstruction_psnr_db": round(reconstruction_psnr(backend, picture), 3),
+        }
         shown = np.where(is_hole(mask)[..., None], 128, picture).astype(np.uint8)
         rows.append((name, [shown, np.repeat(mask[..., None], 3, 2), filled["ours"], filled["telea"], picture]))
     every = report["pictures"].values()

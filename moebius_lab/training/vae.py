@@ -74,8 +74,8 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def agreed(compiled: Callable, plain: nn.Module, x: Tensor) -> Callable:
     """`compiled` if it computes what `plain` does, output and gradient, row by row of the picture; else `plain`.
 
-    A compiler once forgot the zero rows above and below a padded picture, and the network learned to rely on what stood
-    there instead. Relative differences up to 0.1 of a row's standard deviation are the bfloat16's.
+    A network trained in a form that differs in a few rows would learn to rely on the difference, and show it only
+    when it runs in the published form. Relative differences up to 0.1 of a row's strength are the bfloat16's.
     """
     answers = []
     for function in (compiled, plain):
