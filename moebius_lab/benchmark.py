@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
+import onnxruntime
 import torch
+
+from . import LabError
+from .backends import open_session
+from .browser import Browser, has_nvidia
+from .export import PublishedStep, example_inputs, straightforward_inputs
+from .graph import StepGraph
+from .workbench import Workbench
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock time of one piece of work on one backend."""
+    """Time of one piece of work on one backend."""
 
     what: str
     backend: str
@@ -25,12 +36,16 @@ class Timing:
     repeats: int
 
 
-def measure(what: str, works: dict[str, Callable[[], object]], repeats: int = 5, warmup: int = 1) -> list[Timing]:
+Work = Callable[[], object]
+"""Something to time: it returns when it is finished, or returns the milliseconds that it measured itself, as a float."""
+
+
+def measure(what: str, works: dict[str, Work], repeats: int = 5, warmup: int = 1) -> list[Timing]:
     """Time the same work on several backends, in turns, so that what else the machine does meets all alike.
 
     Args:
         what: the name of the work.
-        works: a function for each backend's name; each returns when its work is finished.
+        works: a function for each backend's name.
         repeats: timed rounds, at least 3.
         warmup: rounds before them that do not count.
 
@@ -41,12 +56,162 @@ def measure(what: str, works: dict[str, Callable[[], object]], repeats: int = 5,
     for i in range(warmup + repeats):
         for name, work in works.items():
             start = time.perf_counter()
-            work()
+            own = work()
             if i >= warmup:
-                times[name].append((time.perf_counter() - start) * 1000)
+                times[name].append(own if isinstance(own, float) else (time.perf_counter() - start) * 1000)
     return [
         Timing(what, name, statistics.median(t), *statistics.quantiles(t, n=4)[::2], len(t)) for name, t in times.items()
     ]
+
+
+# -- a guided step, everywhere ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contest:
+    """What can be timed on this machine, what cannot and why, and what each backend says of itself."""
+
+    works: dict[str, Work] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, str] = field(default_factory=dict)
+
+    def enter(self, name: str, make: Callable[[], tuple[Work, str]]) -> None:
+        """Add what `make` returns, a work and its evidence; where it raises, the reason is kept."""
+        try:
+            self.works[name], self.evidence[name] = make()
+        except Exception as error:  # any failure of any runtime is a row of the table, with its reason
+            self.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def guided_steps(
+    bench: Workbench,
+    precisions: tuple[str, ...] = ("fp32",),
+    bundle: str | Path | None = None,
+    browsers: tuple[tuple[str, int], ...] = (),
+) -> Iterator[Contest]:
+    """One guided step of `export.example_inputs`, ready to be timed on every backend of this machine.
+
+    PyTorch (CPU and CUDA, published form and rewritten), ONNX Runtime on the CPU (straightforward export and ours), the
+    native WebGPU provider and Chromium. Transfers of latents, which are small, are part of a step.
+
+    Args:
+        bench: the network; its graphs are made where they are missing.
+        precisions: of the ONNX graphs.
+        bundle: a bundle with these precisions for Chromium; without one Chromium is left out.
+        browsers: (provider, threads) pairs to run it with; threads 0 for the page's own choice.
+
+    Yields:
+        What there is to time; browsers are closed afterwards.
+    """
+    contest, inputs = Contest(), example_inputs(bench.config)["step"]
+    feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    with ExitStack() as stack:
+        contest.enter("PyTorch eager, CPU", lambda: _torch_step(bench, "cpu", torch.float32))
+        for kind, name in ((torch.float32, "fp32"), (torch.float16, "fp16")):
+            contest.enter(f"PyTorch eager, CUDA, {name}", lambda kind=kind: _torch_step(bench, "cuda", kind))
+        contest.enter("PyTorch, our form, CUDA graph, fp32", lambda: _cuda_graph(bench))
+        contest.enter("ONNX Runtime, CPU, straightforward", lambda: _straightforward(bench))
+        for form in precisions:
+            path = bench.stored(form)["step"]
+            contest.enter(f"ONNX Runtime, CPU, {form}", lambda path=path: _session_step(open_session(path), feeds))
+            for layout in ("NCHW", "NHWC") if form == "fp32" else ("NCHW",):
+                name = f"WebGPU native, {form}, {layout}"
+                contest.enter(name, lambda path=path, layout=layout: _session_step(webgpu_session(path, layout), feeds))
+            for provider, threads in browsers if bundle else ():
+                name = f"Chromium, {provider}{f', {threads} threads' if threads else ''}, {form}"
+                contest.enter(name, lambda p=provider, t=threads, f=form: _browser_step(stack, bundle, p, t, f, feeds))
+        yield contest
+
+
+def _torch_step(bench: Workbench, device: str, kind: torch.dtype) -> tuple[Work, str]:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabError("this machine has no CUDA device")
+    step = PublishedStep(copy.deepcopy(bench.net)).to(device, kind).eval()
+    inputs = [tensor.to(device, kind) for tensor in example_inputs(bench.config)["step"].values()]
+
+    @torch.inference_mode()
+    def work() -> None:
+        step(*inputs)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    work()
+    return work, f"PyTorch {torch.__version__}, {name}"
+
+
+def _cuda_graph(bench: Workbench) -> tuple[Work, str]:
+    """The rewritten step as one recorded CUDA graph: what this card could do without any launch overhead."""
+    if not torch.cuda.is_available():
+        raise LabError("this machine has no CUDA device")
+    step = StepGraph(bench.net).cuda()
+    inputs = [tensor.cuda() for tensor in example_inputs(bench.config)["step"].values()]
+    with torch.inference_mode():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step(*inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(*inputs)
+
+    def work() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return work, f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}"
+
+
+def _straightforward(bench: Workbench) -> tuple[Work, str]:
+    feeds = {name: tensor.numpy() for name, tensor in straightforward_inputs(bench.config).items()}
+    return _session_step(open_session(bench.straightforward()), feeds, "noise")
+
+
+def _session_step(session: onnxruntime.InferenceSession, feeds: dict, output: str = "next_latents") -> tuple[Work, str]:
+    def work() -> None:
+        session.run([output], feeds)
+
+    work()
+    return work, f"ONNX Runtime {onnxruntime.__version__}, {', '.join(session.get_providers())}"
+
+
+def _browser_step(stack: ExitStack, bundle, provider: str, threads: int, form: str, feeds: dict) -> tuple[Work, str]:
+    if provider == "webgpu" and not has_nvidia():
+        raise LabError("this machine has no graphics card; Chromium's software adapter says nothing about speed")
+    browser = stack.enter_context(Browser(bundle, provider, form, threads=threads))
+    return lambda: float(browser.time("step", feeds, 1)[1][0]), browser.evidence
+
+
+def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") -> onnxruntime.InferenceSession:
+    """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
+
+    Args:
+        path: a graph in any precision.
+        layout: "NCHW" or "NHWC", in which the provider runs convolutions.
+        profile: prefix of a profile's file name; empty for none.
+
+    Raises:
+        LabError: the package is missing, there is no device for it, or a node would not run there.
+    """
+    try:
+        import onnxruntime_ep_webgpu as plugin
+    except ImportError:
+        raise LabError("the native WebGPU provider needs `pip install onnxruntime-ep-webgpu`") from None
+    if not any(device.ep_name == plugin.get_ep_name() for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library("webgpu", plugin.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
+    if not devices:
+        raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    options.add_provider_for_devices(devices[:1], {"preferredLayout": layout})
+    return onnxruntime.InferenceSession(str(path), options)
 
 
 def machine() -> dict[str, object]:

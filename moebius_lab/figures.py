@@ -86,6 +86,32 @@ def error_growth(errors: dict[str, list[float]], tolerance: float) -> Figure:
     return figure
 
 
+def block_errors(errors: dict[str, pd.Series]) -> Figure:
+    """Relative error at the end of each block of the denoiser, in its order, a line for each precision."""
+    figure, axes = _figure(1, 1, 10, 3.6)
+    ax = axes[0, 0]
+    for name, values in errors.items():
+        ax.semilogy(range(len(values)), values, marker="o", markersize=3, label=name)
+        ax.set_xticks(range(len(values)), [block.removeprefix("noise.") for block in values.index], rotation=90, fontsize=7)
+    ax.set(ylabel="relative error", title="Where the error is made: after each block")
+    ax.legend(frameon=False)
+    return figure
+
+
+def step_times(table: pd.DataFrame) -> Figure:
+    """Median times with quartiles (ms) as horizontal bars, a bar for each row, fastest first."""
+    rows = table.sort_values("median_ms")
+    figure, axes = _figure(1, 1, 9, 0.34 * len(rows) + 0.9)
+    ax = axes[0, 0]
+    spread = np.abs([rows["median_ms"] - rows["q1_ms"], rows["q3_ms"] - rows["median_ms"]])
+    bars = ax.barh(rows.index, rows["median_ms"], xerr=spread, capsize=3)
+    ax.bar_label(bars, fmt="%.0f", padding=6, fontsize=8)
+    ax.set(xlabel="ms, median and quartiles", title="One guided step")
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    return figure
+
+
 def timings(table: pd.DataFrame) -> Figure:
     """Median times with quartiles: a panel for each `what`, a bar for each backend (ms)."""
     works = list(table["what"].unique())

@@ -28,6 +28,7 @@ PICTURE = "picture"  # the row of the whole pipeline, beside the graphs' own
 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
+UNTRAINED_SLACK = 10.0  # dB less is asked of a whole picture where the network was never trained: its loop amplifies rounding
 LEAST_PSNR = {"fp16-storage": 60.0, "fp16": 40.0, "int8": 40.0, "int4": 10.0}  # dB; of a picture, inside the hole
 
 Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -54,7 +55,9 @@ class Row:
     ok: bool
 
 
-def compare(graph: str, output: str, precision: str, backend: str, got: np.ndarray, reference: np.ndarray) -> Row:
+def compare(
+    graph: str, output: str, precision: str, backend: str, got: np.ndarray, reference: np.ndarray, slack: float = 0.0
+) -> Row:
     """Compare an output with PyTorch's in float32.
 
     Args:
@@ -63,6 +66,7 @@ def compare(graph: str, output: str, precision: str, backend: str, got: np.ndarr
         output: the output's name.
         precision: "fp32" is held to `LARGEST_ERROR`, others to `LEAST_PSNR`.
         backend: what made `got`.
+        slack: dB by which `LEAST_PSNR` is lowered.
 
     Raises:
         ParityError: the shapes differ.
@@ -78,7 +82,8 @@ def compare(graph: str, output: str, precision: str, backend: str, got: np.ndarr
         limit = LARGEST_ERROR.get(graph, GRAPH_LARGEST_ERROR)
         tolerance, ok = f"max {limit:g}", bool(d.max() <= limit)  # False for NaN as well
     else:
-        tolerance, ok = f"{LEAST_PSNR[precision]:g} dB", bool(psnr >= LEAST_PSNR[precision])
+        least = LEAST_PSNR[precision] - slack
+        tolerance, ok = f"{least:g} dB", bool(psnr >= least)
     relative = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
     return Row(graph, output, precision, backend, float(d.max()), float(d.mean()), relative, psnr, tolerance, ok)
 

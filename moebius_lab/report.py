@@ -143,7 +143,7 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
 
 
 def stills(notebook: nbformat.NotebookNode) -> None:
-    """Take the widgets out of an executed notebook, in place: the picture or text that came with each one stays.
+    """Take widgets and frames out of an executed notebook, in place: the picture or text that came with each one stays.
 
     Figures are marked `unconfined`, so that a phone shows them large enough to read.
     """
@@ -152,6 +152,8 @@ def stills(notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("application/vnd.jupyter.widget-view+json", None)
+            if "<iframe" in str(data.get("text/html", "")):  # its server ended with the kernel
+                del data["text/html"]
             if str(data.get("text/plain", "")).startswith("<Figure"):
                 output.metadata.setdefault("image/png", {})["unconfined"] = True
 
