@@ -270,7 +270,7 @@ def test_a_download_pauses_and_resumes(visit):
     page.click("#load")
     expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"), timeout=30_000)
     page.click("#load-cancel")
-    expect(page.locator("#load-text")).to_contain_text("Paused. What has arrived is kept")
+    expect(page.locator("#load-text")).to_contain_text("Stopped. What has arrived is kept")
     expect(page.locator("#load")).to_have_text(re.compile(r"Resume \(\d+\.\d MB\)"))
     page.context.unroute(slow)
     page.click("#load")

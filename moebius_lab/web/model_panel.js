@@ -6,6 +6,7 @@ import { button, dismiss, duration, element, isCancelled, fileSize, notice, onCl
 /** @typedef {import('./engine.js').Choice} Choice */
 /** @typedef {import('./engine.js').LoadProgress} LoadProgress */
 
+const PATIENCE = 45; // seconds that starting may take before the person is told that it can be tried again
 const WAY_ON_WITHOUT_GPU = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader'];
 
 /** Event: `change`, whenever the model is loaded, lost or chosen anew. */
@@ -18,6 +19,8 @@ export class ModelPanel extends EventTarget {
   #loading = null;
   /** @type {AbortController | null} */
   #abort = null;
+  /** Tells when starting takes too long; 0 while nothing is being started. */
+  #timer = 0;
   #select = element('choice', HTMLSelectElement);
   #bar = element('load-bar', HTMLProgressElement);
 
@@ -25,7 +28,7 @@ export class ModelPanel extends EventTarget {
     super();
     this.#select.addEventListener('change', () => this.#show());
     onClick('load', () => void this.load().catch(() => {})); // shown by load itself
-    onClick('load-cancel', () => this.#abort?.abort());
+    onClick('load-cancel', () => this.#stop());
     onClick('clear-old', () => void this.#clear(true));
     onClick('clear-all', () => void this.#clear(false));
     element('storage', HTMLDetailsElement).addEventListener('toggle', () => void this.#showStored());
@@ -83,7 +86,7 @@ export class ModelPanel extends EventTarget {
     }
     if (this.ready) return this.engine;
     if (!this.#loading && (this.missing > 0 || this.choice.provider === 'wasm') && !(await this.#ask(this.choice))) return null;
-    const stop = () => this.#abort?.abort();
+    const stop = () => this.#stop();
     signal.addEventListener('abort', stop, { once: true });
     return this.load()
       .catch(() => null)
@@ -149,8 +152,11 @@ export class ModelPanel extends EventTarget {
       this.#fail(error);
       throw error;
     } finally {
+      clearTimeout(this.#timer);
+      this.#timer = 0;
       button('load').hidden = false;
       button('load-cancel').hidden = true;
+      button('load-cancel').textContent = 'Pause';
       if (!this.#bar.hasAttribute('value')) this.#bar.value = 0;
       choice.cachedBytes = (await engine.detect()).choices.find((c) => c.provider === choice.provider && c.precision === choice.precision)?.cachedBytes ?? 0;
       void this.#showStored();
@@ -158,9 +164,18 @@ export class ModelPanel extends EventTarget {
     return engine;
   }
 
+  /** Stop loading; a runtime that is being started does not listen, so its worker is ended. */
+  #stop() {
+    this.#abort?.abort();
+    if (this.#timer) this.engine?.close();
+  }
+
   /** @param {LoadProgress} progress */
   #progress({ phase, doneBytes, totalBytes, cachedBytes, rate, secondsLeft, storage, message: note }) {
     if (phase === 'session') {
+      const slow = 'Starting takes unusually long. Cancel, and start the model again: nothing has to be downloaded.';
+      this.#timer ||= setTimeout(() => write('load-text', slow), PATIENCE * 1000);
+      button('load-cancel').textContent = 'Cancel';
       this.#bar.value = 1;
       write('load-text', 'All there. Starting the model…');
       return;
@@ -177,8 +192,8 @@ export class ModelPanel extends EventTarget {
   #fail(error, again = () => void this.load().catch(() => {})) {
     const text = element('load-text', HTMLElement);
     if (isCancelled(error)) {
-      text.textContent = 'Paused. What has arrived is kept, and loading goes on from there.';
-      say('Loading paused.');
+      text.textContent = 'Stopped. What has arrived is kept, and loading goes on from there.';
+      say('Loading stopped.');
       return;
     }
     text.classList.add('error');
