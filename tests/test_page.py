@@ -278,6 +278,16 @@ def test_a_download_pauses_and_resumes(visit):
     expect(page.locator("#load")).to_have_text("Loaded")
 
 
+def test_a_start_can_be_cancelled(visit):
+    page = visit()
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text("Starting the model", timeout=60_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#load-text")).to_contain_text("Stopped.")
+    page.get_by_role("button", name="Start the model").click()
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+
+
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
     page = visit()
     load_picture(page, photograph())
