@@ -83,7 +83,9 @@ export class OrtBackend {
     if (known) return known;
     const files = this.form.graphs[graph];
     if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
-    const [body, ...weights] = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
+    const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
+    // as arrays: with Blobs one WebGPU session in six never came back from folding its constants (ONNX Runtime Web 1.30)
+    const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
     const gpu = this.provider === 'webgpu';
     const options = {
       executionProviders: [gpu ? { name: 'webgpu', preferredLayout: 'NCHW' } : { name: 'wasm' }],
@@ -91,9 +93,8 @@ export class OrtBackend {
       extra: { session: this.form.session },
       ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
     };
-    const bytes = new Uint8Array(await body.arrayBuffer());
     const create = (/** @type {0|2} */ logSeverityLevel) =>
-      this.ort.InferenceSession.create(bytes, /** @type {any} */ ({ ...options, logSeverityLevel }));
+      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
     const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
     const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
     const placed = { session, nodes: placement(lines) };
