@@ -85,18 +85,22 @@ INPAINT = """async ({width, height, image, mask, settings}) => {
 }"""
 
 
+class NoBrowser(LabError):
+    """There is no Chromium here, or it does not start."""
+
+
 def find_chromium() -> str:
     """The path of a Chromium: one on the PATH, else the one that Playwright installed.
 
     Raises:
-        LabError: neither; the message says how to get one.
+        NoBrowser: neither; the message says how to get one.
     """
     for name in NAMES:
         if path := shutil.which(name):
             return path
     path = _playwright(lambda play: play.chromium.executable_path)
     if not Path(path).is_file():
-        raise LabError("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
+        raise NoBrowser("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
     return path
 
 
@@ -113,7 +117,7 @@ def _playwright(use: Callable) -> object:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(job).result()
     except ImportError:
-        raise LabError("driving a browser needs Playwright: `pip install playwright`") from None
+        raise NoBrowser("driving a browser needs Playwright: `pip install playwright`") from None
 
 
 def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.ndarray:
@@ -261,9 +265,12 @@ class Browser:
         try:
             from playwright.sync_api import Error, sync_playwright
         except ImportError:
-            raise LabError("driving a browser needs Playwright: `pip install playwright`") from None
+            raise NoBrowser("driving a browser needs Playwright: `pip install playwright`") from None
         self.playwright = sync_playwright().start()
-        self.chromium = self.playwright.chromium.launch(**options)
+        try:
+            self.chromium = self.playwright.chromium.launch(**options)
+        except Error as error:
+            raise NoBrowser(f"{options['executable_path']} does not start: {_own_words(str(error))}") from None
         self.version = self.chromium.version
         context = self.chromium.new_context()
         context.set_default_timeout(TIMEOUT * 1000)

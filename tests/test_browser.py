@@ -1,6 +1,7 @@
 """The shipped modules in a real Chromium: numbers, downloads, storage, and everything that can go wrong with them."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page, sync_playwright
 
 from moebius_lab import LabError
-from moebius_lab.browser import Browser, launch_options
+from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
 from moebius_lab.bundle import write_bundle
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from moebius_lab.imaging import feather
@@ -450,3 +451,19 @@ def test_the_page_s_own_words_reach_python(bundle):
         pass
     with pytest.raises(LabError, match="no complete bundle"):
         Browser(bundle / "weights")
+
+
+def test_without_a_chromium_the_message_says_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
+    with pytest.raises(NoBrowser, match="playwright install chromium"):
+        find_chromium()
+
+
+def test_a_chromium_that_does_not_start_is_none(monkeypatch, tmp_path, bundle):
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(NoBrowser, match="does not start"), Browser(bundle, "wasm"):
+        pass
