@@ -8,6 +8,7 @@ from conftest import DATA
 from PIL import Image
 
 from moebius_lab.__main__ import main
+from moebius_lab.backends import GRAPHS
 from moebius_lab.imaging import feather, read_image, read_mask
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
@@ -67,7 +68,8 @@ def test_bad_input_is_one_line_and_exit_code_2(picture_files, tmp_path, capsys, 
 
 def test_export_puts_three_graphs_where_it_is_told(small, capsys):
     assert main(["export", "--output-dir", str(small.folder), *SMALL]) == 0  # made by the fixture: nothing to do
-    assert capsys.readouterr().out.strip() == str(small.folder / "onnx")
+    folder = small.folder / "onnx" / "fp32"
+    assert capsys.readouterr().out.split() == [str(folder / graph / f"{graph}.onnx") for graph in GRAPHS]
 
 
 def test_verify_reference_says_by_its_exit_code_whether_it_holds(tmp_path, capsys):
