@@ -585,6 +585,7 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 
 def test_everything_works_from_the_keyboard(visit):
     page = visit()
+    page.bring_to_front()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Control+o")
     chooser.value.set_files([upload(photograph())])
