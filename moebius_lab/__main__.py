@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    bench = _bench(options, options.output_dir)
     for path in bench.stored(on_graph=lambda name: print(f"exporting {name}", flush=True)).values():
         print(path)
     return 0
@@ -159,9 +159,10 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, folder: str) -> Workbench:
-    config = find_network(options.network)
-    bench = Workbench(config, options.weights, image, mask, Path(folder).resolve(), options.precision)
+def _bench(options: argparse.Namespace, folder: str) -> Workbench:
+    """For commands that want networks and graphs; its own picture is never looked at."""
+    picture, mask = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
+    bench = Workbench(find_network(options.network), options.weights, picture, mask, Path(folder).resolve(), options.precision)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench
 
@@ -169,7 +170,7 @@ def _bench(options: argparse.Namespace, image: np.ndarray, mask: np.ndarray, fol
 def _publish(options: argparse.Namespace) -> int:
     from .publish import plan, upload, weights_base
 
-    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    bench = _bench(options, options.output_dir)
     files = plan(bench, options.bundle or bench.folder / "bundle", options.repo)
     for file in files:
         print(f"{file.bytes:>12,}  {file.sha256}  {file.path}")
@@ -215,7 +216,7 @@ def _inpaint(options: argparse.Namespace) -> int:
     picture, mask = open_picture(options.image), read_mask(options.mask)
     image = np.asarray(picture.convert("RGB"))
     check_picture_and_mask(image, mask)
-    bench = _bench(options, image, mask, options.graphs_dir)
+    bench = _bench(options, options.graphs_dir)
     backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
     with tqdm(desc=backend.name, unit="step") as bar:
 
@@ -237,7 +238,7 @@ def _inpaint(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     from .bundle import write_bundle
 
-    bench = _bench(options, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), options.output_dir)
+    bench = _bench(options, options.output_dir)
     folder = bench.folder / "bundle"
     manifest = write_bundle(
         bench, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True)

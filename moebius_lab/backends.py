@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import LabError
 from .config import CONDITIONAL_IDS, UNCONDITIONAL_IDS, NetworkConfig
-from .ddim import Step
+from .ddim import Step, guided_update
 from .unet import MoebiusNet
 
 GRAPHS = ("vae_encoder", "step", "vae_decoder")
@@ -59,8 +59,8 @@ class TorchBackend:
     def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
         batch = torch.cat([latents, mask, masked_latents], dim=1).to(self.device).repeat(2, 1, 1, 1)
         t = torch.full((2,), float(step.timestep), device=self.device)
-        u, c = self.net(batch, t, guided_ids().to(self.device)).cpu().split(1)
-        return step.latent_scale * latents + step.noise_scale * (u + guidance * (c - u))
+        noise = self.net(batch, t, guided_ids().to(self.device)).cpu()
+        return guided_update(latents, noise, guidance, step.latent_scale, step.noise_scale)
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
@@ -121,6 +121,14 @@ def step_feeds(latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step
     return arrays | {name: torch.tensor([float(number)]) for name, number in numbers.items()}
 
 
+def session_options() -> onnxruntime.SessionOptions:
+    """What every session needs, on any provider, for graphs stored in any precision."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
+    return options
+
+
 def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
     """Load a graph in ONNX Runtime, stored in any precision.
 
@@ -129,11 +137,8 @@ def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionPr
     """
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(str(path), session_options(), providers=list(providers))
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         line = str(error).splitlines()[0]
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 from . import LabError
-from .backends import open_session
+from .backends import open_session, session_options
 from .browser import Browser, has_nvidia
 from .export import PublishedStep, example_inputs, straightforward_inputs
 from .graph import StepGraph
@@ -204,9 +204,7 @@ def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") ->
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
     if not devices:
         raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options = session_options()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile

@@ -108,16 +108,20 @@ def _playwright(use: Callable) -> object:
     """Call `use` with Playwright's synchronous interface, in a thread without an event loop, where alone it works."""
 
     def job() -> object:
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as play:
+        with _sync_api().sync_playwright() as play:
             return use(play)
 
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(job).result()
+
+
+def _sync_api():
+    """Playwright's module, which the page and the graphs do without."""
     try:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(job).result()
+        from playwright import sync_api
     except ImportError:
         raise NoBrowser("driving a browser needs Playwright: `pip install playwright`") from None
+    return sync_api
 
 
 def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.ndarray:
@@ -254,22 +258,17 @@ class Browser:
         return self.thread.submit(work, *arguments).result()
 
     def _evaluate(self, script: str, argument: dict) -> dict:
-        from playwright.sync_api import Error
-
         try:
             return self._do(lambda: self.page.evaluate(TELL_CAUSE % script, argument))
-        except Error as error:
+        except _sync_api().Error as error:
             raise LabError(_own_words(str(error))) from None
 
     def _open(self, options: dict[str, object]) -> None:
-        try:
-            from playwright.sync_api import Error, sync_playwright
-        except ImportError:
-            raise NoBrowser("driving a browser needs Playwright: `pip install playwright`") from None
-        self.playwright = sync_playwright().start()
+        api = _sync_api()
+        self.playwright = api.sync_playwright().start()
         try:
             self.chromium = self.playwright.chromium.launch(**options)
-        except Error as error:
+        except api.Error as error:
             raise NoBrowser(f"{options['executable_path']} does not start: {_own_words(str(error))}") from None
         self.version = self.chromium.version
         context = self.chromium.new_context()
@@ -280,7 +279,7 @@ class Browser:
         self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
             self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
-        except Error as error:
+        except api.Error as error:
             raise LabError(_own_words(str(error))) from None
 
     def _visit(self, page) -> None:

@@ -11,15 +11,13 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
-import numpy as np
-import torch
 
 from . import LabError, parity
 from .browser import Browser
 from .bundle import FORMAT
 from .checkpoint import DETERMINISTIC, load_checkpoint, load_vae
-from .config import NETWORKS, NetworkConfig
-from .export import OUTPUT_NAMES, example_inputs, torch_graphs
+from .config import NETWORKS
+from .export import example_inputs
 from .hub import require_room
 
 TIMEOUT = 30  # seconds without a byte
@@ -75,8 +73,8 @@ def check_port(
         natively = parity.onnx_run(paths)
         native = {graph: natively(graph, feeds) for graph, feeds in inputs.items()}
         if weights in RECOMPUTABLE:
-            references = _with_pytorch(weights, config, graphs)
-            rows = _rows(references, native, form, "ONNX Runtime")
+            references = parity.reference_outputs(load_checkpoint(weights, config), load_vae(weights, config), graphs)
+            rows = parity.compare_outputs(references, native, dict.fromkeys(graphs, form), "ONNX Runtime")
             on_progress("the reference is PyTorch in float32")
         else:
             references, rows = native, []
@@ -84,7 +82,7 @@ def check_port(
         with Browser(base, provider, form, adapter) as browser:
             on_progress(f"Chromium {browser.version}: {browser.evidence}")
             seen = {graph: browser.run(graph, feeds) for graph, feeds in inputs.items()}
-        return rows + _rows(references, seen, form, f"Chromium, {provider}")
+        return rows + parity.compare_outputs(references, seen, dict.fromkeys(graphs, form), f"Chromium, {provider}")
 
 
 def _folder(url: str) -> str:
@@ -180,22 +178,3 @@ def _download(fetch: _Fetch, manifest: dict, form: str, folder: Path) -> dict[st
         for file in files:
             fetch.require(urljoin(host, file["file"]), file, folder / graph / file["name"])
     return {graph: folder / graph / files[0]["name"] for graph, files in graphs.items()}
-
-
-def _with_pytorch(weights: str, config: NetworkConfig, graphs: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-    modules = torch_graphs(load_checkpoint(weights, config), load_vae(weights, config))
-    references = {}
-    for graph in graphs:
-        with torch.inference_mode():
-            outputs = modules[graph](*example_inputs(config)[graph].values())
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        references[graph] = {name: y.numpy() for name, y in zip(OUTPUT_NAMES[graph], outputs, strict=True)}
-    return references
-
-
-def _rows(references: dict, got: dict, form: str, backend: str) -> list[parity.Row]:
-    return [
-        parity.compare(graph, name, form, backend, got[graph][name], reference)
-        for graph, outputs in references.items()
-        for name, reference in outputs.items()
-    ]

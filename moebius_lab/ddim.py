@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from . import LabError
 from .config import BETA_END, BETA_START, TRAIN_TIMESTEPS
@@ -29,6 +30,12 @@ class Step:
     sigma: float  # sqrt(1 - a): share of the noise in it
     latent_scale: float
     noise_scale: float
+
+
+def guided_update(latents: Tensor, noise: Tensor, guidance: Tensor | float, latent_scale, noise_scale) -> Tensor:
+    """The next latents (1, 4, s, s), from the noise (2, 4, s, s) of both guided halves, unconditional first."""
+    u, c = noise.split(1)
+    return latent_scale * latents + noise_scale * (u + guidance * (c - u))
 
 
 def scheduler() -> DDIMScheduler:

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from . import LabError
 from .backends import GRAPHS, guided_ids
-from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, NetworkConfig
-from .ddim import ddim_steps
+from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
+from .ddim import ddim_steps, guided_update
 from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
@@ -108,8 +108,7 @@ class PublishedStep(nn.Module):
         """Inputs and outputs are those of `graph.StepGraph`."""
         x = torch.cat([latents, mask, masked_latents], dim=1).repeat(2, 1, 1, 1)
         noise = self.net(x, timestep.expand(2), guided_ids().to(x.device))
-        u, c = noise.split(1)
-        return latent_scale * latents + noise_scale * (u + guidance * (c - u)), noise
+        return guided_update(latents, noise, guidance, latent_scale, noise_scale), noise
 
 
 def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
@@ -120,7 +119,7 @@ def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
     """
     rng = torch.Generator().manual_seed(0)
     s, S = config.latent_size, config.image_size
-    step = ddim_steps(20, 0.99)[9]
+    step = ddim_steps(STEPS, STRENGTH)[9]
     mask = torch.zeros(1, 1, s, s)
     mask[:, :, s // 4 : 3 * s // 4, s // 4 : 3 * s // 4] = 1
     numbers = (step.timestep, GUIDANCE, step.latent_scale, step.noise_scale)

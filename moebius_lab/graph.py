@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
+from .ddim import guided_update
 from .lambda_layer import CrossLambda, SelfLambda
 from .unet import (
     ChannelLayerNorm,
@@ -549,8 +550,7 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `NoiseGraph`, and three float32 numbers of shape (1,) -> next latents (1, 4, s, s), noise (2, 4, s, s)."""
         noise = self.noise(latents, mask, masked_latents, timestep)
-        u, c = noise.split(1)
-        return latent_scale * latents + noise_scale * (u + guidance * (c - u)), noise
+        return guided_update(latents, noise, guidance, latent_scale, noise_scale), noise
 
 
 def noise_example(net: MoebiusNet) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from . import LabError
-from .backends import open_session
+from .backends import GRAPHS, open_session
 from .export import OUTPUT_NAMES, example_inputs, torch_graphs
 from .unet import MoebiusNet
 
@@ -88,12 +88,14 @@ def compare(
     return Row(graph, output, precision, backend, float(d.max()), float(d.mean()), relative, psnr, tolerance, ok)
 
 
-def reference_outputs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, dict[str, np.ndarray]]:
-    """What PyTorch in float32 makes of `example_inputs`: for each graph its outputs by name."""
-    modules, references = torch_graphs(net, vae), {}
-    for graph, inputs in example_inputs(net.config).items():
+def reference_outputs(
+    net: MoebiusNet, vae: AutoencoderKL, graphs: tuple[str, ...] = GRAPHS
+) -> dict[str, dict[str, np.ndarray]]:
+    """What PyTorch in float32 makes of `example_inputs`: for each of `graphs` its outputs by name."""
+    modules, inputs, references = torch_graphs(net, vae), example_inputs(net.config), {}
+    for graph in graphs:
         with torch.inference_mode():
-            got = modules[graph](*inputs.values())
+            got = modules[graph](*inputs[graph].values())
         outputs = got if isinstance(got, tuple) else (got,)
         references[graph] = dict(zip(OUTPUT_NAMES[graph], (y.numpy() for y in outputs), strict=True))
     return references
@@ -102,7 +104,7 @@ def reference_outputs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, dict[str
 def compare_graphs(
     references: dict[str, dict[str, np.ndarray]], net: MoebiusNet, run: Run, forms: dict[str, str], backend: str
 ) -> list[Row]:
-    """Run every graph on `example_inputs` and compare each output.
+    """Run every graph of `references` on `example_inputs` and compare each output.
 
     Args:
         references: from `reference_outputs`.
@@ -111,11 +113,18 @@ def compare_graphs(
         forms: the stored form of each graph, as `precision.per_graph` returns them.
         backend: what to call it in the table.
     """
-    rows = []
-    for graph, inputs in example_inputs(net.config).items():
-        got = run(graph, {name: tensor.numpy() for name, tensor in inputs.items()})
-        rows += [compare(graph, name, forms[graph], backend, got[name], y) for name, y in references[graph].items()]
-    return rows
+    inputs = example_inputs(net.config)
+    got = {graph: run(graph, {name: tensor.numpy() for name, tensor in inputs[graph].items()}) for graph in references}
+    return compare_outputs(references, got, forms, backend)
+
+
+def compare_outputs(references: dict, got: dict, forms: dict[str, str], backend: str) -> list[Row]:
+    """Compare every output in `references`, by graph and name, with the one in `got`; see `compare_graphs`."""
+    return [
+        compare(graph, name, forms[graph], backend, got[graph][name], y)
+        for graph, outputs in references.items()
+        for name, y in outputs.items()
+    ]
 
 
 def onnx_run(paths: dict[str, Path]) -> Run:

@@ -77,7 +77,7 @@ class Workbench:
         """What a graph of `part` ("denoiser" or "vae") depends on."""
         source = self.weight_file(part)
         digest = source if source == DETERMINISTIC else file_digest(Path(source))
-        sources = ("config", "lambda_layer", "unet", "graph", "export", "precision")
+        sources = ("config", "lambda_layer", "unet", "ddim", "graph", "export", "precision")
         code = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in sources]
         return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
 
@@ -111,8 +111,8 @@ class Workbench:
         return {graph: self._stored(graph, form, on_graph) for graph, form in per_graph(precision or self.precision).items()}
 
     def _stored(self, graph: str, form: str, on_graph) -> Path:
-        folder = self.folder / "onnx" / form / graph
-        stamp, made_from = folder / "files.json", self._made_from("denoiser" if graph == "step" else "vae")
+        stamp, made_from = self._stamp(graph, form)
+        folder = stamp.parent
         if not _is_complete(stamp, made_from):
             fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" else None
             on_graph(graph if form == "fp32" else f"{graph}, {form}")
@@ -125,9 +125,13 @@ class Workbench:
 
     def stored_files(self, graph: str, form: str) -> list[dict]:
         """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew."""
-        stamp = self.folder / "onnx" / form / graph / "files.json"
-        fresh = _is_complete(stamp, self._made_from("denoiser" if graph == "step" else "vae"))
-        return json.loads(stamp.read_text())["files"] if fresh else []
+        stamp, made_from = self._stamp(graph, form)
+        return json.loads(stamp.read_text())["files"] if _is_complete(stamp, made_from) else []
+
+    def _stamp(self, graph: str, form: str) -> tuple[Path, dict[str, object]]:
+        """The file that tells what a stored graph was made from, and what it has to tell."""
+        part = "denoiser" if graph == "step" else "vae"
+        return self.folder / "onnx" / form / graph / "files.json", self._made_from(part)
 
     def straightforward(self) -> Path:
         """The denoiser exported without rewrites, for comparison: `onnx/straightforward/straightforward.onnx`."""

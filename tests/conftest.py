@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
+from moebius_lab.browser import find_chromium
 from moebius_lab.bundle import write_bundle
 from moebius_lab.workbench import Workbench, prepare
 
@@ -25,6 +27,20 @@ def picture_files(tmp_path_factory, pipeline_reference) -> tuple[Path, Path]:
     Image.fromarray(pipeline_reference["image"]).save(image)
     Image.fromarray(pipeline_reference["mask"]).save(mask)
     return image, mask
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    with sync_playwright() as play:
+        yield play
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright):
+    """A browser without flags of its own; test_browser.py has one with WebGPU."""
+    browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from moebius_lab import LabError
 from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
@@ -54,12 +54,6 @@ def bundle(small, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "page"
     write_bundle(small, folder, ("fp16", "fp16-storage", "fp32"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as play:
-        yield play
 
 
 @pytest.fixture(scope="module")

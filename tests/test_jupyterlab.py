@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from moebius_lab.browser import find_chromium, launch_options
 from moebius_lab.mask_painter import MaskPainter
@@ -100,12 +100,6 @@ def address_of(log, server) -> str:
         assert server.poll() is None, log.read_text()
         time.sleep(0.25)
     raise TimeoutError(log.read_text())
-
-
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as playwright:
-        yield playwright
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import re
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from moebius_lab.browser import find_chromium
 from moebius_lab.bundle import WEB, write_bundle
 from moebius_lab.config import MASK_BLUR_RADIUS
 from moebius_lab.serve import Server
@@ -32,14 +31,6 @@ def site(tmp_path_factory):
     write_bundle(prepare("demo", "demo", str(photo), str(mask), str(folder / "run")), folder / "bundle", ("fp16-storage",))
     with Server(folder / "bundle") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -217,13 +208,19 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     assert sum(page.evaluate("shifts")) < 0.01
 
 
-def test_cancel_stops_within_a_step_and_the_mask_stays(visit):
+def running(visit, steps: int) -> tuple[Page, np.ndarray]:
+    """A page on which a run is under way, and the mask that was painted for it."""
     page = visit()
     load_picture(page, photograph())
     drag(page, (60, 60), (90, 60))
     mask = mask_of(page)
-    start(page, steps=60)
+    start(page, steps=steps)
     expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=120_000)
+    return page, mask
+
+
+def test_cancel_stops_within_a_step_and_the_mask_stays(visit):
+    page, mask = running(visit, steps=60)
     page.click("#cancel")
     expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.", timeout=10_000)
     expect(page.locator("#run")).to_be_focused()
@@ -289,12 +286,7 @@ def test_a_start_can_be_cancelled(visit):
 
 
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
-    page = visit()
-    load_picture(page, photograph())
-    drag(page, (60, 60), (90, 60))
-    mask = mask_of(page)
-    start(page, steps=40)
-    expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=120_000)
+    page, mask = running(visit, steps=40)
     page.evaluate("async () => (await import('./main.js')).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
     alert = page.locator(".notice[role=alert]")
     expect(alert).to_contain_text("worker stopped (gone)")

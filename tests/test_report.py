@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from playwright.sync_api import sync_playwright
 
 from moebius_lab import report
-from moebius_lab.browser import find_chromium
 from moebius_lab.inpaint_panel import Inpaint
 from moebius_lab.mask_painter import MaskPainter, jpeg
 
@@ -63,14 +61,6 @@ def test_widgets_leave_their_stills_and_nothing_is_fetched(pages):
     assert "widget-view" not in text and "<script" not in text
     assert len(re.findall(r"data:image/jpeg;base64", text)) == 2
     assert not re.findall(r'(?:src|href)="https?:', text)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
