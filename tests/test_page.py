@@ -577,7 +577,8 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 
 def test_everything_works_from_the_keyboard(visit):
     page = visit()
-    page.bring_to_front()
+    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does
+    page.wait_for_timeout(500)
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Control+o")
     chooser.value.set_files([upload(photograph())])
