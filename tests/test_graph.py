@@ -12,7 +12,7 @@ from moebius_lab import ddim, graph
 from moebius_lab.checkpoint import deterministic_weights
 from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, SMALL, UNCONDITIONAL_IDS
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
-from moebius_lab.unet import MoebiusNet, SeparableConv, Upsample, sinusoid
+from moebius_lab.unet import Downsample, MixFFN, MoebiusNet, SeparableConv, Upsample, sinusoid
 
 DATA = Path(__file__).parent / "data"
 IDS = torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
@@ -111,9 +111,32 @@ def test_cross_lambda_as_attention_over_ten_keys():
     assert_same(graph.to_picture(attention(graph.to_tokens(shared)), 8), expected, 1e-5)
 
 
-def test_nearest_upsampling_and_convolution_as_one_2x2_convolution():
+@pytest.mark.parametrize("positions", [1024, graph.LONG_SUM])
+def test_content_lambda_in_parts(positions):
+    k, v = normal(2, 6, positions).softmax(dim=-1), normal(2, positions, 6)
+    assert_same(graph.content_lambda(k, v), torch.einsum("bkn,bnv->bkv", k, v), 1e-6)
+
+
+def test_gate_and_value_of_the_feed_forward_made_apart():
+    ffn = filled(MixFFN(12, 5))
+    assert_same(graph.GatedHalves(ffn)(normal(2, 12, 6, 6)), ffn(normal(2, 12, 6, 6)), 5e-6)
+
+
+def test_downsampling_as_a_gather_and_one_product():
+    downsample = filled(Downsample(12))
+    assert_same(graph.GatheredDownsample(downsample, 8)(normal(2, 12, 8, 8)), downsample(normal(2, 12, 8, 8)), 5e-6)
+
+
+def test_nearest_upsampling_and_convolution_as_nine_products():
     upsample = filled(Upsample(12))
-    assert_same(graph.PhaseUpsample(upsample)(normal(2, 12, 5, 7)), upsample(normal(2, 12, 5, 7)), 5e-6)
+    assert_same(graph.TapUpsample(upsample, 6)(normal(2, 12, 6, 6)), upsample(normal(2, 12, 6, 6)), 5e-6)
+
+
+def test_sides_of_products_over_keys_are_multiples_of_what_a_gpu_reads_at_once(net):
+    for block in (*graph.NoiseGraph(net).down,):
+        for transformer in block["transformers"]:
+            assert transformer.self_lambda.offsets.shape[1] % graph.LANES == 0
+            assert transformer.condition.v.shape[1] % graph.LANES == 0
 
 
 def test_time_biases_hold_embedding_projection_and_folded_norm(net):
