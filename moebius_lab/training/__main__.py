@@ -205,7 +205,6 @@ def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smok
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED + int(began) * (not smoke))  # a resumed run must not see the same batches again
     cuda = torch.cuda.is_available()
-    torch.backends.cudnn.benchmark = cuda  # shapes do not change
     log_file = work / "training_log.json"
     log = json.loads(log_file.read_text()) if log_file.exists() else {"seed": SEED}
     log["hardware"] = torch.cuda.get_device_name() if cuda else "CPU"
