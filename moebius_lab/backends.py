@@ -142,3 +142,34 @@ def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionPr
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         line = str(error).splitlines()[0]
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
+
+
+def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") -> onnxruntime.InferenceSession:
+    """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
+
+    Args:
+        path: a graph in any precision.
+        layout: "NCHW" or "NHWC", in which the provider runs convolutions.
+        profile: prefix of a profile's file name; empty for none.
+
+    Raises:
+        LabError: the package is missing, there is no device for it, or a node would not run there.
+    """
+    try:
+        import onnxruntime_ep_webgpu as plugin
+    except ImportError:
+        raise LabError("the native WebGPU provider needs `pip install onnxruntime-ep-webgpu`") from None
+    if not any(device.ep_name == plugin.get_ep_name() for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library("webgpu", plugin.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
+    if not devices:
+        raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
+    options = session_options()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    options.add_provider_for_devices(devices[:1], {"preferredLayout": layout})
+    try:
+        return onnxruntime.InferenceSession(str(path), options)
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        raise LabError(f"{path}: the native WebGPU provider does not take it ({str(error).splitlines()[0]})") from None

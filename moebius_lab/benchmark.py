@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 from . import LabError
-from .backends import open_session, session_options
+from .backends import open_session, webgpu_session
 from .browser import Browser, has_nvidia
 from .export import PublishedStep, example_inputs, straightforward_inputs
 from .graph import StepGraph
@@ -102,7 +102,7 @@ def guided_steps(
         browsers: (provider, threads) pairs to run it with; threads 0 for the page's own choice.
 
     Yields:
-        What there is to time; browsers are closed afterwards.
+        What there is to time; browsers and sessions are closed afterwards.
     """
     contest, inputs = Contest(), example_inputs(bench.config)["step"]
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -121,13 +121,17 @@ def guided_steps(
             for provider, threads in browsers if bundle else ():
                 name = f"Chromium, {provider}{f', {threads} threads' if threads else ''}, {form}"
                 contest.enter(name, lambda p=provider, t=threads, f=form: _browser_step(stack, bundle, p, t, f, feeds))
-        yield contest
+        try:
+            yield contest
+        finally:
+            contest.works.clear()  # with them the sessions, which hold gigabytes at full size
 
 
 def _torch_step(bench: Workbench, device: str, kind: torch.dtype) -> tuple[Work, str]:
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("this machine has no CUDA device")
-    step = PublishedStep(copy.deepcopy(bench.net)).to(device, kind).eval()
+    as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights beside all sessions
+    step = PublishedStep(bench.net if as_it_is else copy.deepcopy(bench.net)).to(device, kind).eval()
     inputs = [tensor.to(device, kind) for tensor in example_inputs(bench.config)["step"].values()]
 
     @torch.inference_mode()
@@ -182,34 +186,6 @@ def _browser_step(stack: ExitStack, bundle, provider: str, threads: int, form: s
         raise LabError("this machine has no graphics card; Chromium's software adapter says nothing about speed")
     browser = stack.enter_context(Browser(bundle, provider, form, threads=threads))
     return lambda: float(browser.time("step", feeds, 1)[1][0]), browser.evidence
-
-
-def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") -> onnxruntime.InferenceSession:
-    """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
-
-    Args:
-        path: a graph in any precision.
-        layout: "NCHW" or "NHWC", in which the provider runs convolutions.
-        profile: prefix of a profile's file name; empty for none.
-
-    Raises:
-        LabError: the package is missing, there is no device for it, or a node would not run there.
-    """
-    try:
-        import onnxruntime_ep_webgpu as plugin
-    except ImportError:
-        raise LabError("the native WebGPU provider needs `pip install onnxruntime-ep-webgpu`") from None
-    if not any(device.ep_name == plugin.get_ep_name() for device in onnxruntime.get_ep_devices()):
-        onnxruntime.register_execution_provider_library("webgpu", plugin.get_library_path())
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
-    if not devices:
-        raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
-    options = session_options()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, profile
-    options.add_provider_for_devices(devices[:1], {"preferredLayout": layout})
-    return onnxruntime.InferenceSession(str(path), options)
 
 
 def machine() -> dict[str, object]:

@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from .checkpoint import make_vae
 from .config import INPUT_CHANNELS, NetworkConfig
+from .export import example_inputs, torch_graphs
 from .unet import MoebiusNet
 
 PARTS = {
@@ -100,6 +102,18 @@ def network_inventory(config: NetworkConfig, batch: int = 2) -> tuple[pd.DataFra
         for part in [*PARTS, OTHER]
     ]
     return pd.DataFrame(rows).set_index("part"), recorder.operators
+
+
+def graph_gflop(config: NetworkConfig) -> dict[str, float]:
+    """GFLOP of one run of each graph in its published form: convolutions and matrix products, multiply-adds count two."""
+    with torch.device("meta"):
+        modules = torch_graphs(MoebiusNet(config), make_vae(config))
+    work = {}
+    for graph, inputs in example_inputs(config).items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+            modules[graph](*(tensor.to("meta") for tensor in inputs.values()))
+        work[graph] = counter.get_total_flops() / 1e9
+    return work
 
 
 def _flops_by_part(net: nn.Module, counter: FlopCounterMode) -> Counter[str]:

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
 from . import LabError
-from .backends import GRAPHS, open_session
+from .backends import GRAPHS, open_session, webgpu_session
 from .export import OUTPUT_NAMES, example_inputs, torch_graphs
+from .inventory import graph_gflop
+from .precision import per_graph
 from .unet import MoebiusNet
+from .workbench import PYTORCH, Loop
 
+CPU = "ONNX Runtime, CPU"
+LOOP = "loop"  # rows of the latents on the way
 PICTURE = "picture"  # the row of the whole pipeline, beside the graphs' own
+BROWSER_SECONDS = 180.0  # of one run of a graph in a browser, beyond which its row is left out and the reason stands instead
 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
@@ -127,13 +135,105 @@ def compare_outputs(references: dict, got: dict, forms: dict[str, str], backend:
     ]
 
 
+def compare_precisions(
+    references: dict[str, dict[str, np.ndarray]],
+    net: MoebiusNet,
+    stored: Callable[[str], dict[str, Path]],
+    precisions: tuple[str, ...],
+    make_run: Callable[[dict[str, Path]], Run],
+    backend: str,
+) -> list[Row]:
+    """Compare every graph in every form that `precisions` ask for; a form that two of them share runs once.
+
+    Args:
+        references: from `reference_outputs`.
+        net: the network, for its inputs' sizes.
+        stored: `Workbench.stored`.
+        precisions: see `precision.per_graph`.
+        make_run: `onnx_run` or `webgpu_run`.
+        backend: what to call it in the table.
+    """
+    rows, done = [], set()
+    for precision in precisions:
+        forms = {graph: form for graph, form in per_graph(precision).items() if (graph, form) not in done}
+        done |= set(forms.items())
+        expected = {graph: references[graph] for graph in forms}
+        rows += compare_graphs(expected, net, make_run(stored(precision)), forms, backend)
+    return rows
+
+
+def compare_in_time(
+    references: dict[str, dict[str, np.ndarray]],
+    net: MoebiusNet,
+    run: Run,
+    forms: dict[str, str],
+    backend: str,
+    seconds: float = BROWSER_SECONDS,
+) -> tuple[list[Row], dict[str, str]]:
+    """`compare_graphs` where a run may take minutes: the step's own time and each graph's arithmetic decide what is run.
+
+    Args:
+        seconds: that one run of a graph may take. The step is run in any case.
+
+    Returns:
+        The rows, and for each graph that was left out the reason.
+    """
+    gflop = graph_gflop(net.config)
+    start = time.perf_counter()
+    rows = compare_graphs({"step": references["step"]}, net, run, forms, backend)
+    a_step, left_out = time.perf_counter() - start, {}
+    for graph in (graph for graph in references if graph != "step"):
+        expected = a_step * gflop[graph] / gflop["step"]
+        if expected <= seconds:
+            rows += compare_graphs({graph: references[graph]}, net, run, forms, backend)
+        else:
+            left_out[graph] = (
+                f"not run: the step took {a_step:.0f} s, and by its arithmetic {graph} would take {expected:.0f} s, "
+                f"more than the {seconds:.0f} s allowed here"
+            )
+    return rows, left_out
+
+
 def onnx_run(paths: dict[str, Path]) -> Run:
     """ONNX Runtime on the CPU, on the graphs of `Workbench.stored`; each session lives for one call."""
+    return _native_run(paths, open_session)
 
+
+def webgpu_run(paths: dict[str, Path]) -> Run:
+    """ONNX Runtime's native WebGPU provider; a call raises LabError, as `backends.webgpu_session` does, where there is none."""
+    return _native_run(paths, webgpu_session)
+
+
+def _native_run(paths: dict[str, Path], open_: Callable[[Path], onnxruntime.InferenceSession]) -> Run:
     def run(graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(OUTPUT_NAMES[graph], open_session(paths[graph]).run(OUTPUT_NAMES[graph], inputs), strict=True))
+        return dict(zip(OUTPUT_NAMES[graph], open_(paths[graph]).run(OUTPUT_NAMES[graph], inputs), strict=True))
 
     return run
+
+
+def compare_loops(loops: dict[str, Loop], hole: np.ndarray, slack: float = 0.0) -> list[Row]:
+    """Compare the sampling loop of ONNX Runtime with PyTorch's in fp32, and of narrower precisions with that of fp32.
+
+    Args:
+        loops: `Workbench.loop` of "PyTorch", "fp32" and any other precision, all from the same noise.
+        hole: bool (H, W): where a narrower precision's picture is compared.
+        slack: see `compare`.
+
+    Returns:
+        For each precision the latents after the first and after the last step, and the picture.
+    """
+    rows = []
+    for form, loop in loops.items():
+        if form == PYTORCH:
+            continue
+        against, where = (PYTORCH, ...) if form == "fp32" else ("fp32", hole)
+        reference = loops[against]
+        for step in (1, loop.steps):
+            output, got, expected = f"latents after step {step}", loop.latents[step - 1], reference.latents[step - 1]
+            rows.append(compare(LOOP, output, form, CPU, got, expected, slack))
+        output = "picture" if form == "fp32" else "picture's hole"
+        rows.append(compare(PICTURE, f"{output}, against {against}", form, CPU, loop.picture[where], reference.picture[where], slack))
+    return rows
 
 
 def table(rows: list[Row]) -> pd.DataFrame:

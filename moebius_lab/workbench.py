@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +24,25 @@ from .config import NETWORKS, NetworkConfig
 from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
 from .hub import file_sha256
 from .imaging import check_picture_and_mask, read_image, read_mask
+from .inpaint import Progress, Settings, inpaint
+from .inventory import graph_gflop
 from .precision import per_graph, store
 from .unet import MoebiusNet
 
 RUN_BYTES = {"denoiser": 26, "vae": 14}  # that a run writes for each parameter, about
+PYTORCH = "PyTorch"  # the backend that the others are compared with
+BRISK_SECONDS = 1.0  # of a step's arithmetic: where it takes longer, the notebooks leave out what is only for show
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One run of the sampling loop on a workbench's picture."""
+
+    picture: np.ndarray  # uint8 (H, W, 3)
+    latents: np.ndarray  # float32 (n, 4, s, s) after each step of each window, scaled
+    clean: np.ndarray  # float32 (n, 4, s, s), the picture predicted at each step (x0), scaled
+    steps: int  # of one window
+    seconds: float  # that it took when it was run
 
 
 def demo_photographs() -> dict[str, tuple[Path, Path]]:
@@ -38,7 +55,8 @@ def demo_photographs() -> dict[str, tuple[Path, Path]]:
 class Workbench:
     """One run of the port: a network with its weights, a picture with its mask, and a folder.
 
-    In the folder: `onnx/` the graphs, `pictures/` images and figures, `results/` one JSON per notebook.
+    In the folder: `onnx/` the graphs, `loops/` what the sampling loop gave on each backend, `pictures/` images and figures,
+    `results/` one JSON per notebook.
     """
 
     config: NetworkConfig
@@ -68,6 +86,60 @@ class Workbench:
     def onnx_backend(self) -> OnnxBackend:
         """ONNX Runtime on this run's graphs, which are made first where they are missing or out of date."""
         return OnnxBackend(self.stored(), self.config)
+
+    @cached_property
+    def least_step_seconds(self) -> float:
+        """Seconds that a guided step takes here at least: its arithmetic at the rate of a matrix product, the best of five."""
+        a, seconds = torch.ones(1024, 1024), []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ a
+            seconds.append(time.perf_counter() - start)
+        return graph_gflop(self.config)["step"] * min(seconds) / (2 * 1024**3 / 1e9)
+
+    @property
+    def brisk(self) -> bool:
+        """Whether that is at most `BRISK_SECONDS`: where not, the notebooks say what they leave out."""
+        return self.least_step_seconds <= BRISK_SECONDS
+
+    def loop(self, name: str, init: str = Settings.init) -> Loop:
+        """The sampling loop on this run's picture, kept in `loops/NAME-INIT.npz` until weights, code or picture change.
+
+        The backend is made for the run and let go after it, so that only one is in memory; PyTorch's networks stay.
+
+        Args:
+            name: "PyTorch", or a precision of ONNX Runtime's graphs, which are made first where they are missing.
+            init: see `inpaint.Settings`; the other settings are the default ones.
+
+        Raises:
+            LabError: an unknown precision or `init`.
+        """
+        path, key = self.folder / "loops" / f"{name}-{init}.npz", self._loop_key()
+        if path.is_file():
+            with np.load(path) as kept:
+                if kept["key"] == key:
+                    return Loop(kept["picture"], kept["latents"], kept["clean"], int(kept["steps"]), float(kept["seconds"]))
+        backend = self.torch_backend if name == PYTORCH else OnnxBackend(self.stored(name), self.config)
+        seen: list[Progress] = []
+        start = time.perf_counter()
+        picture = inpaint(backend, self.image, self.mask, Settings(init=init), seen.append)
+        seconds = time.perf_counter() - start
+        latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
+        loop = Loop(picture, latents, clean, seen[0].steps, seconds)
+        path.parent.mkdir(exist_ok=True)
+        with path.with_suffix(".part").open("wb") as file:
+            np.savez(file, key=key, **vars(loop))
+        path.with_suffix(".part").replace(path)
+        return loop
+
+    def _loop_key(self) -> str:
+        """SHA-256 of all that the loop's numbers depend on."""
+        digest = hashlib.sha256(self.fingerprint().encode())
+        for name in ("backends", "imaging", "inpaint"):
+            digest.update(file_digest(Path(__file__).with_name(f"{name}.py")).encode())
+        for array in (self.image, self.mask):
+            digest.update(str(array.shape).encode() + array.tobytes())
+        return digest.hexdigest()
 
     def weight_file(self, part: str) -> str | Path:
         """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
@@ -143,6 +215,16 @@ class Workbench:
             files = [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())]
             stamp.write_text(json.dumps({"made_from": made_from, "files": files}, indent=1))
         return path
+
+    def once(self, name: str, make: Callable[[], object], source: str) -> object:
+        """What `make` returns, which has to fit JSON; kept in `onnx/NAME.json` until weights or code change, or `source`."""
+        path, key = self.folder / "onnx" / f"{name}.json", f"{self.fingerprint()} {file_digest(Path(source))}"
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if kept.get("made_from") != key:
+            kept = {"made_from": key, "value": make()}
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(kept, indent=1))
+        return kept["value"]
 
     def record(self, notebook: str, **results: object) -> Path:
         """Write a notebook's results to `results/NOTEBOOK.json` and return the path."""
