@@ -81,6 +81,24 @@ export class OrtBackend {
   async open(graph) {
     const known = this.sessions.get(graph);
     if (known) return known;
+    const { body, options, gpu } = await this.#source(graph);
+    const create = (/** @type {0|2} */ logSeverityLevel) =>
+      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
+    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
+    const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
+    const placed = { session, nodes: placement(lines) };
+    if (gpu && !this.device) await this.#watchDevice();
+    this.sessions.set(graph, placed);
+    if (this.capture && graph === STEP) this.#record(placed);
+    return placed;
+  }
+
+  /**
+   * What a session of a graph is made from.
+   *
+   * @param {string} graph
+   */
+  async #source(graph) {
     const files = this.form.graphs[graph];
     if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
     const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
@@ -93,15 +111,7 @@ export class OrtBackend {
       extra: { session: this.form.session },
       ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
     };
-    const create = (/** @type {0|2} */ logSeverityLevel) =>
-      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
-    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
-    const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    const placed = { session, nodes: placement(lines) };
-    if (gpu && !this.device) await this.#watchDevice();
-    this.sessions.set(graph, placed);
-    if (this.capture && graph === STEP) this.#record(placed);
-    return placed;
+    return { body, options, gpu };
   }
 
   /**
@@ -188,6 +198,31 @@ export class OrtBackend {
       values[name] = { dims: [...tensor.dims], data: /** @type {Float32Array} */ (await tensor.getData(true)) };
     }
     return values;
+  }
+
+  /**
+   * Run a graph in a session of its own that ONNX Runtime profiles.
+   *
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @param {number} times after a first run
+   * @returns {Promise<string>} the events as ONNX Runtime writes them
+   */
+  async profile(graph, feeds, times) {
+    const { body, options } = await this.#source(graph);
+    const profiled = { ...options, enableGraphCapture: false, enableProfiling: true, logSeverityLevel: WARNING };
+    const session = await this.ort.InferenceSession.create(body, /** @type {any} */ (profiled));
+    try {
+      const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
+      for (let i = 0; i <= times; i++) {
+        const outputs = await session.run(Object.fromEntries(tensors));
+        await this.device?.queue.onSubmittedWorkDone();
+        for (const tensor of Object.values(outputs)) tensor.dispose();
+      }
+      return (await this.log.during(async () => session.endProfiling())).lines.join('\n');
+    } finally {
+      await session.release();
+    }
   }
 
   /**
