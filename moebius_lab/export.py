@@ -18,6 +18,7 @@ import logging
 import shutil
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -182,15 +183,46 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
     needed, free = sum(4 * p.numel() for p in module.parameters()) * 1.1, shutil.disk_usage(path.parent).free
     if free < needed:
         raise LabError(f"{path.parent}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing about our graphs
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
     onnx.checker.check_model(str(path))
     return path
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's notes on packages that are not there and on deprecations inside itself: nothing about our graphs."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def written_down(module: nn.Module, *inputs: Tensor) -> list[str]:
+    """What the exporter writes down of a module on `inputs`: a line for each node, with the shapes of what goes in and out."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(module.eval(), inputs, opset_version=OPSET, dynamo=True, verbose=False)
+
+    def named(values) -> str:
+        return ", ".join(f"{value.name} {list(value.shape)}" for value in values)
+
+    return [f"{node.op_type:8} {named(node.inputs)} -> {named(node.outputs)}" for node in program.model.graph]
+
+
+def opset_history(operator: str) -> list[int]:
+    """The opsets in which ONNX's own `operator` was introduced and then defined anew, in order.
+
+    Raises:
+        LabError: ONNX has no operator of this name.
+    """
+    schemas = onnx.defs.get_all_schemas_with_history()
+    versions = sorted(schema.since_version for schema in schemas if schema.name == operator and not schema.domain)
+    if not versions:
+        raise LabError(f"ONNX has no operator {operator!r}; names are written as in Conv and MatMul")
+    return versions
 
 
 def operator_counts(path: str | Path) -> Counter[str]:
