@@ -185,7 +185,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: replay the step from a recording; see `web/backend.js`.
+        capture: replay the step from a recording on WebGPU, where all of it runs on the device; see `web/backend.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
 
     Attributes:
@@ -202,7 +202,7 @@ class Browser:
         provider: str = "webgpu",
         precision: str = "fp32",
         adapter: str = "auto",
-        capture: bool = False,
+        capture: bool = True,
         threads: int = 0,
     ) -> None:
         self.bundle, self.adapter, self.server = str(bundle), adapter, None

@@ -31,7 +31,7 @@ from . import LabError
 from .backends import GRAPHS, guided_ids
 from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
+from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph, rewritten_autoencoder
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
@@ -153,7 +153,11 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    make = {"vae_encoder": lambda: Encoder(vae), "step": lambda: StepGraph(net), "vae_decoder": lambda: Decoder(vae)}
+    make = {
+        "vae_encoder": lambda: Encoder(rewritten_autoencoder(vae)),
+        "step": lambda: StepGraph(net),
+        "vae_decoder": lambda: Decoder(rewritten_autoencoder(vae)),
+    }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
 
