@@ -13,6 +13,7 @@ the published form in `unet.py` and `lambda_layer.py`.
     TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
     TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
     ConditionAttention           cross-lambda as attention over ten keys, without softmax
+    fuse_skip_layer_norms        a residual sum and the norm of it in one node, after export
     GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
@@ -34,6 +35,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
+from onnx import GraphProto, helper
 from torch import Tensor, nn
 
 from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
@@ -54,7 +56,10 @@ from .unet import (
 )
 
 TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
+RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 LANES = 4  # numbers that a GPU kernel of the runtime reads at once, if the sides of a product are multiples of it
+FEW_TILES = 16  # up to here scores are not reordered for larger products: there is less of them than launching that takes
+LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
 LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
 PARTS = 16  # of a long sum
 
@@ -327,9 +332,11 @@ class TiledSelfLambda(nn.Module):
         tiles = N // P
         W = F.embedding(self.offsets, self.table).transpose(1, 2)  # (p, K, M)
         S = q.reshape(B, P, tiles * self.heads, self.width) @ W  # (B, p, tile*H, M)
+        v = values.index_select(1, self.keys)  # (B, tile*M, V)
+        if tiles <= FEW_TILES:  # products of H rows
+            return (S.reshape(B, P, tiles, self.heads, M) @ v.reshape(B, 1, tiles, M, self.width)).reshape(B, N, C)
         S = S.reshape(B, P, tiles, self.heads * M).transpose(1, 2).reshape(B * tiles, P * self.heads, M)
-        v = values.index_select(1, self.keys).reshape(B * tiles, M, self.width)
-        return (S @ v).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
+        return (S @ v.reshape(B * tiles, M, self.width)).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C)."""
@@ -416,6 +423,11 @@ class GatedHalves(nn.Module):
         return F.conv2d(a * F.silu(g), self.narrow)
 
 
+def feed_forward(ffn: MixFFN, side: int) -> nn.Module:
+    """`GatedHalves` where the tensor that would be split is large, the published form elsewhere."""
+    return GatedHalves(ffn) if ffn.inverted_conv.conv.out_channels * side**2 > LARGE_COPY else ffn
+
+
 def halves(tensor: Tensor) -> nn.ParameterList:
     """The two halves of the first axis, as constants."""
     return nn.ParameterList(map(constant, tensor.chunk(2)))
@@ -440,7 +452,7 @@ class TransformerGraph(nn.Module):
         self.norms = nn.ModuleList(plain_layer_norm(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
         self.self_lambda = TiledSelfLambda(layer.attn1, side)
         self.condition = ConditionAttention(layer.attn2, context)
-        self.ffn = GatedHalves(layer.ff)
+        self.ffn = feed_forward(layer.ff, side)
         self.proj_out = transformer.proj_out
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -451,6 +463,38 @@ class TransformerGraph(nn.Module):
         x = x + self.condition(self.norms[1](x))
         y = to_picture(x, side) + self.ffn(to_picture(self.norms[2](x), side))
         return picture + self.proj_out(y)
+
+
+def fuse_skip_layer_norms(graph: GraphProto) -> int:
+    """Join each sum with the LayerNormalization of it, in place: one node `SkipLayerNormalization`, which puts out both.
+
+    norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
+    instead of two. The operator is ONNX Runtime's (domain com.microsoft); its CPU, wasm and WebGPU providers have it, but
+    only WebGPU's session would not make it by itself.
+
+    Args:
+        graph: exported, with the shapes of its tensors.
+
+    Returns:
+        How many were joined: sums of two tensors of one shape (batch, positions, channels).
+    """
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    sums = {node.output[0]: node for node in graph.node if node.op_type == "Add"}
+    joined = {}
+    for norm in (node for node in graph.node if node.op_type == "LayerNormalization"):
+        total = sums.get(norm.input[0])
+        a, b = (shapes.get(name, []) for name in total.input) if total else ([], [])
+        if len(a) == 3 and a == b:
+            epsilon = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+            joined[total.name] = helper.make_node(
+                "SkipLayerNormalization", [*total.input, *norm.input[1:]], [norm.output[0], "", "", total.output[0]],
+                name=norm.name, domain=RUNTIME_DOMAIN, epsilon=epsilon,
+            )  # fmt: skip
+    gone = {node.name for node in joined.values()}
+    nodes = [joined.get(node.name, node) for node in graph.node if node.name not in gone]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(joined)
 
 
 # -- resampling --------------------------------------------------------------------------------------------------------
