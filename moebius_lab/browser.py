@@ -102,13 +102,13 @@ def find_chromium() -> str:
     for name in NAMES:
         if path := shutil.which(name):
             return path
-    path = _playwright(lambda play: play.chromium.executable_path)
+    path = with_playwright(lambda play: play.chromium.executable_path)
     if not Path(path).is_file():
         raise NoBrowser("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
     return path
 
 
-def _playwright(use: Callable) -> object:
+def with_playwright(use: Callable) -> object:
     """Call `use` with Playwright's synchronous interface, in a thread without an event loop, where alone it works."""
 
     def job() -> object:
@@ -144,7 +144,7 @@ def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.n
                 page.goto(server.url, wait_until="networkidle")
                 return page.screenshot()
 
-        return np.asarray(Image.open(io.BytesIO(_playwright(take))).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(with_playwright(take))).convert("RGB"))
 
 
 def has_nvidia() -> bool:
