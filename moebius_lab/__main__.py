@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
     serve.set_defaults(command=_serve)
 
+    pictures = verbs.add_parser("pictures", help="make README's pictures anew, from the demo network")
+    pictures.add_argument("--folder", default="docs", help="gets the pictures (default: docs)")
+    pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run whose graphs it uses (default: build)")
+    pictures.set_defaults(command=_pictures)
+
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
     verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
@@ -256,6 +261,15 @@ def _serve(options: argparse.Namespace) -> int:
     with Server(options.folder, options.port) as server:
         print(f"{server.url}  (end with Ctrl-C)", flush=True)
         server.thread.join()
+    return 0
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    from .pictures import make_pictures
+
+    bench = prepare(output_dir=options.output_dir)
+    for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
+        print(f"{size:>9,}  {Path(options.folder, name)}")
     return 0
 
 

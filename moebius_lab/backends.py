@@ -20,6 +20,9 @@ from .unet import MoebiusNet
 GRAPHS = ("vae_encoder", "step", "vae_decoder")
 """Names of the three graphs, and of their files without the ending."""
 
+BACKENDS = ("torch", "onnx", "browser")
+"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`browser_runner`)."""
+
 
 class Backend(Protocol):
     """What the sampling loop needs. S is the image size, s = S / 8 the latent size; everything is float32 on the CPU."""

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from tqdm.auto import tqdm
 
 from . import LabError
 from .backends import open_session, webgpu_session
 from .browser import Browser, has_nvidia
+from .browser_runner import BrowserRunner
 from .export import PublishedStep, example_inputs, straightforward_inputs
 from .graph import StepGraph
 from .workbench import Workbench
@@ -53,7 +55,7 @@ def measure(what: str, works: dict[str, Work], repeats: int = 5, warmup: int = 1
         One `Timing` a backend.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(warmup + repeats):
+    for i in tqdm(range(warmup + repeats), desc=what, unit="round", leave=False):
         for name, work in works.items():
             start = time.perf_counter()
             own = work()
@@ -82,6 +84,10 @@ class Contest:
         except Exception as error:  # any failure of any runtime is a row of the table, with its reason
             self.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
+    def enter_runner(self, runner: BrowserRunner, feeds: dict) -> None:
+        """Add a step in the reader's own browser; where no page is connected, that is the reason."""
+        self.enter(runner.name, lambda: ((lambda: float(runner.time("step", feeds, 1)[1][0])), runner.evidence))
+
 
 @contextmanager
 def guided_steps(
@@ -89,6 +95,7 @@ def guided_steps(
     precisions: tuple[str, ...] = ("fp32",),
     bundle: str | Path | None = None,
     browsers: tuple[tuple[str, int], ...] = (),
+    runner: BrowserRunner | None = None,
 ) -> Iterator[Contest]:
     """One guided step of `export.example_inputs`, ready to be timed on every backend of this machine.
 
@@ -100,6 +107,8 @@ def guided_steps(
         precisions: of the ONNX graphs.
         bundle: a bundle with these precisions for Chromium; without one Chromium is left out.
         browsers: (provider, threads) pairs to run it with; threads 0 for the page's own choice.
+        runner: the reader's own browser, connected; its work waits for the page, so it is measured from another thread, as in
+            `await asyncio.to_thread(measure, ...)`.
 
     Yields:
         What there is to time; browsers and sessions are closed afterwards.
@@ -121,6 +130,8 @@ def guided_steps(
             for provider, threads in browsers if bundle else ():
                 name = f"Chromium, {provider}{f', {threads} threads' if threads else ''}, {form}"
                 contest.enter(name, lambda p=provider, t=threads, f=form: _browser_step(stack, bundle, p, t, f, feeds))
+        if runner is not None:
+            contest.enter_runner(runner, feeds)
         try:
             yield contest
         finally:

@@ -114,13 +114,13 @@ def find_chromium() -> str:
     for name in NAMES:
         if path := shutil.which(name):
             return path
-    path = _playwright(lambda play: play.chromium.executable_path)
+    path = with_playwright(lambda play: play.chromium.executable_path)
     if not Path(path).is_file():
         raise NoBrowser("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
     return path
 
 
-def _playwright(use: Callable) -> object:
+def with_playwright(use: Callable) -> object:
     """Call `use` with Playwright's synchronous interface, in a thread without an event loop, where alone it works."""
 
     def job() -> object:
@@ -156,7 +156,7 @@ def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.n
                 page.goto(server.url, wait_until="networkidle")
                 return page.screenshot()
 
-        return np.asarray(Image.open(io.BytesIO(_playwright(take))).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(with_playwright(take))).convert("RGB"))
 
 
 def has_nvidia() -> bool:
@@ -197,7 +197,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: replay the step from a recording; see `web/backend.js`.
+        capture: replay the step from a recording on WebGPU, where all of it runs on the device; see `web/backend.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
         profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
 
@@ -216,7 +216,7 @@ class Browser:
         provider: str = "webgpu",
         precision: str = "fp32",
         adapter: str = "auto",
-        capture: bool = False,
+        capture: bool = True,
         threads: int = 0,
         profile_folder: str | Path = "",
     ) -> None:

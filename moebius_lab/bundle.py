@@ -181,6 +181,7 @@ def write_bundle(
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
+        "layouts": config.GPU_LAYOUTS,
         "preview": bench.once("preview", lambda: colours_of_latents(bench), __file__),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
         "runtime": _add_runtime(writer),

@@ -18,6 +18,7 @@ import logging
 import shutil
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -30,7 +31,7 @@ from . import LabError
 from .backends import GRAPHS, guided_ids
 from .config import GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
+from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms, rewritten_autoencoder
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
@@ -153,7 +154,11 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    make = {"vae_encoder": lambda: Encoder(vae), "step": lambda: StepGraph(net), "vae_decoder": lambda: Decoder(vae)}
+    make = {
+        "vae_encoder": lambda: Encoder(rewritten_autoencoder(vae)),
+        "step": lambda: StepGraph(net),
+        "vae_decoder": lambda: Decoder(rewritten_autoencoder(vae)),
+    }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
 
@@ -173,15 +178,50 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
     needed, free = sum(4 * p.numel() for p in module.parameters()) * 1.1, shutil.disk_usage(path.parent).free
     if free < needed:
         raise LabError(f"{path.parent}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing about our graphs
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
+    model = onnx.load(str(path), load_external_data=False)
+    if fuse_skip_layer_norms(model.graph):
+        model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
+        onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return path
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's notes on packages that are not there and on deprecations inside itself: nothing about our graphs."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def written_down(module: nn.Module, *inputs: Tensor) -> list[str]:
+    """What the exporter writes down of a module on `inputs`: a line for each node, with the shapes of what goes in and out."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(module.eval(), inputs, opset_version=OPSET, dynamo=True, verbose=False)
+
+    def named(values) -> str:
+        return ", ".join(f"{value.name} {list(value.shape)}" for value in values)
+
+    return [f"{node.op_type:8} {named(node.inputs)} -> {named(node.outputs)}" for node in program.model.graph]
+
+
+def opset_history(operator: str) -> list[int]:
+    """The opsets in which ONNX's own `operator` was introduced and then defined anew, in order.
+
+    Raises:
+        LabError: ONNX has no operator of this name.
+    """
+    schemas = onnx.defs.get_all_schemas_with_history()
+    versions = sorted(schema.since_version for schema in schemas if schema.name == operator and not schema.domain)
+    if not versions:
+        raise LabError(f"ONNX has no operator {operator!r}; names are written as in Conv and MatMul")
+    return versions
 
 
 def operator_counts(path: str | Path) -> Counter[str]:

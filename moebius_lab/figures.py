@@ -9,6 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from .config import CONDITION_TOKENS, NetworkConfig
 
 COLOURS = ("#3b6ea8", "#d98841", "#5a9a68", "#b5525c", "#7d6aa8", "#8a8a8a", "#c9a227")
 STYLE = {
@@ -45,6 +48,81 @@ def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tint = np.array([220, 60, 60])
     a = (mask / 255 * 0.65)[:, :, None]
     return (image * (1 - a) + tint * a).astype(np.uint8)
+
+
+# -- the lambda layer, drawn -------------------------------------------------------------------------------------------
+
+BOX = 1.7, 0.86  # width and height of a box, in units of the drawing
+
+
+def lambda_layer(config: NetworkConfig, level: int = 0) -> Figure:
+    """Both lambda layers as boxes and arrows, with the shapes that they have at one resolution of `config`.
+
+    Args:
+        config: the network.
+        level: 0 for the largest latent grid, 1 and 2 for a half and a quarter of its side.
+    """
+    channels, side = config.block_out_channels[level], config.latent_size >> level
+    n, heads, width = side * side, config.heads, channels // config.heads
+    figure, axes = _figure(2, 1, 10, 7)
+    picture = [
+        ("x", "the features", f"C x N = {channels} x {n}", (0, 1)),
+        ("q", "what each position asks", f"{heads} heads of {width} x {n}", (2.6, 2)),
+        ("k, v", "the context: all positions", f"each {width} x {n}", (2.6, 0.5)),
+        ("λc", "one for the whole picture", f"K x V = {width} x {width}", (5.2, 1)),
+        ("λp(n)", f"v in {config.position_kernel} x {config.position_kernel} cells around n", f"{n} of {width} x {width}", (5.2, 0)),
+        ("y(n)", "q(n) through λc + λp(n)", f"{heads} x {width} = {channels} channels", (7.8, 2)),
+    ]  # fmt: skip
+    arrows = {"x": ("q", "k, v"), "q": ("y(n)",), "k, v": ("λc", "λp(n)"), "λc": ("y(n)",), "λp(n)": ("y(n)",)}
+    _draw(axes[0, 0], f"Self-lambda at {side} x {side} cells: N = {n} positions, K = V = {width}", picture, arrows)
+    condition = [
+        ("x", "the features", f"C x N = {channels} x {n}", (0, 2)),
+        ("c", "the condition, learned", f"{CONDITION_TOKENS} x {config.cross_attention_dim}", (0, 0.5)),
+        ("q", "what each position asks", f"{heads} heads of {width} x {n}", (2.6, 2)),
+        ("k, v", f"the context: {CONDITION_TOKENS} vectors", f"each {width} x {CONDITION_TOKENS}", (2.6, 0.5)),
+        ("λc", "one for the whole picture", f"K x V = {width} x {width}", (5.2, 1)),
+        ("λp(n)", "v by numbers learned for n", f"{n} of {width} x {width}", (5.2, 0)),
+        ("y(n)", "q(n) through λc + λp(n)", f"{heads} x {width} = {channels} channels", (7.8, 2)),
+    ]
+    _draw(axes[1, 0], f"Cross-lambda: the context is {CONDITION_TOKENS} vectors instead", condition, arrows | {"x": ("q",), "c": ("k, v",)})
+    return figure
+
+
+def _draw(ax, title: str, boxes: list[tuple[str, str, str, tuple[float, float]]], arrows: dict[str, tuple[str, ...]]) -> None:
+    """Boxes (symbol, meaning, shape, lower left corner), with arrows from each symbol to those that are made from it."""
+    colours = {"x": COLOURS[5], "c": COLOURS[1], "q": COLOURS[0], "k, v": COLOURS[1], "λc": COLOURS[2], "λp(n)": COLOURS[2], "y(n)": COLOURS[5]}
+    (w, h), at = BOX, {symbol: corner for symbol, _, _, corner in boxes}
+    for symbol, meaning, shape, (x, y) in boxes:
+        style = "round,pad=0,rounding_size=0.08"
+        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=style, facecolor=(colours[symbol], 0.16), edgecolor=colours[symbol]))
+        ax.text(x + w / 2, y + 0.65, symbol, ha="center", va="center", fontweight="bold", fontsize=11)
+        ax.text(x + w / 2, y + 0.40, meaning, ha="center", va="center", fontsize=7.5)
+        ax.text(x + w / 2, y + 0.17, shape, ha="center", va="center", fontsize=7.5, color="#333333")
+    for source, targets in arrows.items():
+        for target in targets:
+            start, end = (at[source][0] + w, at[source][1] + h / 2), (at[target][0], at[target][1] + h / 2)
+            ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#555555", shrinkA=3, shrinkB=3))
+    ax.set(xlim=(-0.1, 9.6), ylim=(-0.15, 3.0), title=title, aspect="equal")
+    ax.axis("off")
+
+
+def lambda_sizes(config: NetworkConfig) -> Figure:
+    """Numbers that a lambda layer holds at each resolution, beside those of an attention map, on a logarithmic axis."""
+    figure, axes = _figure(1, 1, 8, 2.8)
+    ax, kinds = axes[0, 0], ("attention map, H N N", "position lambdas, N K V", "content lambda, K V")
+    for i, kind in enumerate(kinds):
+        values = []
+        for level, channels in enumerate(config.block_out_channels):
+            n, width = (config.latent_size >> level) ** 2, channels // config.heads
+            values.append((config.heads * n * n, n * width * width, width * width)[i])
+        bars = ax.bar(np.arange(len(values)) + (i - 1) * 0.27, values, width=0.27, label=kind)
+        ax.bar_label(bars, [f"{value:,}" for value in values], fontsize=7, padding=1)
+    sides = [config.latent_size >> level for level in range(len(config.block_out_channels))]
+    ax.set_xticks(range(len(sides)), [f"{side} x {side} cells" for side in sides])
+    ax.set(yscale="log", ylabel="numbers", title=f"What one layer of the {config.name} network makes for one picture")
+    ax.margins(y=0.25)
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+    return figure
 
 
 def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:

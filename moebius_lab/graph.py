@@ -13,9 +13,11 @@ the published form in `unet.py` and `lambda_layer.py`.
     TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
     TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
     ConditionAttention           cross-lambda as attention over ten keys, without softmax
+    fuse_skip_layer_norms        a residual sum and the norm of it in one node, after export
     GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
+    PhaseUpsample                the same as one 2x2 convolution of four times the channels, for the autoencoder's large grids
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
@@ -26,11 +28,14 @@ tiles, g = h / t, of t x t cells; p is a cell's place in its tile.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.upsampling import Upsample2D
+from onnx import GraphProto, helper
 from torch import Tensor, nn
 
 from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
@@ -51,7 +56,10 @@ from .unet import (
 )
 
 TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
+RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 LANES = 4  # numbers that a GPU kernel of the runtime reads at once, if the sides of a product are multiples of it
+FEW_TILES = 16  # up to here scores are not reordered for larger products: there is less of them than launching that takes
+LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
 LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
 PARTS = 16  # of a long sum
 
@@ -113,8 +121,8 @@ def group_normalize(x: Tensor, groups: int, eps: float) -> Tensor:
     return y.reshape(x.shape)
 
 
-class GroupNormSiLU(nn.Module):
-    """GroupNorm, then SiLU. The affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
+class GroupNormAffine(nn.Module):
+    """GroupNorm whose affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
 
     EPS = 1e-5  # PyTorch before 2.13 refuses 0; the variance makes up for it: 1 - EPS + EPS is 1 in float32
 
@@ -127,7 +135,14 @@ class GroupNormSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = group_normalize(x, self.groups, self.eps)
-        return F.silu(F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=self.EPS))
+        return F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=self.EPS)
+
+
+class GroupNormSiLU(GroupNormAffine):
+    """GroupNorm, then SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
 
 
 # -- ResNet block ------------------------------------------------------------------------------------------------------
@@ -317,9 +332,11 @@ class TiledSelfLambda(nn.Module):
         tiles = N // P
         W = F.embedding(self.offsets, self.table).transpose(1, 2)  # (p, K, M)
         S = q.reshape(B, P, tiles * self.heads, self.width) @ W  # (B, p, tile*H, M)
+        v = values.index_select(1, self.keys)  # (B, tile*M, V)
+        if tiles <= FEW_TILES:  # products of H rows
+            return (S.reshape(B, P, tiles, self.heads, M) @ v.reshape(B, 1, tiles, M, self.width)).reshape(B, N, C)
         S = S.reshape(B, P, tiles, self.heads * M).transpose(1, 2).reshape(B * tiles, P * self.heads, M)
-        v = values.index_select(1, self.keys).reshape(B * tiles, M, self.width)
-        return (S @ v).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
+        return (S @ v.reshape(B * tiles, M, self.width)).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C)."""
@@ -406,6 +423,11 @@ class GatedHalves(nn.Module):
         return F.conv2d(a * F.silu(g), self.narrow)
 
 
+def feed_forward(ffn: MixFFN, side: int) -> nn.Module:
+    """`GatedHalves` where the tensor that would be split is large, the published form elsewhere."""
+    return GatedHalves(ffn) if ffn.inverted_conv.conv.out_channels * side**2 > LARGE_COPY else ffn
+
+
 def halves(tensor: Tensor) -> nn.ParameterList:
     """The two halves of the first axis, as constants."""
     return nn.ParameterList(map(constant, tensor.chunk(2)))
@@ -430,7 +452,7 @@ class TransformerGraph(nn.Module):
         self.norms = nn.ModuleList(plain_layer_norm(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
         self.self_lambda = TiledSelfLambda(layer.attn1, side)
         self.condition = ConditionAttention(layer.attn2, context)
-        self.ffn = GatedHalves(layer.ff)
+        self.ffn = feed_forward(layer.ff, side)
         self.proj_out = transformer.proj_out
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -441,6 +463,38 @@ class TransformerGraph(nn.Module):
         x = x + self.condition(self.norms[1](x))
         y = to_picture(x, side) + self.ffn(to_picture(self.norms[2](x), side))
         return picture + self.proj_out(y)
+
+
+def fuse_skip_layer_norms(graph: GraphProto) -> int:
+    """Join each sum with the LayerNormalization of it, in place: one node `SkipLayerNormalization`, which puts out both.
+
+    norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
+    instead of two. The operator is ONNX Runtime's (domain com.microsoft); its CPU, wasm and WebGPU providers have it, but
+    only WebGPU's session would not make it by itself.
+
+    Args:
+        graph: exported, with the shapes of its tensors.
+
+    Returns:
+        How many were joined: sums of two tensors of one shape (batch, positions, channels).
+    """
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    sums = {node.output[0]: node for node in graph.node if node.op_type == "Add"}
+    joined = {}
+    for norm in (node for node in graph.node if node.op_type == "LayerNormalization"):
+        total = sums.get(norm.input[0])
+        a, b = (shapes.get(name, []) for name in total.input) if total else ([], [])
+        if len(a) == 3 and a == b:
+            epsilon = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+            joined[total.name] = helper.make_node(
+                "SkipLayerNormalization", [*total.input, *norm.input[1:]], [norm.output[0], "", "", total.output[0]],
+                name=norm.name, domain=RUNTIME_DOMAIN, epsilon=epsilon,
+            )  # fmt: skip
+    gone = {node.name for node in joined.values()}
+    nodes = [joined.get(node.name, node) for node in graph.node if node.name not in gone]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(joined)
 
 
 # -- resampling --------------------------------------------------------------------------------------------------------
@@ -512,6 +566,64 @@ class TapUpsample(nn.Module):
         products = F.conv2d(x, self.weight, self.bias).reshape(B, -1, 3 * h, h)  # (B, out * tap column, tap row * h, h)
         lines = (self.rows @ products).reshape(B, -1, 3, 2 * h, h).transpose(2, 3)  # (B, out, 2h, tap column, h)
         return (lines.reshape(-1, 3 * h) @ self.columns).reshape(B, -1, 2 * h, 2 * h)
+
+
+def phase_kernels(weight: Tensor) -> Tensor:
+    """The four 2x2 kernels that a 3x3 convolution amounts to after nearest-neighbour doubling: (2, 2, out, in, 2, 2).
+
+    In the words of `tap_spread`, the taps that fall on one cell are added before they meet it:
+
+        y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
+        y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
+
+    Both axes are treated so. The first two axes are the phase (row, column) of the output pixel.
+    """
+    even = torch.tensor([[1.0, 0, 0], [0, 1, 1]], dtype=weight.dtype)  # rows: taps on x[i-1], x[i]
+    odd = torch.tensor([[1.0, 1, 0], [0, 0, 1]], dtype=weight.dtype)  # rows: taps on x[i], x[i+1]
+    taps = torch.stack([even, odd])  # (phase, tap, 3)
+    return torch.einsum("aiy,bjx,ocyx->abocij", taps, taps, weight)
+
+
+class PhaseUpsample(nn.Module):
+    """Nearest x2 and 3x3 convolution as one 2x2 convolution whose four output phases are interleaved: for large grids.
+
+    16 multiplications a cell, where `TapUpsample` has nine; but the cost of its sums grows with the side of the grid.
+
+    A 2x2 convolution with one cell of padding has h + 1 rows; its row i reads x[i-1] and x[i]. By `phase_kernels` that
+    is what output rows 2i - 1 (odd phase of i - 1) and 2i (even phase of i) read. So with the odd phase put first, the
+    interleaved rows are -1, 0, 1, ..., 2h: the output with one row too many at either end; columns alike.
+
+    The file keeps the 3x3 kernel: one product of constants, (out*in, 9) by (9, 16), makes the 2x2 kernels at load.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = constant(conv.weight), constant(conv.bias.repeat_interleave(4))
+        unit = torch.eye(9).reshape(1, 9, 3, 3)  # phase_kernels is linear: apply it to the nine unit kernels
+        kernels = phase_kernels(unit).flip(0, 1)  # (2, 2, 1, 9, 2, 2), odd phases first
+        self.register_buffer("spread", kernels.permute(3, 2, 0, 1, 4, 5).reshape(9, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, out, 2 h, 2 w)."""
+        out, C = self.weight.shape[:2]
+        kernels = (self.weight.reshape(out * C, 9) @ self.spread).reshape(out, C, 4, 2, 2).transpose(1, 2)
+        phases = F.conv2d(x, kernels.reshape(4 * out, C, 2, 2), self.bias, padding=1)  # (B, 4 out, h+1, w+1)
+        return F.pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
+
+
+# -- autoencoder -------------------------------------------------------------------------------------------------------
+
+
+def rewritten_autoencoder(part: nn.Module) -> nn.Module:
+    """A copy of a diffusers encoder or decoder with `GroupNormAffine` for its norms and `PhaseUpsample` for its doublings."""
+    part = copy.deepcopy(part)
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(parent, name, GroupNormAffine(child))
+            elif isinstance(child, Upsample2D):
+                setattr(parent, name, PhaseUpsample(child.conv))
+    return part
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from .bundle import read_manifest
 from .checkpoint import DENOISER_REPO, PICKLE, PUBLISHED, VAE_REPO
 from .export import OPSET
 from .hub import Hub, default_folder, file_sha256
+from .precision import per_graph
 from .workbench import Workbench
 
 PARITY = "03_parity"  # the notebook whose rows have to hold for every precision that is sent
@@ -123,8 +124,8 @@ def _require_parity(parity: dict, manifest: dict) -> None:
     shown = {(row["precision"], row["graph"]) for row in rows}
     missing = [
         f"{form} {graph}"
-        for form, p in manifest["precisions"].items()
-        for graph in p["graphs"]
+        for precision in manifest["precisions"]
+        for graph, form in per_graph(precision).items()
         if (form, graph) not in shown
     ]
     if missing:
@@ -134,11 +135,11 @@ def _require_parity(parity: dict, manifest: dict) -> None:
 
 
 def _require_fresh(bench: Workbench, manifest: dict) -> None:
-    for form, precision in manifest["precisions"].items():
-        for graph, files in precision["graphs"].items():
+    for precision, published in manifest["precisions"].items():
+        for graph, form in per_graph(precision).items():
             stored = bench.stored_files(graph, form)
-            if [file["sha256"] for file in files] != [file["sha256"] for file in stored]:
-                raise PublishError(f"the bundle's {graph} in {form} is not this run's; make the bundle again")
+            if [file["sha256"] for file in published["graphs"][graph]] != [file["sha256"] for file in stored]:
+                raise PublishError(f"the bundle's {graph} in {precision} is not this run's; make the bundle again")
 
 
 # -- the model card ----------------------------------------------------------------------------------------------------

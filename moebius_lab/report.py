@@ -19,6 +19,7 @@ from tqdm import tqdm
 from . import LabError
 
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
@@ -143,19 +144,27 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
 
 
 def stills(notebook: nbformat.NotebookNode) -> None:
-    """Take widgets and frames out of an executed notebook, in place: the picture or text that came with each one stays.
+    """Take widgets and frames out of an executed notebook, in place: the picture that came with each one stays.
 
+    A widget without a picture, such as a progress bar, leaves nothing: its text would be of the moment when it was made.
     Figures are marked `unconfined`, so that a phone shows them large enough to read.
     """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_widget_alone(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            data.pop("application/vnd.jupyter.widget-view+json", None)
+            data.pop(WIDGET, None)
             if "<iframe" in str(data.get("text/html", "")):  # its server ended with the kernel
                 del data["text/html"]
             if str(data.get("text/plain", "")).startswith("<Figure"):
                 output.metadata.setdefault("image/png", {})["unconfined"] = True
+
+
+def _is_widget_alone(output: nbformat.NotebookNode) -> bool:
+    data = output.get("data", {})
+    return WIDGET in data and not any(kind.startswith("image/") for kind in data)
 
 
 _PAGE = """{% extends 'index.html.j2' %}

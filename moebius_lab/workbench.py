@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tqdm.auto import tqdm
 
 from . import LabError, __version__
-from .backends import OnnxBackend, TorchBackend
+from .backends import BACKENDS, Backend, OnnxBackend, TorchBackend
 from .checkpoint import DEMO_FOLDER, DETERMINISTIC, PARTS, check_weights, find_weights, load_checkpoint, load_vae, make_vae
 from .config import NETWORKS, NetworkConfig
 from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
@@ -38,6 +39,7 @@ BRISK_SECONDS = 1.0  # of a step's arithmetic: where it takes longer, the notebo
 class Loop:
     """One run of the sampling loop on a workbench's picture."""
 
+    backend: str  # what ran it, in its own words
     picture: np.ndarray  # uint8 (H, W, 3)
     latents: np.ndarray  # float32 (n, 4, s, s) after each step of each window, scaled
     clean: np.ndarray  # float32 (n, 4, s, s), the picture predicted at each step (x0), scaled
@@ -65,8 +67,11 @@ class Workbench:
     mask: np.ndarray  # uint8 (H, W), 255 is the hole
     folder: Path
     precision: str = "fp32"  # in which this run's graphs are used; see `precision.per_graph`
+    backend: str = "onnx"  # one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise LabError(f"there is no backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         per_graph(self.precision)  # raises for an unknown one
         check_weights(self.weights, self.config)
 
@@ -118,19 +123,31 @@ class Workbench:
         if path.is_file():
             with np.load(path) as kept:
                 if kept["key"] == key:
-                    return Loop(kept["picture"], kept["latents"], kept["clean"], int(kept["steps"]), float(kept["seconds"]))
+                    arrays = {what: kept[what] for what in ("picture", "latents", "clean")}
+                    return Loop(str(kept["backend"]), **arrays, steps=int(kept["steps"]), seconds=float(kept["seconds"]))
         backend = self.torch_backend if name == PYTORCH else OnnxBackend(self.stored(name), self.config)
-        seen: list[Progress] = []
-        start = time.perf_counter()
-        picture = inpaint(backend, self.image, self.mask, Settings(init=init), seen.append)
-        seconds = time.perf_counter() - start
-        latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
-        loop = Loop(picture, latents, clean, seen[0].steps, seconds)
+        loop = self.run_loop(backend, init)
         path.parent.mkdir(exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, key=key, **vars(loop))
         path.with_suffix(".part").replace(path)
         return loop
+
+    def run_loop(self, backend: Backend, init: str = Settings.init) -> Loop:
+        """The sampling loop on this run's picture, on any backend, with a progress bar; nothing is kept. See `loop`."""
+        seen: list[Progress] = []
+        start = time.perf_counter()
+        with tqdm(desc=backend.name, unit="step", leave=False) as bar:
+
+            def watch(progress: Progress) -> None:
+                seen.append(progress)
+                bar.total = progress.windows * progress.steps
+                bar.update()
+
+            picture = inpaint(backend, self.image, self.mask, Settings(init=init), watch)
+        seconds = time.perf_counter() - start
+        latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
+        return Loop(backend.name, picture, latents, clean, seen[0].steps, seconds)
 
     def _loop_key(self) -> str:
         """SHA-256 of all that the loop's numbers depend on."""
@@ -278,6 +295,7 @@ def prepare(
     mask: str = "",
     output_dir: str = "build",
     precision: str = "fp32",
+    backend: str = "onnx",
 ) -> Workbench:
     """Check the parameters of a notebook and load its picture; networks load when they are first used.
 
@@ -288,6 +306,7 @@ def prepare(
         mask: its mask; empty only where `image` is.
         output_dir: made if missing.
         precision: of the graphs that this run uses; see `precision.per_graph`.
+        backend: one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice.
 
     Raises:
         LabError: a parameter that cannot be used.
@@ -303,6 +322,6 @@ def prepare(
         image, mask = next(iter(photographs.values()))
     picture, hole = read_image(image), read_mask(mask)
     check_picture_and_mask(picture, hole)
-    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision)
+    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision, backend)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench

@@ -3,11 +3,12 @@ import json
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from moebius_lab import LabError
 from moebius_lab.backends import GRAPHS, OnnxBackend, open_session
 from moebius_lab.config import DEMO
-from moebius_lab.export import OPSET, example_inputs, operator_counts
+from moebius_lab.export import OPSET, example_inputs, operator_counts, opset_history, written_down
 from moebius_lab.workbench import prepare
 
 
@@ -74,3 +75,16 @@ def test_graphs_that_are_missing_damaged_or_of_another_network(small, tmp_path):
         path.write_bytes(b"not a graph")
     with pytest.raises(LabError, match="export it again"):
         OnnxBackend(paths, small.config)
+
+
+def test_what_the_exporter_writes_down_of_a_small_module():
+    lines = written_down(nn.Sequential(nn.Linear(4, 8), nn.SiLU()), torch.zeros(1, 4))
+    assert [line.split()[0] for line in lines] == ["Gemm", "Sigmoid", "Mul"]
+    assert "[1, 4]" in lines[0] and lines[2].endswith("[1, 8]")
+
+
+def test_when_an_operator_came_and_changed():
+    assert opset_history("LayerNormalization") == [17]
+    assert opset_history("Conv")[:2] == [1, 11]
+    with pytest.raises(LabError, match="no operator 'Convolution'"):
+        opset_history("Convolution")

@@ -1,14 +1,9 @@
 """Painting and running in a real JupyterLab, driven in Chromium as a reader would."""
 
 import base64
-import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
 import time
-import urllib.request
 
 import nbformat
 import numpy as np
@@ -17,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from moebius_lab.browser import find_chromium, launch_options
+from moebius_lab.lab import jupyterlab, run_all, write_notebook
 from moebius_lab.mask_painter import MaskPainter
 from moebius_lab.report import SOURCE_FOLDER
 
@@ -65,43 +61,6 @@ def lab(tmp_path_factory, picture_files):
         yield folder, url
 
 
-@contextlib.contextmanager
-def jupyterlab(folder):
-    """A JupyterLab server on `folder`, with settings of its own; its address."""
-    settings = folder / ".jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    kept = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    own = {f"JUPYTER_{name}": str(folder / ".jupyter" / name.lower()) for name in kept}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".jupyter" / "w")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token="]
-    log = (folder / "lab.log").open("w")
-    server = subprocess.Popen([*command, f"--ServerApp.root_dir={folder}"], env=os.environ | own, stderr=log, stdout=log)
-    try:
-        yield address_of(folder / "lab.log", server)
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def write_notebook(path, code: str) -> None:
-    cells = [nbformat.v4.new_code_cell(cell.strip("\n")) for cell in code.split("# %%")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-
-
-def address_of(log, server) -> str:
-    for _ in range(240):
-        found = re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", log.read_text())
-        if found:
-            url = f"http://127.0.0.1:{found[1]}"
-            urllib.request.urlopen(f"{url}/api/status", timeout=10)
-            return url
-        assert server.poll() is None, log.read_text()
-        time.sleep(0.25)
-    raise TimeoutError(log.read_text())
-
-
 @pytest.fixture(scope="module")
 def page(lab, playwright):
     browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
@@ -110,17 +69,6 @@ def page(lab, playwright):
     yield page
     browser.close()
 
-
-def open_and_run(page: Page, url: str, notebook: str) -> None:
-    """Open a notebook and run all of it; returns when its last cell has run."""
-    page.goto(f"{url}/lab/tree/{notebook}?reset", wait_until="domcontentloaded")
-    page.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")')
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_function(ALL_RUN, timeout=600_000)
-
-
-ALL_RUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((at) => /\\[\\d+\\]/.test(at.textContent))"""
 
 RECORD = """canvas => {
   const note = (event) => {
@@ -195,7 +143,7 @@ def settled_pixels(page: Page, wanted=None) -> np.ndarray:
 
 def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page, picture_files):
     folder, url = lab
-    open_and_run(page, url, "01.ipynb")
+    run_all(page, url, "01.ipynb")
     canvas = page.locator(".jp-OutputArea canvas")
     canvas.scroll_into_view_if_needed()
     expect(button(page, "Redo")).to_be_enabled()  # the notebook's own stroke, undone
@@ -249,7 +197,7 @@ def test_errors_are_shown_in_the_widget(lab, page):
 def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     """Two seconds at 60 Hz, by mouse, then one finger: what was painted is what the canvas shows."""
     folder, url = lab
-    open_and_run(page, url, "large.ipynb")
+    run_all(page, url, "large.ipynb")
     canvas = page.locator(".jp-OutputArea canvas")
     expect(canvas).to_be_visible()
     path = [(20 + 22 * (i % 30), 40 + 100 * (i // 30) + i % 7) for i in range(120)]
@@ -282,7 +230,7 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
     browser = playwright.chromium.launch(**launch_options("software"))
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(300_000)
-    open_and_run(page, url, "runner.ipynb")
+    run_all(page, url, "runner.ipynb")
     said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
     browser.close()
     assert "WebGPU on" in said and "headless: False" in said

@@ -1,7 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from moebius_lab import parity
+from moebius_lab import LabError, parity
+from moebius_lab.browser import has_nvidia
+from moebius_lab.imaging import is_hole
 from moebius_lab.precision import PRECISIONS, per_graph
 
 
@@ -52,3 +56,44 @@ def test_a_picture_is_held_to_one_level_in_fp32_and_to_a_ratio_otherwise():
     one_level = parity.compare(parity.PICTURE, "filled", "int8", "CPU", picture + 1, picture)
     assert one_level.ok and one_level.psnr_db == pytest.approx(48.13, abs=0.01)
     assert not parity.compare(parity.PICTURE, "filled", "fp16-storage", "CPU", picture + 1, picture).ok
+
+
+def test_a_form_that_two_precisions_share_is_compared_once(small, references):
+    args = references, small.net, small.stored, ("fp32", "fp16-storage", "fp16"), parity.onnx_run, parity.CPU
+    rows = parity.compare_precisions(*args)
+    compared = [(row.graph, row.precision) for row in rows if row.output in ("mean", "noise", "image")]
+    assert sorted(compared) == [
+        ("step", "fp16"), ("step", "fp16-storage"), ("step", "fp32"),
+        ("vae_decoder", "fp16-storage"), ("vae_decoder", "fp32"), ("vae_encoder", "fp16-storage"), ("vae_encoder", "fp32"),
+    ]  # fmt: skip
+    parity.require(rows)
+
+
+def test_a_graph_that_would_take_too_long_is_left_out_and_the_reason_stands_for_it(small, references):
+    run, forms = parity.onnx_run(small.stored()), per_graph("fp32")
+    rows, left_out = parity.compare_in_time(references, small.net, run, forms, parity.CPU, seconds=600)
+    assert {row.graph for row in rows} == set(references) and not left_out
+    rows, left_out = parity.compare_in_time(references, small.net, run, forms, parity.CPU, seconds=0)
+    assert {row.graph for row in rows} == {"step"} and set(left_out) == {"vae_encoder", "vae_decoder"}
+    assert all("by its arithmetic" in reason for reason in left_out.values())
+
+
+def test_the_loop_is_compared_on_the_way_and_at_its_end(small):
+    loops = {name: small.loop(name) for name in ("fp32", "int8")}
+    moved = dataclasses.replace(loops["fp32"], latents=loops["fp32"].latents + 2e-5)
+    hole = is_hole(small.mask)
+    rows = parity.compare_loops({"PyTorch": moved, **loops}, hole, parity.UNTRAINED_SLACK)
+    assert [(row.precision, row.output) for row in rows] == [
+        ("fp32", "latents after step 1"), ("fp32", "latents after step 19"), ("fp32", "picture, against PyTorch"),
+        ("int8", "latents after step 1"), ("int8", "latents after step 19"), ("int8", "picture's hole, against fp32"),
+    ]  # fmt: skip
+    assert rows[0].max_error == pytest.approx(2e-5, rel=0.1) and rows[2].max_error == 0
+    assert rows[4].psnr_db < rows[3].psnr_db  # what int8 rounds away grows from step to step
+    inside = loops["int8"].picture[hole].astype(float) - loops["fp32"].picture[hole]
+    assert rows[5].mean_error == pytest.approx(np.abs(inside).mean())
+
+
+@pytest.mark.skipif(has_nvidia(), reason="there the rows are compared, in notebook 3")
+def test_without_a_native_webgpu_provider_the_reason_is_said(small, references):
+    with pytest.raises(LabError, match="native WebGPU provider"):
+        parity.compare_graphs(references, small.net, parity.webgpu_run(small.stored()), per_graph("fp32"), "WebGPU, native")
