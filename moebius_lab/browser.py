@@ -164,6 +164,21 @@ def has_nvidia() -> bool:
     return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
 
 
+def cards() -> list[dict[str, str]]:
+    """This machine's NVIDIA cards: name, driver and memory of each, in the driver's words and order."""
+    if not has_nvidia():
+        return []
+    ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    lines = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    return [dict(zip(("name", "driver", "memory"), line.split(", "))) for line in lines]
+
+
+def card_index() -> int:
+    """The card that is measured, in the driver's order: the first that CUDA_VISIBLE_DEVICES leaves, as WebGPU takes the first."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return int(first) if first.isdigit() else 0
+
+
 def launch_options(adapter: str = "auto") -> dict[str, object]:
     """What Playwright's `chromium.launch` needs for WebGPU on this machine.
 

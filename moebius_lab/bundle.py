@@ -146,6 +146,7 @@ def write_bundle(
     precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
     weights_base: str = "weights/",
     on_file=lambda name: None,
+    graphs: dict[str, Path] | None = None,
 ) -> dict:
     """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
 
@@ -156,6 +157,7 @@ def write_bundle(
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
+        graphs: more graphs by name, for measurements, which every precision gets; beside each lies its `files.json`.
 
     Returns:
         The manifest.
@@ -172,7 +174,7 @@ def write_bundle(
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
         raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
-    stored = {precision: bench.stored(precision, on_file) for precision in known if precision in precisions}
+    stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
     (folder / "manifest.json").unlink(missing_ok=True)
     writer = _Writer(folder, on_file)
     manifest = {

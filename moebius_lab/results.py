@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -101,16 +101,15 @@ def read(path: str | Path) -> dict:
     return data
 
 
-def read_all(folder: str | Path) -> list[dict]:
-    """Every results file of a folder, the oldest first.
+def read_all(paths: list[str | Path]) -> list[dict]:
+    """Several results files, the oldest first.
 
     Raises:
         LabError: there is none, or one of another form.
     """
-    files = [read(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not files:
-        raise LabError(f"{folder} holds no results; make some with `python -m moebius_lab benchmark --output {folder}/NAME.json`")
-    return sorted(files, key=lambda data: data["date"])
+    if not paths:
+        raise LabError("there are no results; make some with `python -m moebius_lab benchmark`")
+    return sorted((read(path) for path in paths), key=lambda data: data["date"])
 
 
 def merge(paths: list[str | Path], output: str | Path) -> dict:
@@ -142,8 +141,9 @@ def machine_name(machine: dict) -> str:
 
 def table(files: list[dict]) -> pd.DataFrame:
     """The rows of several files as one table, with date, machine, network and weights of each."""
+    heads = ("date", "network", "weights", "release_steps")
     rows = [
-        {"date": data["date"], "machine": machine_name(data["machine"]), "network": data["network"], "weights": data["weights"]} | row
+        {"machine": machine_name(data["machine"])} | {name: data[name] for name in heads} | row
         for data in files
         for row in data["rows"]
     ]
@@ -159,15 +159,11 @@ def readme_table(files: list[dict]) -> str:
     lines = []
     for (network, machine), group in frame.groupby(["network", "machine"], sort=True):
         dates = sorted(set(group.date.str[:10]))
-        lines += ["", f"{network} on {machine}, {', '.join(dates)}:", "", "| backend | form | guided step, ms | whole picture, s |"]
+        lines += ["", f"{network} on {machine}, {', '.join(dates)}:", "", f"| backend | form | guided step, ms | picture of {group.release_steps.iloc[0]} steps, s |"]
         lines += ["|---|---|---|---|"]
         steps = group[group.what == STEP].sort_values("median")
-        pictures = group[group.what == PICTURE].groupby(["backend", "form"])["median"].min().to_dict()
-        pictures = {
-            (row.backend, row.form): f"{row['median'] / 1000:.3g} ({row.steps:.0f} steps)"
-            for _, row in group[group.what == PICTURE].iterrows()
-            if row.steps == _release_steps(group)
-        }
+        filled = group[(group.what == PICTURE) & (group.steps == group.release_steps)]
+        pictures = {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in filled.itertuples()}
         for row in steps.itertuples():
             step = f"{row.median:.3g} ({row.q1:.3g} to {row.q3:.3g})"
             lines.append(f"| {row.backend} | {row.form} | {step} | {pictures.get((row.backend, row.form), '')} |")
