@@ -182,14 +182,17 @@ def one_line(error: Exception) -> str:
 
 
 class TorchGraphs:
-    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends."""
+    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends.
+
+    Where they are compiled, it is the step alone: the encoder runs twice and the decoder once a picture.
+    """
 
     def __init__(self, bench: Workbench, device: str, kind: torch.dtype, compiled: bool = False) -> None:
         self.config, self.device, self.kind, self.name = bench.config, device, kind, f"PyTorch, {device}"
         as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights beside all sessions
         net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
-        self.modules = {graph: torch.compile(module) for graph, module in modules.items()} if compiled else modules
+        self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:

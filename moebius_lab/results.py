@@ -154,8 +154,8 @@ def table(files: list[dict]) -> pd.DataFrame:
 
 
 def readme_table(files: list[dict]) -> str:
-    """Guided step and whole picture of every machine and backend in Markdown, the fastest first."""
-    frame = table(files)
+    """Guided step and whole picture of every machine and backend in Markdown, the fastest first; the last measurement counts."""
+    frame = table(files).drop_duplicates(["machine", "network", *KEY], keep="last")
     lines = []
     for (network, machine), group in frame.groupby(["network", "machine"], sort=True):
         dates = sorted(set(group.date.str[:10]))
