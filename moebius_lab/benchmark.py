@@ -168,7 +168,7 @@ def measure(
 
 def summary(what: str, key: tuple[str, str], values: list[float], unit: str = "ms", steps: int = 0) -> Row:
     """A row from repeated values: median and quartiles; of one value, that value."""
-    q1, q3 = statistics.quantiles(values, n=4)[::2] if len(values) > 1 else (values[0], values[0])
+    q1, q3 = statistics.quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else (values[0], values[0])
     return Row(what, *key, unit, statistics.median(values), q1, q3, len(values), steps)
 
 
@@ -246,8 +246,7 @@ def _torch_limit(device: str, kind: torch.dtype, limit: str) -> float:
     where = CARD if device == "cuda" else PROCESSOR
     few, often = LIMIT_CHAIN[limit]
     x = torch.from_numpy(limit_feeds(limit_graphs(limit, where)[0])["x"]).to(device, kind)
-    side = int(limit_graphs("product", where)[0].split("_")[1])
-    a = x.expand(side if limit == "product" else 8192, -1).contiguous()
+    a = x.expand(LIMIT_SIDES[where] if limit == "product" else COPIED[0], -1).contiguous()
     b = torch.empty_like(a)
 
     def chain(times: int) -> float:
@@ -326,7 +325,8 @@ def _onnx(bench: Workbench, backend: str, form: str, where: str, open_: Callable
     providers = ", ".join(onnx.sessions["step"].get_providers())
     evidence = f"ONNX Runtime {onnxruntime.__version__}, {providers}"
     profile = partial(_session_profile, open_, paths["step"], feeds["step"])
-    return Entrant(backend, form, where, evidence, works, partial(inpaint, onnx, bench.image, bench.mask), limit, profile)
+    fill = partial(inpaint, onnx, bench.image, bench.mask)
+    return Entrant(backend, form, where, evidence, works, fill, limit if form == "fp32" else None, profile)
 
 
 def _milliseconds(work: Work) -> float:
@@ -502,7 +502,7 @@ class _Run:
 
     def limits(self) -> None:
         for limit, name, unit in (("product", "large matrix product", "GFLOP/s"), ("copy", "large copy", "GB/s")):
-            able = [entrant for entrant in self.entrants if entrant.limit and entrant.form in ("fp32", "fp16")]
+            able = [entrant for entrant in self.entrants if entrant.limit]
             works = {entrant.key: partial(entrant.limit, limit) for entrant in able}
             times, missing = measure(name, works, min(self.repeats, 5), 1, self.patience, self.deadline)
             for entrant in (entrant for entrant in able if entrant.key in times):

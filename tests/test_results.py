@@ -24,14 +24,16 @@ def write(path: Path, *rows: dict, **head) -> Path:
     return path
 
 
-def test_rows_are_kept_over_runs_of_the_same_code_and_replaced_by_name(tmp_path):
+def test_rows_are_kept_over_runs_replaced_by_name_and_never_mixed_with_others(tmp_path):
     path = write(tmp_path / "r.json", row("guided step", "a", 10), row("guided step", "b", 20))
     again = Results(path, HEAD)
     again.add("missing", [{"what": "guided step", "backend": "c", "form": "fp32", "steps": 0, "reason": "no card"}])
     again.add("rows", [row("guided step", "b", 30), row("guided step", "c", 40)])
     data = results.read(path)
     assert {r["backend"]: r["median"] for r in data["rows"]} == {"a": 10, "b": 30, "c": 40} and data["missing"] == []
-    assert not Results(path, HEAD | {"made_from": "other code"}).data["rows"]
+    with pytest.raises(LabError, match="measurements of another code; write to another file"):
+        Results(path, HEAD | {"made_from": "x"})
+    assert results.read(path) == data
 
 
 def test_files_of_one_machine_merge_and_others_are_refused(tmp_path):
