@@ -1,4 +1,4 @@
-"""The commands: python -m moebius_lab run | export | bundle | serve | inpaint | verify-reference."""
+"""The commands: python -m moebius_lab run | export | inpaint | bundle | serve | benchmark | ..."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import LabError
+from . import LabError, results
 from .backends import GRAPHS
+from .benchmark import BACKENDS, MEASURES
+from .benchmark import PRECISIONS as PRECISIONS_MEASURED
+from .benchmark import run as run_benchmark
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
 from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
 from .hub import require_room
@@ -20,6 +23,9 @@ from .imaging import check_picture_and_mask, open_picture, read_mask
 from .inpaint import Settings, inpaint
 from .precision import PRECISIONS
 from .workbench import Workbench, find_network, prepare
+
+RESULTS = Path("notebooks/results")
+"""Where the repository keeps what was measured on other machines."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +120,25 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--folder", default="docs", help="gets the pictures (default: docs)")
     pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run whose graphs it uses (default: build)")
     pictures.set_defaults(command=_pictures)
+
+    measure = verbs.add_parser("benchmark", help="measure everything that this machine can be measured for")
+    _add_network(measure)
+    measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
+    measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
+    for name, known, default in (
+        ("backends", BACKENDS, tuple(BACKENDS)), ("precisions", PRECISIONS_MEASURED, PRECISIONS_MEASURED), ("measures", MEASURES, tuple(MEASURES)),
+    ):  # fmt: skip
+        measure.add_argument(f"--{name}", nargs="+", default=default, metavar="NAME", help=f"of {', '.join(known)} (default: all)")
+    measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
+    measure.add_argument("--patience", type=float, default=60.0, metavar="S", help="for one measurement of one backend (default: 60)")
+    measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="for everything (default: no limit)")
+    measure.set_defaults(command=_benchmark, precision="fp32")
+
+    results = verbs.add_parser("results", help="show measurements, merge them, make the README's table")
+    results.add_argument("files", nargs="*", metavar="JSON", help="default: all in notebooks/results")
+    results.add_argument("--merge", default="", metavar="JSON", help="write the files, of one machine, as this one")
+    results.add_argument("--readme", default="", metavar="FILE", help="put the table between its two marks")
+    results.set_defaults(command=_results)
 
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
@@ -270,6 +295,35 @@ def _pictures(options: argparse.Namespace) -> int:
     bench = prepare(output_dir=options.output_dir)
     for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
         print(f"{size:>9,}  {Path(options.folder, name)}")
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    bench = prepare(options.network, options.weights, output_dir=options.output_dir)
+    names = [tuple(getattr(options, name)) for name in ("backends", "precisions", "measures")]
+    data = run_benchmark(bench, options.output, *names, options.repeats, options.patience, options.seconds)
+    for row in data["rows"]:
+        steps = f", {row['steps']} steps" if row["steps"] else ""
+        spread = f"{row['q1']:.4g} to {row['q3']:.4g}, {row['repeats']} rounds"
+        print(f"{row['what'] + steps:34} {row['backend']:32} {row['form']:16} {row['median']:10.4g} {row['unit']:8} {spread}")
+    for entry in data["missing"]:
+        print(f"missing: {entry['what']}, {entry['backend']}, {entry['form']}: {entry['reason']}")
+    print(options.output)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    files = options.files or sorted(str(path) for path in RESULTS.glob("*.json"))
+    if options.merge:
+        results.merge(files, options.merge)
+        print(options.merge)
+        return 0
+    listed = results.read_all(files)
+    if options.readme:
+        results.write_readme(options.readme, listed)
+        print(options.readme)
+    else:
+        print(results.readme_table(listed), end="")
     return 0
 
 

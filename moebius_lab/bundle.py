@@ -31,7 +31,7 @@ from PIL import Image
 
 from . import LabError, config
 from .config import NetworkConfig
-from .export import operator_counts
+from .export import STRAIGHTFORWARD, operator_counts
 from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest
 
@@ -69,6 +69,9 @@ OFFERS = {
     "int8": Offer("8-bit weights: the smallest, slightly different pictures.", session=(("disable_quant_qdq", "1"),)),
 }
 """By precision, the page's favourite first."""
+
+MEASURED = {STRAIGHTFORWARD: Offer("The step as the exporter finds it, for measurements.")}
+"""What a bundle may hold beside them, where it is asked for."""
 
 CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
 """Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
@@ -143,16 +146,18 @@ def write_bundle(
     precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
     weights_base: str = "weights/",
     on_file=lambda name: None,
+    graphs: dict[str, Path] | None = None,
 ) -> dict:
     """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
 
     Args:
         bench: its graphs are made where they are missing.
         folder: made if missing; what an earlier bundle left there and this one does not need is removed.
-        precisions: keys of `OFFERS`.
+        precisions: keys of `OFFERS` or `MEASURED`.
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
+        graphs: more graphs by name, for measurements, which every precision gets; beside each lies its `files.json`.
 
     Returns:
         The manifest.
@@ -161,14 +166,15 @@ def write_bundle(
         LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
     """
     folder = Path(folder)
-    unknown = [precision for precision in precisions if precision not in OFFERS]
+    known = OFFERS | MEASURED
+    unknown = [precision for precision in precisions if precision not in known]
     if unknown or not precisions:
         raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(OFFERS)}")
     if not weights_base.endswith("/"):
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
         raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
-    stored = {precision: bench.stored(precision, on_file) for precision in OFFERS if precision in precisions}
+    stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
     (folder / "manifest.json").unlink(missing_ok=True)
     writer = _Writer(folder, on_file)
     manifest = {
@@ -269,7 +275,7 @@ class _Writer:
 
 def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
     files = {graph: [_add_weights(writer, graph, file) for file in _files_of(path)] for graph, path in graphs.items()}
-    offer = OFFERS[precision]
+    offer = (OFFERS | MEASURED)[precision]
     return {
         "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
         "note": offer.note,

@@ -7,8 +7,8 @@
 | vae_decoder | latent (1, 4, s, s), unscaled | image (1, 3, S, S) in about [-1, 1] |
 
 All are float32; S is the network's image size and s = S / 8. Shapes are fixed. `step` is one guided DDIM step of the
-denoiser, rewritten as `graph.py` tells; `straightforward` is the published denoiser as the exporter finds it, which is
-there to be compared with.
+denoiser, rewritten as `graph.py` tells. The straightforward form of it is the same step with the published denoiser as the
+exporter finds it, which is there to be compared with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from . import LabError
 from .backends import GRAPHS, guided_ids
-from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
+from .config import GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
 from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms, rewritten_autoencoder
 from .lambda_layer import SelfLambda
@@ -37,7 +37,8 @@ from .unet import MoebiusNet
 
 OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
-STRAIGHTFORWARD = "straightforward"  # file name, without the ending, of the denoiser without rewrites
+STRAIGHTFORWARD = "straightforward"
+"""The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
 
 
 class SelfLambda2d(SelfLambda):
@@ -163,23 +164,13 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
 
 
 def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
-    """Export the published denoiser, without rewrites but `SelfLambda2d`, to `folder`/straightforward.onnx.
-
-    Inputs latent (2, 9, s, s), timesteps (2) float32, input_ids (2, 10) int64; output noise (2, 4, s, s).
+    """Export the published step, without rewrites but `SelfLambda2d`, to `folder`/step.onnx: inputs and outputs are `step`'s.
 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    path = Path(folder) / f"{STRAIGHTFORWARD}.onnx"
-    return _export(with_2d_position_conv(net).eval(), straightforward_inputs(net.config), ["noise"], path)
-
-
-def straightforward_inputs(config: NetworkConfig) -> dict[str, Tensor]:
-    """The inputs of `export_straightforward` that ask for the same noise as `example_inputs(config)["step"]`."""
-    step = example_inputs(config)["step"]
-    latent = torch.cat([step["latents"], step["mask"], step["masked_latents"]], dim=1)
-    assert latent.shape[1] == INPUT_CHANNELS
-    return {"latent": latent.repeat(2, 1, 1, 1), "timesteps": step["timestep"].repeat(2), "input_ids": guided_ids()}
+    module = PublishedStep(with_2d_position_conv(net)).eval()
+    return _export(module, example_inputs(net.config)["step"], OUTPUT_NAMES["step"], Path(folder) / "step.onnx")
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> Path:

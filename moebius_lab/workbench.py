@@ -188,7 +188,8 @@ class Workbench:
         `files.json`: what it was made from, and every file's name, bytes and SHA-256, the graph's own first.
 
         Args:
-            precision: see `precision.per_graph`; empty for this run's own.
+            precision: see `precision.per_graph`; empty for this run's own; or "straightforward": the step as the exporter
+                finds it, in float32, for comparison.
             on_graph: called with a graph's name before it is made.
 
         Returns:
@@ -197,18 +198,26 @@ class Workbench:
         Raises:
             LabError: an unknown precision, or a disk without room.
         """
-        return {graph: self._stored(graph, form, on_graph) for graph, form in per_graph(precision or self.precision).items()}
+        if precision == STRAIGHTFORWARD:
+            forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
+        else:
+            forms = per_graph(precision or self.precision)
+        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
 
     def _stored(self, graph: str, form: str, on_graph) -> Path:
         stamp, made_from = self._stamp(graph, form)
         folder = stamp.parent
         if not _is_complete(stamp, made_from):
-            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" else None
+            straightforward = form == STRAIGHTFORWARD
+            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
             on_graph(graph if form == "fp32" else f"{graph}, {form}")
             shutil.rmtree(folder, ignore_errors=True)
             with TemporaryDirectory(dir=self.folder) as exported:
-                source = fp32 or export_graph(graph, self.net, self.vae, exported)
-                files = store(source, form, folder)
+                if straightforward:
+                    source = export_straightforward(self.net, exported)
+                else:
+                    source = fp32 or export_graph(graph, self.net, self.vae, exported)
+                files = store(source, "fp32" if straightforward else form, folder)
             stamp.write_text(json.dumps({"made_from": made_from, "files": [asdict(file) for file in files]}, indent=1))
         return folder / f"{graph}.onnx"
 
@@ -221,17 +230,6 @@ class Workbench:
         """The file that tells what a stored graph was made from, and what it has to tell."""
         part = "denoiser" if graph == "step" else "vae"
         return self.folder / "onnx" / form / graph / "files.json", self._made_from(part)
-
-    def straightforward(self) -> Path:
-        """The denoiser exported without rewrites, for comparison: `onnx/straightforward/straightforward.onnx`."""
-        folder = self.folder / "onnx" / STRAIGHTFORWARD
-        path, stamp, made_from = folder / f"{STRAIGHTFORWARD}.onnx", folder / "files.json", self._made_from("denoiser")
-        if not _is_complete(stamp, made_from):
-            shutil.rmtree(folder, ignore_errors=True)
-            export_straightforward(self.net, folder)
-            files = [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())]
-            stamp.write_text(json.dumps({"made_from": made_from, "files": files}, indent=1))
-        return path
 
     def once(self, name: str, make: Callable[[], object], source: str) -> object:
         """What `make` returns, which has to fit JSON; kept in `onnx/NAME.json` until weights or code change, or `source`."""

@@ -82,18 +82,7 @@ export class OrtBackend {
   async open(graph) {
     const known = this.sessions.get(graph);
     if (known) return known;
-    const files = this.form.graphs[graph];
-    if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
-    const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
-    // as arrays: with Blobs one WebGPU session in six never came back from folding its constants (ONNX Runtime Web 1.30)
-    const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
-    const gpu = this.provider === 'webgpu';
-    const options = {
-      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
-      externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
-      extra: { session: this.form.session },
-      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
-    };
+    const { body, options, gpu } = await this.#source(graph);
     const create = (/** @type {0|2} */ logSeverityLevel, enableGraphCapture = false) =>
       this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel, enableGraphCapture }));
     const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
@@ -106,6 +95,27 @@ export class OrtBackend {
     this.sessions.set(graph, placed);
     if (record) this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
     return placed;
+  }
+
+  /**
+   * What a session of a graph is made from.
+   *
+   * @param {string} graph
+   */
+  async #source(graph) {
+    const files = this.form.graphs[graph];
+    if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
+    const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
+    // as arrays: with Blobs one WebGPU session in six never came back from folding its constants (ONNX Runtime Web 1.30)
+    const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
+    const gpu = this.provider === 'webgpu';
+    const options = {
+      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
+      externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
+      extra: { session: this.form.session },
+      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
+    };
+    return { body, options, gpu };
   }
 
   /**
@@ -180,6 +190,31 @@ export class OrtBackend {
       values[name] = { dims: [...tensor.dims], data: /** @type {Float32Array} */ (await tensor.getData(true)) };
     }
     return values;
+  }
+
+  /**
+   * Run a graph in a session of its own that ONNX Runtime profiles.
+   *
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @param {number} times after a first run
+   * @returns {Promise<string>} the events as ONNX Runtime writes them
+   */
+  async profile(graph, feeds, times) {
+    const { body, options } = await this.#source(graph);
+    const profiled = { ...options, enableProfiling: true, logSeverityLevel: WARNING };
+    const session = await this.ort.InferenceSession.create(body, /** @type {any} */ (profiled));
+    try {
+      const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
+      for (let i = 0; i <= times; i++) {
+        const outputs = await session.run(Object.fromEntries(tensors));
+        await this.device?.queue.onSubmittedWorkDone();
+        for (const tensor of Object.values(outputs)) tensor.dispose();
+      }
+      return (await this.log.during(async () => session.endProfiling())).lines.join('\n');
+    } finally {
+      await session.release();
+    }
   }
 
   /**

@@ -134,6 +134,31 @@ const methods = {
     }
     return { outputs, milliseconds };
   },
+
+  /** @param {{feeds: Record<string, Values>, times: number}} job */
+  async timeSteps({ feeds, times }) {
+    const [timestep, guidance, latentScale, noiseScale] = ['timestep', 'guidance', 'latent_scale', 'noise_scale'].map(
+      (name) => feeds[name].data[0],
+    );
+    const { latents, mask, masked_latents: maskedLatents } = feeds;
+    const loop = await loaded().denoise(latents.data, mask.data, maskedLatents.data, guidance);
+    const milliseconds = [];
+    try {
+      for (let i = 0; i < times; i++) {
+        const began = performance.now();
+        await loop.step({ timestep, latentScale, noiseScale, signal: 1, sigma: 0 }); // the last two are for previews alone
+        milliseconds.push(performance.now() - began);
+      }
+    } finally {
+      loop.close();
+    }
+    return milliseconds;
+  },
+
+  /** @param {{graph: string, feeds: Record<string, Values>, times: number}} job */
+  profile({ graph, feeds, times }) {
+    return loaded().profile(graph, feeds, times);
+  },
 };
 
 addEventListener('message', async ({ data: { id, method, args, cancel } }) => {
