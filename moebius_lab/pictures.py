@@ -23,13 +23,14 @@ from .inpaint import Settings
 from .inventory import network_inventory
 from .lab import jupyterlab, run_all, write_notebook
 from .serve import Server
-from .training.evaluate import demo_backend, evaluate, held_out_pairs
+from .training.evaluate import contact_sheet, evaluate_pair, held_out_pairs
 from .workbench import PYTORCH, Workbench, demo_photographs
 
 LIMIT = 1_000_000  # bytes, of all pictures together
 WIDTH = 1100  # px, the widest
 QUALITY = 82  # of JPEG
 SHEET_EVERY = 3  # of the held-out photographs, in the order of their names
+SHEET_TITLES = ("the hole", "demo network", "OpenCV, Telea", "the photograph")
 PRECISIONS = ("fp32", "fp16-storage", "int8")  # in the plot of the error's growth
 PATIENCE = 300_000  # ms that a page may take for one thing
 
@@ -67,7 +68,7 @@ def make_pictures(
     makers: dict[str, Callable[[], Image.Image | Figure]] = {
         "network_by_part.png": network_by_part,
         "lambda_layer.png": lambda: figures.lambda_layer(MOEBIUS),
-        "contact_sheet.jpg": contact_sheet,
+        "contact_sheet.jpg": lambda: sheet(bench),
         "error_growth.png": lambda: error_growth(bench),
         "page.jpg": lambda: page(bench),
         "widget.jpg": lambda: widget(bench),
@@ -92,10 +93,13 @@ def network_by_part() -> Figure:
     return figures.shares(network_inventory(MOEBIUS)[0], columns)
 
 
-def contact_sheet() -> Image.Image:
-    """Every third held-out photograph, filled by the demo network and by OpenCV's Telea."""
-    pairs = dict(list(held_out_pairs().items())[::SHEET_EVERY])
-    return evaluate(demo_backend(), pairs, Settings(init="noise"))[1]
+def sheet(bench: Workbench) -> Image.Image:
+    """Every third held-out photograph, filled by the demo network in ONNX Runtime and by OpenCV's Telea."""
+    rows = []
+    for name, (picture, mask) in list(held_out_pairs().items())[::SHEET_EVERY]:
+        filled = evaluate_pair(bench.onnx_backend, picture, mask, Settings(init="noise"))[1]
+        rows.append((name, [figures.masked(picture, mask), filled["ours"], filled["telea"], picture]))
+    return contact_sheet(rows, SHEET_TITLES)
 
 
 def error_growth(bench: Workbench) -> Figure:
