@@ -41,7 +41,7 @@ from moebius_lab.workbench import prepare
 
 bench = prepare(image={image!r}, mask={mask!r}, output_dir={output!r})
 painter = MaskPainter(bench.image, bench.mask, width=520, height=400)
-panel = Inpaint(painter, {{"PyTorch": bench.torch_backend}})
+panel = Inpaint(painter, {{"ONNX Runtime": bench.onnx_backend}})
 panel.run()
 ipywidgets.VBox([painter, panel])"""
 
