@@ -173,13 +173,14 @@ def stacked(table: pd.DataFrame, title: str, unit: str) -> Figure:
 
 def error_growth(errors: dict[str, list[float]], tolerance: float) -> Figure:
     """Largest difference to PyTorch after each denoising step, on a logarithmic axis, with the tolerance."""
-    figure, axes = _figure(1, 1, 7, 3.2)
+    figure, axes = _figure(1, 1, 9, 3.2)
     ax = axes[0, 0]
     for name, values in errors.items():
         ax.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-12), marker="o", markersize=3, label=name)
-    ax.axhline(tolerance, color=COLOURS[3], linestyle="--", linewidth=1, label="tolerance of one step")
+    ax.axhline(tolerance, color=COLOURS[5], linestyle="--", linewidth=1, label="tolerance of one step")
     ax.set(xlabel="denoising step", ylabel="max |difference|", title="How a rounding error grows along the loop")
-    ax.legend(frameon=False)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
