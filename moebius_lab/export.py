@@ -31,7 +31,7 @@ from . import LabError
 from .backends import GRAPHS, guided_ids
 from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
+from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms, rewritten_autoencoder
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
@@ -153,7 +153,11 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    make = {"vae_encoder": lambda: Encoder(vae), "step": lambda: StepGraph(net), "vae_decoder": lambda: Decoder(vae)}
+    make = {
+        "vae_encoder": lambda: Encoder(rewritten_autoencoder(vae)),
+        "step": lambda: StepGraph(net),
+        "vae_decoder": lambda: Decoder(rewritten_autoencoder(vae)),
+    }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
 
@@ -188,6 +192,10 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
+    model = onnx.load(str(path), load_external_data=False)
+    if fuse_skip_layer_norms(model.graph):
+        model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
+        onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return path
 

@@ -48,6 +48,7 @@ runner.run("step", {{}})"""
 
 THE_READER_S_PART = {
     "03_parity": ["03-01", "03-02", "03-references", "rows, evidence = [], {}", "03-06", "03-runner", "03-runner-rows"],
+    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.browser import NoBrowser", "04-fill"],
     "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", "05-05", "05-06", "05-07"],
 }
 """Of each notebook the cells, by their ids, that lead to the reader's own browser and show what it did."""
@@ -252,7 +253,7 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
 
 
 @pytest.mark.parametrize("name", THE_READER_S_PART)
-def test_notebooks_3_and_5_run_in_the_page_that_shows_them(lab, page, small, picture_files, name):
+def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, small, picture_files, name):
     folder, url = lab
     shutil.copytree(small.folder / "onnx", folder / "build" / "onnx", dirs_exist_ok=True)
     sources = {cell.id: cell.source for cell in nbformat.read(SOURCE_FOLDER / f"{name}.ipynb", 4).cells}

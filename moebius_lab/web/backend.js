@@ -31,7 +31,7 @@ export class OrtBackend {
    * @param {URL} options.module the build of ONNX Runtime Web
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
-   * @param {boolean} options.capture record the step at its first run and replay it afterwards
+   * @param {boolean} options.capture record the step at its first run and replay it afterwards, where all of it runs on the device
    * @param {(sha256: string) => Promise<Blob>} options.file
    */
   static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
@@ -59,6 +59,7 @@ export class OrtBackend {
     this.provider = provider;
     this.constants = manifest.constants;
     this.preview = manifest.preview;
+    this.layouts = manifest.layouts;
     this.form = manifest.precisions[precision];
     this.capture = capture;
     this.file = file;
@@ -88,19 +89,22 @@ export class OrtBackend {
     const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
     const gpu = this.provider === 'webgpu';
     const options = {
-      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: 'NCHW' } : { name: 'wasm' }],
+      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { session: this.form.session },
-      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
+      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
     };
-    const create = (/** @type {0|2} */ logSeverityLevel) =>
-      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
+    const create = (/** @type {0|2} */ logSeverityLevel, enableGraphCapture = false) =>
+      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel, enableGraphCapture }));
     const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
-    const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    const placed = { session, nodes: placement(lines) };
+    const nodes = placement(lines);
+    // a recording replays what ran on the device; what ran beside it, on the processor, would keep its first values
+    const record = this.capture && graph === STEP && Object.keys(nodes).join() === 'WebGpu';
+    const session = gpu ? await this.#quiet(talking, () => create(WARNING, record)) : talking;
+    const placed = { session, nodes };
     if (gpu && !this.device) await this.#watchDevice();
     this.sessions.set(graph, placed);
-    if (this.capture && graph === STEP) this.#record(placed);
+    if (record) this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
     return placed;
   }
 
@@ -117,18 +121,6 @@ export class OrtBackend {
     const session = await create();
     if (alone) await talking.release();
     return session;
-  }
-
-  /**
-   * A recording replays what ran on the device; what ran beside it, on the processor, would keep its first values.
-   *
-   * @param {Placed} placed
-   */
-  #record({ session, nodes }) {
-    if (Object.keys(nodes).join() !== 'WebGpu') {
-      throw new EngineError('shader', 'The step cannot be recorded: some of it runs on the processor. Load it without recording.');
-    }
-    this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
   }
 
   async #watchDevice() {

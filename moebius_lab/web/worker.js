@@ -23,7 +23,7 @@ const running = new Map();
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
-async function load({ manifest, manifestUrl, provider, precision, threads, capture = false }, report, signal) {
+async function load({ manifest, manifestUrl, provider, precision, threads, capture = true }, report, signal) {
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -73,7 +73,7 @@ function evidence({ precision, adapter, threads, placed, captured }, manifest) {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${where}; ${precision}${captured ? ', step recorded' : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  return `${where}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}recorded` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
 }
 
 /** @returns {OrtBackend} */
