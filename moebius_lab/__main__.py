@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import LabError, results
-from .backends import GRAPHS
-from .benchmark import BACKENDS, MEASURES
+from .backends import BACKENDS, GRAPHS
+from .benchmark import BACKENDS as BACKENDS_MEASURED
+from .benchmark import MEASURES
 from .benchmark import PRECISIONS as PRECISIONS_MEASURED
 from .benchmark import run as run_benchmark
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(run)
     run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
     run.add_argument("--mask", default="", help="its mask, white is the hole")
+    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} (default: each notebook's own)")
+    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(BACKENDS)} (default: each notebook's own)")
     run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
     run.set_defaults(command=_run)
 
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
     measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
     for name, known, default in (
-        ("backends", BACKENDS, tuple(BACKENDS)), ("precisions", PRECISIONS_MEASURED, PRECISIONS_MEASURED), ("measures", MEASURES, tuple(MEASURES)),
+        ("backends", BACKENDS_MEASURED, tuple(BACKENDS_MEASURED)), ("precisions", PRECISIONS_MEASURED, PRECISIONS_MEASURED), ("measures", MEASURES, tuple(MEASURES)),
     ):  # fmt: skip
         measure.add_argument(f"--{name}", nargs="+", default=default, metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
@@ -163,14 +166,15 @@ def _run(options: argparse.Namespace) -> int:
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
-    bench = prepare(options.network, weights, output_dir=options.output_dir, **files)
+    chosen = {name: value for name in ("precision", "backend") if (value := getattr(options, name))}
+    bench = prepare(options.network, weights, output_dir=options.output_dir, **files, **chosen)
     present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
     needed = max(bench.disk_needed() - present, 0)
     print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
     require_room(bench.folder, needed, "the run")
     for part in PARTS:
         bench.weight_file(part)  # bad parameters fail, and published weights are fetched, before work begins
-    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
+    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files, **chosen})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
     return 0
 

@@ -21,9 +21,13 @@ STYLE = {
 }  # fmt: skip
 
 
-def _figure(rows: int, columns: int, width: float, height: float):
+class Photographs(Figure):
+    """A figure of pictures alone: it may be shown at any size, where the words in a chart have to stay readable."""
+
+
+def _figure(rows: int, columns: int, width: float, height: float, kind: type[Figure] = Figure):
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, FigureClass=kind)
     plt.close(figure)
     return figure, axes
 
@@ -34,7 +38,7 @@ def pictures(named: dict[str, np.ndarray], columns: int = 4, width: float = 10) 
     rows = math.ceil(len(named) / columns)
     first = next(iter(named.values()))
     cell = width / columns
-    figure, axes = _figure(rows, columns, width, rows * (cell * first.shape[0] / first.shape[1] + 0.3))
+    figure, axes = _figure(rows, columns, width, rows * (cell * first.shape[0] / first.shape[1] + 0.3), Photographs)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (name, picture) in zip(axes.flat, named.items()):
@@ -152,15 +156,31 @@ def counts(named: dict[str, dict[str, int]], top: int = 14) -> Figure:
     return figure
 
 
+def stacked(table: pd.DataFrame, title: str, unit: str) -> Figure:
+    """A horizontal bar for each row of `table`, made up of its columns, with the row's sum at the end."""
+    figure, axes = _figure(1, 1, 9, 0.36 * len(table) + 1.1)
+    ax, left = axes[0, 0], np.zeros(len(table))
+    for column in table:
+        bars = ax.barh(table.index, table[column], left=left, label=column)
+        left = left + table[column].to_numpy()
+    ax.bar_label(bars, [f"{total:.4g}" for total in left], padding=4, fontsize=8)
+    ax.set(xlabel=unit, title=title)
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def error_growth(errors: dict[str, list[float]], tolerance: float) -> Figure:
     """Largest difference to PyTorch after each denoising step, on a logarithmic axis, with the tolerance."""
-    figure, axes = _figure(1, 1, 7, 3.2)
+    figure, axes = _figure(1, 1, 9, 3.2)
     ax = axes[0, 0]
     for name, values in errors.items():
         ax.semilogy(range(1, len(values) + 1), np.maximum(values, 1e-12), marker="o", markersize=3, label=name)
-    ax.axhline(tolerance, color=COLOURS[3], linestyle="--", linewidth=1, label="tolerance of one step")
+    ax.axhline(tolerance, color=COLOURS[5], linestyle="--", linewidth=1, label="tolerance of one step")
     ax.set(xlabel="denoising step", ylabel="max |difference|", title="How a rounding error grows along the loop")
-    ax.legend(frameon=False)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -226,7 +246,7 @@ def download_times(sizes_mb: dict[str, float], lines_mbit: tuple[int, ...] = (10
     for i, (name, size) in enumerate(sizes_mb.items()):
         x = np.arange(len(lines_mbit)) + (i - (len(sizes_mb) - 1) / 2) * 0.8 / len(sizes_mb)
         bars = ax.bar(x, [size * 8 / line for line in lines_mbit], width=0.8 / len(sizes_mb), label=f"{name}, {size:.0f} MB")
-        ax.bar_label(bars, fmt="%.3g", fontsize=8)
+        ax.bar_label(bars, fmt="%.2g", fontsize=7)
     ax.set_xticks(range(len(lines_mbit)), [f"{line} Mbit/s" for line in lines_mbit])
     ax.set(ylabel="seconds", title="First visit: time for the weights alone")
     ax.legend(frameon=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,13 +24,14 @@ from .inpaint import Settings
 from .inventory import network_inventory
 from .lab import jupyterlab, run_all, write_notebook
 from .serve import Server
-from .training.evaluate import demo_backend, evaluate, held_out_pairs
+from .training.evaluate import contact_sheet, evaluate_pair, held_out_pairs
 from .workbench import PYTORCH, Workbench, demo_photographs
 
 LIMIT = 1_000_000  # bytes, of all pictures together
 WIDTH = 1100  # px, the widest
 QUALITY = 82  # of JPEG
 SHEET_EVERY = 3  # of the held-out photographs, in the order of their names
+SHEET_TITLES = ("the hole", "demo network", "OpenCV, Telea", "the photograph")
 PRECISIONS = ("fp32", "fp16-storage", "int8")  # in the plot of the error's growth
 PATIENCE = 300_000  # ms that a page may take for one thing
 
@@ -40,7 +42,7 @@ from moebius_lab.workbench import prepare
 
 bench = prepare(image={image!r}, mask={mask!r}, output_dir={output!r})
 painter = MaskPainter(bench.image, bench.mask, width=520, height=400)
-panel = Inpaint(painter, {{"PyTorch": bench.torch_backend}})
+panel = Inpaint(painter, {{"ONNX Runtime": bench.onnx_backend}})
 panel.run()
 ipywidgets.VBox([painter, panel])"""
 
@@ -67,7 +69,7 @@ def make_pictures(
     makers: dict[str, Callable[[], Image.Image | Figure]] = {
         "network_by_part.png": network_by_part,
         "lambda_layer.png": lambda: figures.lambda_layer(MOEBIUS),
-        "contact_sheet.jpg": contact_sheet,
+        "contact_sheet.jpg": lambda: sheet(bench),
         "error_growth.png": lambda: error_growth(bench),
         "page.jpg": lambda: page(bench),
         "widget.jpg": lambda: widget(bench),
@@ -92,15 +94,21 @@ def network_by_part() -> Figure:
     return figures.shares(network_inventory(MOEBIUS)[0], columns)
 
 
-def contact_sheet() -> Image.Image:
-    """Every third held-out photograph, filled by the demo network and by OpenCV's Telea."""
-    pairs = dict(list(held_out_pairs().items())[::SHEET_EVERY])
-    return evaluate(demo_backend(), pairs, Settings(init="noise"))[1]
+def sheet(bench: Workbench) -> Image.Image:
+    """Every third held-out photograph, filled by the demo network in ONNX Runtime and by OpenCV's Telea."""
+    rows = []
+    for name, (picture, mask) in list(held_out_pairs().items())[::SHEET_EVERY]:
+        filled = evaluate_pair(bench.onnx_backend, picture, mask, Settings(init="noise"))[1]
+        rows.append((name, [figures.masked(picture, mask), filled["ours"], filled["telea"], picture]))
+    return contact_sheet(rows, SHEET_TITLES)
 
 
 def error_growth(bench: Workbench) -> Figure:
     """How far ONNX Runtime's latents are from PyTorch's along the loop, in three precisions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine two lose more to each other than they gain
     exact = bench.loop(PYTORCH).latents
+    torch.set_num_threads(threads)
     growth = {form: np.abs(bench.loop(form).latents - exact).max(axis=(1, 2, 3)).tolist() for form in PRECISIONS}
     return figures.error_growth(growth, parity.GRAPH_LARGEST_ERROR)
 

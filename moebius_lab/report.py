@@ -104,7 +104,7 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
         answer = html.escape(_answer(notebooks[name]))
         entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    pictures = sorted((folder / "pictures").glob("*.png"))
+    pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
     shown = "\n".join(
         f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
         f"</a><figcaption>{html.escape(_words(p))}</figcaption></figure>"
@@ -147,7 +147,7 @@ def stills(notebook: nbformat.NotebookNode) -> None:
     """Take widgets and frames out of an executed notebook, in place: the picture that came with each one stays.
 
     A widget without a picture, such as a progress bar, leaves nothing: its text would be of the moment when it was made.
-    Figures are marked `unconfined`, so that a phone shows them large enough to read.
+    Charts are marked `unconfined`, so that a phone shows them large enough to read.
     """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -187,6 +187,7 @@ summary { cursor: pointer; padding: .4rem 0; }
 .jp-RenderedImage, .jp-RenderedHTMLCommon, .jp-InputArea-editor, .highlight { overflow-x: auto; }
 .jp-RenderedImage img { height: auto; }
 .jp-RenderedHTMLCommon table { font-size: .85rem; }
+.jp-RenderedHTMLCommon td:not(:last-child) { white-space: nowrap; }
 @media (max-width: 48rem) {
   body.jp-Notebook { padding: .5rem; }
   .jp-InputPrompt, .jp-OutputPrompt { display: none; }

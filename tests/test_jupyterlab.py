@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import time
 
 import nbformat
@@ -45,20 +46,32 @@ print("levels:", abs(filled.astype(int) - expected).max(), "| changed:", (filled
 # %%
 runner.run("step", {{}})"""
 
+THE_READER_S_PART = {
+    "03_parity": ["03-01", "03-02", "03-references", "rows, evidence = [], {}", "03-06", "03-runner", "03-runner-rows"],
+    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.browser import NoBrowser", "04-fill"],
+    "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", "05-05", "05-06", "05-07"],
+}
+"""Of each notebook the cells, by their ids, that lead to the reader's own browser and show what it did."""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, picture_files):
     """A JupyterLab server of its own, with a copy of notebook 01 on SMALL; yields its folder and address."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(SOURCE_FOLDER / "01_feasibility.ipynb", 4)
-    parameters = {"network": "small", "weights": "deterministic", "output_dir": str(folder / "build")}
-    parameters |= dict(zip(("image", "mask"), map(str, picture_files)))
     [cell] = [cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"]]
-    cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+    cell.source += parameters_for(folder, picture_files)
     nbformat.write(notebook, folder / "01.ipynb")
     write_notebook(folder / "large.ipynb", LARGE)
     with jupyterlab(folder) as url:
         yield folder, url
+
+
+def parameters_for(folder, picture_files) -> str:
+    """Lines for a notebook's parameters: SMALL, the test's picture, a folder under `folder`."""
+    parameters = {"network": "small", "weights": "deterministic", "output_dir": str(folder / "build")}
+    parameters |= dict(zip(("image", "mask"), map(str, picture_files)))
+    return "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +250,17 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
     levels = re.search(r"levels: (\d+) \| changed: True", said)
     assert levels and int(levels[1]) <= 1, said
     assert "LabError" in said and "await asyncio.to_thread" in said
+
+
+@pytest.mark.parametrize("name", THE_READER_S_PART)
+def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, small, picture_files, name):
+    folder, url = lab
+    shutil.copytree(small.folder / "onnx", folder / "build" / "onnx", dirs_exist_ok=True)
+    sources = {cell.id: cell.source for cell in nbformat.read(SOURCE_FOLDER / f"{name}.ipynb", 4).cells}
+    given, *rest = [sources.get(cell, cell) for cell in THE_READER_S_PART[name]]
+    given += parameters_for(folder, picture_files)
+    write_notebook(folder / f"{name}.ipynb", "\n# %%\n".join([given, *rest]))
+    run_all(page, url, f"{name}.ipynb")
+    said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
+    assert "this browser, processor (wasm)" in said and "headless Chromium" not in said, said
+    assert not page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count(), said

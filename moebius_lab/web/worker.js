@@ -47,6 +47,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   for (const graph of GRAPHS) {
     placed[graph] = { nodes: (await made.open(graph)).nodes };
     signal.throwIfAborted();
+    checkFeatures(manifest, precision, made.device);
   }
   made.device?.lost.then(({ message }) => {
     const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));
@@ -57,6 +58,20 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   const used = made.device ? 0 : threads;
   const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recording !== null };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
+}
+
+/**
+ * The runtime makes its programs when they first run: what the device cannot do is said before that.
+ *
+ * @param {Manifest} manifest
+ * @param {string} precision
+ * @param {GPUDevice|null} device
+ */
+function checkFeatures(manifest, precision, device) {
+  const missing = manifest.precisions[precision].requires.filter((feature) => !device?.features.has(feature));
+  if (missing.length) {
+    throw new EngineError('shader', `This device lacks ${missing.join(', ')}, which ${precision} needs: choose fp32 or fp16-storage.`);
+  }
 }
 
 const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing you painted is gone.';
