@@ -168,7 +168,7 @@ def measure(
 
 def summary(what: str, key: tuple[str, str], values: list[float], unit: str = "ms", steps: int = 0) -> Row:
     """A row from repeated values: median and quartiles; of one value, that value."""
-    q1, q3 = statistics.quantiles(values, n=4)[::2] if len(values) > 1 else (values[0], values[0])
+    q1, q3 = statistics.quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else (values[0], values[0])
     return Row(what, *key, unit, statistics.median(values), q1, q3, len(values), steps)
 
 
@@ -182,14 +182,17 @@ def one_line(error: Exception) -> str:
 
 
 class TorchGraphs:
-    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends."""
+    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends.
+
+    Where they are compiled, it is the step alone: the encoder runs twice and the decoder once a picture.
+    """
 
     def __init__(self, bench: Workbench, device: str, kind: torch.dtype, compiled: bool = False) -> None:
         self.config, self.device, self.kind, self.name = bench.config, device, kind, f"PyTorch, {device}"
         as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights beside all sessions
         net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
-        self.modules = {graph: torch.compile(module) for graph, module in modules.items()} if compiled else modules
+        self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -243,8 +246,7 @@ def _torch_limit(device: str, kind: torch.dtype, limit: str) -> float:
     where = CARD if device == "cuda" else PROCESSOR
     few, often = LIMIT_CHAIN[limit]
     x = torch.from_numpy(limit_feeds(limit_graphs(limit, where)[0])["x"]).to(device, kind)
-    side = int(limit_graphs("product", where)[0].split("_")[1])
-    a = x.expand(side if limit == "product" else 8192, -1).contiguous()
+    a = x.expand(LIMIT_SIDES[where] if limit == "product" else COPIED[0], -1).contiguous()
     b = torch.empty_like(a)
 
     def chain(times: int) -> float:
@@ -323,7 +325,8 @@ def _onnx(bench: Workbench, backend: str, form: str, where: str, open_: Callable
     providers = ", ".join(onnx.sessions["step"].get_providers())
     evidence = f"ONNX Runtime {onnxruntime.__version__}, {providers}"
     profile = partial(_session_profile, open_, paths["step"], feeds["step"])
-    return Entrant(backend, form, where, evidence, works, partial(inpaint, onnx, bench.image, bench.mask), limit, profile)
+    fill = partial(inpaint, onnx, bench.image, bench.mask)
+    return Entrant(backend, form, where, evidence, works, fill, limit if form == "fp32" else None, profile)
 
 
 def _milliseconds(work: Work) -> float:
@@ -380,10 +383,14 @@ def _chromium(
 
 
 def _reader(bench: Workbench, runner: BrowserRunner, stack: ExitStack) -> Entrant:
-    feeds = {name: x.numpy() for name, x in example_inputs(bench.config)["step"].items()}
+    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
-    work = {STEP: lambda: float(runner.time("step", feeds, 1)[1][0])}
-    return Entrant(READER, runner.choice["precision"], where, f"{runner.name}; {runner.evidence}", work)
+    works = {
+        what: lambda graph=graph: float(runner.time(graph, feeds[graph], 1)[1][0])
+        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+    }
+    return Entrant(READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask))
 
 
 def candidates(
@@ -499,7 +506,7 @@ class _Run:
 
     def limits(self) -> None:
         for limit, name, unit in (("product", "large matrix product", "GFLOP/s"), ("copy", "large copy", "GB/s")):
-            able = [entrant for entrant in self.entrants if entrant.limit and entrant.form in ("fp32", "fp16")]
+            able = [entrant for entrant in self.entrants if entrant.limit]
             works = {entrant.key: partial(entrant.limit, limit) for entrant in able}
             times, missing = measure(name, works, min(self.repeats, 5), 1, self.patience, self.deadline)
             for entrant in (entrant for entrant in able if entrant.key in times):

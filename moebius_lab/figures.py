@@ -196,32 +196,46 @@ def block_errors(errors: dict[str, pd.Series]) -> Figure:
     return figure
 
 
-def step_times(table: pd.DataFrame) -> Figure:
-    """Median times with quartiles (ms) as horizontal bars, a bar for each row, fastest first."""
-    rows = table.sort_values("median_ms")
+def step_times(table: pd.DataFrame, title: str = "One guided step") -> Figure:
+    """Medians with quartiles (ms) as horizontal bars, a bar for each row of `results.table`, fastest first, one colour a form."""
+    rows = table.sort_values("median")
     figure, axes = _figure(1, 1, 9, 0.34 * len(rows) + 0.9)
     ax = axes[0, 0]
-    spread = np.abs([rows["median_ms"] - rows["q1_ms"], rows["q3_ms"] - rows["median_ms"]])
-    bars = ax.barh(rows.index, rows["median_ms"], xerr=spread, capsize=3)
-    ax.bar_label(bars, fmt="%.0f", padding=6, fontsize=8)
-    ax.set(xlabel="ms, median and quartiles", title="One guided step")
+    colours = dict(zip(rows["form"].drop_duplicates().sort_values(), COLOURS))
+    spread = np.abs([rows["median"] - rows["q1"], rows["q3"] - rows["median"]])
+    labels = rows["backend"] + ", " + rows["form"]
+    bars = ax.barh(labels, rows["median"], xerr=spread, capsize=3, color=[colours[form] for form in rows["form"]])
+    ax.bar_label(bars, fmt="%.3g", padding=6, fontsize=8)
+    ax.set(xlabel="ms, median and quartiles", title=title)
     ax.invert_yaxis()
     ax.margins(x=0.12)
     return figure
 
 
-def timings(table: pd.DataFrame) -> Figure:
-    """Median times with quartiles: a panel for each `what`, a bar for each backend (ms)."""
-    works = list(table["what"].unique())
-    figure, axes = _figure(1, len(works), 10, 2.6)
-    for ax, work in zip(axes[0], works):
-        rows = table[table["what"] == work]
-        spread = np.abs([rows["median_ms"] - rows["q1_ms"], rows["q3_ms"] - rows["median_ms"]])
-        bars = ax.bar(rows["backend"], rows["median_ms"], yerr=spread, capsize=3, color=COLOURS[: len(rows)])
-        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-        ax.set(title=work, ylabel="ms")
-        ax.margins(y=0.2)
-        ax.tick_params(axis="x", rotation=12)
+def picture_times(table: pd.DataFrame) -> Figure:
+    """Seconds of a whole picture against its number of steps, a line for each backend and form of `results.table`."""
+    figure, axes = _figure(1, 1, 8, 3.6)
+    ax = axes[0, 0]
+    for i, ((backend, form), rows) in enumerate(table.groupby(["backend", "form"], sort=False)):
+        rows = rows.sort_values("steps")
+        ax.plot(rows["steps"], rows["median"] / 1000, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)],
+                linestyle="-" if i < len(COLOURS) else "--", label=f"{backend}, {form}")  # fmt: skip
+    ax.set(xlabel="steps", ylabel="seconds", title="A whole picture, pixels to pixels", yscale="log")
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def operator_times(profiles: pd.DataFrame, top: int = 10) -> Figure:
+    """Milliseconds of a step by operator, a panel for each backend and form of a results file's profiles."""
+    groups = list(profiles.groupby(["backend", "form", "where"], sort=False))
+    figure, axes = _figure(len(groups), 1, 8, (0.2 * top + 0.7) * len(groups))
+    for ax, ((backend, form, where), rows) in zip(axes[:, 0], groups):
+        rows = rows.sort_values("ms", ascending=False)
+        bars = ax.barh(rows["operator"].str.slice(0, 40)[:top], rows["ms"][:top])
+        ax.bar_label(bars, [f"{ms:.3g} ms, {n:g} calls" for ms, n in zip(rows["ms"][:top], rows["calls"])], padding=3, fontsize=8)
+        ax.set_title(f"{backend}, {form}: {rows['ms'].sum():.3g} ms a step on the {where}")
+        ax.invert_yaxis()
+        ax.margins(x=0.25)
     return figure
 
 

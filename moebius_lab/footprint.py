@@ -62,7 +62,7 @@ def _visit(bench: Workbench, bundle: Path, provider: str, key: tuple[str, str]) 
         for _ in range(LOADS):
             with Browser(server.url, provider, key[1], profile_folder=folder) as browser:
                 again.append(browser.loaded["milliseconds"])
-    q1, _, q3 = statistics.quantiles(again, n=4)
+    q1, _, q3 = statistics.quantiles(again, n=4, method="inclusive")
     ready = statistics.median(again)
     page, weights = first_visit_bytes(read_manifest(bundle), key[1], provider)
     transfer = {what: bytes_ * 8 / (LINE_MBIT * 1e6) for what, bytes_ in (("page and runtime", page), ("weights", weights))}

@@ -45,8 +45,11 @@ class Results:
     """A file of measurements that is whole at any moment, so that who is stopped loses nothing.
 
     Args:
-        path: the file; what stands in it from the same machine, network and code is kept and added to.
+        path: the file; what stands in it is kept and added to.
         head: everything but the lists.
+
+    Raises:
+        LabError: the file holds something else, or measurements of another machine, network or code.
     """
 
     def __init__(self, path: str | Path, head: dict) -> None:
@@ -54,9 +57,11 @@ class Results:
         self.data = {"format": FORMAT} | head | {name: [] for name in LISTS}
         if self.path.is_file():
             old = read(self.path)
-            if all(old.get(key) == self.data.get(key) for key in ("machine", "network", "weights", "made_from")):
-                for name in LISTS:
-                    self.data[name] = old[name]
+            for key in ("machine", "network", "weights", "made_from"):
+                if old.get(key) != self.data.get(key):
+                    what = "code" if key == "made_from" else key
+                    raise LabError(f"{path} holds measurements of another {what}; write to another file, or remove it")
+            self.data |= {name: old[name] for name in LISTS}
 
     def add(self, name: str, entries: list[dict]) -> None:
         """Add entries to one of `LISTS`, in the place of those of the same name, and write the file."""
@@ -154,8 +159,8 @@ def table(files: list[dict]) -> pd.DataFrame:
 
 
 def readme_table(files: list[dict]) -> str:
-    """Guided step and whole picture of every machine and backend in Markdown, the fastest first."""
-    frame = table(files)
+    """Guided step and whole picture of every machine and backend in Markdown, the fastest first; the last measurement counts."""
+    frame = table(files).drop_duplicates(["machine", "network", *KEY], keep="last")
     lines = []
     for (network, machine), group in frame.groupby(["network", "machine"], sort=True):
         dates = sorted(set(group.date.str[:10]))

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from moebius_lab import LabError, results
+from moebius_lab.__main__ import main
+from moebius_lab.results import Results, Row
+
+ROOT = Path(__file__).parent.parent
+HEAD = {
+    "date": "2026-01-02 03:04 UTC", "network": "small", "weights": "deterministic", "release_steps": 19, "made_from": "m",
+    "method": "by hand", "machine": {"processor": "a processor", "cores": 2, "cards": []},
+}  # fmt: skip
+
+
+def row(what: str, backend: str, median: float, steps: int = 0) -> dict:
+    return vars(Row(what, backend, "fp32", "ms", median, median - 1, median + 1, 5, steps))
+
+
+def write(path: Path, *rows: dict, **head) -> Path:
+    made = Results(path, HEAD | head)
+    made.add("rows", list(rows))
+    return path
+
+
+def test_rows_are_kept_over_runs_replaced_by_name_and_never_mixed_with_others(tmp_path):
+    path = write(tmp_path / "r.json", row("guided step", "a", 10), row("guided step", "b", 20))
+    again = Results(path, HEAD)
+    again.add("missing", [{"what": "guided step", "backend": "c", "form": "fp32", "steps": 0, "reason": "no card"}])
+    again.add("rows", [row("guided step", "b", 30), row("guided step", "c", 40)])
+    data = results.read(path)
+    assert {r["backend"]: r["median"] for r in data["rows"]} == {"a": 10, "b": 30, "c": 40} and data["missing"] == []
+    with pytest.raises(LabError, match="measurements of another code; write to another file"):
+        Results(path, HEAD | {"made_from": "x"})
+    assert results.read(path) == data
+
+
+def test_files_of_one_machine_merge_and_others_are_refused(tmp_path):
+    first = write(tmp_path / "1.json", row("guided step", "a", 10), row("guided step", "b", 20))
+    second = write(tmp_path / "2.json", row("guided step", "b", 25), row("whole picture", "b", 900, 19))
+    assert main(["results", str(first), str(second), "--merge", str(tmp_path / "whole.json")]) == 0
+    rows = results.read(tmp_path / "whole.json")["rows"]
+    assert [(r["what"], r["median"]) for r in rows] == [("guided step", 10), ("guided step", 25), ("whole picture", 900)]
+    other = write(tmp_path / "3.json", row("guided step", "a", 1), machine={"processor": "another", "cores": 4, "cards": []})
+    with pytest.raises(LabError, match="of another machine"):
+        results.merge([first, other], tmp_path / "no.json")
+
+
+def test_a_table_of_several_machines(tmp_path):
+    card = {"processor": "p", "cores": 8, "cards": [{"name": "A card"}]}
+    paths = [
+        write(tmp_path / "1.json", row("guided step", "slow", 20), row("guided step", "quick", 10), row("whole picture", "quick", 900, 19)),
+        write(tmp_path / "2.json", row("guided step", "quick", 2), machine=card),
+    ]
+    text = results.readme_table(results.read_all(paths))
+    assert text.index("small on A card") < text.index("small on a processor, 2 cores, 2026-01-02:")
+    lines = text.splitlines()
+    assert "| quick | fp32 | 10 (9 to 11) | 0.9 |" in lines
+    assert lines.index("| quick | fp32 | 10 (9 to 11) | 0.9 |") < lines.index("| slow | fp32 | 20 (19 to 21) |  |")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    assert main(["results", *map(str, paths), "--readme", str(readme)]) == 0
+    assert text in readme.read_text() and "old" not in readme.read_text() and readme.read_text().endswith("after\n")
+
+
+def test_the_readme_is_what_the_committed_results_make():
+    files = results.read_all(sorted((ROOT / "notebooks" / "results").glob("*.json")))
+    made = results.readme_table(files)
+    readme = (ROOT / "README.md").read_text()
+    between = readme.split(results.BEGIN)[1].split(results.END)[0]
+    assert between.strip() == made.strip(), "run `python -m moebius_lab results --readme README.md`"
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is no JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")])
+def test_files_that_are_none_are_refused(tmp_path, text, words):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(LabError, match=words):
+        results.read(tmp_path / "r.json")
+    with pytest.raises(LabError, match="there are no results"):
+        results.read_all([])
