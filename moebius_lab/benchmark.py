@@ -39,7 +39,9 @@ from .imaging import plan_windows
 from .inpaint import Settings, inpaint
 from .profiles import (
     CARD,
+    COPIED,
     LIMIT_CHAIN,
+    LIMIT_SIDES,
     PROCESSOR,
     OperatorTime,
     limit_feeds,
