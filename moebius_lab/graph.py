@@ -13,7 +13,11 @@ the published form in `unet.py` and `lambda_layer.py`.
     TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
     TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
     ConditionAttention           cross-lambda as attention over ten keys, without softmax
-    PhaseUpsample                nearest x2 and 3x3 convolution as one 2x2 convolution of four times the channels
+    fuse_skip_layer_norms        a residual sum and the norm of it in one node, after export
+    GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
+    GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
+    TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
+    PhaseUpsample                the same as one 2x2 convolution of four times the channels, for the autoencoder's large grids
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
@@ -24,11 +28,14 @@ tiles, g = h / t, of t x t cells; p is a cell's place in its tile.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.upsampling import Upsample2D
+from onnx import GraphProto, helper
 from torch import Tensor, nn
 
 from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
@@ -36,6 +43,8 @@ from .ddim import guided_update
 from .lambda_layer import CrossLambda, SelfLambda
 from .unet import (
     ChannelLayerNorm,
+    Downsample,
+    MixFFN,
     MoebiusNet,
     ResnetBlock,
     SeparableConv,
@@ -47,6 +56,12 @@ from .unet import (
 )
 
 TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
+RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+LANES = 4  # numbers that a GPU kernel of the runtime reads at once, if the sides of a product are multiples of it
+FEW_TILES = 16  # up to here scores are not reordered for larger products: there is less of them than launching that takes
+LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
+LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
+PARTS = 16  # of a long sum
 
 NOISE_INPUTS = ("latents", "mask", "masked_latents", "timestep")
 NOISE_OUTPUTS = ("noise",)
@@ -106,19 +121,28 @@ def group_normalize(x: Tensor, groups: int, eps: float) -> Tensor:
     return y.reshape(x.shape)
 
 
-class GroupNormSiLU(nn.Module):
-    """GroupNorm, then SiLU. The affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
+class GroupNormAffine(nn.Module):
+    """GroupNorm whose affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
+
+    EPS = 1e-5  # PyTorch before 2.13 refuses 0; the variance makes up for it: 1 - EPS + EPS is 1 in float32
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
         self.weight, self.bias = constant(norm.weight), constant(norm.bias)
         self.register_buffer("mean", torch.zeros(norm.num_channels))
-        self.register_buffer("variance", torch.ones(norm.num_channels))
+        self.register_buffer("variance", torch.full((norm.num_channels,), 1 - self.EPS))
 
     def forward(self, x: Tensor) -> Tensor:
         y = group_normalize(x, self.groups, self.eps)
-        return F.silu(F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=0.0))
+        return F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=self.EPS)
+
+
+class GroupNormSiLU(GroupNormAffine):
+    """GroupNorm, then SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
 
 
 # -- ResNet block ------------------------------------------------------------------------------------------------------
@@ -270,7 +294,8 @@ class TiledSelfLambda(nn.Module):
 
     The matrices W[k, m - p] of all p are 23 times the kernel: the file keeps the kernel, and a Gather of constants makes
     them when it is loaded. Its table has the rows [window^2 of W; 0; b; K of the identity], and the values that a tile
-    gathers from are [N of v; 0; 1; K of L].
+    gathers from are [N of v; 0; 1; K of L]. Keys of score 0 and value 0 fill their number up to a multiple of `LANES`: with
+    365 keys the runtime's kernel for single numbers takes 430 microseconds on an H100, with 368 the one for four takes 176.
 
     Args:
         layer: the published layer.
@@ -296,6 +321,7 @@ class TiledSelfLambda(nn.Module):
         self.register_buffer("zero_and_one", torch.stack([torch.zeros(K), torch.ones(K)])[None])
         everywhere = 1 + torch.arange(1 + K)  # past the zero row: b and the identity; 1 and L
         offsets, keys = kernel_offsets(TILE, window), tile_keys(side, TILE, window)
+        everywhere = F.pad(everywhere, (0, -(keys.shape[1] + len(everywhere)) % LANES))  # by the zero row
         self.register_buffer("offsets", torch.cat([offsets, (window**2 + everywhere).expand(TILE**2, -1)], dim=1).int())
         self.register_buffer("keys", torch.cat([keys, (side**2 + everywhere).expand(len(keys), -1)], dim=1).flatten().int())
 
@@ -306,16 +332,31 @@ class TiledSelfLambda(nn.Module):
         tiles = N // P
         W = F.embedding(self.offsets, self.table).transpose(1, 2)  # (p, K, M)
         S = q.reshape(B, P, tiles * self.heads, self.width) @ W  # (B, p, tile*H, M)
+        v = values.index_select(1, self.keys)  # (B, tile*M, V)
+        if tiles <= FEW_TILES:  # products of H rows
+            return (S.reshape(B, P, tiles, self.heads, M) @ v.reshape(B, 1, tiles, M, self.width)).reshape(B, N, C)
         S = S.reshape(B, P, tiles, self.heads * M).transpose(1, 2).reshape(B * tiles, P * self.heads, M)
-        v = values.index_select(1, self.keys).reshape(B * tiles, M, self.width)
-        return (S @ v).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
+        return (S @ v.reshape(B * tiles, M, self.width)).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C)."""
         B, _, C = x.shape
         q, k, v = (x @ self.qkv + self.qkv_shift).split([C, self.width, self.width], dim=2)
-        lambda_c = k.transpose(1, 2).softmax(dim=-1) @ v  # (B, K, V)
+        lambda_c = content_lambda(k.transpose(1, 2).softmax(dim=-1), v)  # (B, K, V)
         return self.apply_scores(q, torch.cat([v, self.zero_and_one.expand(B, -1, -1), lambda_c], dim=1))
+
+
+def content_lambda(k: Tensor, v: Tensor) -> Tensor:
+    """sum_m k[m] v[m]^T: (B, K, N), (B, N, V) -> (B, K, V).
+
+    The product has few rows and columns and, on the largest grid, thousands of terms: a GPU then has work for eight of its
+    workgroups. So a sum of `LONG_SUM` and more terms is made in `PARTS` parts side by side, which are added at the end.
+    """
+    B, K, N = k.shape
+    if N < LONG_SUM:
+        return k @ v
+    parts = k.reshape(B, K, PARTS, N // PARTS).transpose(1, 2) @ v.reshape(B, PARTS, N // PARTS, -1)  # (B, PARTS, K, V)
+    return parts.sum(dim=1)
 
 
 class ConditionAttention(nn.Module):
@@ -340,7 +381,8 @@ class ConditionAttention(nn.Module):
         v, v_shift = fold_batchnorm(layer.to_v.weight, layer.norm_v)
         self.q, self.q_shift = constant(q.T), constant(q_shift)
         self.k = constant(layer.to_k(context).softmax(dim=1)[:, None])  # (R, 1, 10, K)
-        self.v = constant(F.linear(context, v, v_shift))  # (R, 10, V)
+        self.unused = -context.shape[1] % LANES
+        self.v = constant(F.pad(F.linear(context, v, v_shift), (0, 0, 0, self.unused)))  # (R, 12, V)
         positions = layer.rel_pos_emb.squeeze(-1)  # (N, 10, K), row-major
         self.rel_pos_emb = constant(positions[token_cells(math.isqrt(len(positions)))])
 
@@ -349,12 +391,46 @@ class ConditionAttention(nn.Module):
         B, N, C = x.shape
         rows = self.v.shape[0]
         q = (x @ self.q + self.q_shift).reshape(B, N, self.heads, self.width)
-        keys = (self.rel_pos_emb + self.k).transpose(2, 3)  # (R, N, K, 10): constants, added once at load
+        keys = F.pad(self.rel_pos_emb + self.k, (0, 0, 0, self.unused)).transpose(2, 3)  # (R, N, K, 12): constants, once at load
         S = (q @ keys).reshape(rows, N * self.heads, -1)
         return (S @ self.v).reshape(rows, N, C)
 
 
 # -- transformer block -------------------------------------------------------------------------------------------------
+
+
+class GatedHalves(nn.Module):
+    """A `MixFFN` whose value a and gate g are made apart.
+
+    The published form makes 5 C channels and splits them. All layers before the split treat channels one by one or are
+    rows of one matrix, so each half can be made by itself: the same arithmetic, and no copy of a tensor of 52 MB.
+    """
+
+    def __init__(self, ffn: MixFFN) -> None:
+        super().__init__()
+        wide, point = ffn.inverted_conv.conv, ffn.point_conv.conv
+        self.widen, self.widen_bias = halves(wide.weight), halves(wide.bias)  # (2.5 C, C, 1, 1), (2.5 C,)
+        depth = ffn.depth_conv.conv
+        self.mix, self.mix_bias = halves(depth.weight), halves(depth.bias)  # (2.5 C, 1, 3, 3), (2.5 C,)
+        self.narrow = constant(point.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        a, g = (
+            F.conv2d(F.silu(F.conv2d(x, widen, widen_bias)), mix, mix_bias, padding=1, groups=len(mix))
+            for widen, widen_bias, mix, mix_bias in zip(self.widen, self.widen_bias, self.mix, self.mix_bias)
+        )
+        return F.conv2d(a * F.silu(g), self.narrow)
+
+
+def feed_forward(ffn: MixFFN, side: int) -> nn.Module:
+    """`GatedHalves` where the tensor that would be split is large, the published form elsewhere."""
+    return GatedHalves(ffn) if ffn.inverted_conv.conv.out_channels * side**2 > LARGE_COPY else ffn
+
+
+def halves(tensor: Tensor) -> nn.ParameterList:
+    """The two halves of the first axis, as constants."""
+    return nn.ParameterList(map(constant, tensor.chunk(2)))
 
 
 def plain_layer_norm(norm: ChannelLayerNorm) -> nn.LayerNorm:
@@ -376,7 +452,7 @@ class TransformerGraph(nn.Module):
         self.norms = nn.ModuleList(plain_layer_norm(norm) for norm in (layer.norm1, layer.norm2, layer.norm3))
         self.self_lambda = TiledSelfLambda(layer.attn1, side)
         self.condition = ConditionAttention(layer.attn2, context)
-        self.ffn = layer.ff
+        self.ffn = feed_forward(layer.ff, side)
         self.proj_out = transformer.proj_out
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -389,19 +465,118 @@ class TransformerGraph(nn.Module):
         return picture + self.proj_out(y)
 
 
+def fuse_skip_layer_norms(graph: GraphProto) -> int:
+    """Join each sum with the LayerNormalization of it, in place: one node `SkipLayerNormalization`, which puts out both.
+
+    norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
+    instead of two. The operator is ONNX Runtime's (domain com.microsoft); its CPU, wasm and WebGPU providers have it, but
+    only WebGPU's session would not make it by itself.
+
+    Args:
+        graph: exported, with the shapes of its tensors.
+
+    Returns:
+        How many were joined: sums of two tensors of one shape (batch, positions, channels).
+    """
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    sums = {node.output[0]: node for node in graph.node if node.op_type == "Add"}
+    joined = {}
+    for norm in (node for node in graph.node if node.op_type == "LayerNormalization"):
+        total = sums.get(norm.input[0])
+        a, b = (shapes.get(name, []) for name in total.input) if total else ([], [])
+        if len(a) == 3 and a == b:
+            epsilon = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+            joined[total.name] = helper.make_node(
+                "SkipLayerNormalization", [*total.input, *norm.input[1:]], [norm.output[0], "", "", total.output[0]],
+                name=norm.name, domain=RUNTIME_DOMAIN, epsilon=epsilon,
+            )  # fmt: skip
+    gone = {node.name for node in joined.values()}
+    nodes = [joined.get(node.name, node) for node in graph.node if node.name not in gone]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(joined)
+
+
 # -- resampling --------------------------------------------------------------------------------------------------------
+
+
+class GatheredDownsample(nn.Module):
+    """A 3x3 convolution of stride 2 as one matrix product.
+
+    The nine cells that an output cell reads are gathered, 9 C numbers a cell, and the kernel is a matrix (out, 9 C). The
+    runtime's own convolution takes single numbers where channels come first: 0.66 and 1.12 ms on an H100.
+    """
+
+    def __init__(self, downsample: Downsample, side: int) -> None:
+        super().__init__()
+        conv = downsample.conv
+        self.weight, self.bias = constant(conv.weight.flatten(1)[:, :, None, None]), constant(conv.bias)
+        tap, cell = torch.arange(3), torch.arange(side // 2)
+        rows = (2 * cell[None, :] + tap[:, None])[:, None, :, None]  # (tap row, 1, row, 1), counted with one row of padding
+        columns = (2 * cell[None, :] + tap[:, None])[None, :, None, :]
+        self.register_buffer("cells", (rows * (side + 1) + columns).flatten().int())  # (9 side^2 / 4,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, h) -> (B, out, h / 2, h / 2)."""
+        B, C, h, _ = x.shape
+        padded = F.pad(x, (1, 0, 1, 0)).flatten(2)  # cell -1 is read, cell h is not
+        read = padded.index_select(2, self.cells).reshape(B, 9 * C, h // 2, h // 2)
+        return F.conv2d(read, self.weight, self.bias)
+
+
+def tap_spread(side: int) -> Tensor:
+    """Sums the products of three taps to a nearest-doubled and convolved line: (2 side, 3 side), columns (tap, cell).
+
+    In one dimension, with u[2i] = u[2i+1] = x[i] and y[j] = w0 u[j-1] + w1 u[j] + w2 u[j+1], the products a_t = w_t x give
+
+        y[2i]   = a0[i-1] + a1[i] + a2[i]
+        y[2i+1] = a0[i]   + a1[i] + a2[i+1]
+
+    where what lies outside is zero, since zero padding of u is zero padding of x.
+    """
+    spread = torch.zeros(side, 2, 3, side)
+    i = torch.arange(side)
+    spread[i, :, 1, i] = 1
+    spread[i, 0, 2, i] = spread[i, 1, 0, i] = 1
+    spread[i[1:], 0, 0, i[:-1]] = spread[i[:-1], 1, 2, i[1:]] = 1
+    return spread.reshape(2 * side, 3 * side)
+
+
+class TapUpsample(nn.Module):
+    """Nearest x2 and 3x3 convolution as nine products on the small grid, then their sums.
+
+    Nine multiplications a cell and pair of channels, where the convolution of the doubled grid has 36 and four 2x2
+    convolutions, one for each phase of the output, have 16. The sums over rows and columns (`tap_spread`) are two products
+    with a constant matrix. The bias stands at the middle tap, which every output pixel receives exactly once.
+    """
+
+    def __init__(self, upsample: Upsample, side: int) -> None:
+        super().__init__()
+        conv = upsample.conv
+        taps = conv.weight.permute(0, 3, 2, 1)  # (out, tap column, tap row, in)
+        self.weight = constant(taps.reshape(-1, conv.in_channels, 1, 1))
+        middle = torch.zeros(3, 3)
+        middle[1, 1] = 1
+        self.bias = constant((conv.bias[:, None, None] * middle).flatten())
+        self.rows, self.columns = constant(tap_spread(side)), constant(tap_spread(side).T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, h) -> (B, out, 2 h, 2 h)."""
+        B, _, h, _ = x.shape
+        products = F.conv2d(x, self.weight, self.bias).reshape(B, -1, 3 * h, h)  # (B, out * tap column, tap row * h, h)
+        lines = (self.rows @ products).reshape(B, -1, 3, 2 * h, h).transpose(2, 3)  # (B, out, 2h, tap column, h)
+        return (lines.reshape(-1, 3 * h) @ self.columns).reshape(B, -1, 2 * h, 2 * h)
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
     """The four 2x2 kernels that a 3x3 convolution amounts to after nearest-neighbour doubling: (2, 2, out, in, 2, 2).
 
-    In one dimension, with u[2i] = u[2i+1] = x[i] and y[j] = w0 u[j-1] + w1 u[j] + w2 u[j+1]:
+    In the words of `tap_spread`, the taps that fall on one cell are added before they meet it:
 
         y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
         y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
 
-    Both axes are treated so; zero padding of u is zero padding of x. 16 multiplications a cell instead of 36.
-    The first two axes are the phase (row, column) of the output pixel.
+    Both axes are treated so. The first two axes are the phase (row, column) of the output pixel.
     """
     even = torch.tensor([[1.0, 0, 0], [0, 1, 1]], dtype=weight.dtype)  # rows: taps on x[i-1], x[i]
     odd = torch.tensor([[1.0, 1, 0], [0, 0, 1]], dtype=weight.dtype)  # rows: taps on x[i], x[i+1]
@@ -410,7 +585,9 @@ def phase_kernels(weight: Tensor) -> Tensor:
 
 
 class PhaseUpsample(nn.Module):
-    """Nearest x2 and 3x3 convolution, as one 2x2 convolution whose four output phases are interleaved.
+    """Nearest x2 and 3x3 convolution as one 2x2 convolution whose four output phases are interleaved: for large grids.
+
+    16 multiplications a cell, where `TapUpsample` has nine; but the cost of its sums grows with the side of the grid.
 
     A 2x2 convolution with one cell of padding has h + 1 rows; its row i reads x[i-1] and x[i]. By `phase_kernels` that
     is what output rows 2i - 1 (odd phase of i - 1) and 2i (even phase of i) read. So with the odd phase put first, the
@@ -419,9 +596,9 @@ class PhaseUpsample(nn.Module):
     The file keeps the 3x3 kernel: one product of constants, (out*in, 9) by (9, 16), makes the 2x2 kernels at load.
     """
 
-    def __init__(self, upsample: Upsample) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias = constant(upsample.conv.weight), constant(upsample.conv.bias.repeat_interleave(4))
+        self.weight, self.bias = constant(conv.weight), constant(conv.bias.repeat_interleave(4))
         unit = torch.eye(9).reshape(1, 9, 3, 3)  # phase_kernels is linear: apply it to the nine unit kernels
         kernels = phase_kernels(unit).flip(0, 1)  # (2, 2, 1, 9, 2, 2), odd phases first
         self.register_buffer("spread", kernels.permute(3, 2, 0, 1, 4, 5).reshape(9, 16))
@@ -432,6 +609,21 @@ class PhaseUpsample(nn.Module):
         kernels = (self.weight.reshape(out * C, 9) @ self.spread).reshape(out, C, 4, 2, 2).transpose(1, 2)
         phases = F.conv2d(x, kernels.reshape(4 * out, C, 2, 2), self.bias, padding=1)  # (B, 4 out, h+1, w+1)
         return F.pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
+
+
+# -- autoencoder -------------------------------------------------------------------------------------------------------
+
+
+def rewritten_autoencoder(part: nn.Module) -> nn.Module:
+    """A copy of a diffusers encoder or decoder with `GroupNormAffine` for its norms and `PhaseUpsample` for its doublings."""
+    part = copy.deepcopy(part)
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(parent, name, GroupNormAffine(child))
+            elif isinstance(child, Upsample2D):
+                setattr(parent, name, PhaseUpsample(child.conv))
+    return part
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -468,10 +660,11 @@ class NoiseGraph(nn.Module):
             self.time = TimeBiases(unet.time_embedding, unet.time_dim, resnets)
             self.conv_in = FoldedSeparableConv(unet.conv_in)
             self.down = nn.ModuleList(
-                stage(block, block.downsamplers, context, size >> level) for level, block in enumerate(unet.down_blocks)
+                stage(block, [GatheredDownsample(d, size >> level) for d in block.downsamplers], context, size >> level)
+                for level, block in enumerate(unet.down_blocks)
             )
             self.up = nn.ModuleList(
-                stage(block, map(PhaseUpsample, block.upsamplers), context, size >> (2 - level))
+                stage(block, [TapUpsample(u, size >> (2 - level)) for u in block.upsamplers], context, size >> (2 - level))
                 for level, block in enumerate(unet.up_blocks)
             )
             self.norm_out = GroupNormSiLU(unet.conv_norm_out)

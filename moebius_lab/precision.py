@@ -52,7 +52,7 @@ NIBBLES_FROM = 65_536  # numbers; from here on int4 stores 4 bits
 GROUP = {8: 128, 4: 32}  # numbers that share a scale, by their bits
 EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
 
-SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
+SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "SkipLayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
 LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from . import LabError
 
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
@@ -103,7 +104,7 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
         answer = html.escape(_answer(notebooks[name]))
         entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    pictures = sorted((folder / "pictures").glob("*.png"))
+    pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
     shown = "\n".join(
         f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
         f"</a><figcaption>{html.escape(_words(p))}</figcaption></figure>"
@@ -143,19 +144,27 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
 
 
 def stills(notebook: nbformat.NotebookNode) -> None:
-    """Take widgets and frames out of an executed notebook, in place: the picture or text that came with each one stays.
+    """Take widgets and frames out of an executed notebook, in place: the picture that came with each one stays.
 
-    Figures are marked `unconfined`, so that a phone shows them large enough to read.
+    A widget without a picture, such as a progress bar, leaves nothing: its text would be of the moment when it was made.
+    Charts are marked `unconfined`, so that a phone shows them large enough to read.
     """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_widget_alone(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            data.pop("application/vnd.jupyter.widget-view+json", None)
+            data.pop(WIDGET, None)
             if "<iframe" in str(data.get("text/html", "")):  # its server ended with the kernel
                 del data["text/html"]
             if str(data.get("text/plain", "")).startswith("<Figure"):
                 output.metadata.setdefault("image/png", {})["unconfined"] = True
+
+
+def _is_widget_alone(output: nbformat.NotebookNode) -> bool:
+    data = output.get("data", {})
+    return WIDGET in data and not any(kind.startswith("image/") for kind in data)
 
 
 _PAGE = """{% extends 'index.html.j2' %}
@@ -178,6 +187,7 @@ summary { cursor: pointer; padding: .4rem 0; }
 .jp-RenderedImage, .jp-RenderedHTMLCommon, .jp-InputArea-editor, .highlight { overflow-x: auto; }
 .jp-RenderedImage img { height: auto; }
 .jp-RenderedHTMLCommon table { font-size: .85rem; }
+.jp-RenderedHTMLCommon td:not(:last-child) { white-space: nowrap; }
 @media (max-width: 48rem) {
   body.jp-Notebook { padding: .5rem; }
   .jp-InputPrompt, .jp-OutputPrompt { display: none; }

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tqdm.auto import tqdm
 
 from . import LabError, __version__
-from .backends import OnnxBackend, TorchBackend
+from .backends import BACKENDS, Backend, OnnxBackend, TorchBackend
 from .checkpoint import (
     DEMO_FOLDER,
     DETERMINISTIC,
@@ -49,6 +50,7 @@ BRISK_SECONDS = 1.0  # of a step's arithmetic: where it takes longer, the notebo
 class Loop:
     """One run of the sampling loop on a workbench's picture."""
 
+    backend: str  # what ran it, in its own words
     picture: np.ndarray  # uint8 (H, W, 3)
     latents: np.ndarray  # float32 (n, 4, s, s) after each step of each window, scaled
     clean: np.ndarray  # float32 (n, 4, s, s), the picture predicted at each step (x0), scaled
@@ -76,8 +78,11 @@ class Workbench:
     mask: np.ndarray  # uint8 (H, W), 255 is the hole
     folder: Path
     precision: str = "fp32"  # in which this run's graphs are used; see `precision.per_graph`
+    backend: str = "onnx"  # one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise LabError(f"there is no backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         per_graph(self.precision)  # raises for an unknown one
         check_weights(self.weights, self.config)
 
@@ -129,19 +134,31 @@ class Workbench:
         if path.is_file():
             with np.load(path) as kept:
                 if kept["key"] == key:
-                    return Loop(kept["picture"], kept["latents"], kept["clean"], int(kept["steps"]), float(kept["seconds"]))
+                    arrays = {what: kept[what] for what in ("picture", "latents", "clean")}
+                    return Loop(str(kept["backend"]), **arrays, steps=int(kept["steps"]), seconds=float(kept["seconds"]))
         backend = self.torch_backend if name == PYTORCH else OnnxBackend(self.stored(name), self.config)
-        seen: list[Progress] = []
-        start = time.perf_counter()
-        picture = inpaint(backend, self.image, self.mask, Settings(init=init), seen.append)
-        seconds = time.perf_counter() - start
-        latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
-        loop = Loop(picture, latents, clean, seen[0].steps, seconds)
+        loop = self.run_loop(backend, init)
         path.parent.mkdir(exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.savez(file, key=key, **vars(loop))
         path.with_suffix(".part").replace(path)
         return loop
+
+    def run_loop(self, backend: Backend, init: str = Settings.init) -> Loop:
+        """The sampling loop on this run's picture, on any backend, with a progress bar; nothing is kept. See `loop`."""
+        seen: list[Progress] = []
+        start = time.perf_counter()
+        with tqdm(desc=backend.name, unit="step", leave=False) as bar:
+
+            def watch(progress: Progress) -> None:
+                seen.append(progress)
+                bar.total = progress.windows * progress.steps
+                bar.update()
+
+            picture = inpaint(backend, self.image, self.mask, Settings(init=init), watch)
+        seconds = time.perf_counter() - start
+        latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
+        return Loop(backend.name, picture, latents, clean, seen[0].steps, seconds)
 
     def _loop_key(self) -> str:
         """SHA-256 of all that the loop's numbers depend on."""
@@ -191,7 +208,8 @@ class Workbench:
         `files.json`: what it was made from, and every file's name, bytes and SHA-256, the graph's own first.
 
         Args:
-            precision: see `precision.per_graph`; empty for this run's own.
+            precision: see `precision.per_graph`; empty for this run's own; or "straightforward": the step as the exporter
+                finds it, in float32, for comparison.
             on_graph: called with a graph's name before it is made.
 
         Returns:
@@ -200,18 +218,26 @@ class Workbench:
         Raises:
             LabError: an unknown precision, or a disk without room.
         """
-        return {graph: self._stored(graph, form, on_graph) for graph, form in per_graph(precision or self.precision).items()}
+        if precision == STRAIGHTFORWARD:
+            forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
+        else:
+            forms = per_graph(precision or self.precision)
+        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
 
     def _stored(self, graph: str, form: str, on_graph) -> Path:
         stamp, made_from = self._stamp(graph, form)
         folder = stamp.parent
         if not _is_complete(stamp, made_from):
-            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" else None
+            straightforward = form == STRAIGHTFORWARD
+            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
             on_graph(graph if form == "fp32" else f"{graph}, {form}")
             shutil.rmtree(folder, ignore_errors=True)
             with TemporaryDirectory(dir=self.folder) as exported:
-                source = fp32 or export_graph(graph, self.net, self.vae, exported)
-                files = store(source, form, folder)
+                if straightforward:
+                    source = export_straightforward(self.net, exported)
+                else:
+                    source = fp32 or export_graph(graph, self.net, self.vae, exported)
+                files = store(source, "fp32" if straightforward else form, folder)
             stamp.write_text(json.dumps({"made_from": made_from, "files": [asdict(file) for file in files]}, indent=1))
         return folder / f"{graph}.onnx"
 
@@ -224,17 +250,6 @@ class Workbench:
         """The file that tells what a stored graph was made from, and what it has to tell."""
         part = "denoiser" if graph == "step" else "vae"
         return self.folder / "onnx" / form / graph / "files.json", self._made_from(part)
-
-    def straightforward(self) -> Path:
-        """The denoiser exported without rewrites, for comparison: `onnx/straightforward/straightforward.onnx`."""
-        folder = self.folder / "onnx" / STRAIGHTFORWARD
-        path, stamp, made_from = folder / f"{STRAIGHTFORWARD}.onnx", folder / "files.json", self._made_from("denoiser")
-        if not _is_complete(stamp, made_from):
-            shutil.rmtree(folder, ignore_errors=True)
-            export_straightforward(self.net, folder)
-            files = [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())]
-            stamp.write_text(json.dumps({"made_from": made_from, "files": files}, indent=1))
-        return path
 
     def once(self, name: str, make: Callable[[], object], source: str) -> object:
         """What `make` returns, which has to fit JSON; kept in `onnx/NAME.json` until weights or code change, or `source`."""
@@ -300,6 +315,7 @@ def prepare(
     mask: str = "",
     output_dir: str = "build",
     precision: str = "fp32",
+    backend: str = "onnx",
 ) -> Workbench:
     """Check the parameters of a notebook and load its picture; networks load when they are first used.
 
@@ -310,6 +326,7 @@ def prepare(
         mask: its mask; empty only where `image` is.
         output_dir: made if missing.
         precision: of the graphs that this run uses; see `precision.per_graph`.
+        backend: one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice.
 
     Raises:
         LabError: a parameter that cannot be used.
@@ -325,6 +342,6 @@ def prepare(
         image, mask = next(iter(photographs.values()))
     picture, hole = read_image(image), read_mask(mask)
     check_picture_and_mask(picture, hole)
-    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision)
+    bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision, backend)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 from playwright.async_api import async_playwright
-from test_jupyterlab import LARGE, jupyterlab, write_notebook
+from test_jupyterlab import LARGE
 
 from moebius_lab.browser import find_chromium
+from moebius_lab.lab import jupyterlab, write_notebook
 
 SPEED = 1440  # px a second, on the canvas
 ROW = 24  # px between two lines of the path, more than the brush is wide

@@ -1,7 +1,10 @@
+import asyncio
+
 import pytest
 import torch
 
 from moebius_lab.benchmark import Contest, guided_steps, measure
+from moebius_lab.browser_runner import BrowserRunner
 
 
 def test_a_timing_is_the_median_with_quartiles_after_warm_up():
@@ -37,12 +40,16 @@ def test_what_cannot_run_is_listed_with_its_reason():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
-def test_a_guided_step_on_every_backend_of_a_machine_without_a_card(small):
-    with guided_steps(small, ("fp32",)) as contest:
+def test_a_guided_step_on_every_backend_of_a_machine_without_a_card(small, small_bundle):
+    runner = BrowserRunner(small_bundle, small.config, "wasm")
+    asyncio.run(runner.connect(0.1))
+    with guided_steps(small, ("fp32",), runner=runner) as contest:
         timings = measure("guided step", contest.works, repeats=3)
     assert {t.backend for t in timings} == {
-        "PyTorch eager, CPU", "ONNX Runtime, CPU, straightforward", "ONNX Runtime, CPU, fp32"
+        "PyTorch eager, CPU", "ONNX Runtime, CPU, straightforward", "ONNX Runtime, CPU, fp32", runner.name
     }  # fmt: skip
+    assert "processor (wasm)" in contest.evidence[runner.name]
+    runner.disconnect()
     assert "no CUDA device" in contest.missing["PyTorch eager, CUDA, fp32"]
     assert "onnxruntime-ep-webgpu" in contest.missing["WebGPU native, fp32, NCHW"]
     assert "CPUExecutionProvider" in contest.evidence["ONNX Runtime, CPU, fp32"]

@@ -1,12 +1,15 @@
 """The browser as a backend where no page shows the notebook: a headless Chromium answers. In JupyterLab: test_jupyterlab.py."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from moebius_lab import LabError, parity
-from moebius_lab.browser_runner import BrowserRunner
+from moebius_lab.backends import BACKENDS
+from moebius_lab.benchmark import Contest
+from moebius_lab.browser_runner import BrowserRunner, fill
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.precision import per_graph
@@ -36,6 +39,14 @@ def test_the_sampling_loop_takes_it_as_one_more_backend(runner, small):
     assert np.abs(from_browser.astype(int) - from_torch).max() <= 1
 
 
+def test_a_notebook_s_backend_fills_its_picture(small):
+    loops = {name: asyncio.run(fill(replace(small, backend=name))) for name in BACKENDS}
+    assert loops["torch"].backend == "PyTorch" and loops["onnx"].backend.startswith("ONNX Runtime")
+    assert loops["browser"].backend.startswith("headless Chromium") and loops["browser"].steps == 19
+    for loop in loops.values():
+        assert np.abs(loop.picture.astype(int) - loops["torch"].picture).max() <= 1
+
+
 def test_the_parity_table_takes_it_too(runner, small):
     references = parity.reference_outputs(small.net, small.vae)
     rows = parity.compare_graphs(references, small.net, runner.run, per_graph("fp32"), runner.name)
@@ -51,3 +62,9 @@ def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
         BrowserRunner(tmp_path, SMALL)
     with pytest.raises(LabError, match=r"await runner\.connect\(\)"):
         BrowserRunner(small_bundle, SMALL).run("step", {})
+    alone = BrowserRunner(small_bundle, SMALL)
+    with pytest.raises(LabError, match="no page shows this notebook"):
+        asyncio.run(alone.connect(0.1, headless=False))
+    contest = Contest()
+    contest.enter_runner(alone, {})
+    assert contest.missing == {"browser, not connected": "LabError: no browser is connected: `await runner.connect()` first"}

@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from moebius_lab import report
+from moebius_lab import LabError, report
 from moebius_lab.checkpoint import make_vae
 from moebius_lab.config import DEMO
 from moebius_lab.imaging import is_hole
 from moebius_lab.inpaint import Settings
-from moebius_lab.training import data
+from moebius_lab.training import card, data
+from moebius_lab.training.denoiser import alphas_cumprod
 from moebius_lab.training.evaluate import (
     DEMO_FOLDER,
+    border_error,
     contact_sheet,
     demo_backend,
     evaluate_pair,
@@ -25,6 +27,7 @@ from moebius_lab.training.evaluate import (
     hole_psnr,
     reconstruction_psnr,
     texture_ratio,
+    worst_border_ratio,
 )
 from moebius_lab.unet import MoebiusNet
 
@@ -55,12 +58,12 @@ def test_training_log_shows_a_falling_loss():
 
 
 def test_photographs_are_small_credited_and_have_a_hole():
-    card = (DEMO_FOLDER / "README.md").read_text()
+    text = card.CARD.read_text()
     photographs = sorted((DEMO_FOLDER / "photos").glob("*.jpg"))
     assert 3 <= len(photographs) <= 6
     for file in photographs:
         assert file.stat().st_size <= 300_000
-        credit = next(line for line in card.splitlines() if f"`{file.name}`" in line)
+        credit = next(line for line in text.splitlines() if f"`{file.name}`" in line)
         assert "CC0" in credit or "CC-BY-" in credit and "SA" not in credit
         mask = np.asarray(Image.open(file.with_name(f"{file.stem}_mask.png")))
         assert mask.shape == Image.open(file).size[::-1] and 0.001 < is_hole(mask).mean() < 0.2
@@ -71,11 +74,11 @@ def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
     held_out = {s["file"].rpartition("/")[2].partition("_by_")[0].partition(".")[0] for s in sources if s["use"] == "held-out"}
     pairs = held_out_pairs()
     assert len(pairs) >= 10 and set(pairs) <= held_out
-    card = (DEMO_FOLDER / "README.md").read_text()
+    text = card.CARD.read_text()
     for name, (picture, mask) in pairs.items():
         assert picture.shape == (256, 256, 3) and mask.shape == (256, 256)
         assert (DEMO_FOLDER / "heldout" / f"{name}.webp").stat().st_size <= 40_000
-        assert f"`{name}`" in card
+        assert f"`{name}`" in text
 
 
 def test_evaluation_counts_its_own_numbers():
@@ -92,8 +95,42 @@ def test_fills_reach_what_the_model_card_says():
     assert report["mean"]["ours"]["psnr_db"] >= report["mean"]["telea"]["psnr_db"] - 2.5
     assert report["mean"]["reconstruction_psnr_db"] >= 25
     assert report["texture_wins"] >= 14
-    card = (DEMO_FOLDER / "README.md").read_text()
-    assert f"on {report['texture_wins']} of {report['count']}" in card and f"{report['mean']['ours']['psnr_db']:.2f}" in card
+    text = card.CARD.read_text()
+    assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
+
+
+def test_model_card_is_what_its_command_writes():
+    text, report, log = card.CARD.read_text(), card.read_json("evaluation.json"), card.read_json("training_log.json")
+    assert card.rewritten(text, report, log) == text
+    other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log)
+    assert "on 3 of" in other and "40.0 times" in other and "8 px come out wrong" in other
+    with pytest.raises(LabError, match="marks of its training"):
+        card.rewritten(text.replace("<!-- end of training -->", ""), report, log)
+
+
+class _BlindInOneRow(torch.nn.Module):
+    """Knows the noise of `given`'s latents, but for the last row of channel 1."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.given, self.schedule = given, alphas_cumprod().float()
+
+    def forward(self, x, t, ids):
+        alpha = self.schedule[int(t[0])]
+        noise = (x[:, :4] - alpha.sqrt() * self.given) / (1 - alpha).sqrt() + 0.1
+        noise[:, 1, -1] = 0
+        return noise
+
+
+def test_border_error_finds_the_row_and_channel_that_are_not_seen():
+    torch.manual_seed(0)
+    latents, mask = torch.randn(3, 4, 32, 32), torch.zeros(3, 1, 32, 32)
+    mask[:, :, 10:20, :4] = 1
+    errors = border_error(_BlindInOneRow(latents), latents, mask, latents * (1 - mask))
+    assert errors["inside"] == pytest.approx([0.01] * 4, abs=1e-4)
+    assert errors["bottom"][1] == pytest.approx(1, abs=0.3) and errors["bottom"][0] == pytest.approx(0.01, abs=1e-4)
+    assert errors["top"] == pytest.approx([0.01] * 4, abs=1e-4)
+    assert worst_border_ratio(errors) == pytest.approx(errors["bottom"][1] / errors["inside"][1], rel=1e-3)
 
 
 def test_a_fill_of_few_steps_keeps_the_picture_and_its_colours():
@@ -128,7 +165,7 @@ def test_the_notebook_runs_in_its_smoke_form(tmp_path):
     )  # fmt: skip
     assert Image.open(tmp_path / "contact_sheet.png").width == 5 * 260
     pictures = [o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) == 4  # tiles, holes, curves, contact sheet
+    assert len(pictures) == 5  # tiles, holes, curves, first kernels, contact sheet
 
 
 def test_contact_sheet_holds_every_picture():

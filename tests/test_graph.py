@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from moebius_lab import ddim, graph
-from moebius_lab.checkpoint import deterministic_weights
+from moebius_lab.checkpoint import deterministic_weights, make_vae
 from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, SMALL, UNCONDITIONAL_IDS
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
-from moebius_lab.unet import MoebiusNet, SeparableConv, Upsample, sinusoid
+from moebius_lab.unet import Downsample, MixFFN, MoebiusNet, SeparableConv, Upsample, sinusoid
 
 DATA = Path(__file__).parent / "data"
 IDS = torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
@@ -111,9 +111,47 @@ def test_cross_lambda_as_attention_over_ten_keys():
     assert_same(graph.to_picture(attention(graph.to_tokens(shared)), 8), expected, 1e-5)
 
 
+@pytest.mark.parametrize("positions", [1024, graph.LONG_SUM])
+def test_content_lambda_in_parts(positions):
+    k, v = normal(2, 6, positions).softmax(dim=-1), normal(2, positions, 6)
+    assert_same(graph.content_lambda(k, v), torch.einsum("bkn,bnv->bkv", k, v), 1e-6)
+
+
+def test_gate_and_value_of_the_feed_forward_made_apart():
+    ffn = filled(MixFFN(12, 5))
+    assert_same(graph.GatedHalves(ffn)(normal(2, 12, 6, 6)), ffn(normal(2, 12, 6, 6)), 5e-6)
+
+
+def test_downsampling_as_a_gather_and_one_product():
+    downsample = filled(Downsample(12))
+    assert_same(graph.GatheredDownsample(downsample, 8)(normal(2, 12, 8, 8)), downsample(normal(2, 12, 8, 8)), 5e-6)
+
+
+def test_nearest_upsampling_and_convolution_as_nine_products():
+    upsample = filled(Upsample(12))
+    assert_same(graph.TapUpsample(upsample, 6)(normal(2, 12, 6, 6)), upsample(normal(2, 12, 6, 6)), 5e-6)
+
+
 def test_nearest_upsampling_and_convolution_as_one_2x2_convolution():
     upsample = filled(Upsample(12))
-    assert_same(graph.PhaseUpsample(upsample)(normal(2, 12, 5, 7)), upsample(normal(2, 12, 5, 7)), 5e-6)
+    assert_same(graph.PhaseUpsample(upsample.conv)(normal(2, 12, 5, 7)), upsample(normal(2, 12, 5, 7)), 5e-6)
+
+
+def test_the_autoencoder_rewritten():
+    vae = filled(make_vae(SMALL))
+    rewritten = graph.rewritten_autoencoder(vae)
+    kinds = Counter(type(module).__name__ for module in rewritten.modules())
+    assert kinds["GroupNorm"] == kinds["Upsample2D"] == 0 and kinds["PhaseUpsample"] == 3
+    image, latent = normal(1, 3, 64, 64), normal(1, 4, 8, 8)
+    assert_same(rewritten.encode(image).latent_dist.mean, vae.encode(image).latent_dist.mean)
+    assert_same(rewritten.decode(latent).sample, vae.decode(latent).sample)
+
+
+def test_sides_of_products_over_keys_are_multiples_of_what_a_gpu_reads_at_once(net):
+    for block in (*graph.NoiseGraph(net).down,):
+        for transformer in block["transformers"]:
+            assert transformer.self_lambda.offsets.shape[1] % graph.LANES == 0
+            assert transformer.condition.v.shape[1] % graph.LANES == 0
 
 
 def test_time_biases_hold_embedding_projection_and_folded_norm(net):
@@ -187,7 +225,8 @@ def step_file(small) -> Path:
 def test_exported_step_graph_has_only_operators_that_stay_on_a_gpu(step_file):
     model = onnx.load(str(step_file))
     counts = Counter(node.op_type for node in model.graph.node)
-    assert {node.domain for node in model.graph.node} == {""}
+    assert {(node.domain, node.op_type) for node in model.graph.node if node.domain} == {("com.microsoft", "SkipLayerNormalization")}
+    assert counts["SkipLayerNormalization"] == 29  # of 30: the first sum with the condition goes from a batch of one to two
     unwanted = {"Einsum", "Shape", "Sin", "Cos", "Mod", "Resize", "ConstantOfShape", "GroupNormalization", "Where", "Range"}
     assert not unwanted & set(counts)
     dims = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}

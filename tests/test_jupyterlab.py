@@ -1,14 +1,10 @@
 """Painting and running in a real JupyterLab, driven in Chromium as a reader would."""
 
 import base64
-import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
+import shutil
 import time
-import urllib.request
 
 import nbformat
 import numpy as np
@@ -17,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from moebius_lab.browser import find_chromium, launch_options
+from moebius_lab.lab import jupyterlab, run_all, write_notebook
 from moebius_lab.mask_painter import MaskPainter
 from moebius_lab.report import SOURCE_FOLDER
 
@@ -49,57 +46,32 @@ print("levels:", abs(filled.astype(int) - expected).max(), "| changed:", (filled
 # %%
 runner.run("step", {{}})"""
 
+THE_READER_S_PART = {
+    "03_parity": ["03-01", "03-02", "03-references", "rows, evidence = [], {}", "03-06", "03-runner", "03-runner-rows"],
+    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.browser import NoBrowser", "04-fill"],
+    "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", "05-05", "05-06", "05-07"],
+}
+"""Of each notebook the cells, by their ids, that lead to the reader's own browser and show what it did."""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, picture_files):
     """A JupyterLab server of its own, with a copy of notebook 01 on SMALL; yields its folder and address."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(SOURCE_FOLDER / "01_feasibility.ipynb", 4)
-    parameters = {"network": "small", "weights": "deterministic", "output_dir": str(folder / "build")}
-    parameters |= dict(zip(("image", "mask"), map(str, picture_files)))
     [cell] = [cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"]]
-    cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+    cell.source += parameters_for(folder, picture_files)
     nbformat.write(notebook, folder / "01.ipynb")
     write_notebook(folder / "large.ipynb", LARGE)
     with jupyterlab(folder) as url:
         yield folder, url
 
 
-@contextlib.contextmanager
-def jupyterlab(folder):
-    """A JupyterLab server on `folder`, with settings of its own; its address."""
-    settings = folder / ".jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    kept = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    own = {f"JUPYTER_{name}": str(folder / ".jupyter" / name.lower()) for name in kept}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".jupyter" / "w")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token="]
-    log = (folder / "lab.log").open("w")
-    server = subprocess.Popen([*command, f"--ServerApp.root_dir={folder}"], env=os.environ | own, stderr=log, stdout=log)
-    try:
-        yield address_of(folder / "lab.log", server)
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def write_notebook(path, code: str) -> None:
-    cells = [nbformat.v4.new_code_cell(cell.strip("\n")) for cell in code.split("# %%")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-
-
-def address_of(log, server) -> str:
-    for _ in range(240):
-        found = re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", log.read_text())
-        if found:
-            url = f"http://127.0.0.1:{found[1]}"
-            urllib.request.urlopen(f"{url}/api/status", timeout=10)
-            return url
-        assert server.poll() is None, log.read_text()
-        time.sleep(0.25)
-    raise TimeoutError(log.read_text())
+def parameters_for(folder, picture_files) -> str:
+    """Lines for a notebook's parameters: SMALL, the test's picture, a folder under `folder`."""
+    parameters = {"network": "small", "weights": "deterministic", "output_dir": str(folder / "build")}
+    parameters |= dict(zip(("image", "mask"), map(str, picture_files)))
+    return "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +82,6 @@ def page(lab, playwright):
     yield page
     browser.close()
 
-
-def open_and_run(page: Page, url: str, notebook: str) -> None:
-    """Open a notebook and run all of it; returns when its last cell has run."""
-    page.goto(f"{url}/lab/tree/{notebook}?reset", wait_until="domcontentloaded")
-    page.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")')
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_function(ALL_RUN, timeout=600_000)
-
-
-ALL_RUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((at) => /\\[\\d+\\]/.test(at.textContent))"""
 
 RECORD = """canvas => {
   const note = (event) => {
@@ -195,7 +156,7 @@ def settled_pixels(page: Page, wanted=None) -> np.ndarray:
 
 def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page, picture_files):
     folder, url = lab
-    open_and_run(page, url, "01.ipynb")
+    run_all(page, url, "01.ipynb")
     canvas = page.locator(".jp-OutputArea canvas")
     canvas.scroll_into_view_if_needed()
     expect(button(page, "Redo")).to_be_enabled()  # the notebook's own stroke, undone
@@ -249,7 +210,7 @@ def test_errors_are_shown_in_the_widget(lab, page):
 def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     """Two seconds at 60 Hz, by mouse, then one finger: what was painted is what the canvas shows."""
     folder, url = lab
-    open_and_run(page, url, "large.ipynb")
+    run_all(page, url, "large.ipynb")
     canvas = page.locator(".jp-OutputArea canvas")
     expect(canvas).to_be_visible()
     path = [(20 + 22 * (i % 30), 40 + 100 * (i // 30) + i % 7) for i in range(120)]
@@ -282,10 +243,24 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
     browser = playwright.chromium.launch(**launch_options("software"))
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(300_000)
-    open_and_run(page, url, "runner.ipynb")
+    run_all(page, url, "runner.ipynb")
     said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
     browser.close()
     assert "WebGPU on" in said and "headless: False" in said
     levels = re.search(r"levels: (\d+) \| changed: True", said)
     assert levels and int(levels[1]) <= 1, said
     assert "LabError" in said and "await asyncio.to_thread" in said
+
+
+@pytest.mark.parametrize("name", THE_READER_S_PART)
+def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, small, picture_files, name):
+    folder, url = lab
+    shutil.copytree(small.folder / "onnx", folder / "build" / "onnx", dirs_exist_ok=True)
+    sources = {cell.id: cell.source for cell in nbformat.read(SOURCE_FOLDER / f"{name}.ipynb", 4).cells}
+    given, *rest = [sources.get(cell, cell) for cell in THE_READER_S_PART[name]]
+    given += parameters_for(folder, picture_files)
+    write_notebook(folder / f"{name}.ipynb", "\n# %%\n".join([given, *rest]))
+    run_all(page, url, f"{name}.ipynb")
+    said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
+    assert "this browser, processor (wasm)" in said and "headless Chromium" not in said, said
+    assert not page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count(), said

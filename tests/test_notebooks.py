@@ -1,12 +1,17 @@
+import inspect
 import json
+import re
 import shutil
 
 import nbformat
 import pytest
 from PIL import Image
 
-from moebius_lab import LabError, report
+from moebius_lab import LabError, parity, report
+from moebius_lab.backends import GRAPHS
 from moebius_lab.workbench import prepare
+
+PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "output_dir")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,11 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     folder, _, index = finished
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == list(report.NOTEBOOKS)
-    assert all(row["verdict"] == "ok" for row in results["03_parity"]["rows"])
+    rows = results["03_parity"]["rows"]
+    assert all(row["verdict"] == "ok" for row in rows)
+    by_runner = {row["graph"] for row in rows if row["backend"].startswith("headless Chromium")}
+    assert by_runner == {*GRAPHS, parity.PICTURE}, "the reader's browser, whose part a headless Chromium plays here"
+    assert any(row["backend"].startswith("headless Chromium") for row in results["05_benchmark"]["timings"])
     for name in report.NOTEBOOKS:
         assert f'href="{name}.html"' in index.read_text()
         assert len((index.parent / f"{name}.html").read_text()) > 10_000
@@ -37,6 +46,15 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     for picture in pictures:
         Image.open(picture).verify()
         assert picture.name in index.read_text()
+
+
+def test_notebooks_run_alone_on_the_demo_network(tmp_path):
+    for name in ("01_feasibility", "04_webgpu_bundle"):
+        report.run_notebooks(tmp_path / name, {}, names=(name,))
+        cells = nbformat.read(tmp_path / name / "notebooks" / f"{name}.ipynb", 4).cells
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output.output_type == "error"]
+        assert '"network": "demo"' in (tmp_path / name / "results.json").read_text()
 
 
 def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished, capsys):
@@ -71,6 +89,8 @@ def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypat
     "bad, words",
     [
         ({"network": "huge"}, "choose one of"),
+        ({"backend": "cuda"}, "no backend 'cuda'; choose one of torch, onnx, browser"),
+        ({"precision": "fp64"}, "choose"),
         ({"network": "small"}, "belong to the demo network"),
         ({"weights": "nowhere"}, "folder that exists"),
         ({"image": "x.png"}, "together"),
@@ -80,6 +100,25 @@ def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypat
 def test_bad_parameters_are_refused_by_the_first_cell(tmp_path, bad, words):
     with pytest.raises(LabError, match=words):
         prepare(**({"output_dir": str(tmp_path)} | bad))
+
+
+def test_a_bad_parameter_ends_a_notebook_in_its_first_cell(tmp_path):
+    with pytest.raises(report.NotebookError, match=r"05_benchmark.ipynb, cell [234]: LabError: there is no backend 'cuda'"):
+        report.run_notebooks(tmp_path, {"backend": "cuda"}, names=("05_benchmark",))
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize("name", report.NOTEBOOKS)
+def test_each_notebook_is_a_lesson_with_the_same_parameters(name):
+    notebook = nbformat.read(report.SOURCE_FOLDER / f"{name}.ipynb", 4)
+    opening, closing = notebook.cells[0].source, notebook.cells[-1].source
+    assert all(words in opening for words in ("**Question.**", "**Answer found here.**", "*Runs alone.*"))
+    assert closing.startswith("## Learned") and ".ipynb)" in closing
+    [given, first] = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters-more"]][:2]
+    assert re.findall(r"^(\w+) = ", given, re.MULTILINE) == list(PARAMETERS)
+    assert f"prepare({', '.join(inspect.signature(prepare).parameters)})" in first
+    for cell in notebook.cells:
+        assert cell.cell_type == "code" or len(cell.source) < 2500, f"{cell.id} has too much text at once"
 
 
 @pytest.mark.parametrize("path", sorted(report.SOURCE_FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from PIL import Image
+
+from moebius_lab.pictures import LIMIT
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,3 +56,12 @@ def test_tracked_files_hold_no_machine_paths_and_stay_small():
     for path in paths:
         if path.exists() and path.suffix in {".py", ".md", ".ipynb", ".json", ".toml", ".yml", ".txt", ""}:
             assert not home.search(path.read_bytes()), path
+
+
+def test_the_readme_s_pictures_are_there_and_small():
+    named = set(re.findall(r"docs/[\w.]+", (ROOT / "README.md").read_text())) - {"docs/"}
+    kept = {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()}
+    assert named == kept and len(kept) == 6
+    for name in kept:
+        assert min(Image.open(ROOT / name).size) > 200
+    assert sum((ROOT / name).stat().st_size for name in kept) <= LIMIT

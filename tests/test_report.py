@@ -36,6 +36,7 @@ def pages(tmp_path_factory):
             "# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb)."
         ),
         *[shows(data, "MaskPainter()") for data in widgets],
+        shows({"application/vnd.jupyter.widget-view+json": widgets[0]["application/vnd.jupyter.widget-view+json"]}, "0%| 0/3"),
         new_markdown_cell("## A part: with & signs\n\ntext"),
         shows({"image/png": wide}, "<Figure size 1100x400 with 1 Axes>"),
     ]
@@ -58,7 +59,7 @@ def test_the_contents_page_tells_what_was_asked_found_and_not_run(pages):
 
 def test_widgets_leave_their_stills_and_nothing_is_fetched(pages):
     text = (pages / "a.html").read_text()
-    assert "widget-view" not in text and "<script" not in text
+    assert "widget-view" not in text and "<script" not in text and "0/3" not in text
     assert len(re.findall(r"data:image/jpeg;base64", text)) == 2
     assert not re.findall(r'(?:src|href)="https?:', text)
 

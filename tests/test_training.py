@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from moebius_lab.checkpoint import make_vae
-from moebius_lab.config import SMALL
+from moebius_lab.config import DEMO, SMALL
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
 from moebius_lab.training import data, decoder, denoiser, masks
-from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run
+from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run, start_from_shipped
 from moebius_lab.training.fast_forms import toeplitz, use_fast_forms
 from moebius_lab.training.vae import agreed, random_crops
 from moebius_lab.unet import MoebiusNet
@@ -128,6 +128,32 @@ def test_training_begins_with_centred_first_kernels():
     trainer = denoiser.Trainer(SMALL, _pool(), 2)
     kernels = trainer.network.diff_model.conv_in.conv_dw.weight[:, 0].detach().abs().flatten(1)
     assert (kernels.argmax(1) == 4).all() and kernels[:, 4].min() > 5 * kernels[:, :4].max()
+
+
+def test_a_shifted_first_kernel_is_moved_to_the_middle_and_others_stay():
+    """Two shipped kernels had become shifts by one row: the outermost row at top and bottom was never denoised."""
+    torch.manual_seed(0)
+    kernels = 0.01 * torch.randn(3, 1, 3, 3)
+    kernels[0, 0, 0, 1] = 0.63  # reads the cell above
+    kernels[1, 0, 1, 1] = -0.5
+    kernels[2, 0, 0, 1], kernels[2, 0, 1, 1] = 0.38, -0.3  # a gradient: it sees the middle too
+    moved = denoiser.unshifted(kernels)
+    assert torch.equal(moved[1:], kernels[1:])
+    x = torch.randn(1, 1, 9, 9)
+    before, after = (torch.nn.functional.conv2d(x, k[:1], padding=1) for k in (kernels, moved))
+    # the same picture one row further up, but for the three small taps that left the window
+    assert torch.allclose(after[:, :, :-1], before[:, :, 1:], atol=0.2) and after[0, 0, -1].abs().mean() > 0.2
+    assert int(moved[0].abs().argmax()) == 4
+
+
+def test_first_kernels_are_held_while_the_rest_is_trained(tmp_path):
+    trainer = denoiser.Trainer(SMALL, _pool(), 2)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    for _ in range(2):
+        trainer.step(1e-3)
+    changed = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
+    assert denoiser.FIRST_KERNELS not in changed and len(changed) > 0.9 * len(before)
+    assert torch.allclose(trainer.average[list(before).index(denoiser.FIRST_KERNELS)], before[denoiser.FIRST_KERNELS])
 
 
 def test_recalibration_forgets_the_old_batchnorm_statistics():
@@ -259,3 +285,24 @@ def test_weights_alone_start_a_resumed_run(tmp_path):
     )
     assert log["steps"] == 42
     assert all(torch.equal(p, q) for p, q in zip(trainer.network.parameters(), network.parameters()))
+
+
+def test_weights_alone_begin_a_new_plan(tmp_path):
+    """Where the old plan's seconds were spent, training the shipped weights further ended before its first step."""
+    file = tmp_path / "state.pt"
+    torch.save({"network": MoebiusNet(SMALL).state_dict(), "steps": 40, "log": {"steps": 40, "seconds": 1440.0, "curve": []}}, file)
+    trainer, log = denoiser.train_denoiser(SMALL, _pool(), file, seconds=1440, stop_after=1e9, max_steps=42, batch=2)
+    assert log["steps"] == 42 and log["seconds"] > 1440
+    assert trainer.rate.item() < 0.05 * denoiser.PEAK_LR  # warming up again
+    state = torch.load(file, weights_only=True)
+    assert state["since"] == 40 and state["plan_began"] == 1440
+
+
+def test_shipped_weights_start_unshifted_and_their_encoder_encodes(tmp_path):
+    start_from_shipped(tmp_path, ("encode", "denoiser"))
+    kernels = torch.load(tmp_path / "denoiser.pt", weights_only=True)["network"][denoiser.FIRST_KERNELS]
+    assert torch.equal(kernels, denoiser.unshifted(kernels))
+    assert load_file(tmp_path / "vae_plain.safetensors").keys() == make_vae(DEMO).state_dict().keys()
+    (tmp_path / "all").mkdir()
+    start_from_shipped(tmp_path / "all", STAGES)
+    assert not (tmp_path / "all" / "vae_plain.safetensors").exists()  # the vae stage makes it

@@ -7,4 +7,5 @@
     fast_forms the denoiser's slow layers, rewritten for training speed, weights unchanged
     denoiser   the pool of encoded pictures, and the diffusion training itself
     evaluate   held-out photographs: numbers, and the contact sheet that a person judges
+    card       the model card's numbers, written from what evaluate and the training left
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -178,14 +178,22 @@ def save_stage(shop: Workshop) -> None:
             (DEMO_FOLDER / name).write_bytes((shop.work / name).read_bytes())
 
 
-def start_from_shipped(work: Path) -> None:
-    """Lay the shipped weights and log where the first stages look for their checkpoints, unless there are some."""
+def start_from_shipped(work: Path, stages: tuple[str, ...]) -> None:
+    """Lay the shipped weights and log where the first stages look for their checkpoints, unless there are some.
+
+    First kernels of the denoiser that became shifts are moved back to the middle. Where the autoencoder is not to be
+    trained, the shipped one, whose encoder the denoiser knows, encodes.
+    """
     log = json.loads((DEMO_FOLDER / "training_log.json").read_text())
     for name, key, part in (("vae", "vae", "vae"), ("denoiser", "network", "denoiser")):
         file = work / f"{name}.pt"
         if not file.exists():
             weights = load_weights(DEMO_FOLDER / f"{name}.safetensors")
+            if name == "denoiser":
+                weights[denoiser.FIRST_KERNELS] = denoiser.unshifted(weights[denoiser.FIRST_KERNELS])
             torch.save({key: weights, "steps": log[part]["steps"], "log": log[part]}, file)
+    if "vae" not in stages and not (work / "vae_plain.safetensors").exists():
+        (work / "vae_plain.safetensors").write_bytes((DEMO_FOLDER / "vae.safetensors").read_bytes())
     log_file = work / "training_log.json"
     if not log_file.exists():
         log_file.write_text(json.dumps(log))
@@ -225,12 +233,14 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which to save and stop")
     parser.add_argument("--from-shipped", action="store_true", help="train the shipped weights further, not new ones")
+    parser.add_argument("--pool", type=int, default=FULL.pool, help="pictures that are encoded for the denoiser")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine")
     args = parser.parse_args()
     if args.from_shipped:
         args.work_dir.mkdir(parents=True, exist_ok=True)
-        start_from_shipped(args.work_dir)
-    run(SMOKE if args.smoke else FULL, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
+        start_from_shipped(args.work_dir, tuple(args.stages))
+    plan = SMOKE if args.smoke else replace(FULL, pool=args.pool)
+    run(plan, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -364,9 +365,12 @@ def write_sources(sources: list[Source], path: Path = SOURCES_FILE) -> None:
 def read_tiles(path: Path) -> np.ndarray:
     """All tiles of a zip that `make_tiles` wrote, (n, 320, 320, 3) uint8, in name order."""
     with zipfile.ZipFile(path) as archive:
-        names = sorted(archive.namelist())
-        tiles = np.empty((len(names), TILE, TILE, 3), np.uint8)
-        for i, name in enumerate(names):
-            encoded = np.frombuffer(archive.read(name), np.uint8)
-            tiles[i] = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        encoded = [np.frombuffer(archive.read(name), np.uint8) for name in sorted(archive.namelist())]
+    tiles = np.empty((len(encoded), TILE, TILE, 3), np.uint8)
+
+    def decode(i: int) -> None:
+        tiles[i] = cv2.cvtColor(cv2.imdecode(encoded[i], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(decode, range(len(encoded))))
     return tiles

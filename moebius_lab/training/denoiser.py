@@ -44,6 +44,11 @@ OUTSIDE_WEIGHT = 0.1  # of the loss outside the hole, where the answer is given
 MIN_SNR = 5.0  # loss weight min(snr, 5) / snr: less for nearly clean latents (Hang et al. 2023)
 LEAK_FROM = 850  # timesteps at and above which the start is disturbed
 FOREIGN_SHARE, EMPTY_SHARE = 0.45, 0.30  # of those: hole from another picture; no picture at all
+PRINT_EVERY = 200  # steps
+SAVE_EVERY = 120  # seconds
+FIRST_KERNELS = "diff_model.conv_in.conv_dw.weight"
+"""Key of the first convolution's depthwise kernels (9, 1, 3, 3): one an input channel, with no way around them."""
+SHIFTED = 0.1  # middle tap over strongest tap, under which a first kernel is a mere shift
 
 
 def alphas_cumprod() -> Tensor:
@@ -120,15 +125,32 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
 
 @torch.no_grad()
 def centre_first_kernels(network: MoebiusNet) -> None:
-    """Let each depthwise kernel of the first convolution begin as its middle tap.
+    """Let each depthwise kernel of the first convolution be its middle tap, nearly, and stay so.
 
-    Every input channel has one kernel there and no way around it. From a random start two of four latent channels ended
-    as pure shifts, reading only the cell above or below: one row of the window was then never seen, and its noise
-    never predicted.
+    From a random start two of four latent channels ended as pure shifts, reading only the cell above or below: one row
+    of the window was then never seen, and its noise never predicted. Trained on, such a kernel does not come back, and
+    one that was moved back would be drawn to where the rest of the network expects it. So they are held.
     """
-    weight = network.diff_model.conv_in.conv_dw.weight  # (9, 1, 3, 3)
+    weight = network.get_parameter(FIRST_KERNELS)
     weight.mul_(0.1)
     weight[:, :, 1, 1] += 1
+    weight.requires_grad_(False)
+
+
+def unshifted(kernels: Tensor) -> Tensor:
+    """Kernels (K, 1, 3, 3) with every pure shift moved to the middle.
+
+    A pure shift is one whose middle tap has less than `SHIFTED` of its strongest tap's size. All its taps move together, so
+    that its strongest is the middle one, and those that leave the window are lost. Its output is then the same picture one
+    cell further, so the BatchNorm behind it stays right.
+    """
+    moved = kernels.clone()
+    for kernel in moved[:, 0]:
+        row, column = divmod(int(kernel.abs().argmax()), 3)
+        if kernel[1, 1].abs() < SHIFTED * kernel[row, column].abs():
+            wide = F.pad(kernel, (1, 1, 1, 1))
+            kernel.copy_(wide[row : row + 3, column : column + 3])
+    return moved
 
 
 class Trainer:
@@ -143,12 +165,14 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.rate = torch.tensor(0.0, device=self.device)
         self.keep = torch.tensor(0.0, device=self.device)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, foreach=self.cuda
+            trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, foreach=self.cuda
         )
         self.schedule = alphas_cumprod().float().to(self.device)
         self.loss = torch.zeros((), device=self.device)
         self.steps = 0
+        self.since = 0  # the step at which weights alone were taken up: warm-up and average begin there
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def _step(self) -> None:
@@ -179,7 +203,8 @@ class Trainer:
     def step(self, rate: float) -> None:
         """One update at this learning rate."""
         self.rate.fill_(rate)
-        self.keep.fill_(min(EMA_DECAY, (1 + self.steps) / (10 + self.steps)))
+        done = self.steps - self.since
+        self.keep.fill_(min(EMA_DECAY, (1 + done) / (10 + done)))
         if self.graph is not None:
             self.graph.replay()
         else:
@@ -192,6 +217,7 @@ class Trainer:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
+            "since": self.since,
         }
 
     def load(self, state: dict) -> None:
@@ -205,6 +231,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
         self.steps = state["steps"]
+        self.since = state["since"] if "optimizer" in state else self.steps
 
 
 @torch.no_grad()
@@ -256,7 +283,8 @@ def train_denoiser(
         pool: what `encode_pool` made.
         checkpoint: full state, written every two minutes and at the end.
         seconds: training time of the whole plan, all calls together: the learning rate rises over `WARMUP_STEPS` steps,
-            stays, and falls to nothing over the last half.
+            stays, and falls to nothing over the last half. A checkpoint of weights alone begins a new plan, which is
+            no longer than this call.
         stop_after: seconds that this call may take, set-up included; the next one goes on where it stopped.
         max_steps: an upper end on steps, for small runs.
         batch: latents a step.
@@ -270,14 +298,13 @@ def train_denoiser(
     """
     began = time.time()
     trainer = Trainer(config, pool, batch)
-    resumed_optimizer = False
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
+    plan_began, resumed = 0.0, True
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
         trainer.load(state)
-        log = state["log"]
-        resumed_optimizer = "optimizer" in state
-    since = trainer.steps if trainer.steps and not resumed_optimizer else 0
+        log, resumed = state["log"], "optimizer" in state
+        plan_began = state["plan_began"] if resumed else log["seconds"]
     trainer.network.train()
     if trainer.cuda:
         trainer.rate.fill_(1e-6)
@@ -286,15 +313,17 @@ def train_denoiser(
         torch.cuda.synchronize()
         print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
     before, begun, last_save = log["seconds"], time.time(), time.time()
+    if not resumed:
+        seconds = min(seconds, stop_after - (time.time() - began))
 
     def save() -> None:
         log["steps"] = trainer.steps
-        torch.save(trainer.state() | {"log": log}, checkpoint)
+        torch.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
 
     first = trainer.steps
-    while log["seconds"] < seconds and trainer.steps < max_steps and time.time() - began < stop_after:
-        progress = max(log["seconds"] / seconds, trainer.steps / max_steps)
-        rise = min(1.0, (trainer.steps - since + 1) / WARMUP_STEPS)
+    while log["seconds"] - plan_began < seconds and trainer.steps < max_steps and time.time() - began < stop_after:
+        progress = max((log["seconds"] - plan_began) / seconds, trainer.steps / max_steps)
+        rise = min(1.0, (trainer.steps - trainer.since + 1) / WARMUP_STEPS)
         trainer.step(peak * rise * min(1.0, 2 * (1 - progress) + 0.005))
         if trainer.steps % 100 == 0 or trainer.steps == max_steps:
             value = trainer.loss.item()  # waits for the device, so the clock below is honest
@@ -302,10 +331,10 @@ def train_denoiser(
                 raise FloatingPointError(f"the denoiser's loss is {value} at step {trainer.steps}")
             log["curve"].append([trainer.steps, round(value, 5)])
         log["seconds"] = before + time.time() - begun
-        if trainer.steps % 1000 == 0:
+        if trainer.steps % PRINT_EVERY == 0:
             pace = (time.time() - begun) / (trainer.steps - first)
             print(f"denoiser {trainer.steps} steps {log['seconds']:.0f} s loss {log['curve'][-1][1]} {1000 * pace:.1f} ms", flush=True)
-        if time.time() - last_save > 120:
+        if time.time() - last_save > SAVE_EVERY:
             save()
             last_save = time.time()
     save()

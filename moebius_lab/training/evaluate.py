@@ -14,23 +14,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from ..backends import Backend, TorchBackend
 from ..checkpoint import load_checkpoint, load_vae
-from ..config import DEMO
-from ..imaging import feather, is_hole, read_image, read_mask, to_unit_range
+from ..config import CONDITIONAL_IDS, DEMO
+from ..imaging import feather, is_hole, mask_to_hole, mask_to_latent, read_image, read_mask, to_unit_range
 from ..inpaint import Settings, inpaint
+from ..unet import MoebiusNet
+from .denoiser import alphas_cumprod
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
+BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
 OPENCV_RADIUS = 5  # px, the neighbourhood that Telea and Navier-Stokes look at
 
 
-def demo_backend() -> Backend:
-    """The shipped demo checkpoint in PyTorch on the CPU."""
-    return TorchBackend(load_checkpoint(DEMO_FOLDER / "denoiser.safetensors", DEMO), load_vae(DEMO_FOLDER / "vae.safetensors", DEMO))
+def demo_backend(denoiser: Path = DEMO_FOLDER / "denoiser.safetensors") -> TorchBackend:
+    """The shipped demo checkpoint in PyTorch on the CPU, or another denoiser with its autoencoder."""
+    return TorchBackend(load_checkpoint(denoiser, DEMO), load_vae(DEMO_FOLDER / "vae.safetensors", DEMO))
 
 
 def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -108,6 +113,47 @@ def reconstruction_psnr(backend: Backend, picture: np.ndarray) -> float:
     return float(-10 * torch.log10((x - y).pow(2).mean() / 4))
 
 
+@torch.inference_mode()
+def border_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, seed: int = 0) -> dict[str, list[float]]:
+    """Squared error of the predicted noise, a latent channel each, along every side of the window and inside it.
+
+    Only cells outside the hole count, where the answer is given: a side that is much worse than the inside is a fault of
+    the network, not a hard picture.
+
+    Args:
+        network: in evaluation mode.
+        latents: (B, 4, s, s), scaled.
+        mask: (B, 1, s, s), 1 in the hole.
+        masked: (B, 4, s, s), scaled latents of the pictures without what is in the hole.
+        seed: of the noise, drawn anew at each of `BORDER_TIMESTEPS`.
+
+    Returns:
+        {"inside", "top", "bottom", "left", "right": [four means]}.
+    """
+    generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
+    ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
+    known = 1 - F.max_pool2d(mask, 3, 1, 1)  # a cell beside the hole may hold some of it
+    total = torch.zeros(latents.shape[1:])
+    for timestep in BORDER_TIMESTEPS:
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
+        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
+        total += ((predicted - noise) ** 2 * known).sum(0) / len(BORDER_TIMESTEPS)
+    count = known.sum(0)
+
+    def mean(rows: slice, columns: slice) -> list[float]:
+        return [round(float(v), 5) for v in total[:, rows, columns].sum((1, 2)) / count[:, rows, columns].sum()]
+
+    every, first, last, inner = slice(None), slice(0, 1), slice(-1, None), slice(1, -1)
+    sides = {"inside": (inner, inner), "top": (first, every), "bottom": (last, every), "left": (every, first), "right": (every, last)}
+    return {name: mean(*cells) for name, cells in sides.items()}
+
+
+def worst_border_ratio(errors: dict[str, list[float]]) -> float:
+    """The largest error on a side over that inside, same channel; near 1 where the border is no worse."""
+    return max(e / i for name, side in errors.items() if name != "inside" for e, i in zip(side, errors["inside"]))
+
+
 def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, ...]) -> Image.Image:
     """Pictures in rows with the column titles above and the row's name below each row."""
     side, gap, line = rows[0][1][0].shape[0], 4, 16
@@ -126,7 +172,18 @@ def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, .
 SHEET_TITLES = ("input", "hole", "ours", "OpenCV Telea", "truth")
 
 
-def evaluate(backend: Backend, pairs: dict[str, tuple[np.ndarray, np.ndarray]], settings: Settings) -> tuple[dict, Image.Image]:
+def held_out_border_error(backend: TorchBackend, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
+    """`border_error` on held-out pictures with their own holes."""
+    rows = []
+    for picture, mask in pairs.values():
+        x, hole = to_unit_range(picture), mask_to_hole(mask)
+        rows.append((backend.encode(x)[0], mask_to_latent(hole), backend.encode(x * (1 - hole))[0]))
+    latents, holes, masked = (torch.cat(column) for column in zip(*rows))
+    scale = backend.config.vae.scaling_factor
+    return border_error(backend.net, scale * latents, holes, scale * masked)
+
+
+def evaluate(backend: TorchBackend, pairs: dict[str, tuple[np.ndarray, np.ndarray]], settings: Settings) -> tuple[dict, Image.Image]:
     """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet."""
     report: dict = {"settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init, "seed": settings.seed}}
     report["pictures"], rows = {}, []
@@ -149,6 +206,8 @@ def evaluate(backend: Backend, pairs: dict[str, tuple[np.ndarray, np.ndarray]], 
         p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"]) for p in every
     )
     report["count"] = len(pairs)
+    report["border_error"] = held_out_border_error(backend, pairs)
+    report["worst_border_ratio"] = round(worst_border_ratio(report["border_error"]), 2)
     return report, contact_sheet(rows, SHEET_TITLES)
 
 
@@ -156,13 +215,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m moebius_lab.training.evaluate", description=__doc__)
     parser.add_argument("--sheet", type=Path, default=Path("build/evaluation.png"), help="where the contact sheet goes")
     parser.add_argument("--report", type=Path, default=DEMO_FOLDER / "evaluation.json")
+    parser.add_argument("--denoiser", type=Path, default=DEMO_FOLDER / "denoiser.safetensors", help="weights to look at")
     parser.add_argument("--guidance", type=float, default=Settings.guidance)
     args = parser.parse_args()
-    report, sheet = evaluate(demo_backend(), held_out_pairs(), Settings(guidance=args.guidance, init="noise"))
+    report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), Settings(guidance=args.guidance, init="noise"))
     args.report.write_text(json.dumps(report, indent=1) + "\n")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.sheet)
     print(json.dumps(report["mean"], indent=1), f"texture better than both: {report['texture_wins']} of {report['count']}")
+    print(json.dumps(report["border_error"]), f"worst side over inside: {report['worst_border_ratio']}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ export class OrtBackend {
    * @param {URL} options.module the build of ONNX Runtime Web
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
-   * @param {boolean} options.capture record the step at its first run and replay it afterwards
+   * @param {boolean} options.capture record the step at its first run and replay it afterwards, where all of it runs on the device
    * @param {(sha256: string) => Promise<Blob>} options.file
    */
   static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
@@ -59,6 +59,7 @@ export class OrtBackend {
     this.provider = provider;
     this.constants = manifest.constants;
     this.preview = manifest.preview;
+    this.layouts = manifest.layouts;
     this.form = manifest.precisions[precision];
     this.capture = capture;
     this.file = file;
@@ -81,6 +82,27 @@ export class OrtBackend {
   async open(graph) {
     const known = this.sessions.get(graph);
     if (known) return known;
+    const { body, options, gpu } = await this.#source(graph);
+    const create = (/** @type {0|2} */ logSeverityLevel, enableGraphCapture = false) =>
+      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel, enableGraphCapture }));
+    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
+    const nodes = placement(lines);
+    // a recording replays what ran on the device; what ran beside it, on the processor, would keep its first values
+    const record = this.capture && graph === STEP && Object.keys(nodes).join() === 'WebGpu';
+    const session = gpu ? await this.#quiet(talking, () => create(WARNING, record)) : talking;
+    const placed = { session, nodes };
+    if (gpu && !this.device) await this.#watchDevice();
+    this.sessions.set(graph, placed);
+    if (record) this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
+    return placed;
+  }
+
+  /**
+   * What a session of a graph is made from.
+   *
+   * @param {string} graph
+   */
+  async #source(graph) {
     const files = this.form.graphs[graph];
     if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
     const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
@@ -88,20 +110,12 @@ export class OrtBackend {
     const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
     const gpu = this.provider === 'webgpu';
     const options = {
-      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: 'NCHW' } : { name: 'wasm' }],
+      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { session: this.form.session },
-      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer', enableGraphCapture: this.capture }),
+      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
     };
-    const create = (/** @type {0|2} */ logSeverityLevel) =>
-      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
-    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
-    const session = gpu ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    const placed = { session, nodes: placement(lines) };
-    if (gpu && !this.device) await this.#watchDevice();
-    this.sessions.set(graph, placed);
-    if (this.capture && graph === STEP) this.#record(placed);
-    return placed;
+    return { body, options, gpu };
   }
 
   /**
@@ -117,18 +131,6 @@ export class OrtBackend {
     const session = await create();
     if (alone) await talking.release();
     return session;
-  }
-
-  /**
-   * A recording replays what ran on the device; what ran beside it, on the processor, would keep its first values.
-   *
-   * @param {Placed} placed
-   */
-  #record({ session, nodes }) {
-    if (Object.keys(nodes).join() !== 'WebGpu') {
-      throw new EngineError('shader', 'The step cannot be recorded: some of it runs on the processor. Load it without recording.');
-    }
-    this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
   }
 
   async #watchDevice() {
@@ -188,6 +190,31 @@ export class OrtBackend {
       values[name] = { dims: [...tensor.dims], data: /** @type {Float32Array} */ (await tensor.getData(true)) };
     }
     return values;
+  }
+
+  /**
+   * Run a graph in a session of its own that ONNX Runtime profiles.
+   *
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @param {number} times after a first run
+   * @returns {Promise<string>} the events as ONNX Runtime writes them
+   */
+  async profile(graph, feeds, times) {
+    const { body, options } = await this.#source(graph);
+    const profiled = { ...options, enableProfiling: true, logSeverityLevel: WARNING };
+    const session = await this.ort.InferenceSession.create(body, /** @type {any} */ (profiled));
+    try {
+      const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
+      for (let i = 0; i <= times; i++) {
+        const outputs = await session.run(Object.fromEntries(tensors));
+        await this.device?.queue.onSubmittedWorkDone();
+        for (const tensor of Object.values(outputs)) tensor.dispose();
+      }
+      return (await this.log.during(async () => session.endProfiling())).lines.join('\n');
+    } finally {
+      await session.release();
+    }
   }
 
   /**

@@ -166,6 +166,29 @@ export class Engine extends EventTarget {
     return this.#call('run', { graph, feeds, times }, {});
   }
 
+  /**
+   * Time one guided step as the sampling loop runs it, again and again: the latents stay where they are computed.
+   *
+   * @param {Record<string, Values>} feeds of the step graph
+   * @param {number} times
+   * @returns {Promise<number[]>} milliseconds of each step
+   */
+  timeSteps(feeds, times) {
+    return this.#call('timeSteps', { feeds, times }, {});
+  }
+
+  /**
+   * Profile one graph in a session of its own.
+   *
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @param {number} times after a first run, which is in the profile too
+   * @returns {Promise<string>} what ONNX Runtime writes at the end: a JSON list of events, in its own form
+   */
+  profile(graph, feeds, times) {
+    return this.#call('profile', { graph, feeds, times }, {});
+  }
+
   /** Files of models kept in this browser for this page. */
   stored() {
     return this.cache.stored();

@@ -30,6 +30,7 @@ import { Generator, randn } from './random.js';
 
 const PREVIEW_SHARE = 0.2; // of the time may go into decoding previews
 const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
+const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
 
 const round = Math.fround;
 
@@ -181,7 +182,7 @@ async function sample(backend, seen, settings, steps, constants, preview, times,
 
   const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(factor)));
   const denoising = await backend.denoise(start, maskToLatent(seen.hole, constants), maskedLatent, settings.guidance);
-  const previews = new PreviewBudget(2 * times.encode); // a decoder is about twice an encoder
+  const previews = new PreviewBudget(times.encode, steps.length);
   /** @type {Float32Array|null} the latents before the next step, where they are known here */
   let before = start;
   try {
@@ -256,20 +257,29 @@ export function sketch(latents, preview, { image_size: S, latent_size: s, latent
   return planes;
 }
 
-/** Previews are decoded as often as their share of the time allows, and sketched at the other steps where those are slow. */
-class PreviewBudget {
-  /** @param {number} guess ms that a decoding will take, before one was seen */
-  constructor(guess) {
+/**
+ * Previews are decoded as often as their share of the time allows, and sketched at the other steps where those are slow.
+ * Before a step was seen it is taken to be as long as an encoding, and a decoding twice as long.
+ */
+export class PreviewBudget {
+  /**
+   * @param {number} encode ms
+   * @param {number} steps of a window
+   */
+  constructor(encode, steps) {
     this.began = performance.now();
     this.spent = 0;
-    this.last = guess;
+    this.last = 2 * encode;
+    this.encode = encode;
+    this.steps = steps;
   }
 
   /**
    * @param {number} [step] ms that the last step took
    * @returns {'decoded'|'sketched'|'none'}
    */
-  next(step = Infinity) {
+  next(step = this.encode) {
+    if (step * this.steps < BRIEF) return 'none';
     const passed = performance.now() - this.began;
     if (this.spent + this.last <= PREVIEW_SHARE * (passed + this.last)) return 'decoded';
     return step > SLOW_STEP ? 'sketched' : 'none';

@@ -57,6 +57,7 @@ export const FORMAT = 1;
  * @property {string} weights
  * @property {string} weights_base relative to the manifest, or on another origin
  * @property {Constants} constants
+ * @property {Record<string, 'NCHW'|'NHWC'>} layouts in which a graph's convolutions run on WebGPU, by graph
  * @property {number[][]} preview colours of the latents; see `sketch` in inpaint.js
  * @property {Record<string, Precision>} precisions the preferred first
  * @property {{version: string, builds: Record<'jspi'|'asyncify'|'wasm', Build>}} runtime
@@ -104,7 +105,7 @@ export function checkManifest(manifest) {
     const versions = `The model's manifest has form ${manifest.format}, this page reads form ${FORMAT}`;
     throw new EngineError('manifest-version', `${versions}. Reload the page; if that does not help, build the bundle again.`);
   }
-  const missing = ['version', 'network', 'weights_base', 'constants', 'preview', 'precisions', 'runtime'].filter((key) => !(key in manifest));
+  const missing = ['version', 'network', 'weights_base', 'constants', 'layouts', 'preview', 'precisions', 'runtime'].filter((key) => !(key in manifest));
   if (missing.length) {
     throw new EngineError('manifest', `manifest.json lacks ${missing.join(', ')}. Build the bundle again.`);
   }

@@ -23,7 +23,7 @@ const running = new Map();
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
-async function load({ manifest, manifestUrl, provider, precision, threads, capture = false }, report, signal) {
+async function load({ manifest, manifestUrl, provider, precision, threads, capture = true }, report, signal) {
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -47,6 +47,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   for (const graph of GRAPHS) {
     placed[graph] = { nodes: (await made.open(graph)).nodes };
     signal.throwIfAborted();
+    checkFeatures(manifest, precision, made.device);
   }
   made.device?.lost.then(({ message }) => {
     const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));
@@ -57,6 +58,20 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   const used = made.device ? 0 : threads;
   const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recording !== null };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
+}
+
+/**
+ * The runtime makes its programs when they first run: what the device cannot do is said before that.
+ *
+ * @param {Manifest} manifest
+ * @param {string} precision
+ * @param {GPUDevice|null} device
+ */
+function checkFeatures(manifest, precision, device) {
+  const missing = manifest.precisions[precision].requires.filter((feature) => !device?.features.has(feature));
+  if (missing.length) {
+    throw new EngineError('shader', `This device lacks ${missing.join(', ')}, which ${precision} needs: choose fp32 or fp16-storage.`);
+  }
 }
 
 const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing you painted is gone.';
@@ -73,7 +88,7 @@ function evidence({ precision, adapter, threads, placed, captured }, manifest) {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${where}; ${precision}${captured ? ', step recorded' : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  return `${where}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}recorded` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
 }
 
 /** @returns {OrtBackend} */
@@ -118,6 +133,31 @@ const methods = {
       milliseconds.push(performance.now() - began);
     }
     return { outputs, milliseconds };
+  },
+
+  /** @param {{feeds: Record<string, Values>, times: number}} job */
+  async timeSteps({ feeds, times }) {
+    const [timestep, guidance, latentScale, noiseScale] = ['timestep', 'guidance', 'latent_scale', 'noise_scale'].map(
+      (name) => feeds[name].data[0],
+    );
+    const { latents, mask, masked_latents: maskedLatents } = feeds;
+    const loop = await loaded().denoise(latents.data, mask.data, maskedLatents.data, guidance);
+    const milliseconds = [];
+    try {
+      for (let i = 0; i < times; i++) {
+        const began = performance.now();
+        await loop.step({ timestep, latentScale, noiseScale, signal: 1, sigma: 0 }); // the last two are for previews alone
+        milliseconds.push(performance.now() - began);
+      }
+    } finally {
+      loop.close();
+    }
+    return milliseconds;
+  },
+
+  /** @param {{graph: string, feeds: Record<string, Values>, times: number}} job */
+  profile({ graph, feeds, times }) {
+    return loaded().profile(graph, feeds, times);
   },
 };
 
