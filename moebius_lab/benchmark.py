@@ -290,6 +290,7 @@ def _cuda_graph(bench: Workbench, stack: ExitStack) -> Entrant:
     inputs = [tensor.cuda() for tensor in example_inputs(bench.config)["step"].values()]
     with torch.inference_mode():
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which is still copying
         with torch.cuda.stream(stream):
             for _ in range(3):
                 step(*inputs)
