@@ -8,6 +8,7 @@ import torch
 from moebius_lab import LabError, footprint, inventory
 from moebius_lab.__main__ import main
 from moebius_lab.benchmark import Candidate, Entrant, _Run, measure, run, summary
+from moebius_lab.export import operator_counts
 from moebius_lab.profiles import (
     CARD,
     LIMIT_CHAIN,
@@ -131,7 +132,7 @@ def test_limit_graphs_repeat_one_operator_and_transfer_next_to_nothing(tmp_path)
     for where in (CARD, PROCESSOR):
         for limit, operator in (("product", "MatMul"), ("copy", "Add")):
             for name, times in zip(limit_graphs(limit, where), LIMIT_CHAIN[limit]):
-                counted = inventory.operator_counts(paths[name])
+                counted = operator_counts(paths[name])
                 assert counted[operator] == times and paths[name].stat().st_size < 10_000
                 assert limit_feeds(name)["x"].nbytes < 20_000
 
