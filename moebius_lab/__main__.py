@@ -172,8 +172,7 @@ def _run(options: argparse.Namespace) -> int:
     needed = max(bench.disk_needed() - present, 0)
     print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
     require_room(bench.folder, needed, "the run")
-    for part in PARTS:
-        bench.weight_file(part)  # bad parameters fail, and published weights are fetched, before work begins
+    bench.require_weights()  # bad ones fail, and published ones are fetched, before work begins
     index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files, **chosen})
     print(f"report: {index}\nresults: {index.parents[1] / 'results.json'}")
     return 0

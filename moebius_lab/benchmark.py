@@ -290,6 +290,7 @@ def _cuda_graph(bench: Workbench, stack: ExitStack) -> Entrant:
     inputs = [tensor.cuda() for tensor in example_inputs(bench.config)["step"].values()]
     with torch.inference_mode():
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which is still copying
         with torch.cuda.stream(stream):
             for _ in range(3):
                 step(*inputs)
@@ -386,10 +387,14 @@ def _chromium(
 
 
 def _reader(bench: Workbench, runner: BrowserRunner, stack: ExitStack) -> Entrant:
-    feeds = {name: x.numpy() for name, x in example_inputs(bench.config)["step"].items()}
+    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
-    work = {STEP: lambda: float(runner.time("step", feeds, 1)[1][0])}
-    return Entrant(READER, runner.choice["precision"], where, f"{runner.name}; {runner.evidence}", work)
+    works = {
+        what: lambda graph=graph: float(runner.time(graph, feeds[graph], 1)[1][0])
+        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+    }
+    return Entrant(READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask))
 
 
 def candidates(

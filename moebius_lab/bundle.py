@@ -32,6 +32,7 @@ from PIL import Image
 from . import LabError, config
 from .config import NetworkConfig
 from .export import STRAIGHTFORWARD, operator_counts
+from .hub import require_room
 from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest
 
@@ -175,6 +176,7 @@ def write_bundle(
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
         raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
     stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
+    _require_room(folder, stored)
     (folder / "manifest.json").unlink(missing_ok=True)
     writer = _Writer(folder, on_file)
     manifest = {
@@ -199,6 +201,20 @@ def write_bundle(
     writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
     writer.remove_others()
     return manifest
+
+
+def _require_room(folder: Path, stored: dict[str, dict[str, Path]]) -> None:
+    """Raise LabError where the graphs that are not in the bundle yet would not fit on the disk, before it is touched."""
+    files = {path: digest for graphs in stored.values() for graph in graphs.values() for path, digest in _files_of(graph)}
+    there = {path.name for path in (folder / "weights").glob("*")}
+    wanted = {_name_in_bundle(path, digest): path.stat().st_size for path, digest in files.items()}
+    require_room(folder, sum(size for name, size in wanted.items() if name not in there), "a bundle's weights")
+
+
+def _name_in_bundle(path: Path, digest: str) -> str:
+    """A graph's file under a name that holds the first digits of its hash: step.000.bin -> step-DIGITS.000.bin."""
+    graph, dot, rest = path.name.partition(".")
+    return f"{graph}-{digest[:12]}{dot}{rest}"
 
 
 def constants(network: NetworkConfig) -> dict[str, float]:
@@ -274,7 +290,7 @@ class _Writer:
 
 
 def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
-    files = {graph: [_add_weights(writer, graph, file) for file in _files_of(path)] for graph, path in graphs.items()}
+    files = {graph: [_add_weights(writer, *file) for file in _files_of(path)] for graph, path in graphs.items()}
     offer = (OFFERS | MEASURED)[precision]
     return {
         "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
@@ -292,10 +308,8 @@ def _files_of(graph: Path) -> list[tuple[Path, str]]:
     return [(graph.with_name(file["name"]), file["sha256"]) for file in listed]
 
 
-def _add_weights(writer: _Writer, graph: str, file: tuple[Path, str]) -> dict:
-    path, digest = file
-    middle = re.fullmatch(rf"{graph}(.*)", path.name)[1]  # ".onnx" or ".000.bin"
-    entry = writer.add(path, f"weights/{graph}-{digest[:12]}{middle}", digest)
+def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
+    entry = writer.add(path, f"weights/{_name_in_bundle(path, digest)}", digest)
     return entry | {"file": entry["file"].removeprefix("weights/")}
 
 

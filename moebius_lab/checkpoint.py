@@ -284,7 +284,7 @@ def convert(source: Path, target: Path, module: nn.Module) -> None:
             os.fsync(file.fileno())
         os.replace(part, target)
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in NO_ROOM or "No space left" in str(error)
+        full = getattr(error, "errno", None) in NO_ROOM or any(f"(os error {number})" in str(error) for number in NO_ROOM)
         reason = "no room left on the disk; make some" if full else str(error).splitlines()[0]
         raise CheckpointError(f"{target}: cannot be written: {reason}") from None
     finally:

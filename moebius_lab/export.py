@@ -31,7 +31,7 @@ from . import LabError
 from .backends import GRAPHS, guided_ids
 from .config import GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms, rewritten_autoencoder
+from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 
@@ -155,9 +155,9 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
         LabError: the disk has too little room. Nothing is written.
     """
     make = {
-        "vae_encoder": lambda: Encoder(rewritten_autoencoder(vae)),
+        "vae_encoder": lambda: Encoder(vae),
         "step": lambda: StepGraph(net),
-        "vae_decoder": lambda: Decoder(rewritten_autoencoder(vae)),
+        "vae_decoder": lambda: Decoder(vae),
     }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")

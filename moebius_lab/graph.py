@@ -17,7 +17,6 @@ the published form in `unet.py` and `lambda_layer.py`.
     GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
-    PhaseUpsample                the same as one 2x2 convolution of four times the channels, for the autoencoder's large grids
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
@@ -28,13 +27,11 @@ tiles, g = h / t, of t x t cells; p is a cell's place in its tile.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.upsampling import Upsample2D
 from onnx import GraphProto, helper
 from torch import Tensor, nn
 
@@ -121,8 +118,8 @@ def group_normalize(x: Tensor, groups: int, eps: float) -> Tensor:
     return y.reshape(x.shape)
 
 
-class GroupNormAffine(nn.Module):
-    """GroupNorm whose affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
+class GroupNormSiLU(nn.Module):
+    """GroupNorm, then SiLU. The affine part is one BatchNormalization with mean 0 and variance 1: one pass, not two."""
 
     EPS = 1e-5  # PyTorch before 2.13 refuses 0; the variance makes up for it: 1 - EPS + EPS is 1 in float32
 
@@ -135,14 +132,7 @@ class GroupNormAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = group_normalize(x, self.groups, self.eps)
-        return F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=self.EPS)
-
-
-class GroupNormSiLU(GroupNormAffine):
-    """GroupNorm, then SiLU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(super().forward(x))
+        return F.silu(F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, eps=self.EPS))
 
 
 # -- ResNet block ------------------------------------------------------------------------------------------------------
@@ -566,64 +556,6 @@ class TapUpsample(nn.Module):
         products = F.conv2d(x, self.weight, self.bias).reshape(B, -1, 3 * h, h)  # (B, out * tap column, tap row * h, h)
         lines = (self.rows @ products).reshape(B, -1, 3, 2 * h, h).transpose(2, 3)  # (B, out, 2h, tap column, h)
         return (lines.reshape(-1, 3 * h) @ self.columns).reshape(B, -1, 2 * h, 2 * h)
-
-
-def phase_kernels(weight: Tensor) -> Tensor:
-    """The four 2x2 kernels that a 3x3 convolution amounts to after nearest-neighbour doubling: (2, 2, out, in, 2, 2).
-
-    In the words of `tap_spread`, the taps that fall on one cell are added before they meet it:
-
-        y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
-        y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
-
-    Both axes are treated so. The first two axes are the phase (row, column) of the output pixel.
-    """
-    even = torch.tensor([[1.0, 0, 0], [0, 1, 1]], dtype=weight.dtype)  # rows: taps on x[i-1], x[i]
-    odd = torch.tensor([[1.0, 1, 0], [0, 0, 1]], dtype=weight.dtype)  # rows: taps on x[i], x[i+1]
-    taps = torch.stack([even, odd])  # (phase, tap, 3)
-    return torch.einsum("aiy,bjx,ocyx->abocij", taps, taps, weight)
-
-
-class PhaseUpsample(nn.Module):
-    """Nearest x2 and 3x3 convolution as one 2x2 convolution whose four output phases are interleaved: for large grids.
-
-    16 multiplications a cell, where `TapUpsample` has nine; but the cost of its sums grows with the side of the grid.
-
-    A 2x2 convolution with one cell of padding has h + 1 rows; its row i reads x[i-1] and x[i]. By `phase_kernels` that
-    is what output rows 2i - 1 (odd phase of i - 1) and 2i (even phase of i) read. So with the odd phase put first, the
-    interleaved rows are -1, 0, 1, ..., 2h: the output with one row too many at either end; columns alike.
-
-    The file keeps the 3x3 kernel: one product of constants, (out*in, 9) by (9, 16), makes the 2x2 kernels at load.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = constant(conv.weight), constant(conv.bias.repeat_interleave(4))
-        unit = torch.eye(9).reshape(1, 9, 3, 3)  # phase_kernels is linear: apply it to the nine unit kernels
-        kernels = phase_kernels(unit).flip(0, 1)  # (2, 2, 1, 9, 2, 2), odd phases first
-        self.register_buffer("spread", kernels.permute(3, 2, 0, 1, 4, 5).reshape(9, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, out, 2 h, 2 w)."""
-        out, C = self.weight.shape[:2]
-        kernels = (self.weight.reshape(out * C, 9) @ self.spread).reshape(out, C, 4, 2, 2).transpose(1, 2)
-        phases = F.conv2d(x, kernels.reshape(4 * out, C, 2, 2), self.bias, padding=1)  # (B, 4 out, h+1, w+1)
-        return F.pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
-
-
-# -- autoencoder -------------------------------------------------------------------------------------------------------
-
-
-def rewritten_autoencoder(part: nn.Module) -> nn.Module:
-    """A copy of a diffusers encoder or decoder with `GroupNormAffine` for its norms and `PhaseUpsample` for its doublings."""
-    part = copy.deepcopy(part)
-    for parent in list(part.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.GroupNorm):
-                setattr(parent, name, GroupNormAffine(child))
-            elif isinstance(child, Upsample2D):
-                setattr(parent, name, PhaseUpsample(child.conv))
-    return part
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,18 @@ from tqdm.auto import tqdm
 
 from . import LabError, __version__
 from .backends import BACKENDS, Backend, OnnxBackend, TorchBackend
-from .checkpoint import DEMO_FOLDER, DETERMINISTIC, PARTS, check_weights, find_weights, load_checkpoint, load_vae, make_vae
+from .checkpoint import (
+    DEMO_FOLDER,
+    DETERMINISTIC,
+    PARTS,
+    check_state,
+    check_weights,
+    find_weights,
+    load_checkpoint,
+    load_vae,
+    make_vae,
+    read_state_dict,
+)
 from .config import NETWORKS, NetworkConfig
 from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
 from .hub import file_sha256
@@ -161,6 +172,15 @@ class Workbench:
     def weight_file(self, part: str) -> str | Path:
         """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
         return find_weights(self.weights, part, self.config)
+
+    def require_weights(self) -> None:
+        """Fetch both parts' weights if need be, and raise LabError where a file is not whole or not this network's."""
+        for part in PARTS:
+            source = self.weight_file(part)
+            if source != DETERMINISTIC:
+                with torch.device("meta"):
+                    module = MoebiusNet(self.config) if part == "denoiser" else make_vae(self.config)
+                check_state(module, read_state_dict(source), str(source))
 
     def _made_from(self, part: str) -> dict[str, object]:
         """What a graph of `part` ("denoiser" or "vae") depends on."""

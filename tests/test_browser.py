@@ -16,6 +16,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from moebius_lab import LabError
+from moebius_lab.backends import GRAPHS
 from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
 from moebius_lab.bundle import write_bundle
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
@@ -114,7 +115,8 @@ def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
 def test_small_on_webgpu_is_pytorch_s(small, bundle):
     with Browser(bundle, "webgpu", adapter="software", capture=False) as browser:
         assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence and "step not recorded" in browser.evidence
-        assert {name for graph in browser.loaded["placed"].values() for name in graph["nodes"]} == {"WebGpu"}
+        placed = browser.loaded["placed"]
+        assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
         worst = worst_differences(browser, small)
         assert len(worst) == 5 and max(worst.values()) < 1e-4, worst
         assert levels_apart(browser, small, small.image, small.mask, steps=1) <= 1

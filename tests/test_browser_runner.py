@@ -8,7 +8,7 @@ import pytest
 
 from moebius_lab import LabError, parity
 from moebius_lab.backends import BACKENDS
-from moebius_lab.benchmark import Contest
+from moebius_lab.benchmark import READER, run
 from moebius_lab.browser_runner import BrowserRunner, fill
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.inpaint import Settings, inpaint
@@ -53,6 +53,15 @@ def test_the_parity_table_takes_it_too(runner, small):
     assert rows and all(row.ok for row in rows), [row for row in rows if not row.ok]
 
 
+def test_the_benchmark_measures_it_beside_the_others(runner, small, tmp_path):
+    data = run(small, tmp_path / "m.json", ("onnxruntime-cpu",), ("fp32",), ("step", "picture", "parts"), 3, runner=runner)
+    own = {row["what"]: row for row in data["rows"] if row["backend"] == READER}
+    assert set(own) == {"guided step", "encode", "decode", "whole picture"}
+    assert all(0 < row["q1"] <= row["median"] <= row["q3"] for row in own.values())
+    [said] = [entry for entry in data["evidence"] if entry["backend"] == READER]
+    assert "headless Chromium" in str(said) and "processor (wasm)" in str(said)
+
+
 def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
     with pytest.raises(LabError, match="holds the small network, not demo"):
         BrowserRunner(small_bundle, DEMO)
@@ -65,6 +74,3 @@ def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
     alone = BrowserRunner(small_bundle, SMALL)
     with pytest.raises(LabError, match="no page shows this notebook"):
         asyncio.run(alone.connect(0.1, headless=False))
-    contest = Contest()
-    contest.enter_runner(alone, {})
-    assert contest.missing == {"browser, not connected": "LabError: no browser is connected: `await runner.connect()` first"}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -179,3 +180,14 @@ def test_other_origins_may_read_only_where_told(folder):
         assert headers["Access-Control-Allow-Origin"] == "*" and headers["Cross-Origin-Resource-Policy"] == "cross-origin"
         with pytest.raises(LabError, match="choose another with --port"):
             Server(folder, port=closed.port)
+
+
+def test_a_disk_without_room_is_said_before_the_bundle_is_touched(small, folder, monkeypatch):
+    before = (folder / "manifest.json").read_bytes()
+    small.stored("int8")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    write_bundle(small, folder, PRECISIONS)  # all weights are there: nothing is needed
+    with pytest.raises(LabError, match=r"a bundle's weights needs \d+ MB but 0 MB are free"):
+        write_bundle(small, folder, (*PRECISIONS, "int8"))
+    assert (folder / "manifest.json").read_bytes() == before

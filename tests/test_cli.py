@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import DATA
 from PIL import Image
+from safetensors.torch import save_file
 
 from moebius_lab.__main__ import main
 from moebius_lab.backends import GRAPHS
@@ -79,3 +81,25 @@ def test_verify_reference_says_by_its_exit_code_whether_it_holds(tmp_path, capsy
     assert main(["verify-reference", str(tmp_path), "--salt", "x"]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
     assert main(["verify-reference", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "words"),
+    [
+        ("vae", lambda path, state: path.unlink(), "no such file"),
+        ("denoiser", lambda path, state: path.write_bytes(path.read_bytes()[:-1000]), "not a whole safetensors file"),
+        ("denoiser", lambda path, state: save_file({"conv.weight": torch.zeros(3)}, path), "of another network"),
+        ("denoiser", lambda path, state: save_file({"down.lora_A.weight": torch.zeros(3)}, path), "a LoRA"),
+        ("vae", lambda path, state: save_file({k: torch.cat([v, v]) for k, v in state.items()}, path), "in another width"),
+    ],
+)
+def test_a_run_refuses_weights_before_it_begins(small, tmp_path, capsys, file, spoil, words):
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    weights.mkdir()
+    states = {"denoiser": small.net.state_dict(), "vae": small.vae.state_dict()}
+    for part, state in states.items():
+        save_file(state, weights / f"{part}.safetensors")
+    spoil(weights / f"{file}.safetensors", states[file])
+    assert main(["run", "--network", "small", "--weights", str(weights), "--output-dir", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and f"{file}.safetensors" in said and not list(out.rglob("*.ipynb"))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moebius_lab import ddim, graph
-from moebius_lab.checkpoint import deterministic_weights, make_vae
+from moebius_lab.checkpoint import deterministic_weights
 from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, SMALL, UNCONDITIONAL_IDS
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
 from moebius_lab.unet import Downsample, MixFFN, MoebiusNet, SeparableConv, Upsample, sinusoid
@@ -130,21 +130,6 @@ def test_downsampling_as_a_gather_and_one_product():
 def test_nearest_upsampling_and_convolution_as_nine_products():
     upsample = filled(Upsample(12))
     assert_same(graph.TapUpsample(upsample, 6)(normal(2, 12, 6, 6)), upsample(normal(2, 12, 6, 6)), 5e-6)
-
-
-def test_nearest_upsampling_and_convolution_as_one_2x2_convolution():
-    upsample = filled(Upsample(12))
-    assert_same(graph.PhaseUpsample(upsample.conv)(normal(2, 12, 5, 7)), upsample(normal(2, 12, 5, 7)), 5e-6)
-
-
-def test_the_autoencoder_rewritten():
-    vae = filled(make_vae(SMALL))
-    rewritten = graph.rewritten_autoencoder(vae)
-    kinds = Counter(type(module).__name__ for module in rewritten.modules())
-    assert kinds["GroupNorm"] == kinds["Upsample2D"] == 0 and kinds["PhaseUpsample"] == 3
-    image, latent = normal(1, 3, 64, 64), normal(1, 4, 8, 8)
-    assert_same(rewritten.encode(image).latent_dist.mean, vae.encode(image).latent_dist.mean)
-    assert_same(rewritten.decode(latent).sample, vae.decode(latent).sample)
 
 
 def test_sides_of_products_over_keys_are_multiples_of_what_a_gpu_reads_at_once(net):

@@ -78,6 +78,15 @@ def test_a_graph_that_would_take_too_long_is_left_out_and_the_reason_stands_for_
     assert all("by its arithmetic" in reason for reason in left_out.values())
 
 
+def test_latents_of_a_loop_are_held_to_their_own_size():
+    latents = np.linspace(-40, 40, 8, dtype=np.float32)
+    row = parity.LOOP, "latents after step 19", "fp32", parity.CPU
+    good = parity.compare(*row, latents + np.float32(1e-3), latents)
+    assert good.ok and good.tolerance == "max 0.004"
+    assert not parity.compare(*row, latents + np.float32(1e-2), latents).ok
+    assert not parity.compare(*row, latents / 40 + np.float32(1e-3), latents / 40).ok
+
+
 def test_the_loop_is_compared_on_the_way_and_at_its_end(small):
     loops = {name: small.loop(name) for name in ("fp32", "int8")}
     moved = dataclasses.replace(loops["fp32"], latents=loops["fp32"].latents + 2e-5)
