@@ -158,7 +158,7 @@ def measure(
                 continue
             seconds = time.perf_counter() - start
             if i == 0:
-                allowed[key] = min(repeats, int(patience / max(seconds, 1e-9)))
+                allowed[key] = int(min(repeats, patience / max(seconds, 1e-9)))
                 if not allowed[key]:
                     missing[key] = f"one run takes {seconds:.0f} s, longer than the {patience:.0f} s allowed"
             if i >= warmup:
