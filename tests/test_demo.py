@@ -95,6 +95,7 @@ def test_fills_reach_what_the_model_card_says():
     assert report["mean"]["ours"]["psnr_db"] >= report["mean"]["telea"]["psnr_db"] - 2.5
     assert report["mean"]["reconstruction_psnr_db"] >= 25
     assert report["texture_wins"] >= 14
+    assert report["worst_border_ratio"] < 20  # 66 and more where the outermost 8 px came out wrong
     text = card.CARD.read_text()
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
 
@@ -103,7 +104,7 @@ def test_model_card_is_what_its_command_writes():
     text, report, log = card.CARD.read_text(), card.read_json("evaluation.json"), card.read_json("training_log.json")
     assert card.rewritten(text, report, log) == text
     other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log)
-    assert "on 3 of" in other and "40.0 times" in other and "8 px come out wrong" in other
+    assert "on 3 of" in other and "40.0 times" in other
     with pytest.raises(LabError, match="marks of its training"):
         card.rewritten(text.replace("<!-- end of training -->", ""), report, log)
 

@@ -49,8 +49,6 @@ def numbers(report: dict) -> str:
         f"Border: the predicted noise's squared error in the window's worst outermost row or column is {ratio:.1f} times that inside; the aim was "
         f"at most {BORDER_AIM:.0f}: {_reached(ratio <= BORDER_AIM)}.",
     ]
-    if ratio > BORDER_AIM:
-        lines.append("Where a hole touches that side of the picture, the outermost 8 px come out wrong.")
     return "\n".join(lines)
 
 
