@@ -303,6 +303,7 @@ def _cuda_graph(bench: Workbench, stack: ExitStack) -> Entrant:
         graph.replay()
         torch.cuda.synchronize()
 
+    stack.callback([step, *inputs].clear)  # which keeps them until then: the recording reads their memory, and does not hold it
     evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
     return Entrant("PyTorch, rewritten, CUDA graph", "fp32", CARD, evidence, {STEP: work})
 

@@ -39,9 +39,10 @@ SOFTWARE = (
 NVIDIA = (
     "--use-gl=angle", "--use-angle=gl-egl", "--use-webgpu-adapter=default", "--disable-vulkan-surface",
     "--enable-features=Vulkan,WebGPU,WebGPUDeveloperFeatures", "--disable-vulkan-fallback-to-gl-for-testing",
-    "--ignore-gpu-blocklist", "--enable-unsafe-webgpu", "--enable-dawn-features=allow_unsafe_apis",
+    "--ignore-gpu-blocklist", "--enable-unsafe-webgpu", "--enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",
 )  # fmt: skip
-"""WebGPU on an NVIDIA card without a display; other combinations gave the software adapter or none."""
+"""WebGPU on an NVIDIA card without a display; other combinations gave the software adapter or none. On this driver shader-f16
+is hidden unless it is asked for, as in the last flag."""
 
 VULKAN_FILES = tuple(f"{place}/vulkan/icd.d/nvidia_icd.json" for place in ("/etc", "/usr/share", "/usr/local/nvidia/share"))
 NVIDIA_FILES = {

@@ -187,7 +187,7 @@ summary { cursor: pointer; padding: .4rem 0; }
 .jp-RenderedImage, .jp-RenderedHTMLCommon, .jp-InputArea-editor, .highlight { overflow-x: auto; }
 .jp-RenderedImage img { height: auto; }
 .jp-RenderedHTMLCommon table { font-size: .85rem; }
-.jp-RenderedHTMLCommon td:not(:last-child) { white-space: nowrap; }
+.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { padding: .25rem .35rem; }
 @media (max-width: 48rem) {
   body.jp-Notebook { padding: .5rem; }
   .jp-InputPrompt, .jp-OutputPrompt { display: none; }

@@ -15,7 +15,7 @@ import torch
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
-from moebius_lab import LabError
+from moebius_lab import LabError, browser
 from moebius_lab.backends import GRAPHS
 from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
 from moebius_lab.bundle import write_bundle
@@ -463,3 +463,19 @@ def test_a_chromium_that_does_not_start_is_none(monkeypatch, tmp_path, bundle):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(NoBrowser, match="does not start"), Browser(bundle, "wasm"):
         pass
+
+
+def test_variables_that_name_nvidia_s_files_are_left_as_they_are_set(monkeypatch, tmp_path):
+    found = tmp_path / "icd.json"
+    found.touch()
+    monkeypatch.setitem(browser.NVIDIA_FILES, "VK_DRIVER_FILES", (str(tmp_path / "none"), str(found)))
+    monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
+    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == str(found)
+    monkeypatch.setenv("VK_DRIVER_FILES", "/elsewhere.json")
+    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == "/elsewhere.json"
+
+
+@pytest.mark.parametrize(("visible", "index"), [("1", 1), ("1,0", 1), ("", 0), ("GPU-1234", 0)])
+def test_the_card_that_is_measured_is_the_first_visible(monkeypatch, visible, index):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert browser.card_index() == index

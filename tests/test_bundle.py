@@ -191,3 +191,13 @@ def test_a_disk_without_room_is_said_before_the_bundle_is_touched(small, folder,
     with pytest.raises(LabError, match=r"a bundle's weights needs \d+ MB but 0 MB are free"):
         write_bundle(small, folder, (*PRECISIONS, "int8"))
     assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_onnx_runtime_web_from_a_folder_that_somebody_brought(monkeypatch, tmp_path):
+    package = tmp_path / "onnxruntime-web"
+    package.mkdir()
+    monkeypatch.setenv("MOEBIUS_NODE_MODULES", str(tmp_path))
+    with pytest.raises(LabError, match="holds onnxruntime-web none where 1.30.0 is needed"):
+        bundle.npm_packages()
+    (package / "package.json").write_text('{"version": "1.30.0"}')
+    assert bundle.npm_packages() == tmp_path

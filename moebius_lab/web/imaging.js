@@ -410,6 +410,9 @@ function blurLine(bytes, start, stride, length, radius, line) {
   const edge = Math.trunc((BLUR_ONE - (whole * 2 + 1) * weight) / 2);
   const last = length - 1;
   const at = (/** @type {number} */ i) => line[i < 0 ? 0 : i > last ? last : i];
+  let seen = 0;
+  for (let i = 0; i < length; i++) seen |= bytes[start + i * stride];
+  if (!seen) return; // most lines of most masks
   for (let pass = 0; pass < BLUR_PASSES; pass++) {
     for (let i = 0; i < length; i++) line[i] = bytes[start + i * stride];
     let sum = 0;
