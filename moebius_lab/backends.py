@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from . import LabError
-from .config import CONDITIONAL_IDS, UNCONDITIONAL_IDS, NetworkConfig
+from .config import CONDITIONAL_IDS, GPU_LAYOUTS, UNCONDITIONAL_IDS, NetworkConfig
 from .ddim import Step, guided_update
 from .unet import MoebiusNet
 
@@ -154,12 +154,13 @@ def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSe
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
 
 
-def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") -> onnxruntime.InferenceSession:
+def webgpu_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
     """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
+
+    Convolutions run in the layout that the page takes for this graph (`config.GPU_LAYOUTS`), in NCHW where it has none.
 
     Args:
         path: a graph in any precision.
-        layout: "NCHW" or "NHWC", in which the provider runs convolutions.
         profile: prefix of a profile's file name; empty for none.
 
     Raises:
@@ -176,7 +177,7 @@ def webgpu_session(path: str | Path, layout: str = "NCHW", profile: str = "") ->
         raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
     options = session_options(profile)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    options.add_provider_for_devices(devices[:1], {"preferredLayout": layout})
+    options.add_provider_for_devices(devices[:1], {"preferredLayout": GPU_LAYOUTS.get(Path(path).stem, "NCHW")})
     try:
         return onnxruntime.InferenceSession(str(path), options)
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class

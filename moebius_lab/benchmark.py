@@ -31,7 +31,7 @@ from . import LabError, __version__, footprint
 from .backends import GRAPHS, OnnxBackend, open_session, step_feeds, webgpu_session
 from .browser import Browser, cards, has_nvidia
 from .bundle import MEASURED, OFFERS, write_bundle
-from .config import GPU_LAYOUTS, STEPS, STRENGTH
+from .config import STEPS, STRENGTH
 from .ddim import Step, ddim_steps
 from .export import STRAIGHTFORWARD, example_inputs, torch_graphs
 from .graph import StepGraph
@@ -355,11 +355,11 @@ def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorT
 
 
 def _chromium(
-    bench: Workbench, bundle: Path, provider: str, form: str, capture: bool, threads: int, limits: bool, stack: ExitStack
+    bench: Workbench, bundle: Callable[[], Path], provider: str, form: str, capture: bool, threads: int, limits: bool, stack: ExitStack
 ) -> Entrant:
-    if provider == "webgpu" and not has_nvidia():
+    if provider == "webgpu" and not has_nvidia():  # before a bundle is made for nothing
         raise LabError("this machine has no graphics card; Chromium's software adapter says nothing about speed")
-    browser = stack.enter_context(Browser(bundle, provider, form, capture=capture, threads=threads))
+    browser = stack.enter_context(Browser(bundle(), provider, form, capture=capture, threads=threads))
     if capture and not browser.loaded["captured"]:
         raise LabError("the step was not recorded: some of it runs on the processor")
     how = {"webgpu": "WebGPU, recorded" if capture else "WebGPU", "wasm": f"wasm, {'1 thread' if threads == 1 else 'all threads'}"}
@@ -423,29 +423,18 @@ def candidates(
             if name == "onnxruntime-cpu":
                 add("ONNX Runtime, CPU", form, _onnx, "ONNX Runtime, CPU", form, PROCESSOR, open_session, limits)
             elif name == "webgpu-native":
-                add("WebGPU, native", form, _onnx, "WebGPU, native", form, CARD, _native, limits)
+                add("WebGPU, native", form, _onnx, "WebGPU, native", form, CARD, webgpu_session, limits)
             elif name == "chromium-webgpu":
                 for capture in (False, True):
                     label = "Chromium, WebGPU, recorded" if capture else "Chromium, WebGPU"
-                    add(label, form, _in_bundle, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
+                    add(label, form, _chromium, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
             elif name == "chromium-wasm" and "wasm" in (OFFERS | MEASURED)[form].providers:
                 for threads in (1, 0):
                     label = "Chromium, wasm, 1 thread" if threads else "Chromium, wasm, all threads"
-                    add(label, form, _in_bundle, bundle, "wasm", form, False, threads, form == "fp32")
+                    add(label, form, _chromium, bundle, "wasm", form, False, threads, form == "fp32")
     if runner is not None:
         add(READER, runner.choice["precision"], _reader, runner)
     return found
-
-
-def _in_bundle(bench: Workbench, bundle: Callable[[], Path], provider: str, *arguments: object) -> Entrant:
-    if provider == "webgpu" and not has_nvidia():  # before a bundle is made for nothing
-        raise LabError("this machine has no graphics card; Chromium's software adapter says nothing about speed")
-    return _chromium(bench, bundle(), provider, *arguments)
-
-
-def _native(path: Path, profile: str = "") -> onnxruntime.InferenceSession:
-    """A native WebGPU session in the layout that the page takes for this graph."""
-    return webgpu_session(path, GPU_LAYOUTS.get(path.stem, "NCHW"), profile)
 
 
 # -- the whole run -----------------------------------------------------------------------------------------------------
