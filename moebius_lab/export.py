@@ -34,10 +34,10 @@ from .ddim import ddim_steps, guided_update
 from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
+from .vae_graph import fuse_depth_to_space, rewritten
 
 OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
-LONG_GROUP = 2**17  # numbers of a group that GroupNorm may sum in one go
 STRAIGHTFORWARD = "straightforward"
 """The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
 
@@ -66,40 +66,6 @@ def with_2d_position_conv(net: MoebiusNet) -> MoebiusNet:
         if type(module) is SelfLambda:
             module.__class__ = SelfLambda2d
     return net
-
-
-class TwoStageGroupNorm(nn.Module):
-    """GroupNorm of which a long group is summed in two stages: along each row of pixels, then over the rows.
-
-    sum_i x_i = sum_r (sum_l x_rl): in exact arithmetic nothing changes. In float32 it does where a runtime adds one number
-    after the other, as ONNX Runtime's InstanceNormalization does in WebAssembly: 512 px make groups of one and two million
-    numbers, whose variance then comes out wrong in the fourth digit. Two stages add at most a few thousand at a time.
-    """
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = self.norm.num_groups
-        if x[0].numel() // groups <= LONG_GROUP:
-            return self.norm(x)
-        B, C, h, w = x.shape
-        rows = x.reshape(B, groups, C // groups * h, w)
-        d = rows - rows.sum(-1, keepdim=True).sum(-2, keepdim=True) / rows[0, 0].numel()
-        variance = (d * d).sum(-1, keepdim=True).sum(-2, keepdim=True) / rows[0, 0].numel()
-        y = (d / (variance + self.norm.eps).sqrt()).reshape(x.shape)
-        return y * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
-
-
-def with_two_stage_norms(vae: AutoencoderKL) -> AutoencoderKL:
-    """A copy of `vae`, which shares its weights, with `TwoStageGroupNorm` for every GroupNorm."""
-    vae = copy.deepcopy(vae, {id(parameter): parameter for parameter in vae.parameters()})
-    for module in list(vae.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, TwoStageGroupNorm(child))
-    return vae
 
 
 class Encoder(nn.Module):
@@ -190,9 +156,9 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
         LabError: the disk has too little room. Nothing is written.
     """
     make = {
-        "vae_encoder": lambda: Encoder(with_two_stage_norms(vae)),
+        "vae_encoder": lambda: Encoder(rewritten(vae)),
         "step": lambda: StepGraph(net),
-        "vae_decoder": lambda: Decoder(with_two_stage_norms(vae)),
+        "vae_decoder": lambda: Decoder(rewritten(vae)),
     }
     module = make[graph]()
     return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
@@ -219,8 +185,10 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
     model = onnx.load(str(path), load_external_data=False)
-    if fuse_skip_layer_norms(model.graph):
+    skips, spaces = fuse_skip_layer_norms(model.graph), fuse_depth_to_space(model.graph)
+    if skips:
         model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
+    if skips or spaces:
         onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return path

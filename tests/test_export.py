@@ -7,15 +7,12 @@ from torch import nn
 
 from moebius_lab import LabError
 from moebius_lab.backends import GRAPHS, OnnxBackend, open_session
-from moebius_lab.checkpoint import make_vae
-from moebius_lab.config import DEMO, SMALL
+from moebius_lab.config import DEMO
 from moebius_lab.export import (
     OPSET,
-    TwoStageGroupNorm,
     example_inputs,
     operator_counts,
     opset_history,
-    with_two_stage_norms,
     written_down,
 )
 from moebius_lab.workbench import prepare
@@ -97,24 +94,3 @@ def test_when_an_operator_came_and_changed():
     assert opset_history("Conv")[:2] == [1, 11]
     with pytest.raises(LabError, match="no operator 'Convolution'"):
         opset_history("Convolution")
-
-
-def test_a_long_group_is_summed_in_two_stages_and_a_short_one_as_before():
-    norm = nn.GroupNorm(2, 8, eps=1e-6).double()
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    two_stages = TwoStageGroupNorm(norm)
-    for side in (16, 256):
-        x = 3 * torch.randn(2, 8, side, side + 4, dtype=torch.float64, generator=torch.Generator().manual_seed(side)) + 5
-        with torch.no_grad():
-            torch.testing.assert_close(two_stages(x), norm(x), rtol=1e-12, atol=1e-12)
-        names = [node.target.__name__ for node in torch.export.export(two_stages, (x,)).graph.nodes if node.op == "call_function"]
-        assert any("group_norm" in name for name in names) == (side == 16), names
-
-
-def test_two_stage_norms_leave_the_autoencoder_and_its_weights_alone():
-    vae = make_vae(SMALL)
-    copy = with_two_stage_norms(vae)
-    assert any(isinstance(module, TwoStageGroupNorm) for module in copy.modules())
-    assert not any(isinstance(module, TwoStageGroupNorm) for module in vae.modules())
-    assert {p.data_ptr() for p in copy.parameters()} == {p.data_ptr() for p in vae.parameters()}

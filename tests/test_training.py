@@ -14,7 +14,7 @@ from moebius_lab.checkpoint import make_vae
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
 from moebius_lab.training import data, decoder, denoiser, masks
-from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run, start_from_shipped
+from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run, smoke_tiles, start_from_shipped
 from moebius_lab.training.fast_forms import toeplitz, use_fast_forms
 from moebius_lab.training.vae import agreed, random_crops
 from moebius_lab.unet import MoebiusNet
@@ -296,6 +296,21 @@ def test_weights_alone_begin_a_new_plan(tmp_path):
     assert trainer.rate.item() < 0.05 * denoiser.PEAK_LR  # warming up again
     state = torch.load(file, weights_only=True)
     assert state["since"] == 40 and state["plan_began"] == 1440
+
+
+def test_a_decoder_is_trained_further_from_its_log_alone(tmp_path):
+    vae, file = make_vae(SMALL), tmp_path / "decoder.pt"
+    torch.save({"log": {"steps": 40, "seconds": 480.0, "curve": [[40, 0.1, 0.2]]}}, file)
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    average, log = decoder.train_decoder(
+        vae, torch.from_numpy(smoke_tiles(2)), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1, size=64
+    )
+    assert log["steps"] == 42 and log["seconds"] > 480 and log["curve"][0] == [40, 0.1, 0.2]
+    assert not all(torch.equal(a, b) for a, b in zip(average, decoder.decoder_parameters(vae)))
+    again = decoder.train_decoder(
+        vae, torch.from_numpy(smoke_tiles(2)), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1, size=64
+    )[1]
+    assert again["steps"] == 42  # the new plan is done
 
 
 def test_shipped_weights_start_unshifted_and_their_encoder_encodes(tmp_path):

@@ -192,6 +192,8 @@ def start_from_shipped(work: Path, stages: tuple[str, ...]) -> None:
             if name == "denoiser":
                 weights[denoiser.FIRST_KERNELS] = denoiser.unshifted(weights[denoiser.FIRST_KERNELS])
             torch.save({key: weights, "steps": log[part]["steps"], "log": log[part]}, file)
+    if not (decoder := work / "decoder.pt").exists():
+        torch.save({"log": log["decoder"]}, decoder)
     if "vae" not in stages and not (work / "vae_plain.safetensors").exists():
         (work / "vae_plain.safetensors").write_bytes((DEMO_FOLDER / "vae.safetensors").read_bytes())
     log_file = work / "training_log.json"

@@ -110,10 +110,11 @@ def train_decoder(
         vae: the trained autoencoder; it is as given again when this returns.
         tiles: (n, t, t, 3) uint8 training tiles, on the device that trains.
         held_out: (k, 3, size, size) in [-1, 1]: pictures that are only ever measured.
-        checkpoint: file that holds weights, critic, optimizers, mean and log.
+        checkpoint: file that holds weights, critic, optimizers, mean and log; or a log alone, of earlier trainings that made
+            the decoder of `vae`: then a new plan begins, and the log goes on counting.
         seconds: training time of the whole plan, all calls together.
         stop_after: seconds that this call may take, set-up included.
-        max_steps: an upper end on steps. The learning rate falls to nothing as the nearest of the three ends comes.
+        max_steps: an upper end on the plan's steps. The learning rate falls to nothing as the nearest of the three ends comes.
         batch: pictures a step.
         size: px, side of a crop.
 
@@ -134,6 +135,7 @@ def train_decoder(
     optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.5, 0.99), weight_decay=0)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), CRITIC_LR, betas=(0.5, 0.95), weight_decay=0)
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
+    plan = {"steps": 0, "seconds": 0.0}  # what the log had when the plan began
 
     def put(values: list[Tensor]) -> None:
         with torch.no_grad():
@@ -142,27 +144,29 @@ def train_decoder(
 
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        put(state["parameters"])
-        average = state["average"]
-        critic.load_state_dict(state["critic"])
-        optimizer.load_state_dict(state["optimizer"])
-        critic_optimizer.load_state_dict(state["critic_optimizer"])
         log = state["log"]
+        plan = state.get("plan", {key: log[key] for key in plan})
+        if "parameters" in state:
+            put(state["parameters"])
+            average = state["average"]
+            critic.load_state_dict(state["critic"])
+            optimizer.load_state_dict(state["optimizer"])
+            critic_optimizer.load_state_dict(state["critic_optimizer"])
     decode = vae.decoder
     if cuda:
         decode = agreed(torch.compile(vae.decoder), vae.decoder, some_latents(vae, random_crops(tiles, batch, size)))
         print(f"decoder: compiled in {time.time() - began:.0f} s", flush=True)
-    seconds = min(seconds, log["seconds"] + stop_after - (time.time() - began))
+    seconds = min(seconds, log["seconds"] - plan["seconds"] + stop_after - (time.time() - began))
 
     def save() -> None:
         states = {name: part.state_dict() for name, part in (("critic", critic), ("optimizer", optimizer), ("critic_optimizer", critic_optimizer))}
-        torch.save(states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log}, checkpoint)
+        torch.save(states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}, checkpoint)
 
     begun, last_save, before = time.time(), time.time(), log["seconds"]
-    while log["seconds"] < seconds and log["steps"] < max_steps:
-        progress = max(log["seconds"] / seconds, log["steps"] / max_steps)
+    while (spent := log["seconds"] - plan["seconds"]) < seconds and (steps := log["steps"] - plan["steps"]) < max_steps:
+        progress = max(spent / seconds, steps / max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * min(1.0, (log["steps"] + 1) / 200, (1 - progress) / 0.5 + 0.01)
+            group["lr"] = PEAK_LR * min(1.0, (steps + 1) / 200, (1 - progress) / 0.5 + 0.01)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             x = random_crops(tiles, batch, size)
             with torch.no_grad():
@@ -186,10 +190,10 @@ def train_decoder(
         optimizer.step()
         critic_optimizer.step()
         log["steps"] += 1
-        keep = min(EMA_DECAY, log["steps"] / (10 + log["steps"]))
+        keep = min(EMA_DECAY, (steps + 1) / (11 + steps))
         with torch.no_grad():
             torch._foreach_lerp_(average, parameters, 1 - keep)
-        if log["steps"] % 50 == 0 or log["steps"] == max_steps:
+        if log["steps"] % 50 == 0 or steps + 1 == max_steps:
             values = fidelity.item(), likeness.item()
             if not all(abs(value) < float("inf") for value in values):
                 raise FloatingPointError(f"the decoder's losses are {values} at step {log['steps']}")
