@@ -2,7 +2,7 @@
 
 import { EngineError, cancelled } from './errors.js';
 import { ddimSteps } from './ddim.js';
-import { checkPictureAndMask, crop, isHole, maskToLatent, planWindows, region, toBytes, toUnitRange, uncrop } from './imaging.js';
+import { crop, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
 import { Generator, randn } from './random.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
@@ -66,22 +66,22 @@ function checkSettings({ guidance, noise_offset, seed, init }) {
  */
 export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
   const began = performance.now();
-  checkPictureAndMask(image, mask, constants);
+  const leftToFill = holeToFill(image, mask, constants);
   checkSettings(settings);
   const steps = ddimSteps(settings.steps, settings.strength, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
-  const leftToFill = isHole(mask, constants);
-  const windows = planWindows(mask, image.width, image.height, constants);
+  const windows = planWindows(leftToFill, image.width, image.height, constants);
   const times = new Times();
   for (const [index, window] of windows.entries()) {
     const seen = crop(result, leftToFill, window, constants.image_size);
+    const paste = pasting(mask, image.width, image.height, window, constants);
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
       const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step };
-      onProgress(planes ? { ...progress, preview: previewOf(planes, result, mask, window, constants) } : progress);
+      onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
     const planes = await sample(backend, seen, settings, steps, constants, preview, times, report, stopped);
-    uncrop(toBytes(planes), result, mask, window, constants);
-    for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
+    uncrop(toBytes(planes), result, window, paste, constants);
+    if (index + 1 < windows.length) for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
   }
   const { encode, step, decode } = times;
   return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
@@ -92,19 +92,15 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
  *
  * @param {Float32Array} planes
  * @param {Picture} picture
- * @param {Uint8Array} mask
  * @param {import('./imaging.js').Window} window
+ * @param {import('./imaging.js').Paste} paste
  * @param {Constants} constants
  */
-function previewOf(planes, picture, mask, window, constants) {
-  const left = Math.max(window.left, 0);
-  const top = Math.max(window.top, 0);
-  const width = Math.min(window.left + window.side, picture.width) - left;
-  const height = Math.min(window.top + window.side, picture.height) - top;
-  const cut = (/** @type {Uint8Array} */ all) => region(all, picture.width, left, top, width, height);
+function previewOf(planes, picture, window, paste, constants) {
+  const { left, top, width, height } = visible(window, picture);
   const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
-  const moved = { side: window.side, left: window.left - left, top: window.top - top, hole: cut(window.hole) };
-  uncrop(toBytes(planes), part, cut(mask), moved, constants);
+  const moved = (/** @type {{left: number, top: number}} */ place) => ({ left: place.left - left, top: place.top - top });
+  uncrop(toBytes(planes), part, { ...window, ...moved(window) }, { ...paste, ...moved(paste) }, constants);
   return { left, top, ...part };
 }
 
@@ -172,7 +168,7 @@ async function sample(backend, seen, settings, steps, constants, preview, times,
   await stopIfAsked();
   const imageLatent = await encode(image);
   await stopIfAsked();
-  const maskedLatent = await encode(image.map((value, i) => (seen.hole[i % seen.hole.length] ? 0 : value)));
+  const maskedLatent = await encode(masked(image, seen.hole));
   const noise = randn(channels * cells, generator);
   const offset = randn(channels, generator).map((n) => round(settings.noise_offset) * n);
   noise.forEach((n, i) => (noise[i] = n + offset[Math.floor(i / cells)]));
@@ -211,6 +207,19 @@ async function sample(backend, seen, settings, steps, constants, preview, times,
   } finally {
     denoising.close();
   }
+}
+
+/**
+ * @param {Float32Array} planes (3, S, S)
+ * @param {Uint8Array} hole (S, S)
+ * @returns {Float32Array} a copy, 0 (grey) in the hole
+ */
+function masked(planes, hole) {
+  const shown = planes.slice();
+  for (let i = 0; i < hole.length; i++) {
+    if (hole[i]) shown[i] = shown[i + hole.length] = shown[i + 2 * hole.length] = 0;
+  }
+  return shown;
 }
 
 /**
