@@ -41,6 +41,15 @@ def painted(height: int, width: int, *holes: tuple[int, int, int, int], soft: bo
     return mask
 
 
+def comb(height: int, width: int) -> np.ndarray:
+    """Teeth that only the lowest row joins, the same upside down, a diagonal to the left, and a ring."""
+    mask = painted(height, width, (40, 10, 41, 40), (10, 50, 11, 80), (60, 140, 80, 160))
+    mask[10:40, 10:40:3] = mask[11:41, 50:80:4] = 255
+    mask[62:78, 142:158] = 0
+    np.fill_diagonal(mask[45:97, 60:112][:, ::-1], 255)
+    return mask
+
+
 PICTURES = {
     "one window at its own size": painted(100, 150, (40, 50, 60, 75)),
     "a hole in the corner": painted(90, 120, (0, 0, 20, 31)),
@@ -51,6 +60,9 @@ PICTURES = {
     "large, past the edges": painted(70, 200, (5, 20, 66, 180), soft=True),
     "four apart": painted(200, 210, (10, 10, 30, 30), (10, 150, 40, 170), (150, 20, 170, 44), (120, 120, 180, 199)),
     "two whose feathers meet": painted(80, 190, (20, 40, 60, 88), (22, 91, 58, 139), soft=True),
+    "at the edges, in several windows": painted(200, 210, (0, 0, 21, 30), (0, 181, 30, 210), (171, 95, 200, 120), soft=True),
+    "a comb, a ring around a dot": np.maximum(comb(100, 180), painted(100, 180, (70, 150, 71, 151))),
+    "a soft stain far from the hole": np.maximum(painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3),
     "one diagonal, one line": np.maximum(np.eye(90, 140, dtype=np.uint8) * 255, painted(90, 140, (50, 100, 51, 139))),
 }
 

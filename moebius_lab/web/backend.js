@@ -341,7 +341,7 @@ class Recording {
    * @param {Float32Array} data
    */
   write(name, data) {
-    this.device.queue.writeBuffer(this.#buffer(name), 0, Float32Array.from(data));
+    this.device.queue.writeBuffer(this.#buffer(name), 0, new Float32Array(data)); // a copy: shared memory is refused
   }
 
   async replay() {

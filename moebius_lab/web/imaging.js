@@ -8,6 +8,8 @@ import { EngineError } from './errors.js';
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
 /** @typedef {{left: number, top: number, side: number, hole: Uint8Array}} Window px; left and top may be negative; `hole` 0 or 1 */
 /** @typedef {{left: number, top: number, right: number, bottom: number, labels: number[]}} Box right and bottom exclusive */
+/** @typedef {{left: number, top: number, width: number, height: number}} Area of a picture, px */
+/** @typedef {Area & {weights: Uint8Array}} Paste how much of the new picture there is in an area: 255 for all; none outside */
 
 const round = Math.fround;
 
@@ -15,9 +17,10 @@ const round = Math.fround;
  * @param {Picture} image
  * @param {Uint8Array} mask
  * @param {Constants} constants
+ * @returns {Uint8Array} the hole, as of `isHole`
  * @throws {EngineError} code 'bad-input'
  */
-export function checkPictureAndMask(image, mask, constants) {
+export function holeToFill(image, mask, constants) {
   const { width, height, data } = image;
   const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
   if (data.length !== 4 * width * height) throw bad('The picture must have four bytes a pixel.');
@@ -27,6 +30,7 @@ export function checkPictureAndMask(image, mask, constants) {
   const hole = isHole(mask, constants);
   if (!hole.includes(1)) throw bad('The mask is empty: paint over what should be replaced.');
   if (!hole.includes(0)) throw bad('The mask covers the whole picture: leave some of it for the model to continue.');
+  return hole;
 }
 
 // -- conversions -------------------------------------------------------------------------------------------------------
@@ -42,6 +46,8 @@ export function isHole(mask, { mask_threshold }) {
   return hole;
 }
 
+const UNIT = Float32Array.from({ length: 256 }, (_, byte) => round(round(byte / 255) * 2) - 1);
+
 /**
  * RGB bytes of a square, interleaved -> float32 planes (3, size, size) in [-1, 1].
  *
@@ -49,10 +55,9 @@ export function isHole(mask, { mask_threshold }) {
  * @returns {Float32Array}
  */
 export function toUnitRange(rgb) {
-  const pixels = rgb.length / 3;
   const planes = new Float32Array(rgb.length);
-  for (let i = 0; i < pixels; i++) {
-    for (let c = 0; c < 3; c++) planes[c * pixels + i] = round(round(rgb[3 * i + c] / 255) * 2) - 1;
+  for (let c = 0, i = 0; c < 3; c++) {
+    for (let from = c; from < rgb.length; from += 3, i++) planes[i] = UNIT[rgb[from]];
   }
   return planes;
 }
@@ -64,12 +69,11 @@ export function toUnitRange(rgb) {
  * @returns {Uint8Array}
  */
 export function toBytes(planes) {
-  const pixels = planes.length / 3;
   const rgb = new Uint8Array(planes.length);
-  for (let i = 0; i < pixels; i++) {
-    for (let c = 0; c < 3; c++) {
-      const unit = Math.min(Math.max(round(planes[c * pixels + i] / 2 + 0.5), 0), 1);
-      rgb[3 * i + c] = round(unit * 255);
+  for (let c = 0, i = 0; c < 3; c++) {
+    for (let to = c; to < rgb.length; to += 3, i++) {
+      const unit = Math.min(Math.max(round(planes[i] / 2 + 0.5), 0), 1);
+      rgb[to] = round(unit * 255);
     }
   }
   return rgb;
@@ -83,7 +87,11 @@ export function toBytes(planes) {
  * @returns {Float32Array} (s, s)
  */
 export function maskToLatent(hole, { image_size: size, latent_size: s, vae_factor }) {
-  return Float32Array.from({ length: s * s }, (_, i) => hole[Math.floor(i / s) * vae_factor * size + (i % s) * vae_factor]);
+  const latent = new Float32Array(s * s);
+  for (let y = 0, i = 0; y < s; y++) {
+    for (let x = 0; x < s; x++, i++) latent[i] = hole[(y * size + x) * vae_factor];
+  }
+  return latent;
 }
 
 // -- windows -----------------------------------------------------------------------------------------------------------
@@ -91,27 +99,29 @@ export function maskToLatent(hole, { image_size: size, latent_size: s, vae_facto
 /**
  * Place square windows so that every hole is filled by one; the rules are those of `plan_windows` in imaging.py.
  *
- * @param {Uint8Array} mask
+ * @param {Uint8Array} hole 0 or 1
  * @param {number} width
  * @param {number} height
  * @param {Constants} constants
  * @returns {Window[]}
  */
-export function planWindows(mask, width, height, constants) {
+export function planWindows(hole, width, height, constants) {
   const { image_size: size, window_margin: margin } = constants;
-  const { labels, boxes } = labelHoles(isHole(mask, constants), width, height);
+  if (Math.max(height, width) <= size) { // all of the picture is in the window
+    return [{ left: place(0, width, size, width), top: place(0, height, size, height), side: size, hole: hole.slice() }];
+  }
+  const { labels, boxes } = labelHoles(hole, width, height);
   const usable = Math.trunc(size * (1 - 2 * margin));
-  const whole = Math.max(height, width) <= size;
-  const merged = merge(boxes, (a, b) => whole || overlap(a, b) || sideOf(union(a, b)) <= usable);
+  const merged = merge(boxes, (a, b) => overlap(a, b) || sideOf(union(a, b)) <= usable);
   merged.sort((a, b) => a.top - b.top || a.left - b.left);
   return merged.map((box) => {
-    const needed = whole || sideOf(box) <= usable ? size : Math.ceil(sideOf(box) / (1 - 2 * margin));
+    const needed = sideOf(box) <= usable ? size : Math.ceil(sideOf(box) / (1 - 2 * margin));
     const side = Math.max(size, Math.min(needed, Math.max(height, width)));
     return {
       left: place(box.left, box.right, side, width),
       top: place(box.top, box.bottom, side, height),
       side,
-      hole: labelled(labels, boxes.length, box.labels),
+      hole: labelled(labels, width, boxes.length, box),
     };
   });
 }
@@ -128,25 +138,30 @@ function labelHoles(hole, width, height) {
   const labels = new Uint32Array(hole.length);
   /** @type {Box[]} */
   const boxes = [];
-  for (let start = 0; start < hole.length; start++) {
-    if (!hole[start] || labels[start]) continue;
+  for (let start = hole.indexOf(1), end = 0; start !== -1; start = end === -1 ? -1 : hole.indexOf(1, end)) {
+    end = hole.indexOf(0, start);
+    if (labels[start]) continue;
     const label = boxes.length + 1;
     const box = { left: width, top: height, right: 0, bottom: 0, labels: [label] };
     const stack = [start];
-    labels[start] = label;
     for (let i = stack.pop(); i !== undefined; i = stack.pop()) {
-      const x = i % width;
-      const y = (i - x) / width;
-      box.left = Math.min(box.left, x);
+      if (labels[i]) continue;
+      const y = Math.floor(i / width);
+      const row = y * width;
+      let [left, right] = [i, i + 1]; // of the run of hole around i
+      while (left > row && hole[left - 1]) left--;
+      while (right < row + width && hole[right]) right++;
+      labels.fill(label, left, right);
+      box.left = Math.min(box.left, left - row);
       box.top = Math.min(box.top, y);
-      box.right = Math.max(box.right, x + 1);
+      box.right = Math.max(box.right, right - row);
       box.bottom = Math.max(box.bottom, y + 1);
       for (let v = Math.max(y - 1, 0); v <= Math.min(y + 1, height - 1); v++) {
-        for (let u = Math.max(x - 1, 0); u <= Math.min(x + 1, width - 1); u++) {
-          const j = v * width + u;
-          if (!hole[j] || labels[j]) continue;
-          labels[j] = label;
-          stack.push(j);
+        const first = Math.max(left - row - 1, 0) + v * width;
+        const end = Math.min(right - row + 1, width) + v * width;
+        for (let j = first; j < end; j++) {
+          const starts = j === first || !hole[j - 1]; // one pixel stands for its run
+          if (starts && hole[j] && !labels[j]) stack.push(j);
         }
       }
     }
@@ -157,15 +172,18 @@ function labelHoles(hole, width, height) {
 
 /**
  * @param {Uint32Array} labels 0..count
+ * @param {number} width
  * @param {number} count
- * @param {number[]} own
- * @returns {Uint8Array} 1 where the label is one of `own`
+ * @param {Box} box
+ * @returns {Uint8Array} 1 where the label is one of the box's
  */
-function labelled(labels, count, own) {
+function labelled(labels, width, count, box) {
   const chosen = new Uint8Array(count + 1);
-  for (const label of own) chosen[label] = 1;
+  for (const label of box.labels) chosen[label] = 1;
   const hole = new Uint8Array(labels.length);
-  for (let i = 0; i < labels.length; i++) hole[i] = chosen[labels[i]];
+  for (let y = box.top; y < box.bottom; y++) {
+    for (let i = y * width + box.left; i < y * width + box.right; i++) hole[i] = chosen[labels[i]];
+  }
   return hole;
 }
 
@@ -245,8 +263,9 @@ export function crop(image, hole, window, size) {
   const rgb = new Uint8Array(side * side * 3);
   const seen = new Uint8Array(side * side);
   for (let y = 0, i = 0; y < side; y++) {
+    const row = rows[y] * image.width;
     for (let x = 0; x < side; x++, i++) {
-      const j = rows[y] * image.width + cols[x];
+      const j = row + cols[x];
       rgb[3 * i] = image.data[4 * j];
       rgb[3 * i + 1] = image.data[4 * j + 1];
       rgb[3 * i + 2] = image.data[4 * j + 2];
@@ -258,31 +277,81 @@ export function crop(image, hole, window, size) {
 }
 
 /**
+ * The part of a window that lies in the picture.
+ *
+ * @param {Window} window
+ * @param {{width: number, height: number}} picture
+ * @returns {Area}
+ */
+export function visible(window, { width, height }) {
+  const left = Math.max(window.left, 0);
+  const top = Math.max(window.top, 0);
+  return { left, top, width: Math.min(window.left + window.side, width) - left, height: Math.min(window.top + window.side, height) - top };
+}
+
+/**
+ * Where and how much of a window is pasted: its part of the painted mask, feathered.
+ *
+ * @param {Uint8Array} mask the painted mask; only its part near `window.hole` is used
+ * @param {number} width
+ * @param {number} height
+ * @param {Window} window
+ * @param {Constants} constants
+ * @returns {Paste}
+ */
+export function pasting(mask, width, height, window, constants) {
+  const area = painted(mask, width, visible(window, { width, height }), blurReach(constants));
+  const cut = (/** @type {Uint8Array} */ all) => region(all, width, area.left, area.top, area.width, area.height);
+  const own = ownMask(cut(mask), cut(window.hole), area.width, area.height, constants);
+  return { ...area, weights: feather(own, area.width, area.height, constants) };
+}
+
+/**
+ * The part of an area in which the mask is not 0, with a border of up to `reach` px.
+ *
+ * @param {Uint8Array} mask
+ * @param {number} stride px, width of the picture
+ * @param {Area} area
+ * @param {number} reach
+ * @returns {Area}
+ */
+function painted(mask, stride, { left, top, width, height }, reach) {
+  const [right, bottom] = [left + width, top + height];
+  let [x0, y0, x1, y1] = [right, bottom, left, top];
+  for (let y = top; y < bottom; y++) {
+    for (let x = left; x < right; x++) {
+      if (mask[y * stride + x] === 0) continue;
+      if (x < x0) x0 = x;
+      if (x >= x1) x1 = x + 1;
+      if (y < y0) y0 = y;
+      y1 = y + 1;
+    }
+  }
+  x0 = Math.max(x0 - reach, left);
+  y0 = Math.max(y0 - reach, top);
+  return { left: x0, top: y0, width: Math.min(x1 + reach, right) - x0, height: Math.min(y1 + reach, bottom) - y0 };
+}
+
+/**
  * Paste what the model made of a window back, in place.
  *
  * @param {Uint8Array} rgb (size, size), the model's output for `crop`
- * @param {Picture} image changed where the feathered mask is above 0; its alpha stays
- * @param {Uint8Array} mask the painted mask; only its part near `window.hole` is used
+ * @param {Picture} image changed where the weights are above 0; its alpha stays
  * @param {Window} window
+ * @param {Paste} paste of this window
  * @param {Constants} constants
  */
-export function uncrop(rgb, image, mask, window, constants) {
+export function uncrop(rgb, image, window, { left, top, width, height, weights }, { image_size: size }) {
   const { side } = window;
-  const size = constants.image_size;
   const scaled = side === size ? rgb : resize(rgb, size, side, BICUBIC);
-  const top = Math.max(window.top, 0);
-  const left = Math.max(window.left, 0);
-  const height = Math.min(window.top + side, image.height) - top;
-  const width = Math.min(window.left + side, image.width) - left;
-  const cut = (/** @type {Uint8Array} */ all) => region(all, image.width, left, top, width, height);
-  const a = feather(ownMask(cut(mask), cut(window.hole), width, height, constants), width, height, constants);
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      if (a[i] === 0) continue;
-      const from = 3 * ((y + top - window.top) * side + x + left - window.left);
-      const to = 4 * ((y + top) * image.width + x + left);
+  for (let y = top, i = 0; y < top + height; y++) {
+    for (let x = left; x < left + width; x++, i++) {
+      if (weights[i] === 0) continue;
+      const a = weights[i] / 255;
+      const from = 3 * ((y - window.top) * side + x - window.left);
+      const to = 4 * (y * image.width + x);
       for (let c = 0; c < 3; c++) {
-        image.data[to + c] = Math.trunc(((scaled[from + c] / 255) * a[i] + (image.data[to + c] / 255) * (1 - a[i])) * 255);
+        image.data[to + c] = Math.trunc(((scaled[from + c] / 255) * a + (image.data[to + c] / 255) * (1 - a)) * 255);
       }
     }
   }
@@ -317,7 +386,8 @@ export function region(all, stride, left, top, width, height) {
  * @param {Constants} constants
  */
 function ownMask(mask, own, width, height, constants) {
-  const others = isHole(mask, constants).map((value, i) => value && !own[i] ? 1 : 0);
+  const others = isHole(mask, constants);
+  for (let i = 0; i < others.length; i++) others[i] &= ~own[i];
   if (!others.includes(1)) return mask;
   const toOwn = squaredDistance(own, width, height);
   const toOthers = squaredDistance(others, width, height);
@@ -367,25 +437,28 @@ export function squaredDistance(ones, width, height) {
 const BLUR_PASSES = 3;
 const BLUR_ONE = 2 ** 24; // fixed point
 
+/** How far, px, a mask spreads when it is feathered. */
+function blurReach(/** @type {Constants} */ { mask_blur_radius }) {
+  return BLUR_PASSES * (Math.trunc(boxRadius(mask_blur_radius)) + 1);
+}
+
 /**
- * Weights of the new picture in [0, 1]: the mask through Pillow's Gaussian blur, which is three extended box blurs
- * (Gwosdek et al. 2011) a direction, each rounded to bytes.
+ * Weights of the new picture, 255 for all of it: the mask through Pillow's Gaussian blur, which is three extended box
+ * blurs (Gwosdek et al. 2011) a direction, each rounded to bytes.
  *
  * @param {Uint8Array} mask
  * @param {number} width
  * @param {number} height
  * @param {Constants} constants
- * @returns {Float64Array}
+ * @returns {Uint8Array}
  */
 export function feather(mask, width, height, { mask_blur_radius }) {
   const radius = boxRadius(mask_blur_radius);
   const bytes = new Uint8Array(mask);
-  const line = new Uint8Array(Math.max(width, height));
+  const line = new Uint8Array(Math.max(width, height) + 2 * (Math.trunc(radius) + 1));
   for (let y = 0; y < height; y++) blurLine(bytes, y * width, 1, width, radius, line);
   for (let x = 0; x < width; x++) blurLine(bytes, x, width, height, radius, line);
-  const weights = new Float64Array(bytes.length);
-  for (let i = 0; i < bytes.length; i++) weights[i] = bytes[i] / 255;
-  return weights;
+  return bytes;
 }
 
 /** Radius of the box, with a fraction, whose third power has the variance of a Gaussian of `sigma`. */
@@ -402,25 +475,26 @@ function boxRadius(/** @type {number} */ sigma) {
  * @param {number} stride
  * @param {number} length
  * @param {number} radius
- * @param {Uint8Array} line at least `length` long
+ * @param {Uint8Array} line for the line and, at both ends, its outermost byte as often as the box reaches past it
  */
 function blurLine(bytes, start, stride, length, radius, line) {
   const whole = Math.trunc(radius);
+  const reach = whole + 1;
   const weight = Math.trunc(round(BLUR_ONE / round(radius * 2 + 1)));
   const edge = Math.trunc((BLUR_ONE - (whole * 2 + 1) * weight) / 2);
-  const last = length - 1;
-  const at = (/** @type {number} */ i) => line[i < 0 ? 0 : i > last ? last : i];
   let seen = 0;
   for (let i = 0; i < length; i++) seen |= bytes[start + i * stride];
   if (!seen) return; // most lines of most masks
   for (let pass = 0; pass < BLUR_PASSES; pass++) {
-    for (let i = 0; i < length; i++) line[i] = bytes[start + i * stride];
+    line.fill(bytes[start], 0, reach);
+    for (let i = 0; i < length; i++) line[reach + i] = bytes[start + i * stride];
+    line.fill(bytes[start + (length - 1) * stride], reach + length);
     let sum = 0;
-    for (let i = -whole; i <= whole; i++) sum += at(i);
+    for (let i = 1; i < 2 * reach; i++) sum += line[i];
     for (let i = 0; i < length; i++) {
-      const total = sum * weight + (at(i - whole - 1) + at(i + whole + 1)) * edge;
+      const total = sum * weight + (line[i] + line[i + 2 * reach]) * edge;
       bytes[start + i * stride] = Math.floor((total + BLUR_ONE / 2) / BLUR_ONE);
-      sum += at(i + whole + 1) - at(i - whole);
+      sum += line[i + 2 * reach] - line[i + 1];
     }
   }
 }

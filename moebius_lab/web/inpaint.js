@@ -2,7 +2,7 @@
 
 import { EngineError, cancelled } from './errors.js';
 import { ddimSteps } from './ddim.js';
-import { checkPictureAndMask, crop, isHole, maskToLatent, planWindows, region, toBytes, toUnitRange, uncrop } from './imaging.js';
+import { crop, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
 import { Generator, randn } from './random.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
@@ -66,22 +66,27 @@ function checkSettings({ guidance, noise_offset, seed, init }) {
  */
 export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
   const began = performance.now();
-  checkPictureAndMask(image, mask, constants);
+  const leftToFill = holeToFill(image, mask, constants);
   checkSettings(settings);
   const steps = ddimSteps(settings.steps, settings.strength, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
-  const leftToFill = isHole(mask, constants);
-  const windows = planWindows(mask, image.width, image.height, constants);
+  const windows = planWindows(leftToFill, image.width, image.height, constants);
   const times = new Times();
+  const stopIfAsked = async () => {
+    if (await stopped()) throw cancelled();
+  };
   for (const [index, window] of windows.entries()) {
     const seen = crop(result, leftToFill, window, constants.image_size);
+    const [known, paste] = await meanwhile(encodeSeen(backend, seen, settings, constants, times, stopIfAsked), () =>
+      pasting(mask, image.width, image.height, window, constants),
+    );
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
       const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step };
-      onProgress(planes ? { ...progress, preview: previewOf(planes, result, mask, window, constants) } : progress);
+      onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
-    const planes = await sample(backend, seen, settings, steps, constants, preview, times, report, stopped);
-    uncrop(toBytes(planes), result, mask, window, constants);
-    for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
+    const planes = await sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked);
+    uncrop(toBytes(planes), result, window, paste, constants);
+    if (index + 1 < windows.length) for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
   }
   const { encode, step, decode } = times;
   return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
@@ -92,19 +97,15 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
  *
  * @param {Float32Array} planes
  * @param {Picture} picture
- * @param {Uint8Array} mask
  * @param {import('./imaging.js').Window} window
+ * @param {import('./imaging.js').Paste} paste
  * @param {Constants} constants
  */
-function previewOf(planes, picture, mask, window, constants) {
-  const left = Math.max(window.left, 0);
-  const top = Math.max(window.top, 0);
-  const width = Math.min(window.left + window.side, picture.width) - left;
-  const height = Math.min(window.top + window.side, picture.height) - top;
-  const cut = (/** @type {Uint8Array} */ all) => region(all, picture.width, left, top, width, height);
+function previewOf(planes, picture, window, paste, constants) {
+  const { left, top, width, height } = visible(window, picture);
   const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
-  const moved = { side: window.side, left: window.left - left, top: window.top - top, hole: cut(window.hole) };
-  uncrop(toBytes(planes), part, cut(mask), moved, constants);
+  const moved = (/** @type {{left: number, top: number}} */ place) => ({ left: place.left - left, top: place.top - top });
+  uncrop(toBytes(planes), part, { ...window, ...moved(window) }, { ...paste, ...moved(paste) }, constants);
   return { left, top, ...part };
 }
 
@@ -139,49 +140,90 @@ class Times {
   }
 }
 
+/** One turn of the event loop. */
+export function nextTask() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve(undefined);
+    };
+    port2.postMessage(0);
+  });
+}
+
+/**
+ * Work for the processor while the device computes, which it begins once this thread has returned to the event loop.
+ *
+ * @template A, B
+ * @param {Promise<A>} computing
+ * @param {() => B} work
+ */
+function meanwhile(computing, work) {
+  return Promise.all([computing, nextTask().then(work)]);
+}
+
+/** @typedef {{mask: Float32Array, image: Float32Array, masked: Float32Array, noise: Float32Array}} Known latents of a window */
+
+/**
+ * Encode one model window, and draw all its random numbers.
+ *
+ * @param {Backend} backend
+ * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
+ * @param {Settings} settings
+ * @param {Constants} constants
+ * @param {Times} times
+ * @param {() => Promise<void>} stopIfAsked
+ * @returns {Promise<Known>}
+ */
+async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked) {
+  const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
+  const cells = s * s;
+  const draw = () => {
+    const generator = new Generator(settings.seed);
+    const [ofImage, ofMasked, noise] = [0, 1, 2].map(() => randn(channels * cells, generator));
+    const offset = randn(channels, generator).map((n) => round(settings.noise_offset) * n);
+    for (let i = 0; i < noise.length; i++) noise[i] += offset[Math.floor(i / cells)];
+    return { ofImage, ofMasked, noise };
+  };
+  const encode = (/** @type {Float32Array} */ planes) => times.of('encode', backend.encode(planes));
+  const scale = round(factor);
+  const latent = (/** @type {{mean: Float32Array, std: Float32Array}} */ { mean, std }, /** @type {Float32Array} */ normal) =>
+    normal.map((n, i) => scale * round(mean[i] + round(std[i] * n)));
+
+  const planes = toUnitRange(seen.rgb);
+  await stopIfAsked();
+  const [image, { hidden, ofImage, ofMasked, noise }] = await meanwhile(encode(planes), () => ({
+    hidden: masked(planes, seen.hole),
+    ...draw(),
+  }));
+  await stopIfAsked();
+  const hiddenImage = await encode(hidden);
+  return { mask: maskToLatent(seen.hole, constants), image: latent(image, ofImage), masked: latent(hiddenImage, ofMasked), noise };
+}
+
 /**
  * Denoise one model window.
  *
  * @param {Backend} backend
- * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
+ * @param {Known} known
  * @param {Settings} settings
  * @param {Step[]} steps
  * @param {Constants} constants
  * @param {number[][]} preview
  * @param {Times} times
  * @param {(step: number, preview: Float32Array|null) => void} report
- * @param {() => Promise<boolean>} stopped
+ * @param {() => Promise<void>} stopIfAsked
  * @returns {Promise<Float32Array>} the decoded window (1, 3, S, S)
  */
-async function sample(backend, seen, settings, steps, constants, preview, times, report, stopped) {
-  const generator = new Generator(settings.seed);
-  const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
-  const cells = s * s;
-  const stopIfAsked = async () => {
-    if (await stopped()) throw cancelled();
-  };
-
-  const encode = async (/** @type {Float32Array} */ x) => {
-    const { mean, std } = await times.of('encode', backend.encode(x));
-    const normal = randn(channels * cells, generator);
-    const scale = round(factor);
-    return normal.map((n, i) => scale * round(mean[i] + round(std[i] * n)));
-  };
-
-  const image = toUnitRange(seen.rgb);
-  await stopIfAsked();
-  const imageLatent = await encode(image);
-  await stopIfAsked();
-  const maskedLatent = await encode(image.map((value, i) => (seen.hole[i % seen.hole.length] ? 0 : value)));
-  const noise = randn(channels * cells, generator);
-  const offset = randn(channels, generator).map((n) => round(settings.noise_offset) * n);
-  noise.forEach((n, i) => (noise[i] = n + offset[Math.floor(i / cells)]));
+async function sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked) {
+  const { image, noise } = known;
   const signal = round(steps[0].signal);
   const sigma = round(steps[0].sigma);
-  const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * imageLatent[i]) + round(sigma * n));
+  const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * image[i]) + round(sigma * n));
 
-  const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(factor)));
-  const denoising = await backend.denoise(start, maskToLatent(seen.hole, constants), maskedLatent, settings.guidance);
+  const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
+  const denoising = await backend.denoise(start, known.mask, known.masked, settings.guidance);
   const previews = new PreviewBudget(times.encode, steps.length);
   /** @type {Float32Array|null} the latents before the next step, where they are known here */
   let before = start;
@@ -211,6 +253,19 @@ async function sample(backend, seen, settings, steps, constants, preview, times,
   } finally {
     denoising.close();
   }
+}
+
+/**
+ * @param {Float32Array} planes (3, S, S)
+ * @param {Uint8Array} hole (S, S)
+ * @returns {Float32Array} a copy, 0 (grey) in the hole
+ */
+function masked(planes, hole) {
+  const shown = planes.slice();
+  for (let i = 0; i < hole.length; i++) {
+    if (hole[i]) shown[i] = shown[i + hole.length] = shown[i + 2 * hole.length] = 0;
+  }
+  return shown;
 }
 
 /**

@@ -2,7 +2,7 @@
 
 import { OrtBackend } from './backend.js';
 import { EngineError, classify, toMessage } from './errors.js';
-import { inpaint } from './inpaint.js';
+import { inpaint, nextTask } from './inpaint.js';
 import { GRAPHS, buildFor, filesOf } from './manifest.js';
 import { ModelCache } from './model_cache.js';
 
@@ -97,25 +97,13 @@ function loaded() {
   return backend;
 }
 
-/** Let messages in: a run on wasm never returns to the event loop by itself. */
-function nextTask() {
-  return new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve(undefined);
-    };
-    port2.postMessage(0);
-  });
-}
-
 /** @type {Record<string, (args: any, report: Report, signal: AbortSignal) => Promise<any>>} */
 const methods = {
   load,
 
   async inpaint(job, report, signal) {
     const stopped = async () => {
-      await nextTask();
+      await nextTask(); // lets messages in: a run on wasm never returns to the event loop by itself
       return signal.aborted;
     };
     const { constants, preview } = loaded();

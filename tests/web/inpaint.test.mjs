@@ -1,0 +1,75 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { ddimSteps } from '../../moebius_lab/web/ddim.js';
+import { inpaint } from '../../moebius_lab/web/inpaint.js';
+import { Generator, randn } from '../../moebius_lab/web/random.js';
+import { constants } from './fixtures.mjs';
+
+const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;
+const count = channels * s * s;
+const round = Math.fround;
+const settings = { steps: 2, strength: 1, guidance: 2, seed: 7, noise_offset: 0.5, init: 'noise' };
+const preview = Array.from({ length: channels + 1 }, () => [0, 0, 0]);
+
+/** A white picture with a hole in its upper rows. */
+function job(init) {
+  const mask = new Uint8Array(S * S).fill(255, 0, (S * S) / 2);
+  return { image: { width: S, height: S, data: new Uint8ClampedArray(4 * S * S).fill(255) }, mask, settings: { ...settings, init } };
+}
+
+/** The least that a model can be: every latent has mean 0 and deviation 1, steps change nothing, what is decoded is black. */
+class Plain {
+  provider = 'none';
+  encoded = [];
+
+  async encode(planes) {
+    this.encoded.push(planes.slice());
+    return { mean: new Float32Array(count), std: new Float32Array(count).fill(1) };
+  }
+
+  async denoise(latents, mask, maskedLatents) {
+    Object.assign(this, { latents, mask, maskedLatents });
+    return { step: async () => {}, latents: async () => latents, close: () => {} };
+  }
+
+  async decode() {
+    return new Float32Array(3 * S * S).fill(-1);
+  }
+}
+
+const run = (backend, init) => inpaint(backend, job(init), constants, preview, () => {}, async () => false);
+
+test('random numbers are drawn in the order image, masked image, noise, offset', async () => {
+  const generator = new Generator(settings.seed);
+  const [ofImage, ofMasked, noise] = [1, 2, 3].map(() => randn(count, generator));
+  const offset = randn(channels, generator);
+  const start = noise.map((n, i) => n + round(settings.noise_offset * offset[Math.floor(i / (s * s))]));
+  const [{ signal, sigma }] = ddimSteps(settings.steps, settings.strength, constants);
+
+  const backend = new Plain();
+  await run(backend, 'noise');
+  assert.deepEqual(backend.latents, start);
+  assert.deepEqual(backend.maskedLatents, ofMasked.map((n) => round(factor) * n));
+  await run(backend, 'image');
+  const mixed = start.map((n, i) => round(round(signal) * round(round(factor) * ofImage[i])) + round(round(sigma) * n));
+  assert.deepEqual(backend.latents, mixed);
+});
+
+test('the second encoding sees grey in the hole, the first what is under it', async () => {
+  const backend = new Plain();
+  const { image } = await run(backend, 'image');
+  const [all, masked] = backend.encoded;
+  assert.ok(all.every((value) => value === 1));
+  assert.ok(masked.every((value, i) => value === (i % (S * S) < (S * S) / 2 ? 0 : 1)));
+  assert.deepEqual([...image.data.subarray(0, 4)], [0, 0, 0, 255]);
+  assert.deepEqual([...image.data.subarray(-4)], [255, 255, 255, 255]);
+});
+
+test('an encoding that fails is told once', async () => {
+  const backend = new Plain();
+  backend.encode = async () => {
+    throw new Error('out of memory');
+  };
+  await assert.rejects(run(backend, 'image'), /out of memory/);
+});
