@@ -488,10 +488,13 @@ class _Run:
     def pictures(self, settings: Settings, repeats: int, warmup: int) -> None:
         steps = len(ddim_steps(settings.steps, settings.strength))
         step_ms = {(r["backend"], r["form"]): r["median"] for r in self.results.data["rows"] if r["what"] == STEP}
+        no_step = {(m["backend"], m["form"]): m["reason"] for m in self.results.data["missing"] if m["what"] == STEP}
         works = {}
         for entrant in (entrant for entrant in self.entrants if entrant.fill):
             seconds = step_ms.get(entrant.key, 0.0) * steps / 1000
-            if seconds > self.patience:
+            if entrant.key in no_step:
+                self.lacks(PICTURE, entrant.key, f"of its step: {no_step[entrant.key]}", steps)
+            elif seconds > self.patience:
                 self.lacks(PICTURE, entrant.key, f"{steps} steps take about {seconds:.0f} s, longer than allowed", steps)
             else:
                 works[entrant.key] = partial(entrant.fill, settings)
@@ -579,7 +582,8 @@ def run(
 
     this = _Run(bench, results, repeats, patience, deadline)
     with ExitStack() as stack:
-        this.open(candidates(bench, backends, precisions, bundle, limits, runner), stack)
+        if set(measures) - {"load", "memory"}:  # those two open what they measure themselves, alone
+            this.open(candidates(bench, backends, precisions, bundle, limits, runner), stack)
         if "step" in measures:
             this.time(STEP, this.works(STEP), repeats)
         if "picture" in measures:

@@ -323,12 +323,12 @@ class Browser:
         except api.Error as error:
             raise NoBrowser(f"{options['executable_path']} does not start: {_own_words(str(error))}") from None
         context.set_default_timeout(TIMEOUT * 1000)
-        if not self.server:
-            self._visit(context.new_page())
-        self.page = context.new_page()
-        self.version = context.new_cdp_session(self.page).send("Browser.getVersion")["product"].partition("/")[2]
-        self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
         try:
+            if not self.server:
+                self._visit(context.new_page())
+            self.page = context.new_page()
+            self.version = context.new_cdp_session(self.page).send("Browser.getVersion")["product"].partition("/")[2]
+            self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
             self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
         except api.Error as error:
             raise LabError(_own_words(str(error))) from None
@@ -355,7 +355,7 @@ class Browser:
 
 def _own_words(message: str) -> str:
     """The engine's sentence out of Playwright's message, which adds where it was thrown."""
-    first = message.removeprefix("Page.evaluate: ").splitlines()[0]
+    first = message.splitlines()[0].removeprefix("Page.evaluate: ").removeprefix("Page.goto: ")
     return first.removeprefix("EngineError: ").removeprefix("Error: ")
 
 

@@ -41,7 +41,7 @@ from .inventory import graph_gflop
 from .precision import per_graph, store
 from .unet import MoebiusNet
 
-RUN_BYTES = {"denoiser": 26, "vae": 14}  # that a run writes for each parameter, about
+RUN_BYTES = {"denoiser": 30, "vae": 18}  # that a run writes for each parameter, about
 PYTORCH = "PyTorch"  # the backend that the others are compared with
 BRISK_SECONDS = 1.0  # of a step's arithmetic: where it takes longer, the notebooks leave out what is only for show
 
@@ -191,7 +191,7 @@ class Workbench:
         return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
 
     def disk_needed(self) -> int:
-        """Bytes that a whole run takes in its folder, about: graphs in every precision, the bundle's copies, one at work."""
+        """Bytes that a whole run takes in its folder, about: graphs in every precision, copies for page and benchmark, one at work."""
         with torch.device("meta"):
             sizes = {"denoiser": MoebiusNet(self.config), "vae": make_vae(self.config)}
         return sum(RUN_BYTES[part] * sum(p.numel() for p in module.parameters()) for part, module in sizes.items())

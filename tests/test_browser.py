@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from http import HTTPStatus
@@ -447,6 +448,13 @@ def test_the_page_s_own_words_reach_python(bundle):
         pass
     with pytest.raises(LabError, match="no complete bundle"):
         Browser(bundle / "weights")
+
+
+def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(LabError, match="ERR_CONNECTION_REFUSED"):
+        browser.Browser(f"http://127.0.0.1:{port}/", "wasm", profile_folder=tmp_path).__enter__()
 
 
 def test_without_a_chromium_the_message_says_how_to_get_one(monkeypatch, tmp_path):
