@@ -38,6 +38,7 @@ from .vae_graph import fuse_depth_to_space, rewritten
 
 OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
 STRAIGHTFORWARD = "straightforward"
 """The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
 
@@ -185,13 +186,25 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
         )  # fmt: skip
     model = onnx.load(str(path), load_external_data=False)
-    skips, spaces = fuse_skip_layer_norms(model.graph), fuse_depth_to_space(model.graph)
-    if skips:
+    forget_where_from(model)
+    fuse_depth_to_space(model.graph)
+    if fuse_skip_layer_norms(model.graph):
         model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
-    if skips or spaces:
-        onnx.save(model, path)
+    onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return path
+
+
+def forget_where_from(model: onnx.ModelProto) -> None:
+    """Take the exporter's notes out of a model, but for the scopes: Python's call stack at every node, with this machine's paths.
+
+    They are three quarters of the file, and a published graph would tell everybody where it was made.
+    """
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        kept = [note for note in noted.metadata_props if note.key == SCOPES]
+        del noted.metadata_props[:]
+        noted.metadata_props.extend(kept)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import nn
 
 from . import LabError
 from .backends import GRAPHS, open_session, webgpu_session
-from .export import OUTPUT_NAMES, example_inputs, torch_graphs
+from .export import OUTPUT_NAMES, SCOPES, example_inputs, torch_graphs
 from .inventory import graph_gflop
 from .precision import per_graph
 from .unet import MoebiusNet
@@ -308,8 +308,8 @@ def _last_tensors(model: onnx.ModelProto, blocks: list[str]) -> dict[str, str]:
     """The name of the tensor that each block of modules ends with, by the scopes that the exporter notes at each node."""
     ends = {}
     for node in model.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = next((note.value for note in node.metadata_props if note.key == SCOPES), "")
         for block in blocks:
-            if f"'{block}'" in notes.get("pkg.torch.onnx.name_scopes", ""):
+            if f"'{block}'" in scopes:
                 ends[block] = node.output[0]
     return ends

@@ -1,15 +1,18 @@
 import json
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from torch import nn
 
+import moebius_lab
 from moebius_lab import LabError
 from moebius_lab.backends import GRAPHS, OnnxBackend, open_session
 from moebius_lab.config import DEMO
 from moebius_lab.export import (
     OPSET,
+    SCOPES,
     example_inputs,
     operator_counts,
     opset_history,
@@ -25,6 +28,17 @@ def test_graphs_are_opset_18_without_three_dimensional_convolutions(small):
         dims = {init.name: len(init.dims) for init in model.graph.initializer}
         kernels = [dims[node.input[1]] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in dims]
         assert kernels and set(kernels) == {4}
+
+
+def test_a_graph_does_not_tell_where_it_was_made(small):
+    """The exporter notes Python's call stack at every node; a published graph then held its maker's paths."""
+    library = str(Path(moebius_lab.__file__).parent).encode()
+    for precision in ("fp32", "int8", "straightforward"):
+        for path in small.stored(precision).values():
+            body = path.read_bytes()
+            assert library not in body and b"site-packages" not in body and b"stack_trace" not in body
+    model = onnx.load(small.stored()["step"], load_external_data=False)
+    assert any(note.key == SCOPES for node in model.graph.node for note in node.metadata_props)  # which parity reads
 
 
 def test_the_rewritten_step_has_fewer_convolutions_than_the_straightforward_one_and_gives_the_same(small):
