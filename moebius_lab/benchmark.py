@@ -219,7 +219,7 @@ class TorchGraphs:
             torch.cuda.synchronize()
 
 
-def _torch(bench: Workbench, device: str, form: str, compiled: bool, stack: ExitStack) -> Entrant:
+def _torch(bench: Workbench, backend: str, device: str, form: str, compiled: bool, stack: ExitStack) -> Entrant:
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("this machine has no CUDA device")
     kind = {"fp32": torch.float32, "fp16": torch.float16}[form]
@@ -231,7 +231,7 @@ def _torch(bench: Workbench, device: str, form: str, compiled: bool, stack: Exit
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     tf32 = f", TF32 in convolutions: {torch.backends.cudnn.allow_tf32}" if device == "cuda" else ""
     entrant = Entrant(
-        f"PyTorch {'compiled' if compiled else 'eager'}, {'CUDA' if device == 'cuda' else 'CPU'}",
+        backend,
         form,
         CARD if device == "cuda" else PROCESSOR,
         f"PyTorch {torch.__version__}, {name}{tf32}",
@@ -416,7 +416,7 @@ def candidates(
             device, compiled = ("cuda" if "cuda" in name else "cpu"), name.endswith("compiled")
             label = f"PyTorch {'compiled' if compiled else 'eager'}, {device.upper()}"
             for form in ("fp32", "fp16") if device == "cuda" else ("fp32",):
-                add(label, form, _torch, device, form, compiled)
+                add(label, form, _torch, label, device, form, compiled)
             if name == "torch-cuda":
                 add("PyTorch, rewritten, CUDA graph", "fp32", _cuda_graph)
         for form in precisions:

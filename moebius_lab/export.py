@@ -7,8 +7,8 @@
 | vae_decoder | latent (1, 4, s, s), unscaled | image (1, 3, S, S) in about [-1, 1] |
 
 All are float32; S is the network's image size and s = S / 8. Shapes are fixed. `step` is one guided DDIM step of the
-denoiser, rewritten as `graph.py` tells. The straightforward form of it is the same step with the published denoiser as the
-exporter finds it, which is there to be compared with.
+denoiser, rewritten as `graph.py` tells; `vae_graph.py` has the autoencoder's rewrites. The straightforward form of the step is
+the published denoiser as the exporter finds it, which is there to be compared with.
 """
 
 from __future__ import annotations
