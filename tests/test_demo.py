@@ -90,12 +90,12 @@ def test_evaluation_counts_its_own_numbers():
 
 
 def test_fills_reach_what_the_model_card_says():
-    """The aims but one: texture better on 9 of 10 is missed by one picture of 16."""
     report = json.loads((DEMO_FOLDER / "evaluation.json").read_text())
     assert report["mean"]["ours"]["psnr_db"] >= report["mean"]["telea"]["psnr_db"] - 2.5
     assert report["mean"]["reconstruction_psnr_db"] >= 25
-    assert report["texture_wins"] >= 14
-    assert report["worst_border_ratio"] < 20  # 66 and more where the outermost 8 px came out wrong
+    assert report["texture_wins"] >= 0.9 * report["count"]
+    sides = [error for side, errors in report["border_error"].items() if side != "inside" for error in errors]
+    assert max(sides) < 0.1  # 0.98 where the outermost 8 px came out wrong: a row's noise was never predicted
     text = card.CARD.read_text()
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
 
