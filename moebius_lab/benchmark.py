@@ -358,7 +358,7 @@ def _chromium(
     bench: Workbench, bundle: Callable[[], Path], provider: str, form: str, capture: bool, threads: int, limits: bool, stack: ExitStack
 ) -> Entrant:
     if provider == "webgpu" and not has_nvidia():  # before a bundle is made for nothing
-        raise LabError("this machine has no graphics card; Chromium's software adapter says nothing about speed")
+        raise LabError(footprint.SOFTWARE)
     browser = stack.enter_context(Browser(bundle(), provider, form, capture=capture, threads=threads))
     if capture and not browser.loaded["captured"]:
         raise LabError("the step was not recorded: some of it runs on the processor")

@@ -19,6 +19,7 @@ from onnx import GraphProto, helper
 from torch import Tensor, nn
 
 POOLED = 8  # px, side of the squares whose numbers are summed one after another
+ATTENTION_NORM = "group_norm"  # the name of an attention's norm in diffusers
 PUT_TOGETHER = (0, 3, 4, 1, 5, 2)  # (B, row phase, column phase, C, h, w) -> (B, C, h, row phase, w, column phase)
 
 
@@ -96,20 +97,16 @@ class PhaseUpsample(nn.Module):
         return torch.cat(phases, 1).reshape(B, 2, 2, C, h, w).permute(PUT_TOGETHER).reshape(B, C, 2 * h, 2 * w)
 
 
-def fuse_depth_to_space(graph: GraphProto) -> int:
+def fuse_depth_to_space(graph: GraphProto) -> None:
     """Let one DepthToSpace do what `PhaseUpsample` says with a reshape, a transposition and a reshape.
 
     The runtime has the operator for channels last too; of a transposition of six axes it knows no other order.
-
-    Returns:
-        How many were made.
     """
     producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    made = 0
     for middle in list(graph.node):
         if middle.op_type != "Transpose" or tuple(middle.attribute[0].ints) != PUT_TOGETHER:
             continue
@@ -118,8 +115,6 @@ def fuse_depth_to_space(graph: GraphProto) -> int:
         graph.node.insert(list(graph.node).index(last), node)
         for old in (first, middle, last):
             graph.node.remove(old)
-        made += 1
-    return made
 
 
 def rewritten(vae: AutoencoderKL) -> AutoencoderKL:
@@ -128,10 +123,9 @@ def rewritten(vae: AutoencoderKL) -> AutoencoderKL:
     The norm inside the attention, whose input is (1, C, N), stays as it is: it is small.
     """
     vae = copy.deepcopy(vae, {id(parameter): parameter for parameter in vae.parameters()})
-    attentions = {id(norm) for module in vae.modules() if isinstance(norm := getattr(module, "group_norm", None), nn.GroupNorm)}
     for module in list(vae.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm) and id(child) not in attentions:
+            if isinstance(child, nn.GroupNorm) and name != ATTENTION_NORM:
                 setattr(module, name, PooledGroupNorm(child))
             elif isinstance(child, Upsample2D):
                 setattr(module, name, PhaseUpsample(child))

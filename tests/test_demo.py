@@ -95,7 +95,7 @@ def test_fills_reach_what_the_model_card_says():
     assert report["mean"]["reconstruction_psnr_db"] >= 25
     assert report["texture_wins"] >= 0.9 * report["count"]
     sides = [error for side, errors in report["border_error"].items() if side != "inside" for error in errors]
-    assert max(sides) < 0.1  # 0.98 where the outermost 8 px came out wrong: a row's noise was never predicted
+    assert max(sides) < 0.06  # 0.98 where the outermost 8 px came out wrong: a row's noise was never predicted
     text = card.CARD.read_text()
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
 
