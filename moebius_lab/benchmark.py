@@ -415,7 +415,10 @@ def candidates(
         if name.startswith("torch"):
             device, compiled = ("cuda" if "cuda" in name else "cpu"), name.endswith("compiled")
             label = f"PyTorch {'compiled' if compiled else 'eager'}, {device.upper()}"
-            for form in ("fp32", "fp16") if device == "cuda" else ("fp32",):
+            forms = ("fp32", "fp16") if device == "cuda" else ("fp32",)
+            if compiled:  # which takes minutes for each
+                forms = tuple(form for form in forms if form in precisions) or forms[:1]
+            for form in forms:
                 add(label, form, _torch, label, device, form, compiled)
             if name == "torch-cuda":
                 add("PyTorch, rewritten, CUDA graph", "fp32", _cuda_graph)

@@ -36,7 +36,7 @@ from .hub import require_room
 from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest
 
-FORMAT = 1
+FORMAT = 2
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
 
 NODE_MODULES = "MOEBIUS_NODE_MODULES"
@@ -60,14 +60,19 @@ class Offer:
     note: str  # one plain sentence
     providers: tuple[str, ...] = ("webgpu", "wasm")
     requires: tuple[str, ...] = ()  # WebGPU features
-    session: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration
+    options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
+    options_require: tuple[str, ...] = ()  # WebGPU features without which they are left out
 
+
+WIDENED_IN_EACH_RUN = (("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),)
+"""Keeps 16-bit weights as they are in memory. By default the runtime makes 32 bits of them when it loads a graph and holds both
+for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
 
 OFFERS = {
     "fp16": Offer("16-bit weights and arithmetic.", ("webgpu",), ("shader-f16",)),
-    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic."),
+    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic.", options=WIDENED_IN_EACH_RUN, options_require=("shader-f16",)),
     "fp32": Offer("32-bit weights and arithmetic, nothing rounded."),
-    "int8": Offer("8-bit weights: the smallest, slightly different pictures.", session=(("disable_quant_qdq", "1"),)),
+    "int8": Offer("8-bit weights: the smallest, slightly different pictures."),
 }
 """By precision, the page's favourite first."""
 
@@ -297,7 +302,8 @@ def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> 
         "note": offer.note,
         "providers": list(offer.providers),
         "requires": list(offer.requires),
-        "session": dict(offer.session),
+        "options": dict(offer.options),
+        "options_require": list(offer.options_require),
         "graphs": files,
     }
 

@@ -227,7 +227,9 @@ def _use(manifest: dict, repo: str) -> str:
     return (
         f"The page of the port reads `manifest.json` and fetches the graphs from `weights/`; a page of your own is made with "
         f"`python -m moebius_lab bundle --weights-base {weights_base(repo)}`. A graph's files belong into one folder under the "
-        '`name` that the manifest gives each. int8 needs the session option `session.disable_quant_qdq` = "1".\n\n'
+        '`name` that the manifest gives each. With the session option '
+        '`session.disable_quant_qdq` = "1" ONNX Runtime restores the weights of int8 once, when it loads them; without it they '
+        "stay 8 bits in memory, and each run restores them.\n\n"
         f"Every file is at most {max(file['bytes'] for file in _files_of(manifest)) / 1e6:.0f} MB and is checked by its SHA-256."
     )
 

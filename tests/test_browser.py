@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from moebius_lab.bundle import write_bundle
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from moebius_lab.imaging import feather
 from moebius_lab.inpaint import Settings, inpaint
+from moebius_lab.profiles import operator_times
 from moebius_lab.serve import Handler, Server
 from moebius_lab.workbench import file_digest, prepare
 
@@ -135,6 +137,19 @@ def test_a_recorded_step_takes_new_inputs(small, bundle):
                 expected = step(*inputs.values())
             worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
             assert max(worst) < 1e-4, worst
+
+
+def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tmp_path):
+    write_bundle(small, tmp_path, ("fp16-storage", "int8"))
+    feeds = {name: x.numpy() for name, x in example_inputs(small.config)["step"].items()}
+    stored = {form: Counter(n.op_type for n in onnx.load(small.stored(form)["step"]).graph.node) for form in ("fp16-storage", "int8")}
+    for form, restored_by in (("fp16-storage", "Cast"), ("int8", "DequantizeLinear")):
+        with Browser(tmp_path, "wasm", form) as browser:
+            calls = {found.operator: found.calls for found in operator_times(browser.profile("step", feeds, 1), 1)}
+        assert calls[restored_by] == stored[form][restored_by] > 40, form
+    with Browser(tmp_path, "webgpu", "fp16-storage", adapter="software") as browser:
+        assert "shader-f16" not in browser.loaded["features"]  # it cannot read 16 bits: they are widened once
+        assert browser.loaded["placed"]["step"]["nodes"]["WebGpu"] < stored["fp16-storage"].total() - 100
 
 
 def test_demo_on_wasm_fills_the_hole_and_nothing_else(tmp_path):

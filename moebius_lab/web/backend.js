@@ -41,7 +41,9 @@ export class OrtBackend {
     ort.env.wasm.wasmBinary = wasm;
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
-    return new OrtBackend(ort, log, provider, manifest, precision, capture && provider === 'webgpu', file);
+    const { options, options_require: needed } = manifest.precisions[precision];
+    const extra = provider === 'wasm' || (await adapterHas(needed)) ? options : {};
+    return new OrtBackend(ort, log, provider, manifest, precision, extra, capture && provider === 'webgpu', file);
   }
 
   /**
@@ -50,10 +52,11 @@ export class OrtBackend {
    * @param {'webgpu'|'wasm'} provider
    * @param {Manifest} manifest
    * @param {string} precision
+   * @param {Record<string, string>} extra entries of the sessions' configuration
    * @param {boolean} capture
    * @param {(sha256: string) => Promise<Blob>} file
    */
-  constructor(ort, log, provider, manifest, precision, capture, file) {
+  constructor(ort, log, provider, manifest, precision, extra, capture, file) {
     this.ort = ort;
     this.log = log;
     this.provider = provider;
@@ -61,6 +64,7 @@ export class OrtBackend {
     this.preview = manifest.preview;
     this.layouts = manifest.layouts;
     this.form = manifest.precisions[precision];
+    this.extra = extra;
     this.capture = capture;
     this.file = file;
     /** @type {Recording|null} */
@@ -112,7 +116,7 @@ export class OrtBackend {
     const options = {
       executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
-      extra: { session: this.form.session },
+      extra: { ...this.extra }, // the runtime adds to it
       ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
     };
     return { body, options, gpu };
@@ -388,6 +392,12 @@ class Recording {
     copy.destroy();
     return values;
   }
+}
+
+/** @param {string[]} features */
+async function adapterHas(features) {
+  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
+  return features.every((feature) => adapter?.features.has(feature));
 }
 
 /** @param {readonly number[]} dims of float32 */

@@ -3,7 +3,7 @@
 import { EngineError, reason } from './errors.js';
 
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
-export const FORMAT = 1;
+export const FORMAT = 2;
 
 /**
  * @typedef {object} Constants the numbers of config.py; see there
@@ -39,7 +39,8 @@ export const FORMAT = 1;
  * @property {string} note one plain sentence
  * @property {string[]} requires WebGPU features without which it is not offered
  * @property {string[]} providers
- * @property {Record<string, string>} session entries of ONNX Runtime's session configuration
+ * @property {Record<string, string>} options entries of ONNX Runtime's session configuration, by their full names
+ * @property {string[]} options_require WebGPU features without which they are left out; the processor has all it needs
  * @property {Record<string, StoredFile[]>} graphs the graph's own file first, then its weights
  */
 

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { placement } from '../../moebius_lab/web/backend.js';
 import { EngineError, classify, fromMessage, toMessage } from '../../moebius_lab/web/errors.js';
 import { predictedClean, sketch } from '../../moebius_lab/web/inpaint.js';
-import { checkManifest, filesOf } from '../../moebius_lab/web/manifest.js';
+import { FORMAT, checkManifest, filesOf } from '../../moebius_lab/web/manifest.js';
 import { sha256 } from '../../moebius_lab/web/model_cache.js';
 
 test('what a runtime throws becomes a sentence and a code', () => {
@@ -38,7 +38,7 @@ test('the runtime\'s log says where nodes ran', () => {
 test('a manifest of another version is refused', () => {
   assert.throws(() => checkManifest({ format: 99 }), { code: 'manifest-version', message: /Reload the page/ });
   assert.throws(() => checkManifest([]), { code: 'manifest' });
-  assert.throws(() => checkManifest({ format: 1, version: 'x' }), { code: 'manifest', message: /lacks network/ });
+  assert.throws(() => checkManifest({ format: FORMAT, version: 'x' }), { code: 'manifest', message: /lacks network/ });
 });
 
 test('a file that two graphs share is fetched once', () => {
