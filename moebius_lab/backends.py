@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from diffusers import AutoencoderKL
@@ -15,6 +16,7 @@ from torch import Tensor
 from . import LabError
 from .config import CONDITIONAL_IDS, GPU_LAYOUTS, UNCONDITIONAL_IDS, NetworkConfig
 from .ddim import Step, guided_update
+from .graph import gather_cells
 from .unet import MoebiusNet
 
 GRAPHS = ("vae_encoder", "step", "vae_decoder")
@@ -136,7 +138,7 @@ def session_options(profile: str = "") -> onnxruntime.SessionOptions:
 
 
 def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
-    """Load a graph in ONNX Runtime on the CPU, stored in any precision.
+    """Load a graph in ONNX Runtime on the CPU, stored in any precision; `graph.gather_cells` suits it to that provider.
 
     Args:
         path: the graph.
@@ -147,8 +149,11 @@ def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSe
     """
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
+    options = session_options(profile)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent))
     try:
-        return onnxruntime.InferenceSession(str(path), session_options(profile), providers=["CPUExecutionProvider"])
+        model = gather_cells(onnx.load(str(path), load_external_data=False))
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         line = str(error).splitlines()[0]
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None

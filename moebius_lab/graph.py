@@ -29,10 +29,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from onnx import GraphProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
 from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
@@ -59,6 +60,8 @@ FEW_TILES = 16  # up to here scores are not reordered for larger products: there
 LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
 LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
 PARTS = 16  # of a long sum
+TO_TILES = (0, 3, 5, 2, 4, 1)  # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
+FROM_TILES = (0, 5, 3, 1, 4, 2)  # and back
 
 NOISE_INPUTS = ("latents", "mask", "masked_latents", "timestep")
 NOISE_OUTPUTS = ("noise",)
@@ -220,19 +223,70 @@ def to_tokens(picture: Tensor) -> Tensor:
     """
     B, C, h, _ = picture.shape
     g = h // TILE
-    return picture.reshape(B, C, g, TILE, g, TILE).permute(0, 3, 5, 2, 4, 1).reshape(B, h * h, C)
+    return picture.reshape(B, C, g, TILE, g, TILE).permute(TO_TILES).reshape(B, h * h, C)
 
 
 def to_picture(tokens: Tensor, side: int) -> Tensor:
     """The inverse of `to_tokens`: (B, N, C) -> (B, C, side, side)."""
     B, _, C = tokens.shape
     g = side // TILE
-    return tokens.reshape(B, TILE, TILE, g, g, C).permute(0, 5, 3, 1, 4, 2).reshape(B, C, side, side)
+    return tokens.reshape(B, TILE, TILE, g, g, C).permute(FROM_TILES).reshape(B, C, side, side)
 
 
 def token_cells(side: int) -> Tensor:
     """The row-major cell that each token stands for: (N,)."""
     return to_tokens(torch.arange(side * side).reshape(1, 1, side, side)).flatten()
+
+
+def gather_cells(model: ModelProto) -> ModelProto:
+    """Let a Transpose of two axes and a Gather of rows do what `to_tokens` and `to_picture` say with a Transpose of six axes.
+
+    For ONNX Runtime's CPU provider, when a graph is loaded: of six axes it moves one number after another, in one thread; two
+    it transposes in blocks, and rows it copies in all threads. A GPU would rather have one launch than two.
+
+    Args:
+        model: a graph whose shapes can be inferred; its weights need not be there.
+
+    Returns:
+        The model itself where it has no such node, else a copy.
+    """
+    if not any(_axes(node) in (TO_TILES, FROM_TILES) for node in model.graph.node):
+        return model
+    model = shape_inference.infer_shapes(model)
+    graph = model.graph
+    shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in graph.value_info}
+    nodes, tables = [], {}
+    for node in graph.node:
+        axes, name = _axes(node), node.output[0]
+        if axes not in (TO_TILES, FROM_TILES):
+            nodes.append(node)
+            continue
+        B, C, g, *_ = (shapes[node.input[0]] if axes == TO_TILES else shapes[name])
+        cells = token_cells(g * TILE)
+        rows = f"cells.{g}" if axes == TO_TILES else f"cells.{g}.back"
+        between, after, pixels = f"{name}.between", f"{name}.after", [B, C, len(cells)]
+        tokens = [B, len(cells), C]
+        first, last = (pixels, [B, TILE, TILE, g, g, C]) if axes == TO_TILES else (tokens, [B, C, g, TILE, g, TILE])
+        tables[rows] = cells if axes == TO_TILES else cells.argsort()
+        for key, shape in (("first", first), ("last", last)):
+            tables[f"{name}.{key}"] = torch.tensor(shape)
+        swap = partial(helper.make_node, "Transpose", perm=(0, 2, 1))
+        gather = partial(helper.make_node, "Gather", axis=1)
+        nodes.append(helper.make_node("Reshape", [node.input[0], f"{name}.first"], [f"{name}.flat"]))
+        if axes == TO_TILES:
+            nodes += [swap([f"{name}.flat"], [between]), gather([between, rows], [after])]
+        else:
+            nodes += [gather([f"{name}.flat", rows], [between]), swap([between], [after])]
+        nodes.append(helper.make_node("Reshape", [after, f"{name}.last"], [name]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(table.numpy(), name) for name, table in tables.items())
+    return model
+
+
+def _axes(node: NodeProto) -> tuple[int, ...]:
+    """The order of a Transpose; of any other node nothing."""
+    return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
 
 
 def kernel_offsets(tile: int, window: int) -> Tensor:

@@ -3,14 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from moebius_lab import ddim, graph
+from moebius_lab.backends import open_session
 from moebius_lab.checkpoint import deterministic_weights
 from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, SMALL, UNCONDITIONAL_IDS
+from moebius_lab.export import example_inputs
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
 from moebius_lab.unet import Downsample, MixFFN, MoebiusNet, SeparableConv, Upsample, sinusoid
 
@@ -219,3 +222,15 @@ def test_exported_step_graph_has_only_operators_that_stay_on_a_gpu(step_file):
     assert sum(counts.values()) - counts["Reshape"] < 930  # 1,302 nodes in the straightforward export
     batch = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
     assert batch == {name: list(tensor.shape) for name, tensor in graph.step_example(filled(MoebiusNet(SMALL))).items()}
+
+
+def test_on_the_processor_cells_are_gathered_and_no_number_changes(step_file):
+    given = onnx.load(step_file, load_external_data=False)
+    model = graph.gather_cells(given)
+    axes = Counter(len(graph._axes(node)) for node in model.graph.node)
+    assert 6 not in axes and axes[3] > Counter(len(graph._axes(node)) for node in given.graph.node)[3]
+    assert graph.gather_cells(model) is model
+    feeds = {name: x.numpy() for name, x in example_inputs(SMALL)["step"].items()}
+    expected = onnxruntime.InferenceSession(step_file, providers=["CPUExecutionProvider"]).run(None, feeds)
+    for got, wanted in zip(open_session(step_file).run(None, feeds), expected, strict=True):
+        assert np.array_equal(got, wanted)
