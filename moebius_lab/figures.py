@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -201,7 +202,7 @@ def step_times(table: pd.DataFrame, title: str = "One guided step") -> Figure:
     rows = table.sort_values("median")
     figure, axes = _figure(1, 1, 9, 0.34 * len(rows) + 0.9)
     ax = axes[0, 0]
-    colours = dict(zip(rows["form"].drop_duplicates().sort_values(), COLOURS))
+    colours = dict(zip(rows["form"].drop_duplicates().sort_values(), cycle(COLOURS)))
     spread = np.abs([rows["median"] - rows["q1"], rows["q3"] - rows["median"]])
     labels = rows["backend"] + ", " + rows["form"]
     bars = ax.barh(labels, rows["median"], xerr=spread, capsize=3, color=[colours[form] for form in rows["form"]])

@@ -15,7 +15,7 @@ int4 is an experiment: it halves int8's files and does not keep the picture (`no
 
 The runtimes fold a Cast, Reshape or Transpose of a constant when they load a graph. They fold DequantizeLinear only with the session option
 `session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
-product.
+product. `backends` lets them fold, for speed; the page does not, for memory and a quick start (`bundle.OFFERS`).
 
 Weights go to files of at most `max_chunk_bytes` beside the graph, in the order in which the graph lists them, so that a
 page can fetch them in parallel, go on where it stopped, and check each by its SHA-256.

@@ -170,9 +170,14 @@ def readme_table(files: list[dict]) -> str:
         filled = group[(group.what == PICTURE) & (group.steps == group.release_steps)]
         pictures = {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in filled.itertuples()}
         for row in steps.itertuples():
-            step = f"{row.median:.3g} ({row.q1:.3g} to {row.q3:.3g})"
+            step = f"{_digits(row.median)} ({_digits(row.q1)} to {_digits(row.q3)})"
             lines.append(f"| {row.backend} | {row.form} | {step} | {pictures.get((row.backend, row.form), '')} |")
     return "\n".join(lines[1:]) + "\n"
+
+
+def _digits(number: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def write_readme(path: str | Path, files: list[dict]) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
@@ -86,6 +87,19 @@ def load(page: Page, server: Server, **choice: str) -> dict:
     return page.evaluate(LOAD, WASM | choice)
 
 
+def change_graph(folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """Change one graph of a bundle, in fp32, and its manifest; returns the new file."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = manifest["precisions"]["fp32"]["graphs"][graph][0]
+    model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
+    change(model)
+    path = folder / "weights" / f"{graph}-new.onnx"
+    path.write_bytes(model.SerializeToString())
+    entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
 def model_requests(server: Server) -> list[str]:
     return sorted(path.rsplit("/", 1)[1] for path in server.requests if path.endswith((".onnx", ".bin", ".wasm")))
 
@@ -137,6 +151,22 @@ def test_a_recorded_step_takes_new_inputs(small, bundle):
                 expected = step(*inputs.values())
             worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
             assert max(worst) < 1e-4, worst
+
+
+def test_a_step_with_a_node_on_the_processor_is_not_recorded(bundle, tmp_path):
+    def add_mod(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        for node in graph.node:
+            node.input[:] = ["timestep.mod" if name == "timestep" else name for name in node.input]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1e6]), "million"))
+        graph.node.insert(0, onnx.helper.make_node("Mod", ["timestep", "million"], ["timestep.mod"], fmod=1))
+
+    shutil.copytree(bundle, tmp_path / "page")
+    change_graph(tmp_path / "page", "step", add_mod)
+    with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
+        assert not browser.loaded["captured"] and "step not recorded" in browser.evidence
+        nodes = browser.loaded["placed"]["step"]["nodes"]
+        assert nodes["CPU"] >= 1 and nodes["WebGpu"] > 1000
 
 
 def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tmp_path):
@@ -307,14 +337,7 @@ def test_a_new_version_fetches_only_what_it_changed(bundle, tab, tmp_path):
     shutil.copytree(bundle, folder)
     with Server(folder) as server:
         assert load(tab, server)["loaded"]
-        manifest = json.loads((folder / "manifest.json").read_text())
-        entry = manifest["precisions"]["fp32"]["graphs"]["vae_decoder"][0]
-        model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
-        model.doc_string = "another version"
-        path = folder / "weights" / "vae_decoder-new.onnx"
-        path.write_bytes(model.SerializeToString())
-        entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        path = change_graph(folder, "vae_decoder", lambda model: setattr(model, "doc_string", "another version"))
         server.requests.clear()
         assert load(tab, server)["loaded"]
         assert model_requests(server) == [path.name]

@@ -50,14 +50,14 @@ def test_files_of_one_machine_merge_and_others_are_refused(tmp_path):
 def test_a_table_of_several_machines(tmp_path):
     card = {"processor": "p", "cores": 8, "cards": [{"name": "A card"}]}
     paths = [
-        write(tmp_path / "1.json", row("guided step", "slow", 20), row("guided step", "quick", 10), row("whole picture", "quick", 900, 19)),
+        write(tmp_path / "1.json", row("guided step", "slow", 2000), row("guided step", "quick", 10), row("whole picture", "quick", 900, 19)),
         write(tmp_path / "2.json", row("guided step", "quick", 2), machine=card),
     ]
     text = results.readme_table(results.read_all(paths))
     assert text.index("small on A card") < text.index("small on a processor, 2 cores, 2026-01-02:")
     lines = text.splitlines()
     assert "| quick | fp32 | 10 (9 to 11) | 0.9 |" in lines
-    assert lines.index("| quick | fp32 | 10 (9 to 11) | 0.9 |") < lines.index("| slow | fp32 | 20 (19 to 21) |  |")
+    assert lines.index("| quick | fp32 | 10 (9 to 11) | 0.9 |") < lines.index("| slow | fp32 | 2,000 (1,999 to 2,001) |  |")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     assert main(["results", *map(str, paths), "--readme", str(readme)]) == 0

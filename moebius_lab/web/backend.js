@@ -89,11 +89,14 @@ export class OrtBackend {
     const { body, options, gpu } = await this.#source(graph);
     const create = (/** @type {0|2} */ logSeverityLevel, enableGraphCapture = false) =>
       this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel, enableGraphCapture }));
-    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
+    const wanted = this.capture && graph === STEP;
+    const made = this.log.during(() => create(VERBOSE, wanted));
+    // the runtime makes no session to record where a node is not on the device
+    const { value: talking, lines } = await (wanted ? made.catch(() => this.log.during(() => create(VERBOSE))) : made);
     const nodes = placement(lines);
-    // a recording replays what ran on the device; what ran beside it, on the processor, would keep its first values
-    const record = this.capture && graph === STEP && Object.keys(nodes).join() === 'WebGpu';
-    const session = gpu ? await this.#quiet(talking, () => create(WARNING, record)) : talking;
+    const record = wanted && Object.keys(nodes).join() === 'WebGpu';
+    // the autoencoder's lines take less time than the device; a replayed step writes none
+    const session = gpu && graph === STEP && !record ? await this.#quiet(talking, () => create(WARNING)) : talking;
     const placed = { session, nodes };
     if (gpu && !this.device) await this.#watchDevice();
     this.sessions.set(graph, placed);
