@@ -17,6 +17,7 @@ the published form in `unet.py` and `lambda_layer.py`.
     GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
+    gather_cells                 cells brought into the order of `to_tokens` as a processor would, when a graph is loaded
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
@@ -29,7 +30,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -257,27 +257,24 @@ def gather_cells(model: ModelProto) -> ModelProto:
     shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in graph.value_info}
     nodes, tables = [], {}
     for node in graph.node:
-        axes, name = _axes(node), node.output[0]
+        axes, name, source = _axes(node), node.output[0], next(iter(node.input), "")
         if axes not in (TO_TILES, FROM_TILES):
             nodes.append(node)
             continue
-        B, C, g, *_ = (shapes[node.input[0]] if axes == TO_TILES else shapes[name])
+        to_tiles = axes == TO_TILES
+        B, C, g, *_ = shapes[source if to_tiles else name]
         cells = token_cells(g * TILE)
-        rows = f"cells.{g}" if axes == TO_TILES else f"cells.{g}.back"
-        between, after, pixels = f"{name}.between", f"{name}.after", [B, C, len(cells)]
-        tokens = [B, len(cells), C]
-        first, last = (pixels, [B, TILE, TILE, g, g, C]) if axes == TO_TILES else (tokens, [B, C, g, TILE, g, TILE])
-        tables[rows] = cells if axes == TO_TILES else cells.argsort()
-        for key, shape in (("first", first), ("last", last)):
-            tables[f"{name}.{key}"] = torch.tensor(shape)
-        swap = partial(helper.make_node, "Transpose", perm=(0, 2, 1))
-        gather = partial(helper.make_node, "Gather", axis=1)
-        nodes.append(helper.make_node("Reshape", [node.input[0], f"{name}.first"], [f"{name}.flat"]))
-        if axes == TO_TILES:
-            nodes += [swap([f"{name}.flat"], [between]), gather([between, rows], [after])]
-        else:
-            nodes += [gather([f"{name}.flat", rows], [between]), swap([between], [after])]
-        nodes.append(helper.make_node("Reshape", [after, f"{name}.last"], [name]))
+        rows = f"cells.{g}" if to_tiles else f"cells.{g}.back"
+        flat = [B, C, len(cells)] if to_tiles else [B, len(cells), C]
+        shape = [B, TILE, TILE, g, g, C] if to_tiles else [B, C, g, TILE, g, TILE]
+        tables[rows] = cells if to_tiles else cells.argsort()
+        tables |= {f"{name}.flat": torch.tensor(flat), f"{name}.shape": torch.tensor(shape)}
+        swap, gather = ("Transpose", [], {"perm": (0, 2, 1)}), ("Gather", [rows], {"axis": 1})
+        middle = [swap, gather] if to_tiles else [gather, swap]
+        for i, (operator, more, attributes) in enumerate([("Reshape", [f"{name}.flat"], {}), *middle, ("Reshape", [f"{name}.shape"], {})]):
+            result = name if i == 3 else f"{name}.{i}"
+            nodes.append(helper.make_node(operator, [source, *more], [result], **attributes))
+            source = result
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(numpy_helper.from_array(table.numpy(), name) for name, table in tables.items())
