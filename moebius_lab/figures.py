@@ -207,7 +207,8 @@ def step_times(table: pd.DataFrame, title: str = "One guided step") -> Figure:
     labels = rows["backend"] + ", " + rows["form"]
     bars = ax.barh(labels, rows["median"], xerr=spread, capsize=3, color=[colours[form] for form in rows["form"]])
     ax.bar_label(bars, fmt="%.3g", padding=6, fontsize=8)
-    ax.set(xlabel="ms, median and quartiles", title=title)
+    ax.set(xlabel="ms, median and quartiles")
+    figure.suptitle(title)  # over the labels too, which are longer than the bars
     ax.invert_yaxis()
     ax.margins(x=0.12)
     return figure

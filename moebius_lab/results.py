@@ -155,12 +155,17 @@ def table(files: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def latest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each quantity of a machine the measurement that stands last in a `table`."""
+    return frame.drop_duplicates(["machine", "network", *KEY], keep="last")
+
+
 # -- the README --------------------------------------------------------------------------------------------------------
 
 
 def readme_table(files: list[dict]) -> str:
     """Guided step and whole picture of every machine and backend in Markdown, the fastest first; the last measurement counts."""
-    frame = table(files).drop_duplicates(["machine", "network", *KEY], keep="last")
+    frame = latest(table(files))
     lines = []
     for (network, machine), group in frame.groupby(["network", "machine"], sort=True):
         dates = sorted(set(group.date.str[:10]))

@@ -54,6 +54,7 @@ def test_a_table_of_several_machines(tmp_path):
         write(tmp_path / "2.json", row("guided step", "quick", 2), machine=card),
     ]
     text = results.readme_table(results.read_all(paths))
+    assert list(results.latest(results.table(results.read_all([*paths, paths[1]])))["median"]) == [2000, 10, 900, 2]
     assert text.index("small on A card") < text.index("small on a processor, 2 cores, 2026-01-02:")
     lines = text.splitlines()
     assert "| quick | fp32 | 10 (9 to 11) | 0.9 |" in lines
