@@ -213,7 +213,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: replay the step from a recording on WebGPU, where all of it runs on the device; see `web/backend.js`.
+        capture: run graphs from recordings on WebGPU, where all of a graph runs on the device; see `web/tape.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
         profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
 

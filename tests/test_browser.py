@@ -25,6 +25,7 @@ from moebius_lab.bundle import write_bundle
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from moebius_lab.imaging import feather
 from moebius_lab.inpaint import Settings, inpaint
+from moebius_lab.inventory import peak_activations
 from moebius_lab.profiles import operator_times
 from moebius_lab.serve import Handler, Server
 from moebius_lab.workbench import file_digest, prepare
@@ -129,9 +130,13 @@ def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
     return int(np.abs(got.astype(int) - inpaint(bench.torch_backend, image, mask, settings)).max())
 
 
-def test_small_on_webgpu_is_pytorch_s(small, bundle):
-    with Browser(bundle, "webgpu", adapter="software", capture=False) as browser:
-        assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence and "step not recorded" in browser.evidence
+@pytest.mark.parametrize("recorded", [False, True])
+def test_small_on_webgpu_is_pytorch_s(small, bundle, recorded):
+    with Browser(bundle, "webgpu", adapter="software", capture=recorded) as browser:
+        assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
+        assert (", step recorded" if recorded else ", step not recorded") in browser.evidence
+        alive = max(peak_activations(path) for path in small.stored("fp32").values())
+        assert alive / 2 < browser.loaded["workspace"] < 1.2 * alive if recorded else browser.loaded["workspace"] == 0  # graphs share it
         placed = browser.loaded["placed"]
         assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
         worst = worst_differences(browser, small)
@@ -167,6 +172,23 @@ def test_a_step_with_a_node_on_the_processor_is_not_recorded(bundle, tmp_path):
         assert not browser.loaded["captured"] and "step not recorded" in browser.evidence
         nodes = browser.loaded["placed"]["step"]["nodes"]
         assert nodes["CPU"] >= 1 and nodes["WebGpu"] > 1000
+
+
+def test_what_cannot_be_recorded_is_not(small, bundle, tmp_path):
+    def add_integer(model: onnx.ModelProto) -> None:
+        model.graph.input.append(onnx.helper.make_tensor_value_info("number", onnx.TensorProto.INT32, [1]))
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", ["number"], ["number.float"], to=onnx.TensorProto.FLOAT))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("number.float", onnx.TensorProto.FLOAT, [1]))
+
+    shutil.copytree(bundle, tmp_path / "page")
+    change_graph(tmp_path / "page", "vae_encoder", add_integer)
+    with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
+        assert not browser.loaded["captured"] and browser.loaded["workspace"] == 0
+        assert "step not recorded" in browser.evidence and "its input number is int32" in browser.evidence
+        feeds = example_inputs(small.config)["vae_decoder"]
+        got = browser.run("vae_decoder", {name: x.numpy() for name, x in feeds.items()})["image"]
+        with torch.inference_mode():
+            assert np.abs(got - torch_graphs(small.net, small.vae)["vae_decoder"](*feeds.values()).numpy()).max() < 1e-4
 
 
 def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tmp_path):

@@ -1,24 +1,27 @@
 // The three graphs on ONNX Runtime Web: one provider, and what it says about itself.
 
 import { EngineError, reason } from './errors.js';
+import { RecordedLoop, placeTogether, recordGraph } from './recorded.js';
+import { watchPrograms } from './tape.js';
 
 /** @typedef {import('./manifest.js').Manifest} Manifest */
 /** @typedef {import('./manifest.js').StoredFile} StoredFile */
 /** @typedef {import('./engine.js').Adapter} Adapter */
 /** @typedef {import('./engine.js').Values} Values */
 /** @typedef {import('./ddim.js').Step} Step */
+/** @typedef {import('./recorded.js').Recording} Recording */
+/** @typedef {import('./recorded.js').RecordedGraph} RecordedGraph */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
 /** @typedef {{session: InferenceSession, nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
-const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every node
 const WARNING = 2;
 const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
 const STEP = 'step';
 const LATENTS = 'next_latents';
-const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
+const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // nothing imagined is kept
 
 export class OrtBackend {
   /**
@@ -31,11 +34,13 @@ export class OrtBackend {
    * @param {URL} options.module the build of ONNX Runtime Web
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
-   * @param {boolean} options.capture record the step at its first run and replay it afterwards, where all of it runs on the device
+   * @param {boolean} options.capture record the graphs of which all runs on the device, and never ask the runtime again
    * @param {(sha256: string) => Promise<Blob>} options.file
    */
   static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
     const log = new RuntimeLog();
+    const record = capture && provider === 'webgpu';
+    if (record) watchPrograms();
     /** @type {Runtime} */
     const ort = await import(module.href);
     ort.env.wasm.wasmBinary = wasm;
@@ -43,7 +48,7 @@ export class OrtBackend {
     ort.env.logLevel = 'warning';
     const { options, options_require: needed } = manifest.precisions[precision];
     const extra = provider === 'wasm' || (await adapterHas(needed)) ? options : {};
-    return new OrtBackend(ort, log, provider, manifest, precision, extra, capture && provider === 'webgpu', file);
+    return new OrtBackend(ort, log, provider, manifest, precision, extra, record, file);
   }
 
   /**
@@ -67,8 +72,11 @@ export class OrtBackend {
     this.extra = extra;
     this.capture = capture;
     this.file = file;
-    /** @type {Recording|null} */
-    this.recording = null;
+    /** @type {Map<string, Recording>} */
+    this.recordings = new Map();
+    /** @type {Map<string, RecordedGraph>} */
+    this.recorded = new Map();
+    this.workspace = 0; // bytes for what the recorded graphs compute
     /** @type {Map<string, Placed>} */
     this.sessions = new Map();
     /** @type {GPUDevice|null} */
@@ -87,21 +95,28 @@ export class OrtBackend {
     const known = this.sessions.get(graph);
     if (known) return known;
     const { body, options, gpu } = await this.#source(graph);
-    const create = (/** @type {0|2} */ logSeverityLevel, enableGraphCapture = false) =>
-      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel, enableGraphCapture }));
-    const wanted = this.capture && graph === STEP;
-    const made = this.log.during(() => create(VERBOSE, wanted));
-    // the runtime makes no session to record where a node is not on the device
-    const { value: talking, lines } = await (wanted ? made.catch(() => this.log.during(() => create(VERBOSE))) : made);
+    const create = (/** @type {0|2} */ logSeverityLevel) =>
+      this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
+    const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
     const nodes = placement(lines);
-    const record = wanted && Object.keys(nodes).join() === 'WebGpu';
-    // the autoencoder's lines take less time than the device; a replayed step writes none
-    const session = gpu && graph === STEP && !record ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    const placed = { session, nodes };
     if (gpu && !this.device) await this.#watchDevice();
+    const record = this.capture && Object.keys(nodes).join() === 'WebGpu';
+    // the autoencoder's lines take less time than the device; a recorded graph writes none
+    const session = gpu && graph === STEP && !record ? await this.#quiet(talking, () => create(WARNING)) : talking;
+    if (record) this.recordings.set(graph, await recordGraph(this.ort, session, /** @type {GPUDevice} */ (this.device)));
+    const placed = { session, nodes };
     this.sessions.set(graph, placed);
-    if (record) this.recording = new Recording(this.ort, session, /** @type {GPUDevice} */ (this.device));
     return placed;
+  }
+
+  /** When all graphs are open, give those that are recorded their memory. */
+  async settle() {
+    if (!this.device || !this.recordings.size) return;
+    const { graphs, bytes } = placeTogether(this.device, this.recordings);
+    this.recorded = graphs;
+    this.workspace = bytes;
+    await this.device.queue.onSubmittedWorkDone(); // so that what the device says about it is here
+    this.throwDeviceError();
   }
 
   /**
@@ -117,10 +132,10 @@ export class OrtBackend {
     const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
     const gpu = this.provider === 'webgpu';
     const options = {
-      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph] } : { name: 'wasm' }],
+      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capture && UNSHARED) } : { name: 'wasm' }],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { ...this.extra }, // the runtime adds to it
-      ...(gpu && graph === STEP && { preferredOutputLocation: 'gpu-buffer' }),
+      ...(gpu && { preferredOutputLocation: 'gpu-buffer' }),
     };
     return { body, options, gpu };
   }
@@ -184,10 +199,12 @@ export class OrtBackend {
    */
   async run(graph, feeds) {
     await this.open(graph);
-    if (this.recording && graph === STEP) {
-      for (const [name, { data }] of Object.entries(feeds)) this.recording.write(name, data);
-      await this.recording.replay();
-      return this.recording.values();
+    const recorded = this.recorded.get(graph);
+    if (recorded) {
+      for (const [name, { data }] of Object.entries(feeds)) recorded.write(name, data);
+      await recorded.run();
+      this.throwDeviceError();
+      return recorded.values();
     }
     const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
     const outputs = await this.runTensors(graph, Object.fromEntries(tensors));
@@ -254,10 +271,11 @@ export class OrtBackend {
    * @param {number} guidance
    */
   async denoise(latents, mask, maskedLatents, guidance) {
-    if (!this.recording) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
+    const recorded = this.recorded.get(STEP);
+    if (!recorded) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
     const first = { latents, mask, masked_latents: maskedLatents, guidance: Float32Array.of(guidance) };
-    for (const [name, data] of Object.entries(first)) this.recording.write(name, data);
-    return new RecordedLoop(this, this.recording);
+    for (const [name, data] of Object.entries(first)) recorded.write(name, data);
+    return new RecordedLoop(recorded, () => this.throwDeviceError());
   }
 }
 
@@ -311,129 +329,11 @@ class TensorLoop {
   }
 }
 
-/** The step with its inputs in buffers that stay the same, which is what a recording needs: it knows no others. */
-class Recording {
-  /**
-   * @param {Runtime} ort
-   * @param {InferenceSession} session
-   * @param {GPUDevice} device
-   */
-  constructor(ort, session, device) {
-    this.session = session;
-    this.device = device;
-    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-    /** @type {Map<string, {buffer: GPUBuffer, tensor: Tensor}>} */
-    this.inputs = new Map();
-    for (const input of /** @type {readonly any[]} */ (session.inputMetadata)) {
-      if (input.type !== 'float32') throw new Error(`input ${input.name} is ${input.type}: only float32 can be recorded`);
-      const size = Math.ceil(bytesOf(input.shape) / SHADER_READS) * SHADER_READS;
-      const buffer = device.createBuffer({ size, usage });
-      const tensor = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: input.shape });
-      this.inputs.set(input.name, { buffer, tensor });
-    }
-    this.feeds = Object.fromEntries([...this.inputs].map(([name, { tensor }]) => [name, tensor]));
-    /** @type {Record<string, Tensor>} in buffers of the runtime's, the same after every run */
-    this.outputs = {};
-  }
-
-  /** @param {string} name */
-  #buffer(name) {
-    const input = this.inputs.get(name);
-    if (!input) throw new EngineError('bad-input', `The step has no input "${name}".`);
-    return input.buffer;
-  }
-
-  /**
-   * @param {string} name
-   * @param {Float32Array} data
-   */
-  write(name, data) {
-    this.device.queue.writeBuffer(this.#buffer(name), 0, new Float32Array(data)); // a copy: shared memory is refused
-  }
-
-  async replay() {
-    const outputs = await this.session.run(this.feeds, { logSeverityLevel: WARNING });
-    this.outputs = /** @type {Record<string, Tensor>} */ (outputs);
-    await this.device.queue.onSubmittedWorkDone();
-  }
-
-  /** Make the next latents the current ones, on the device. */
-  advance() {
-    const { gpuBuffer, dims } = this.outputs[LATENTS];
-    const encoder = this.device.createCommandEncoder();
-    encoder.copyBufferToBuffer(/** @type {GPUBuffer} */ (gpuBuffer), 0, this.#buffer('latents'), 0, bytesOf(dims));
-    this.device.queue.submit([encoder.finish()]);
-  }
-
-  /** @returns {Promise<Float32Array>} the current latents */
-  async latents() {
-    return this.#read(this.#buffer('latents'));
-  }
-
-  /** @returns {Promise<Record<string, Values>>} all outputs */
-  async values() {
-    /** @type {Record<string, Values>} */
-    const values = {};
-    for (const [name, { gpuBuffer, dims }] of Object.entries(this.outputs)) {
-      const data = await this.#read(/** @type {GPUBuffer} */ (gpuBuffer), bytesOf(dims));
-      values[name] = { dims: [...dims], data };
-    }
-    return values;
-  }
-
-  /**
-   * @param {GPUBuffer} buffer
-   * @param {number} [bytes]
-   */
-  async #read(buffer, bytes = buffer.size) {
-    const copy = this.device.createBuffer({ size: bytes, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
-    const encoder = this.device.createCommandEncoder();
-    encoder.copyBufferToBuffer(buffer, 0, copy, 0, bytes);
-    this.device.queue.submit([encoder.finish()]);
-    await copy.mapAsync(GPUMapMode.READ);
-    const values = new Float32Array(copy.getMappedRange()).slice();
-    copy.destroy();
-    return values;
-  }
-}
-
 /** @param {string[]} features */
 async function adapterHas(features) {
+  if (!features.length) return true;
   const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
   return features.every((feature) => adapter?.features.has(feature));
-}
-
-/** @param {readonly number[]} dims of float32 */
-function bytesOf(dims) {
-  return 4 * dims.reduce((product, side) => product * side, 1);
-}
-
-/** Steps replayed from a recording. */
-class RecordedLoop {
-  /**
-   * @param {OrtBackend} backend
-   * @param {Recording} recording
-   */
-  constructor(backend, recording) {
-    this.backend = backend;
-    this.recording = recording;
-  }
-
-  /** @param {Step} step */
-  async step({ timestep, latentScale, noiseScale }) {
-    const numbers = { timestep, latent_scale: latentScale, noise_scale: noiseScale };
-    for (const [name, value] of Object.entries(numbers)) this.recording.write(name, Float32Array.of(value));
-    await this.recording.replay();
-    this.backend.throwDeviceError();
-    this.recording.advance();
-  }
-
-  latents() {
-    return this.recording.latents();
-  }
-
-  /** The buffers stay for the next picture. */
-  close() {}
 }
 
 /**

@@ -41,6 +41,7 @@ export { EngineError };
  * @property {number} threads of wasm
  * @property {Record<string, {nodes: Record<string, number>}>} placed for each graph, how many nodes run on which provider
  * @property {boolean} captured whether the step is replayed from a recording
+ * @property {number} workspace bytes on the device for all that recorded graphs compute
  * @property {string} evidence all of it in one sentence
  * @property {'cache'|'memory'} storage
  */
@@ -137,7 +138,11 @@ export class Engine extends EventTarget {
       this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options));
     } catch (error) {
       this.close();
-      throw error;
+      if (!(error instanceof EngineError) || error.code !== 'unrecordable') throw error;
+      // in a new worker, for a recording that failed may have left the runtime half-way
+      const loaded = await this.load({ ...choice, capture: false }, options);
+      loaded.evidence += `. ${error.message}`;
+      return loaded;
     }
     return this.loaded;
   }

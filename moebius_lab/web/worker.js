@@ -49,6 +49,8 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
     signal.throwIfAborted();
     checkFeatures(manifest, precision, made.device);
   }
+  await made.settle();
+  signal.throwIfAborted();
   made.device?.lost.then(({ message }) => {
     const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));
     postMessage({ lost: toMessage(error) });
@@ -56,7 +58,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   backend = made;
   const features = made.device ? [...made.device.features].sort() : [];
   const used = made.device ? 0 : threads;
-  const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recording !== null };
+  const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recorded.has('step'), workspace: made.workspace };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }
 

@@ -1,0 +1,204 @@
+// Graphs on tape: each is taken down once, all share memory that is planned for them, and ONNX Runtime is not asked again.
+
+import { EngineError, reason } from './errors.js';
+import { Program, Tape, plan } from './tape.js';
+
+/** @typedef {import('./engine.js').Values} Values */
+/** @typedef {import('./ddim.js').Step} Step */
+/** @typedef {typeof import('onnxruntime-web')} Runtime */
+/** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
+/** @typedef {import('onnxruntime-web').Tensor} Tensor */
+/** @typedef {import('./tape.js').Imagined} Imagined */
+/** @typedef {import('./tape.js').Stay} Stay */
+/** @typedef {import('./tape.js').Room} Room */
+/** @typedef {import('./tape.js').Region} Region */
+
+const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+const LATENTS = 'next_latents';
+const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
+const WARNING = 2;
+
+/**
+ * @typedef {object} Recording of a graph, without memory for what it computes
+ * @property {Tape} tape
+ * @property {Map<string, GPUBuffer>} inputs
+ * @property {Map<string, {buffer: Imagined, dims: number[]}>} outputs
+ * @property {Stay[]} stays
+ */
+
+/**
+ * Take down a run of a session whose nodes are all on the device.
+ *
+ * @param {Runtime} ort
+ * @param {InferenceSession} session
+ * @param {GPUDevice} device
+ * @returns {Promise<Recording>}
+ * @throws {EngineError} code 'unrecordable': it does something that a tape cannot hold; the runtime may be broken now
+ */
+export async function recordGraph(ort, session, device) {
+  /** @type {Recording['inputs']} */
+  const inputs = new Map();
+  /** @type {Recording['outputs']} */
+  const outputs = new Map();
+  /** @type {Record<string, Tensor>} */
+  const feeds = {};
+  try {
+    for (const { name, type, shape } of /** @type {readonly any[]} */ (session.inputMetadata)) {
+      if (type !== 'float32') throw new Error(`its input ${name} is ${type}, and only float32 is taken down`);
+      const buffer = storage(device, Math.ceil(bytesOf(shape) / SHADER_READS) * SHADER_READS);
+      inputs.set(name, buffer);
+      feeds[name] = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: shape });
+    }
+    const { tape, value } = await Tape.record(device, () => session.run(feeds, { logSeverityLevel: WARNING }));
+    for (const [name, tensor] of Object.entries(/** @type {Record<string, any>} */ (value))) {
+      outputs.set(name, { buffer: tensor.gpuBuffer, dims: [...tensor.dims] });
+      tensor.dispose();
+    }
+    return { tape, inputs, outputs, stays: tape.stays([...outputs.values()].map(({ buffer }) => buffer)) };
+  } catch (error) {
+    throw new EngineError('unrecordable', `A graph cannot be recorded: ${reason(error)}.`, error);
+  }
+}
+
+/**
+ * Give recordings, of which one runs at a time, their memory.
+ *
+ * @param {GPUDevice} device
+ * @param {Map<string, Recording>} recordings
+ * @returns {{graphs: Map<string, RecordedGraph>, bytes: number}} `bytes` for all that they compute
+ */
+export function placeTogether(device, recordings) {
+  const { sizes, rooms } = plan(
+    [...recordings.values()].map(({ stays }) => stays),
+    device.limits.minStorageBufferOffsetAlignment,
+  );
+  const buffers = sizes.map((size) => storage(device, size));
+  const region = (/** @type {Stay} */ stay) => {
+    const { index, offset } = /** @type {Room} */ (rooms.get(stay));
+    return { buffer: buffers[index], offset };
+  };
+  const graphs = new Map([...recordings].map(([name, recording]) => [name, new RecordedGraph(device, recording, region)]));
+  return { graphs, bytes: sizes.reduce((sum, size) => sum + size, 0) };
+}
+
+/** A graph that runs from its recording. */
+export class RecordedGraph {
+  /**
+   * @param {GPUDevice} device
+   * @param {Recording} recording
+   * @param {(stay: Stay) => Region} region
+   */
+  constructor(device, { tape, inputs, outputs, stays }, region) {
+    this.device = device;
+    this.inputs = inputs;
+    this.program = new Program(device, tape, stays, region);
+    /** @type {Map<string, {region: Region, dims: number[]}>} */
+    this.outputs = new Map();
+    for (const [name, { buffer, dims }] of outputs) {
+      const stay = /** @type {Stay} */ (stays.findLast((stay) => stay.buffer === buffer));
+      this.outputs.set(name, { region: region(stay), dims });
+    }
+  }
+
+  /** @param {string} name */
+  #input(name) {
+    const buffer = this.inputs.get(name);
+    if (!buffer) throw new EngineError('bad-input', `The graph has no input "${name}".`);
+    return buffer;
+  }
+
+  /**
+   * @param {string} name
+   * @param {Float32Array} data
+   */
+  write(name, data) {
+    this.device.queue.writeBuffer(this.#input(name), 0, new Float32Array(data)); // a copy: shared memory is refused
+  }
+
+  /** Run it on what the inputs hold. */
+  async run() {
+    this.program.run();
+    await this.device.queue.onSubmittedWorkDone();
+  }
+
+  /** Make the next latents the current ones, on the device. */
+  advance() {
+    const { region: next } = /** @type {{region: Region}} */ (this.outputs.get(LATENTS));
+    const latents = this.#input('latents');
+    const encoder = this.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(next.buffer, next.offset, latents, 0, latents.size);
+    this.device.queue.submit([encoder.finish()]);
+  }
+
+  /** @returns {Promise<Float32Array>} the current latents */
+  async latents() {
+    const buffer = this.#input('latents');
+    return this.#read({ buffer, offset: 0 }, buffer.size);
+  }
+
+  /** @returns {Promise<Record<string, Values>>} all outputs */
+  async values() {
+    /** @type {Record<string, Values>} */
+    const values = {};
+    for (const [name, { region, dims }] of this.outputs) {
+      values[name] = { dims, data: await this.#read(region, bytesOf(dims)) };
+    }
+    return values;
+  }
+
+  /**
+   * @param {Region} region
+   * @param {number} bytes
+   */
+  async #read({ buffer, offset }, bytes) {
+    const copy = this.device.createBuffer({ size: bytes, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+    const encoder = this.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(buffer, offset, copy, 0, bytes);
+    this.device.queue.submit([encoder.finish()]);
+    await copy.mapAsync(GPUMapMode.READ);
+    const values = new Float32Array(copy.getMappedRange()).slice();
+    copy.destroy();
+    return values;
+  }
+}
+
+/**
+ * @param {GPUDevice} device
+ * @param {number} size
+ */
+function storage(device, size) {
+  return device.createBuffer({ size, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
+}
+
+/** @param {readonly number[]} dims of float32 */
+function bytesOf(dims) {
+  return 4 * dims.reduce((product, side) => product * side, 1);
+}
+
+/** Steps replayed from a recording. */
+export class RecordedLoop {
+  /**
+   * @param {RecordedGraph} graph
+   * @param {() => void} check throws what the device reported meanwhile
+   */
+  constructor(graph, check) {
+    this.graph = graph;
+    this.check = check;
+  }
+
+  /** @param {Step} step */
+  async step({ timestep, latentScale, noiseScale }) {
+    const numbers = { timestep, latent_scale: latentScale, noise_scale: noiseScale };
+    for (const [name, value] of Object.entries(numbers)) this.graph.write(name, Float32Array.of(value));
+    await this.graph.run();
+    this.check();
+    this.graph.advance();
+  }
+
+  latents() {
+    return this.graph.latents();
+  }
+
+  /** The buffers stay for the next picture. */
+  close() {}
+}

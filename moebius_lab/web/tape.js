@@ -1,0 +1,405 @@
+// What a graph has the graphics device do, taken down without being done, and done later in memory that was planned for it.
+//
+// ONNX Runtime makes a buffer for every tensor, serves another only of the same size from it, and keeps buffers of their own
+// for every session that it records. Once all is taken down it is known which buffer is wanted from when to when, so that what
+// is never wanted at the same time, of one graph or of several, shares room (`plan`).
+
+const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+const AT_ONCE = 64; // commands that are handed over together: the device begins with them while the next are put together
+
+/** @typedef {{pipeline: GPUComputePipeline, groups: GPUBindGroupDescriptor[], workgroups: [number, number, number]}} Dispatch */
+/** @typedef {{source: Place, sourceOffset: number, target: Place, targetOffset: number, size: number}} Copy */
+/** @typedef {{cleared: Place, offset: number, size: number}} Clear */
+/** @typedef {Dispatch|Copy|Clear} Command */
+/** @typedef {GPUBuffer|Imagined} Place */
+/** @typedef {'read'|'write'|'both'} Use 'both' where what was there before may count */
+/**
+ * @typedef {object} Stay something in a buffer
+ * @property {Imagined} buffer
+ * @property {number} from the command that writes it
+ * @property {number} to the last that reads it
+ * @property {boolean} read whether any does
+ * @property {Map<number, boolean>} uses the commands that have to do with it, and whether they write
+ */
+/** @typedef {{index: number, offset: number}} Room in which buffer, from which byte */
+/** @typedef {{buffer: GPUBuffer, offset: number}} Region */
+
+// -- programs ---------------------------------------------------------------------------------------------------------
+
+/** @type {WeakMap<object, Map<number, Use>>} of modules and pipelines: what they do with each buffer of group 0, by binding */
+const uses = new WeakMap();
+
+/** From now on know of every program what it reads and writes: the runtime makes some before anything is taken down. */
+export function watchPrograms() {
+  const devices = GPUDevice.prototype;
+  const { createShaderModule, createComputePipeline, createComputePipelineAsync } = devices;
+  devices.createShaderModule = function (descriptor) {
+    const module = createShaderModule.call(this, descriptor);
+    uses.set(module, usesIn(descriptor.code));
+    return module;
+  };
+  const known = (/** @type {GPUComputePipeline} */ pipeline, /** @type {GPUComputePipelineDescriptor} */ { compute }) => {
+    const found = uses.get(compute.module);
+    if (found) uses.set(pipeline, found);
+    return pipeline;
+  };
+  devices.createComputePipeline = function (descriptor) {
+    return known(createComputePipeline.call(this, descriptor), descriptor);
+  };
+  devices.createComputePipelineAsync = async function (descriptor) {
+    return known(await createComputePipelineAsync.call(this, descriptor), descriptor);
+  };
+}
+
+const BUFFER = /@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(?:storage|uniform)\s*(?:,\s*(\w+))?\s*>\s*(\w+)\s*:\s*([^;]+);/g;
+
+/**
+ * What a program in WGSL does with the buffers of group 0.
+ *
+ * @param {string} code
+ * @returns {Map<number, Use>} by binding
+ */
+export function usesIn(code) {
+  /** @type {Map<number, Use>} */
+  const found = new Map();
+  for (const [, binding, access, name, type] of code.matchAll(BUFFER)) {
+    const reads = access !== 'read_write' || type.includes('atomic') || readsElement(code, name);
+    found.set(Number(binding), access !== 'read_write' ? 'read' : reads ? 'both' : 'write');
+  }
+  return found;
+}
+
+/**
+ * Whether a variable stands anywhere but, with an index, left of an assignment.
+ *
+ * @param {string} code
+ * @param {string} name
+ */
+function readsElement(code, name) {
+  for (const { index } of code.matchAll(new RegExp(`(?<![.\\w])${name}\\b(?!\\s*:)`, 'g'))) {
+    let at = index + name.length;
+    let depth = 0;
+    do depth += code[at] === '[' ? 1 : code[at] === ']' ? -1 : 0;
+    while (depth > 0 && ++at < code.length);
+    if (code[at] !== ']' || !/^\s*=[^=]/.test(code.slice(at + 1))) return true;
+  }
+  return false;
+}
+
+// -- taking down ------------------------------------------------------------------------------------------------------
+
+/** A buffer that was asked for while commands were taken down: there is no memory behind it. */
+export class Imagined {
+  /** @param {GPUBufferDescriptor} descriptor */
+  constructor({ size, usage }) {
+    this.size = size;
+    this.usage = usage; // the runtime reads both
+    this.uniform = (usage & GPUBufferUsage.UNIFORM) !== 0;
+    /** @type {Uint8Array|null} what was written to it beforehand: the numbers that go with one dispatch */
+    this.written = null;
+  }
+
+  destroy() {}
+}
+
+export class Tape {
+  constructor() {
+    /** @type {Command[]} */
+    this.commands = [];
+  }
+
+  /**
+   * Take down what `work` asks of a device, which does none of it but make programs.
+   *
+   * @template T
+   * @param {GPUDevice} device
+   * @param {() => Promise<T>} work
+   * @returns {Promise<{tape: Tape, value: T}>}
+   * @throws {Error} `work` moves data between processor and device, or does what else a tape cannot hold
+   */
+  static async record(device, work) {
+    const tape = new Tape();
+    const { queue } = device;
+    const submit = queue.submit.bind(queue);
+    const instead = {
+      createBuffer: imagine,
+      createBindGroup: (/** @type {GPUBindGroupDescriptor} */ descriptor) => descriptor,
+      createCommandEncoder: () => tape.#encoder(),
+    };
+    const insteadOfQueue = {
+      submit: (/** @type {GPUCommandBuffer[]} */ buffers) => submit(buffers.filter((buffer) => buffer instanceof GPUCommandBuffer)),
+      writeBuffer: writeDown,
+    };
+    Object.assign(device, instead); // in front of the methods that it inherits
+    Object.assign(queue, insteadOfQueue);
+    try {
+      return { tape, value: await work() };
+    } finally {
+      for (const name of Object.keys(instead)) Reflect.deleteProperty(device, name);
+      for (const name of Object.keys(insteadOfQueue)) Reflect.deleteProperty(queue, name);
+    }
+  }
+
+  #encoder() {
+    const { commands } = this;
+    return {
+      beginComputePass() {
+        /** @type {GPUComputePipeline} */
+        let pipeline;
+        /** @type {GPUBindGroupDescriptor[]} */
+        const groups = [];
+        return {
+          setPipeline(/** @type {GPUComputePipeline} */ next) {
+            pipeline = next;
+          },
+          setBindGroup(/** @type {number} */ index, /** @type {GPUBindGroupDescriptor} */ group, /** @type {unknown[]} */ ...offsets) {
+            if (index || offsets.length) throw new Error('a second group or offsets of a dispatch cannot be taken down');
+            groups[index] = group;
+          },
+          dispatchWorkgroups(x = 1, y = 1, z = 1) {
+            commands.push({ pipeline, groups: [...groups], workgroups: [x, y, z] });
+          },
+          end() {},
+        };
+      },
+      copyBufferToBuffer(
+        /** @type {Place} */ source,
+        /** @type {number} */ sourceOffset,
+        /** @type {Place} */ target,
+        /** @type {number} */ targetOffset,
+        /** @type {number} */ size,
+      ) {
+        commands.push({ source, sourceOffset, target, targetOffset, size });
+      },
+      clearBuffer(/** @type {Place} */ cleared, offset = 0, size = cleared.size - offset) {
+        commands.push({ cleared, offset, size });
+      },
+      finish: () => ({}),
+    };
+  }
+
+  /**
+   * What the imagined buffers hold, and when it is wanted, the numbers of single dispatches left out. The runtime itself serves
+   * several tensors of one size from a buffer: what it held is over where a program writes to it after others have read it.
+   *
+   * @param {Iterable<unknown>} results buffers that are read when all commands are done
+   * @returns {Stay[]}
+   */
+  stays(results) {
+    const { commands } = this;
+    /** @type {Map<Imagined, Stay>} */
+    const last = new Map();
+    /** @type {Stay[]} */
+    const stays = [];
+    commands.forEach((command, at) => {
+      for (const { place, use } of usesOf(command)) {
+        if (!(place instanceof Imagined) || place.uniform) continue;
+        let stay = last.get(place);
+        if (!stay && use === 'read') throw new Error('a program reads what none has written');
+        if (!stay || (use === 'write' && stay.read && stay.to < at)) {
+          stay = { buffer: place, from: at, to: at, read: false, uses: new Map() };
+          last.set(place, stay);
+          stays.push(stay);
+        }
+        stay.to = at;
+        stay.read ||= use !== 'write';
+        stay.uses.set(at, stay.uses.get(at) || use !== 'read');
+      }
+    });
+    for (const result of results) {
+      const stay = last.get(/** @type {Imagined} */ (result));
+      if (stay) stay.to = commands.length;
+    }
+    return stays;
+  }
+}
+
+/** @param {GPUBufferDescriptor} descriptor */
+function imagine(descriptor) {
+  const mapped = GPUBufferUsage.MAP_READ | GPUBufferUsage.MAP_WRITE;
+  if (descriptor.mappedAtCreation || descriptor.usage & mapped) throw new Error('data between processor and device cannot be taken down');
+  return new Imagined(descriptor);
+}
+
+/**
+ * @param {Place} place
+ * @param {number} offset
+ * @param {Uint8Array} data
+ * @param {number} from
+ * @param {number} size
+ */
+function writeDown(place, offset, data, from = 0, size = data.length - from) {
+  if (!(place instanceof Imagined) || !place.uniform || place.written || offset) throw new Error('data for the device cannot be taken down');
+  place.written = data.slice(from, from + size);
+}
+
+/**
+ * @param {Command} command
+ * @returns {{place: Place, use: Use}[]}
+ */
+function usesOf(command) {
+  /** @returns {{place: Place, use: Use}} */
+  const written = (/** @type {Place} */ place, /** @type {number} */ size) => ({ place, use: size >= place.size ? 'write' : 'both' });
+  if ('source' in command) return [{ place: command.source, use: 'read' }, written(command.target, command.size)];
+  if ('cleared' in command) return [written(command.cleared, command.size)];
+  const known = uses.get(command.pipeline);
+  return command.groups.flatMap(({ entries }) =>
+    [...entries].map(({ binding, resource }) => ({ place: /** @type {any} */ (resource).buffer, use: known?.get(binding) ?? 'both' })),
+  );
+}
+
+// -- planning ---------------------------------------------------------------------------------------------------------
+
+/** @typedef {{stay: Stay, tape: number, size: number, offset: number}} Guest */
+
+/**
+ * Give what several tapes hold, of which one runs at a time, room that nobody else needs meanwhile.
+ *
+ * The largest go first, each to the smallest buffer that has room for it, beside others if need be; a buffer is as large as
+ * the first that came to it. A device lets no command write to a buffer that it also reads, so what meets in a command that
+ * writes stands in different buffers.
+ *
+ * @param {Stay[][]} tapes
+ * @param {number} apart bytes; every room begins at a multiple of it
+ * @returns {{sizes: number[], rooms: Map<Stay, Room>}} bytes of each buffer; where each stay is
+ */
+export function plan(tapes, apart) {
+  const guests = tapes.flatMap((stays, tape) => stays.map((stay) => ({ stay, tape, size: stay.buffer.size, offset: 0 })));
+  /** @type {{size: number, taken: Guest[]}[]} */
+  const buffers = [];
+  /** @type {Map<Stay, Room>} */
+  const rooms = new Map();
+  for (const guest of guests.sort((a, b) => b.size - a.size)) {
+    let index = buffers.length;
+    /** @type {number|null} */
+    let offset = null;
+    while (offset === null && index > 0) offset = roomIn(buffers[--index], guest, apart);
+    if (offset === null) index = buffers.push({ size: guest.size, taken: [] }) - 1;
+    guest.offset = offset ?? 0;
+    buffers[index].taken.push(guest);
+    rooms.set(guest.stay, { index, offset: guest.offset });
+  }
+  return { sizes: buffers.map(({ size }) => size), rooms };
+}
+
+/**
+ * @param {{size: number, taken: Guest[]}} buffer
+ * @param {Guest} guest
+ * @param {number} apart
+ * @returns {number|null} from which byte; null where there is no room
+ */
+function roomIn({ size, taken }, guest, apart) {
+  const beside = taken.filter(({ stay, tape }) => tape === guest.tape && stay.from <= guest.stay.to && stay.to >= guest.stay.from);
+  if (beside.some(({ stay }) => clash(stay, guest.stay))) return null;
+  let offset = 0;
+  for (const other of beside.sort((a, b) => a.offset - b.offset)) {
+    if (offset + guest.size <= other.offset) break;
+    offset = Math.max(offset, Math.ceil((other.offset + other.size) / apart) * apart);
+  }
+  return offset + guest.size <= size ? offset : null;
+}
+
+/**
+ * Whether a command that writes to one of two has to do with the other as well.
+ *
+ * @param {Stay} a
+ * @param {Stay} b
+ */
+function clash(a, b) {
+  return [...a.uses].some(([at, writes]) => b.uses.has(at) && (writes || b.uses.get(at)));
+}
+
+// -- doing ------------------------------------------------------------------------------------------------------------
+
+/** A tape with memory behind it: runs as often as wanted. */
+export class Program {
+  /**
+   * @param {GPUDevice} device
+   * @param {Tape} tape
+   * @param {Stay[]} stays of the tape
+   * @param {(stay: Stay) => Region} place
+   */
+  constructor(device, tape, stays, place) {
+    this.device = device;
+    const numbers = dispatchNumbers(device, tape);
+    const of = Map.groupBy(stays, ({ buffer }) => buffer);
+    const region = (/** @type {Place} */ buffer, /** @type {number} */ at) => {
+      if (!(buffer instanceof Imagined)) return { buffer, offset: 0 };
+      return numbers.get(buffer) ?? place(/** @type {Stay} */ (of.get(buffer)?.find(({ from, to }) => from <= at && at <= to)));
+    };
+    const bind = (/** @type {any} */ { layout, entries }, /** @type {number} */ at) =>
+      device.createBindGroup({
+        layout,
+        entries: [...entries].map(({ binding, resource: { buffer, offset = 0, size = buffer.size - offset } }) => {
+          const found = region(buffer, at);
+          return { binding, resource: { buffer: found.buffer, offset: found.offset + offset, size } };
+        }),
+      });
+    /** @type {((encoder: GPUCommandEncoder, pass: GPUComputePassEncoder|null) => GPUComputePassEncoder|null)[]} */
+    this.commands = tape.commands.map((command, at) => {
+      if ('source' in command) {
+        const { sourceOffset, targetOffset, size } = command;
+        const [from, to] = [region(command.source, at), region(command.target, at)];
+        return (encoder, pass) => {
+          pass?.end();
+          encoder.copyBufferToBuffer(from.buffer, from.offset + sourceOffset, to.buffer, to.offset + targetOffset, size);
+          return null;
+        };
+      }
+      if ('cleared' in command) {
+        const { buffer, offset } = region(command.cleared, at);
+        return (encoder, pass) => {
+          pass?.end();
+          encoder.clearBuffer(buffer, offset + command.offset, command.size);
+          return null;
+        };
+      }
+      const { pipeline, workgroups } = command;
+      const [group] = command.groups.map((descriptor) => bind(descriptor, at));
+      return (encoder, pass) => {
+        const open = pass ?? encoder.beginComputePass();
+        open.setPipeline(pipeline);
+        open.setBindGroup(0, group);
+        open.dispatchWorkgroups(...workgroups);
+        return open;
+      };
+    });
+  }
+
+  /** Hand all commands over; the device does them in its own time. */
+  run() {
+    for (let i = 0; i < this.commands.length; i += AT_ONCE) {
+      const encoder = this.device.createCommandEncoder();
+      /** @type {GPUComputePassEncoder|null} */
+      let pass = null;
+      for (const command of this.commands.slice(i, i + AT_ONCE)) pass = command(encoder, pass);
+      pass?.end();
+      this.device.queue.submit([encoder.finish()]);
+    }
+  }
+}
+
+/**
+ * Put the numbers that go with each dispatch of a tape into one buffer.
+ *
+ * @param {GPUDevice} device
+ * @param {Tape} tape
+ * @returns {Map<Imagined, Region>}
+ */
+function dispatchNumbers(device, tape) {
+  const apart = device.limits.minUniformBufferOffsetAlignment;
+  const places = new Set(tape.commands.flatMap(usesOf).map(({ place }) => place));
+  /** @type {Map<Imagined, number>} */
+  const offsets = new Map();
+  let size = 0;
+  for (const place of places) {
+    if (!(place instanceof Imagined) || !place.uniform) continue;
+    offsets.set(place, size);
+    size += Math.ceil(place.size / apart) * apart;
+  }
+  const bytes = new Uint8Array(Math.max(size, apart));
+  for (const [{ written }, offset] of offsets) bytes.set(written ?? [], offset);
+  const buffer = device.createBuffer({ size: bytes.length, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+  device.queue.writeBuffer(buffer, 0, bytes);
+  return new Map([...offsets].map(([place, offset]) => [place, { buffer, offset }]));
+}
