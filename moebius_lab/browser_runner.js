@@ -1,8 +1,6 @@
 // The reader's own browser as a backend: the page's modules and a model's files come from the kernel, the page's engine
 // runs them here, and outputs go back. Served from nowhere: modules and files become blob URLs.
 
-const MODULES = ['errors.js', 'manifest.js', 'model_cache.js', 'engine.js', 'ddim.js', 'random.js', 'imaging.js', 'inpaint.js',
-  'backend.js', 'worker.js'];
 const TYPES = { js: 'text/javascript', mjs: 'text/javascript', wasm: 'application/wasm' };
 
 /** Files as they arrive, in parts below what a websocket message may hold. */
@@ -33,6 +31,7 @@ class Files {
   /** A module whose imports of its neighbours are theirs here. */
   async module(name) {
     if (this.urls.has(name)) return this.urls.get(name);
+    if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
     let text = await new Blob(this.parts.get(name)).text();
     const wanted = [...text.matchAll(/^(?:import|export) .*from '\.\/([\w.]+)';$/gm)].map((found) => found[1]);
     for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(other)}';`);

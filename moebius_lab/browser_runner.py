@@ -38,9 +38,6 @@ from .workbench import PYTORCH, Loop, Workbench
 PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes without a word
 SERVED = "JPY_SESSION_NAME"  # the environment variable that a Jupyter server sets for the kernel of a notebook
 WAIT, WAIT_SERVED = 5.0, 60.0  # s for the page's first word: short where most likely nobody looks
-MODULES = (
-    "errors", "manifest", "model_cache", "engine", "ddim", "random", "imaging", "inpaint", "backend", "worker",
-)  # fmt: skip
 
 
 class BrowserRunner(anywidget.AnyWidget):
@@ -189,8 +186,8 @@ class BrowserRunner(anywidget.AnyWidget):
         self.loaded = self._browser.loaded
 
     def _load_in_page(self) -> None:
-        for module in MODULES:
-            self._send_file(f"{module}.js")
+        for module in sorted(self.bundle.glob("*.js")):
+            self._send_file(module.name)
         manifest = copy.deepcopy(self.manifest)
         manifest["precisions"] = {self.choice["precision"]: manifest["precisions"][self.choice["precision"]]}
         prepared, _ = self._call("prepare", {"manifest": manifest, "provider": self.choice["provider"]})
