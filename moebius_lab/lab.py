@@ -17,7 +17,10 @@ import nbformat
 from . import LabError
 
 RUN_SECONDS = 600  # that a whole notebook may take
-ALL_RUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((at) => /\\[\\d+\\]/.test(at.textContent))"""
+PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((at) => at.textContent)"
+FAILED = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]:has(.ansi-red-fg)'  # a warning is not red
+ALL_RUN = f"{PROMPTS}.every((prompt) => /\\[\\d+\\]/.test(prompt))"
+SETTLED = f"{ALL_RUN} || (document.querySelector('{FAILED}') && !{PROMPTS}.some((prompt) => prompt.includes('*')))"
 
 
 @contextlib.contextmanager
@@ -63,9 +66,15 @@ def write_notebook(path: Path, code: str) -> None:
 
 
 def run_all(tab, url: str, notebook: str) -> None:
-    """Open a notebook of the server at `url` in a Playwright page and run all of it; returns when its last cell has run."""
+    """Open a notebook of the server at `url` in a Playwright page and run all of it; returns when its last cell has run.
+
+    Raises:
+        LabError: a cell failed, and those after it did not run; with what it said.
+    """
     tab.goto(f"{url}/lab/tree/{notebook}?reset", wait_until="domcontentloaded")
     tab.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")')
     tab.click('.lm-MenuBar-itemLabel:text-is("Run")')
     tab.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    tab.wait_for_function(ALL_RUN, timeout=RUN_SECONDS * 1000)
+    tab.wait_for_function(f"() => {SETTLED}", timeout=RUN_SECONDS * 1000)
+    if not tab.evaluate(ALL_RUN):
+        raise LabError(f"a cell of {notebook} failed: {tab.locator(FAILED).first.inner_text()}")

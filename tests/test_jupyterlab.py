@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from moebius_lab import LabError
 from moebius_lab.browser import find_chromium, launch_options
-from moebius_lab.lab import jupyterlab, run_all, write_notebook
+from moebius_lab.lab import FAILED, jupyterlab, run_all, write_notebook
 from moebius_lab.mask_painter import MaskPainter
 from moebius_lab.report import SOURCE_FOLDER
 
@@ -211,6 +212,13 @@ def test_errors_are_shown_in_the_widget(lab, page):
     expect(page.locator('[role="alert"]:has-text("cannot be written")')).to_be_visible()
 
 
+def test_a_cell_that_fails_is_told_at_once(lab, page):
+    folder, url = lab
+    write_notebook(folder / "fails.ipynb", "1 + 1\n# %%\nopen('no such picture')\n# %%\n2 + 2")
+    with pytest.raises(LabError, match="no such picture"):
+        run_all(page, url, "fails.ipynb")
+
+
 def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     """Two seconds at 60 Hz, by mouse, then one finger: what was painted is what the canvas shows."""
     folder, url = lab
@@ -267,4 +275,4 @@ def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, small, pict
     run_all(page, url, f"{name}.ipynb")
     said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts())
     assert "this browser, processor (wasm)" in said and "headless Chromium" not in said, said
-    assert not page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count(), said
+    assert not page.locator(FAILED).count(), said
