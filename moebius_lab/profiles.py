@@ -93,7 +93,7 @@ def write_limits(folder: str | Path) -> dict[str, Path]:
         body = model.SerializeToString()
         path.write_bytes(body)
         files = [{"name": path.name, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}]
-        path.with_name("files.json").write_text(json.dumps({"files": files}))
+        path.with_name("files.json").write_text(json.dumps({"files": files}), encoding="utf-8")
         paths[name] = path
     return paths
 

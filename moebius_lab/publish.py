@@ -95,7 +95,7 @@ def _planned(path: str, source: Path | str, folder: Path | None = None) -> Plann
     if isinstance(source, Path):
         return PlannedFile(path, source, source.stat().st_size, file_sha256(source))
     written = folder / path
-    written.write_text(source)
+    written.write_text(source, encoding="utf-8")
     return PlannedFile(path, source, written.stat().st_size, file_sha256(written))
 
 
@@ -106,7 +106,7 @@ def _files_of(manifest: dict) -> list[dict]:
 def _results(bench: Workbench) -> dict[str, dict]:
     """The run's results that belong to its present weights and code; the comparison with PyTorch has to be among them."""
     folder = bench.folder / "results"
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     command = f"python -m moebius_lab run --network {bench.config.name} --weights {bench.weights}"
     if PARITY not in results:
         raise PublishError(f"{folder / PARITY}.json is missing: there is no evidence to publish; run `{command}`")
@@ -271,7 +271,7 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
             place = folder / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(file.source, str):
-                place.write_text(file.source)
+                place.write_text(file.source, encoding="utf-8")
             else:
                 os.symlink(file.source.resolve(), place)
         try:

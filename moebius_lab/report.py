@@ -57,13 +57,14 @@ def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tupl
             source = SOURCE_FOLDER / f"{name}.ipynb"
             signature = _digest([source], signature)
             stamp = executed / f"{name}.json"
-            if stamp.is_file() and json.loads(stamp.read_text())["signature"] == signature:
+            if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["signature"] == signature:
                 tqdm.write(f"{name}: finished before, nothing it depends on has changed")
                 continue
             stamp.unlink(missing_ok=True)
             start = time.perf_counter()
             _execute(source, executed / f"{name}.ipynb", parameters)
-            stamp.write_text(json.dumps({"signature": signature, "seconds": round(time.perf_counter() - start, 1)}))
+            facts = {"signature": signature, "seconds": round(time.perf_counter() - start, 1)}
+            stamp.write_text(json.dumps(facts), encoding="utf-8")
     finally:
         bar.close()
         index = write_report(folder, names)
@@ -94,16 +95,17 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         result = folder / "results" / f"{name}.json"
         if result.is_file():
-            results[name] = json.loads(result.read_text())
+            results[name] = json.loads(result.read_text(encoding="utf-8"))
         if name not in notebooks:
             entries.append(f"<li>{name}: not run yet</li>")
             continue
-        (folder / "report" / f"{name}.html").write_text(_page(notebooks[name], name, titles))
+        (folder / "report" / f"{name}.html").write_text(_page(notebooks[name], name, titles), encoding="utf-8")
         stamp = executed[name].with_suffix(".json")
-        state = f"{json.loads(stamp.read_text())['seconds']:.0f} s" if stamp.is_file() else "<b>stopped by an error</b>"
+        facts = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+        state = f"{facts['seconds']:.0f} s" if facts else "<b>stopped by an error</b>"
         answer = html.escape(_answer(notebooks[name]))
         entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
     shown = "\n".join(
         f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
@@ -111,7 +113,7 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
         for p in pictures
     )
     index = folder / "report" / "index.html"
-    index.write_text(_INDEX.format(entries="\n".join(entries), pictures=shown))
+    index.write_text(_INDEX.format(entries="\n".join(entries), pictures=shown), encoding="utf-8")
     return index
 
 

@@ -74,7 +74,7 @@ class Results:
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(self.data, indent=1, default=float) + "\n")
+        part.write_text(json.dumps(self.data, indent=1, default=float) + "\n", encoding="utf-8")
         os.replace(part, self.path)
 
 
@@ -98,7 +98,7 @@ def read(path: str | Path) -> dict:
     if not path.is_file():
         raise LabError(f"{path}: there is no such file; make one with `python -m moebius_lab benchmark`")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise LabError(f"{path} is no JSON ({error}); measure again") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -134,7 +134,7 @@ def merge(paths: list[str | Path], output: str | Path) -> dict:
         whole |= {name: data[name] for name in ("date", "made_from", "method")}
     done = {_key(row) for row in whole["rows"]}
     whole["missing"] = [entry for entry in whole["missing"] if _key(entry) not in done]
-    Path(output).write_text(json.dumps(whole, indent=1) + "\n")
+    Path(output).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return whole
 
 
@@ -192,8 +192,9 @@ def write_readme(path: str | Path, files: list[dict]) -> None:
         LabError: the file lacks them.
     """
     path = Path(path)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise LabError(f"{path} must hold the two lines {BEGIN!r} and {END!r} once each")
     made = f"{BEGIN}\n\n{readme_table(files)}\n{END}"
-    path.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL))
+    new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL)
+    path.write_text(new, encoding="utf-8")

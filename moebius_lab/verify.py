@@ -78,7 +78,7 @@ def _keys(config: NetworkConfig):
     def check(path: Path, salt: str) -> list[Check]:
         with torch.device("meta"):
             ours = {name: list(entry.shape) for name, entry in MoebiusNet(config).state_dict().items()}
-        theirs = json.loads(path.read_text())
+        theirs = json.loads(path.read_text(encoding="utf-8"))
         different = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
         return [Check(f"{path.name}: keys and shapes", different, different / len(theirs), 0, different == 0)]
 

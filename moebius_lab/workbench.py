@@ -238,13 +238,14 @@ class Workbench:
                 else:
                     source = fp32 or export_graph(graph, self.net, self.vae, exported)
                 files = store(source, "fp32" if straightforward else form, folder)
-            stamp.write_text(json.dumps({"made_from": made_from, "files": [asdict(file) for file in files]}, indent=1))
+            facts = {"made_from": made_from, "files": [asdict(file) for file in files]}
+            stamp.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return folder / f"{graph}.onnx"
 
     def stored_files(self, graph: str, form: str) -> list[dict]:
         """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew."""
         stamp, made_from = self._stamp(graph, form)
-        return json.loads(stamp.read_text())["files"] if _is_complete(stamp, made_from) else []
+        return json.loads(stamp.read_text(encoding="utf-8"))["files"] if _is_complete(stamp, made_from) else []
 
     def _stamp(self, graph: str, form: str) -> tuple[Path, dict[str, object]]:
         """The file that tells what a stored graph was made from, and what it has to tell."""
@@ -254,11 +255,11 @@ class Workbench:
     def once(self, name: str, make: Callable[[], object], source: str) -> object:
         """What `make` returns, which has to fit JSON; kept in `onnx/NAME.json` until weights or code change, or `source`."""
         path, key = self.folder / "onnx" / f"{name}.json", f"{self.fingerprint()} {file_digest(Path(source))}"
-        kept = json.loads(path.read_text()) if path.is_file() else {}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if kept.get("made_from") != key:
             kept = {"made_from": key, "value": make()}
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(kept, indent=1))
+            path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         return kept["value"]
 
     def record(self, notebook: str, **results: object) -> Path:
@@ -267,7 +268,7 @@ class Workbench:
         path.parent.mkdir(parents=True, exist_ok=True)
         head = {"network": self.config.name, "weights": self.weights, "version": __version__}
         head["made_from"] = self.fingerprint()
-        path.write_text(json.dumps(head | results, indent=1, default=float))
+        path.write_text(json.dumps(head | results, indent=1, default=float), encoding="utf-8")
         return path
 
     def keep(self, name: str, picture) -> Path:
@@ -285,7 +286,7 @@ def _is_complete(stamp: Path, made_from: dict[str, object]) -> bool:
     """Whether `stamp` says that its folder was made from `made_from`, and every file that it names is there in full."""
     if not stamp.is_file():
         return False
-    said = json.loads(stamp.read_text())
+    said = json.loads(stamp.read_text(encoding="utf-8"))
     files = [(stamp.with_name(file["name"]), file["bytes"]) for file in said["files"]]
     return said["made_from"] == made_from and all(f.is_file() and f.stat().st_size == size for f, size in files)
 

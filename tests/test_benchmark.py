@@ -65,7 +65,7 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     one = _Run(small, results, 3, 1.0, time.monotonic() + 60)
     with ExitStack() as stack:
         one.open([Candidate("a card", "fp32", fails), Candidate("this", "fp32", lambda s: Entrant("this", "fp32", PROCESSOR, "seen"))], stack)
-    written = json.loads((tmp_path / "r.json").read_text())
+    written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [(m["backend"], m["reason"]) for m in written["missing"]] == [("a card", "no such card")]
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
 
@@ -77,7 +77,7 @@ def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys)
     arguments += ["--backends", "torch-cuda", "torch-cpu", "onnxruntime-cpu", "webgpu-native", "--precisions", "fp32"]
     arguments += ["--measures", "step", "limits", "profile", "--repeats", "2"]
     assert main(["benchmark", *arguments]) == 0
-    data = json.loads(output.read_text())
+    data = json.loads(output.read_text(encoding="utf-8"))
     found = {(row["what"], row["backend"]) for row in data["rows"]}
     for backend in ("PyTorch eager, CPU", "ONNX Runtime, CPU"):
         assert {(what, backend) for what in ("guided step", "large matrix product", "large copy")} <= found

@@ -90,14 +90,14 @@ def load(page: Page, server: Server, **choice: str) -> dict:
 
 def change_graph(folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
     """Change one graph of a bundle, in fp32, and its manifest; returns the new file."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     entry = manifest["precisions"]["fp32"]["graphs"][graph][0]
     model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
     change(model)
     path = folder / "weights" / f"{graph}-new.onnx"
     path.write_bytes(model.SerializeToString())
     entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
 
 
@@ -391,9 +391,9 @@ def test_weights_on_another_origin_that_redirects_and_a_page_under_a_path(bundle
             return super().translate_path("/" + path.split("/", 2)[2])
 
     with Server(tmp_path / "weights", open_to_all=True, isolated=False, handler=Redirecting) as host:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         manifest["weights_base"] = host.url + "stable/"
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         with Server(folder, prefix="/some/project/") as server:
             assert server.url.endswith("/some/project/")
             assert load(tab, server)["loaded"]["storage"] == "cache"
@@ -406,7 +406,7 @@ def test_weights_on_another_origin_that_redirects_and_a_page_under_a_path(bundle
 def test_files_that_are_missing_or_wrong_are_named(bundle, tab, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(bundle, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     graph, weights = manifest["precisions"]["fp32"]["graphs"]["vae_decoder"]
     with Server(folder) as server:
         path = folder / "weights" / weights["file"]
@@ -433,9 +433,9 @@ def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
     failure = opened + ".then(() => null, ({code, message}) => [code, message])"
     with Server(folder) as server:
         tab.goto(server.url + "engine.js")
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
         assert tab.evaluate(failure)[0] == "manifest-version"
-        path.write_text("<html>")
+        path.write_text("<html>", encoding="utf-8")
         assert tab.evaluate(failure)[0] == "manifest"
         path.unlink()
         code, message = tab.evaluate(failure)
@@ -475,7 +475,7 @@ def test_a_full_quota_runs_from_memory_and_says_so(bundle, tab):
 def test_blocked_storage_runs_from_memory_and_says_so(bundle, playwright, tmp_path):
     settings = tmp_path / "profile" / "Default" / "Preferences"
     settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"profile": {"default_content_setting_values": {"cookies": 2}}}))
+    settings.write_text(json.dumps({"profile": {"default_content_setting_values": {"cookies": 2}}}), encoding="utf-8")
     options = launch_options("software")
     with playwright.chromium.launch_persistent_context(tmp_path / "profile", **options) as context, Server(bundle) as server:
         page = context.new_page()
@@ -526,7 +526,7 @@ def test_without_a_chromium_the_message_says_how_to_get_one(monkeypatch, tmp_pat
 
 def test_a_chromium_that_does_not_start_is_none(monkeypatch, tmp_path, bundle):
     broken = tmp_path / "chromium"
-    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(NoBrowser, match="does not start"), Browser(bundle, "wasm"):

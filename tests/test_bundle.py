@@ -65,16 +65,16 @@ def test_colours_of_the_latents_are_a_finite_map(folder):
 
 def test_the_runtime_is_pinned_and_only_what_is_used_is_there(folder):
     runtime = read_manifest(folder)["runtime"]
-    wanted = json.loads((bundle.WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    wanted = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
     assert runtime["version"] == wanted == "1.30.0"
     used = {build["module"] for build in runtime["builds"].values()} | {b["wasm"]["file"] for b in runtime["builds"].values()}
     assert used == {f"runtime/{path.name}" for path in (folder / "runtime").iterdir()} and len(used) == 6
-    lock = (bundle.WEB / "package-lock.json").read_text()
+    lock = (bundle.WEB / "package-lock.json").read_text(encoding="utf-8")
     assert "://" not in lock and '"version": "1.30.0"' in lock
 
 
 def test_the_service_worker_knows_every_file_of_the_page(folder):
-    precache = json.loads((folder / "precache.js").read_text().removeprefix("self.PRECACHE = ").rstrip(";\n"))
+    precache = json.loads((folder / "precache.js").read_text(encoding="utf-8").removeprefix("self.PRECACHE = ").rstrip(";\n"))
     assert precache["version"] == read_manifest(folder)["version"]
     page = {path.name for path in bundle.WEB.iterdir() if path.suffix in bundle.PAGE_SUFFIXES}
     assert page | {"manifest.json"} < set(precache["files"]) and all((folder / name).is_file() for name in precache["files"])
@@ -89,13 +89,13 @@ def test_samples_come_with_masks_and_credits(folder):
 
 def test_a_second_writing_copies_nothing_and_removes_what_is_old(small, folder):
     version = read_manifest(folder)["version"]
-    (folder / "old.js").write_text("")
-    (folder / "weights" / "old.bin").write_text("")
+    (folder / "old.js").write_text("", encoding="utf-8")
+    (folder / "weights" / "old.bin").write_text("", encoding="utf-8")
     (folder / "sw").mkdir()
     copied = []
     assert write_bundle(small, folder, PRECISIONS, on_file=copied.append)["version"] == version
     assert not copied and not any((folder / name).exists() for name in ("old.js", "weights/old.bin", "sw"))
-    (folder / "engine.js").write_text("damaged")
+    (folder / "engine.js").write_text("damaged", encoding="utf-8")
     write_bundle(small, folder, PRECISIONS, on_file=copied.append)
     assert copied == ["engine.js"]
 
@@ -112,13 +112,13 @@ def test_what_cannot_be_bundled_is_refused(small, tmp_path):
     with pytest.raises(LabError, match="end in a slash"):
         write_bundle(small, tmp_path / "page", weights_base="https://weights.example/small")
     (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "a.txt").write_text("mine")
+    (tmp_path / "letters" / "a.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(LabError, match="something else"):
         write_bundle(small, tmp_path / "letters", ("fp32",))
-    assert (tmp_path / "letters" / "a.txt").read_text() == "mine"
+    assert (tmp_path / "letters" / "a.txt").read_text(encoding="utf-8") == "mine"
     with pytest.raises(LabError, match="no complete bundle"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    (tmp_path / "manifest.json").write_text('{"format": 99}', encoding="utf-8")
     with pytest.raises(LabError, match="format 99"):
         read_manifest(tmp_path)
 
@@ -166,7 +166,7 @@ def test_the_server_sends_ranges(folder):
 
 
 def test_the_server_gives_nothing_else_away(folder):
-    (folder.parent / "secret.txt").write_text("secret")
+    (folder.parent / "secret.txt").write_text("secret", encoding="utf-8")
     with Server(folder, prefix="/a/") as server:
         for path in ("/", "/manifest.json", "/a/../secret.txt", "/a/%2e%2e/secret.txt", "/a/weights/", "/a/nothing"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -199,5 +199,5 @@ def test_onnx_runtime_web_from_a_folder_that_somebody_brought(monkeypatch, tmp_p
     monkeypatch.setenv("MOEBIUS_NODE_MODULES", str(tmp_path))
     with pytest.raises(LabError, match="holds onnxruntime-web none where 1.30.0 is needed"):
         bundle.npm_packages()
-    (package / "package.json").write_text('{"version": "1.30.0"}')
+    (package / "package.json").write_text('{"version": "1.30.0"}', encoding="utf-8")
     assert bundle.npm_packages() == tmp_path

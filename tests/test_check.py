@@ -57,14 +57,14 @@ def damaged(port, tmp_path, damage):
 
 
 def change(path, **facts):
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | facts), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda site: (site / "engine.js").unlink(), "engine.js answers 404"),
-        (lambda site: (site / "manifest.json").write_text("<html>"), "no manifest of a port"),
+        (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "no manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),
         (lambda site: change(site / "manifest.json", weights_base="nowhere/"), "nowhere/vae_encoder.*answers 404"),

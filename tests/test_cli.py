@@ -18,7 +18,7 @@ SMALL = ["--network", "small", "--weights", "deterministic"]
 
 @pytest.mark.parametrize("verb", ["run", "export", "fetch", "inpaint", "verify-reference"])
 def test_every_verb_has_help(verb):
-    done = subprocess.run([sys.executable, "-m", "moebius_lab", verb, "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "moebius_lab", verb, "--help"], capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and "usage" in done.stdout
 
 

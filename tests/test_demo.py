@@ -44,13 +44,13 @@ def test_weights_are_small_enough_to_ship():
 
 
 def test_scaling_factor_is_the_trained_one():
-    log = json.loads((DEMO_FOLDER / "training_log.json").read_text())
+    log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
     assert DEMO.vae.scaling_factor == log["vae"]["scaling_factor"]
     assert abs(1 / log["vae"]["latent_std"] - DEMO.vae.scaling_factor) < 1e-3
 
 
 def test_training_log_shows_a_falling_loss():
-    log = json.loads((DEMO_FOLDER / "training_log.json").read_text())
+    log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
     for part in ("vae", "denoiser"):
         losses = [loss for _, loss in log[part]["curve"]]
         assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
@@ -58,7 +58,7 @@ def test_training_log_shows_a_falling_loss():
 
 
 def test_photographs_are_small_credited_and_have_a_hole():
-    text = card.CARD.read_text()
+    text = card.CARD.read_text(encoding="utf-8")
     photographs = sorted((DEMO_FOLDER / "photos").glob("*.jpg"))
     assert 3 <= len(photographs) <= 6
     for file in photographs:
@@ -70,11 +70,11 @@ def test_photographs_are_small_credited_and_have_a_hole():
 
 
 def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
-    sources = json.loads(data.SOURCES_FILE.read_text())
+    sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
     held_out = {s["file"].rpartition("/")[2].partition("_by_")[0].partition(".")[0] for s in sources if s["use"] == "held-out"}
     pairs = held_out_pairs()
     assert len(pairs) >= 10 and set(pairs) <= held_out
-    text = card.CARD.read_text()
+    text = card.CARD.read_text(encoding="utf-8")
     for name, (picture, mask) in pairs.items():
         assert picture.shape == (256, 256, 3) and mask.shape == (256, 256)
         assert (DEMO_FOLDER / "heldout" / f"{name}.webp").stat().st_size <= 40_000
@@ -82,7 +82,7 @@ def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
 
 
 def test_evaluation_counts_its_own_numbers():
-    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text())
+    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text(encoding="utf-8"))
     every = report["pictures"].values()
     wins = sum(p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"]) for p in every)
     assert report["texture_wins"] == wins and report["count"] == len(every) >= 10
@@ -90,18 +90,19 @@ def test_evaluation_counts_its_own_numbers():
 
 
 def test_fills_reach_what_the_model_card_says():
-    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text())
+    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text(encoding="utf-8"))
     assert report["mean"]["ours"]["psnr_db"] >= report["mean"]["telea"]["psnr_db"] - 2.5
     assert report["mean"]["reconstruction_psnr_db"] >= 25
     assert report["texture_wins"] >= 0.9 * report["count"]
     sides = [error for side, errors in report["border_error"].items() if side != "inside" for error in errors]
     assert max(sides) < 0.06  # 0.98 where the outermost 8 px came out wrong: a row's noise was never predicted
-    text = card.CARD.read_text()
+    text = card.CARD.read_text(encoding="utf-8")
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
 
 
 def test_model_card_is_what_its_command_writes():
-    text, report, log = card.CARD.read_text(), card.read_json("evaluation.json"), card.read_json("training_log.json")
+    text = card.CARD.read_text(encoding="utf-8")
+    report, log = card.read_json("evaluation.json"), card.read_json("training_log.json")
     assert card.rewritten(text, report, log) == text
     other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log)
     assert "on 3 of" in other and "40.0 times" in other

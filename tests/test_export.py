@@ -54,9 +54,9 @@ def test_graphs_are_made_again_only_when_something_changed(small, tmp_path):
     path = small.stored()["vae_decoder"]
     stamp, before = path.with_name("files.json"), path.stat().st_mtime_ns
     assert small.stored()["vae_decoder"].stat().st_mtime_ns == before
-    text = stamp.read_text()
-    stamp.write_text(text.replace('"deterministic"', '"other"'))
-    assert small.stored()["vae_decoder"].stat().st_mtime_ns > before and stamp.read_text() == text
+    text = stamp.read_text(encoding="utf-8")
+    stamp.write_text(text.replace('"deterministic"', '"other"'), encoding="utf-8")
+    assert small.stored()["vae_decoder"].stat().st_mtime_ns > before and stamp.read_text(encoding="utf-8") == text
     weights = path.with_name("vae_decoder.000.bin")
     weights.write_bytes(weights.read_bytes()[:-1])  # as if the disk had been full
     small.stored()

@@ -74,7 +74,7 @@ def test_published_weights_are_fetched_once_converted_once_and_keep_their_type(h
     assert stored_types(stored) == stored_types(original) and set(stored_types(stored)) == {"float16", "int64"}
     assert all(torch.equal(stored[name], original[name]) for name in original)
     assert left_behind(hub) == {"denoiser.safetensors"}
-    lock = json.loads((hub.folder / "lock.json").read_text())
+    lock = json.loads((hub.folder / "lock.json").read_text(encoding="utf-8"))
     assert lock["revisions"] == {DENOISER: REVISION}
     assert lock["files"][f"{DENOISER}/{PLACES}"]["sha256"] == file_sha256(published / "denoiser.bin")
 
@@ -113,16 +113,16 @@ def test_attention_layers_of_an_old_autoencoder_get_their_present_names(hub, ser
 
 @pytest.mark.parametrize(("entry", "value"), [("scaling_factor", 0.18215), ("block_out_channels", [16, 32, 32, 64])])
 def test_another_autoencoder_is_refused(published, tmp_path, entry, value):
-    config = json.loads((published / "config.json").read_text())
+    config = json.loads((published / "config.json").read_text(encoding="utf-8"))
     check_vae_config(published / "config.json", SMALL)
-    (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"another autoencoder.*{entry}"):
         check_vae_config(tmp_path / "config.json", SMALL)
     del config["scaling_factor"]  # diffusers would then assume 0.18215
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match="scaling_factor 0.18215 instead of 0.13025"):
         check_vae_config(tmp_path / "config.json", SMALL)
-    (tmp_path / "config.json").write_text("[1]")
+    (tmp_path / "config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="not the configuration"):
         check_vae_config(tmp_path / "config.json", SMALL)
 
@@ -323,14 +323,14 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, publi
         "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2]))\n"
         "except LabError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8")
     assert "no room left" in done.stdout, done.stdout + done.stderr
     assert left_behind(hub) == ({place.name} if by_hand else set())
 
 
 def test_a_damaged_lock_file_is_named(hub):
     hub.folder.mkdir()
-    (hub.folder / "lock.json").write_text("{")
+    (hub.folder / "lock.json").write_text("{", encoding="utf-8")
     with pytest.raises(HubError, match="lock.json: not a lock file"):
         denoiser(hub)
 
@@ -339,7 +339,7 @@ def command(server, tmp_path, **environment):
     """`python -m moebius_lab fetch places2` with the hub and the folders that the environment names."""
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")} | environment
     arguments = [sys.executable, "-m", "moebius_lab", "fetch", "places2"]
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
 
 
 def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path):

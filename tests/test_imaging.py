@@ -78,7 +78,7 @@ def test_transparency_hides_the_mask_but_is_kept_in_a_picture(tmp_path):
 
 def test_bad_files_are_named_with_what_to_do(tmp_path):
     text, cut = tmp_path / "text.png", tmp_path / "cut.png"
-    text.write_text("not a picture")
+    text.write_text("not a picture", encoding="utf-8")
     Image.fromarray(PHOTO).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
     for path, words in ((tmp_path / "none.png", "no such file"), (text, "use PNG"), (cut, "damaged"), (tmp_path, "file")):

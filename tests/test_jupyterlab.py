@@ -134,7 +134,7 @@ def kernel_mask(page: Page, folder) -> np.ndarray:
 
 def saved_with_widgets(notebook) -> None:
     for _ in range(120):
-        if "widget-view" in notebook.read_text():
+        if "widget-view" in notebook.read_text(encoding="utf-8"):
             return
         time.sleep(0.25)
     raise TimeoutError(f"{notebook} was not saved")

@@ -29,9 +29,9 @@ def test_other_weights_do_not_pass(tmp_path):
 
 
 def test_other_keys_do_not_pass(tmp_path):
-    keys = json.loads((DATA / "small_state_dict.json").read_text())
+    keys = json.loads((DATA / "small_state_dict.json").read_text(encoding="utf-8"))
     keys["extra.weight"] = keys.pop("embedding_layer.weight")
-    (tmp_path / "small_state_dict.json").write_text(json.dumps(keys))
+    (tmp_path / "small_state_dict.json").write_text(json.dumps(keys), encoding="utf-8")
     [check] = verify_reference(tmp_path)
     assert not check.ok and check.max_difference == 2
 

@@ -27,7 +27,7 @@ def finished(tmp_path_factory, picture_files, small):
 
 def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     folder, _, index = finished
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert list(results) == list(report.NOTEBOOKS)
     rows = results["03_parity"]["rows"]
     assert all(row["verdict"] == "ok" for row in rows)
@@ -36,8 +36,8 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     reader = {row["what"] for row in results["05_benchmark"]["rows"] if row["backend"] == benchmark.READER}
     assert {"guided step", "whole picture"} <= reader
     for name in report.NOTEBOOKS:
-        assert f'href="{name}.html"' in index.read_text()
-        assert len((index.parent / f"{name}.html").read_text()) > 10_000
+        assert f'href="{name}.html"' in index.read_text(encoding="utf-8")
+        assert len((index.parent / f"{name}.html").read_text(encoding="utf-8")) > 10_000
         outputs = [
             o for cell in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells for o in cell.get("outputs", [])
         ]
@@ -46,7 +46,7 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     assert len(pictures) >= 9
     for picture in pictures:
         Image.open(picture).verify()
-        assert picture.name in index.read_text()
+        assert picture.name in index.read_text(encoding="utf-8")
 
 
 def test_notebooks_run_alone_on_the_demo_network(tmp_path):
@@ -55,7 +55,7 @@ def test_notebooks_run_alone_on_the_demo_network(tmp_path):
         cells = nbformat.read(tmp_path / name / "notebooks" / f"{name}.ipynb", 4).cells
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         assert not [output for output in outputs if output.output_type == "error"]
-        assert '"network": "demo"' in (tmp_path / name / "results.json").read_text()
+        assert '"network": "demo"' in (tmp_path / name / "results.json").read_text(encoding="utf-8")
 
 
 def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished, capsys):
@@ -81,9 +81,9 @@ def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypat
         report.run_notebooks(tmp_path / "out", {}, names=("a", "b", "c"))
     for words in ("b.ipynb", "cell 1", "RuntimeError: no such luck", "Traceback"):
         assert words in str(error.value)
-    index = (tmp_path / "out" / "report" / "index.html").read_text()
+    index = (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
     assert "stopped by an error" in index and "c: not run yet" in index
-    assert "begun" in (tmp_path / "out" / "report" / "b.html").read_text()
+    assert "begun" in (tmp_path / "out" / "report" / "b.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
+import pytest
 import yaml
 from PIL import Image
 
 from moebius_lab.pictures import LIMIT
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
 
 
 def normal(name: str) -> str:
@@ -28,28 +31,77 @@ def test_every_dependency_is_pinned():
 
 
 def test_conda_users_get_the_same_pins():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     extras = ",".join(sorted(PROJECT["optional-dependencies"]))
     assert pip == ["-c constraints.txt", f"-e .[{extras}]"]
     assert "python=3.11" in environment["dependencies"] and PROJECT["requires-python"] == ">=3.11"
-    assert f"'.[{extras}]'" in (ROOT / "Makefile").read_text()
+    assert f"'.[{extras}]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def programs() -> dict[str, str]:
+    """Every Python program of the repository by its place: modules, tests, and each notebook's cells as one."""
+    modules = [path for folder in ("moebius_lab", "tests") for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in modules}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        found[path.name] = "\n".join(cell for cell in cells if not cell.startswith("%"))
+    return found
+
+
+def without_encoding(program: str) -> list[str]:
+    """The calls that read or write text in whatever encoding the machine is set to."""
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if is_of_text(call) and "encoding" not in {k.arg for k in call.keywords}]
+
+
+def is_of_text(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name == "open":
+        given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        modes = [str(a.value) for a in given if isinstance(a, ast.Constant) and re.fullmatch("[rwaxbt+]{1,3}", str(a.value))]
+        opens_a_file = isinstance(call.func, ast.Name) or modes or not given  # Image.open and the like have other arguments
+        return bool(opens_a_file) and not any("b" in mode for mode in modes)
+    return name in ("read_text", "write_text") or "text=True" in [ast.unparse(keyword) for keyword in call.keywords]
+
+
+@pytest.mark.parametrize(
+    ("call", "bad"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text(words)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("open(path)", True),
+        ("open(path, 'rb')", False),
+        ("path.open()", True),
+        ("path.open('a')", True),
+        ("path.open(mode='wb')", False),
+        ("Image.open(path)", False),
+        ("subprocess.run(command, text=True)", True),
+    ],
+)
+def test_what_counts_as_text_without_an_encoding(call, bad):
+    assert bool(without_encoding(call)) == bad
+
+
+def test_every_text_names_its_encoding():
+    assert not {place: calls for place, program in programs().items() if (calls := without_encoding(program))}
 
 
 def test_code_is_linted():
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout
 
 
 def test_the_readme_tree_names_every_module():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [path.name for path in (ROOT / "moebius_lab").glob("*.py") if path.name not in readme]
     assert not [name for name in missing if name != "__init__.py"]
 
 
 def test_tracked_files_hold_no_machine_paths_and_stay_small():
-    files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True).stdout
+    files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, encoding="utf-8").stdout
     paths = [ROOT / name for name in files.split("\0") if name]
     assert paths and sum(path.stat().st_size for path in paths if path.exists()) < 40 * 2**20
     home = re.compile(rb"/(?:work|root|home)/[a-z]")
@@ -59,7 +111,7 @@ def test_tracked_files_hold_no_machine_paths_and_stay_small():
 
 
 def test_the_readme_s_pictures_are_there_and_small():
-    named = set(re.findall(r"docs/[\w.]+", (ROOT / "README.md").read_text())) - {"docs/"}
+    named = set(re.findall(r"docs/[\w.]+", (ROOT / "README.md").read_text(encoding="utf-8"))) - {"docs/"}
     kept = {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()}
     assert named == kept and len(kept) == 6
     for name in kept:

@@ -653,7 +653,7 @@ def luminance(colour: str) -> float:
 
 
 def test_colours_have_contrast():
-    light, dark = re.findall(r":root \{(.*?)\}", (WEB / "style.css").read_text(), re.DOTALL)
+    light, dark = re.findall(r":root \{(.*?)\}", (WEB / "style.css").read_text(encoding="utf-8"), re.DOTALL)
     for block in (light, dark):
         colours = dict(re.findall(r"--([\w-]+): #(\w+)", block))
         pairs = [("text", "panel"), ("text", "ground"), ("text", "field"), ("text", "stage"), ("soft", "panel"), ("soft", "stage")]
@@ -675,9 +675,9 @@ def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
 
 
 def test_what_leaves_the_page():
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text())[1]
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8"))[1]
     assert "default-src 'none'" in policy and "unsafe-inline" not in policy and "unsafe-eval" not in policy.replace("wasm-unsafe-eval", "")
     for file in WEB.glob("*.*"):
         if file.suffix in {".html", ".css", ".js"}:
-            hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text())) - {"www.w3.org", "127.0.0.1", "localhost"}
+            hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text(encoding="utf-8"))) - {"www.w3.org", "127.0.0.1", "localhost"}
             assert not hosts, (file, hosts)

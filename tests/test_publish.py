@@ -40,14 +40,14 @@ def bench(published, tmp_path):
 
 
 def change(path, edit):
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     edit(data)
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(data), encoding="utf-8")
 
 
 def test_the_plan_lists_every_file_with_its_bytes_and_hash(published):
     files = {file.path: file for file in plan(published, published.folder / "bundle", REPO)}
-    manifest = json.loads((published.folder / "bundle" / "manifest.json").read_text())
+    manifest = json.loads((published.folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
     weights = [f for form in manifest["precisions"].values() for files in form["graphs"].values() for f in files]
     assert set(files) == {"README.md", "LICENSE", "results.json", "manifest.json"} | {
         f"weights/{f['file']}" for f in weights
@@ -61,7 +61,7 @@ def test_the_card_says_what_licence_how_and_how_well(published):
     card = next(file for file in plan(published, published.folder / "bundle", REPO) if file.path == "README.md").source
     head = yaml.safe_load(card.split("---")[1])
     assert head["license"] == "apache-2.0" and "webgpu" in head["tags"]
-    rows = json.loads((published.folder / "results" / "03_parity.json").read_text())["rows"]
+    rows = json.loads((published.folder / "results" / "03_parity.json").read_text(encoding="utf-8"))["rows"]
     for row in rows:
         assert f"| {row['graph']} | {row['output']} |" in card and f"{row['max_error']:.2g}" in card
     for words in ("## Licence", "opset 18", "## Sizes", "| fp32 |", "2606.19195", weights_base(REPO)):
@@ -69,7 +69,7 @@ def test_the_card_says_what_licence_how_and_how_well(published):
 
 
 def test_results_of_other_code_are_not_sent(bench):
-    (bench.folder / "results" / "05_benchmark.json").write_text(json.dumps({"made_from": "0", "timings": []}))
+    (bench.folder / "results" / "05_benchmark.json").write_text(json.dumps({"made_from": "0", "timings": []}), encoding="utf-8")
     sent = next(file for file in plan(bench, bench.folder / "bundle", REPO) if file.path == "results.json").source
     assert set(json.loads(sent)) == {"03_parity"}
 
@@ -113,7 +113,7 @@ def command(published, server, *options, **environment):
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_right"} | environment
     network = ["--network", "small", "--weights", "deterministic", "--output-dir", str(published.folder)]
     arguments = [sys.executable, "-m", "moebius_lab", "publish", REPO, *network, *options]
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
 
 
 def test_the_command_sends_nothing_unless_told_and_then_exactly_what_it_showed(published):

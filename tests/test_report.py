@@ -46,19 +46,19 @@ def pages(tmp_path_factory):
     (folder / "report").mkdir()
     nbformat.write(first, folder / "notebooks" / "a.ipynb")
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 2 · Second")]), folder / "notebooks" / "b.ipynb")
-    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4}))
+    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4}), encoding="utf-8")
     report.write_report(folder, ("a", "b", "c"))
     return folder / "report"
 
 
 def test_the_contents_page_tells_what_was_asked_found_and_not_run(pages):
-    text = (pages / "index.html").read_text()
+    text = (pages / "index.html").read_text(encoding="utf-8")
     assert "1 · First &lt;one&gt;</a> <small>3 s</small>" in text and "It does, see here." in text
     assert "2 · Second</a> <small><b>stopped by an error" in text and "c: not run yet" in text
 
 
 def test_widgets_leave_their_stills_and_nothing_is_fetched(pages):
-    text = (pages / "a.html").read_text()
+    text = (pages / "a.html").read_text(encoding="utf-8")
     assert "widget-view" not in text and "<script" not in text and "0/3" not in text
     assert len(re.findall(r"data:image/jpeg;base64", text)) == 2
     assert not re.findall(r'(?:src|href)="https?:', text)
@@ -86,7 +86,7 @@ def test_pages_fit_the_screen_and_link_to_each_other(pages, chromium, width):
 
 
 def test_the_commit_hook_strips_outputs_and_widget_state_and_leaves_clean_notebooks_alone(tmp_path):
-    config = yaml.safe_load((report.SOURCE_FOLDER.parent / ".pre-commit-config.yaml").read_text())
+    config = yaml.safe_load((report.SOURCE_FOLDER.parent / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     [hook] = [hook for hook in config["repos"][0]["hooks"] if hook["id"] == "strip-notebooks"]
     clean = report.SOURCE_FOLDER / "01_feasibility.ipynb"
     assert re.search(hook["files"], f"notebooks/{clean.name}")

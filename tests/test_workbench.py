@@ -31,10 +31,10 @@ def test_each_precision_has_its_own_loop(small):
 
 def test_what_was_made_once_is_kept_until_its_source_changes(small, tmp_path):
     bench, source = dataclasses.replace(small, folder=tmp_path), tmp_path / "maker.py"
-    source.write_text("1")
+    source.write_text("1", encoding="utf-8")
     assert bench.once("numbers", lambda: [1, 2], str(source)) == [1, 2]
     assert bench.once("numbers", lambda: pytest.fail("made again"), str(source)) == [1, 2]
-    source.write_text("2")
+    source.write_text("2", encoding="utf-8")
     assert bench.once("numbers", lambda: [3], str(source)) == [3]
 
 

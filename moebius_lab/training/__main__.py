@@ -86,7 +86,7 @@ class Workshop:
 
     def say(self, text: str) -> None:
         """Print, and keep the log beside the checkpoints."""
-        (self.work / "training_log.json").write_text(json.dumps(self.log))
+        (self.work / "training_log.json").write_text(json.dumps(self.log), encoding="utf-8")
         print(text, flush=True)
 
     def tiles(self) -> torch.Tensor:
@@ -184,7 +184,7 @@ def start_from_shipped(work: Path, stages: tuple[str, ...]) -> None:
     First kernels of the denoiser that became shifts are moved back to the middle. Where the autoencoder is not to be
     trained, the shipped one, whose encoder the denoiser knows, encodes.
     """
-    log = json.loads((DEMO_FOLDER / "training_log.json").read_text())
+    log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
     for name, key, part in (("vae", "vae", "vae"), ("denoiser", "network", "denoiser")):
         file = work / f"{name}.pt"
         if not file.exists():
@@ -198,7 +198,7 @@ def start_from_shipped(work: Path, stages: tuple[str, ...]) -> None:
         (work / "vae_plain.safetensors").write_bytes((DEMO_FOLDER / "vae.safetensors").read_bytes())
     log_file = work / "training_log.json"
     if not log_file.exists():
-        log_file.write_text(json.dumps(log))
+        log_file.write_text(json.dumps(log), encoding="utf-8")
 
 
 def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smoke: bool) -> dict:
@@ -208,7 +208,7 @@ def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smok
     torch.manual_seed(SEED + int(began) * (not smoke))  # a resumed run must not see the same batches again
     cuda = torch.cuda.is_available()
     log_file = work / "training_log.json"
-    log = json.loads(log_file.read_text()) if log_file.exists() else {"seed": SEED}
+    log = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else {"seed": SEED}
     log["hardware"] = torch.cuda.get_device_name() if cuda else "CPU"
     log["torch"] = torch.__version__
     shop = Workshop(plan, work, smoke, torch.device("cuda" if cuda else "cpu"), log, began + stop_after)

@@ -79,11 +79,12 @@ def rewritten(card: str, report: dict, log: dict) -> str:
 
 def read_json(name: str, folder: Path = DEMO_FOLDER) -> dict:
     """One of the JSON files beside the weights."""
-    return json.loads((folder / name).read_text())
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    CARD.write_text(rewritten(CARD.read_text(), read_json("evaluation.json"), read_json("training_log.json")))
+    text = rewritten(CARD.read_text(encoding="utf-8"), read_json("evaluation.json"), read_json("training_log.json"))
+    CARD.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

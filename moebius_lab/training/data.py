@@ -201,7 +201,7 @@ def pictures(folder: Path) -> Iterator[tuple[Source, np.ndarray]]:
 
 
 def _copyright_of(root: Path) -> list[tuple[list[str], str, str]]:
-    return parse_debian_copyright((next(root.glob("usr/share/doc/*/copyright"))).read_text())
+    return parse_debian_copyright((next(root.glob("usr/share/doc/*/copyright"))).read_text(encoding="utf-8"))
 
 
 def _plain_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
@@ -220,7 +220,7 @@ def _plain_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]
 def _plasma_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
     for name in PLASMA_PHOTOGRAPHS:
         folder = root / "usr/share/wallpapers" / name
-        about = json.loads((folder / "metadata.json").read_text())["KPlugin"]
+        about = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["KPlugin"]
         author = "; ".join(person["Name"] for person in about.get("Authors", []))
         file = folder / "contents/images/2560x1600.jpg"
         licence = f"{about['License']} (package: GPL-2+)"
@@ -359,7 +359,7 @@ def make_tiles(packages: Path, target: Path, seed: int = 0) -> list[Source]:
 def write_sources(sources: list[Source], path: Path = SOURCES_FILE) -> None:
     """Keep the record as JSON, one line a picture."""
     lines = ",\n".join(json.dumps(asdict(source), ensure_ascii=False) for source in sources)
-    path.write_text(f"[\n{lines}\n]\n")
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def read_tiles(path: Path) -> np.ndarray:

@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=Settings.guidance)
     args = parser.parse_args()
     report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), Settings(guidance=args.guidance, init="noise"))
-    args.report.write_text(json.dumps(report, indent=1) + "\n")
+    args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.sheet)
     print(json.dumps(report["mean"], indent=1), f"texture better than both: {report['texture_wins']} of {report['count']}")
