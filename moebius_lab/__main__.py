@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
+from . import errors
+
+if __name__ == "__main__":
+    errors.watch_process()  # from here on, since what follows takes a moment to import
+
 import argparse
-import sys
-from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
+from . import LabError, config
+from .config import GUIDANCE, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
 
-from . import LabError, results
-from .backends import BACKENDS, GRAPHS
-from .benchmark import BACKENDS as BACKENDS_MEASURED
-from .benchmark import MEASURES
-from .benchmark import PRECISIONS as PRECISIONS_MEASURED
-from .benchmark import run as run_benchmark
-from .checkpoint import NAMES, PARTS, PUBLISHED, find_weights
-from .config import GUIDANCE, MOEBIUS, NETWORKS, NOISE_OFFSET, STEPS, STRENGTH
-from .hub import require_room
-from .imaging import check_picture_and_mask, open_picture, read_mask
-from .inpaint import Settings, inpaint
-from .precision import PRECISIONS
-from .workbench import Workbench, find_network, prepare
+if TYPE_CHECKING:
+    from .workbench import Workbench
 
 RESULTS = Path("notebooks/results")
 """Where the repository keeps what was measured on other machines."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. Bad input is one line on standard error and exit code 2."""
-    options = _parser().parse_args(arguments)
-    try:
+    """Run one command and return its exit code; see `errors.run`. A command imports what it needs, before all else."""
+
+    def command() -> int:
+        options = _parser().parse_args(arguments)
         return options.command(options)
-    except LabError as error:
-        print(f"moebius_lab: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("moebius_lab: stopped; what was finished is kept", file=sys.stderr)
-        return 130
+
+    return errors.run(command)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message}; `{self.prog} --help` says what can be given")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m moebius_lab", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = _Parser(prog="python -m moebius_lab", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
 
     run = verbs.add_parser("run", help="execute the notebooks and make the report")
     _add_network(run)
     run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
     run.add_argument("--mask", default="", help="its mask, white is the hole")
     run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} (default: each notebook's own)")
-    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(BACKENDS)} (default: each notebook's own)")
+    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(config.BACKENDS)} (default: each notebook's own)")
     run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
     run.set_defaults(command=_run)
 
@@ -62,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
-    fetch.add_argument("weights", choices=tuple(PUBLISHED), help="whose")
+    fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="whose")
     fetch.set_defaults(command=_fetch)
 
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
@@ -128,10 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(measure)
     measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
     measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
-    for name, known, default in (
-        ("backends", BACKENDS_MEASURED, tuple(BACKENDS_MEASURED)), ("precisions", PRECISIONS_MEASURED, PRECISIONS_MEASURED), ("measures", MEASURES, tuple(MEASURES)),
+    for name, known in (
+        ("backends", config.CONTENDERS), ("precisions", config.MEASURED_PRECISIONS), ("measures", config.MEASURES),
     ):  # fmt: skip
-        measure.add_argument(f"--{name}", nargs="+", default=default, metavar="NAME", help=f"of {', '.join(known)} (default: all)")
+        measure.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     measure.add_argument("--patience", type=float, default=60.0, metavar="S", help="for one measurement of one backend (default: 60)")
     measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="for everything (default: no limit)")
@@ -152,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="demo", help=f"one of {', '.join(NETWORKS)} (default: demo)")
-    parser.add_argument("--weights", default="demo", help=f"{', '.join(NAMES)}, or a folder (default: demo)")
+    parser.add_argument("--weights", default="demo", help=f"{', '.join(WEIGHTS)}, or a folder (default: demo)")
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
@@ -161,11 +155,13 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .report import run_notebooks  # papermill takes a second to import
+    from .hub import require_room
+    from .report import run_notebooks
+    from .workbench import prepare
 
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
-    weights = options.weights if options.weights in NAMES else str(Path(options.weights).resolve())
+    weights = options.weights if options.weights in WEIGHTS else str(Path(options.weights).resolve())
     chosen = {name: value for name in ("precision", "backend") if (value := getattr(options, name))}
     bench = prepare(options.network, weights, output_dir=options.output_dir, **files, **chosen)
     present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
@@ -186,14 +182,20 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    for part in PARTS:
-        path = Path(find_weights(options.weights, part, MOEBIUS))
+    from .checkpoint import find_weights
+
+    for part in config.PARTS:
+        path = Path(find_weights(options.weights, part, config.MOEBIUS))
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
     return 0
 
 
 def _bench(options: argparse.Namespace, folder: str) -> Workbench:
     """For commands that want networks and graphs; its own picture is never looked at."""
+    import numpy as np
+
+    from .workbench import Workbench, find_network
+
     picture, mask = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
     bench = Workbench(find_network(options.network), options.weights, picture, mask, Path(folder).resolve(), options.precision)
     bench.folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ def _check(options: argparse.Namespace) -> int:
     def say(words: str) -> None:
         print(words, flush=True)
 
-    graphs = GRAPHS if options.whole else ("step",)
+    graphs = config.GRAPHS if options.whole else ("step",)
     rows = check_port(options.url, options.precision, options.provider, options.adapter, graphs, say)
     for row in rows:
         verdict = "ok" if row.ok else "DIFFERENT"
@@ -240,6 +242,15 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _inpaint(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
+    from .imaging import check_picture_and_mask, open_picture, read_mask
+    from .inpaint import Settings, inpaint
+
     output = Path(options.output)
     if output.suffix.lower() not in Image.registered_extensions():
         raise LabError(f"{output}: the ending names no picture format; use .png")
@@ -294,6 +305,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _pictures(options: argparse.Namespace) -> int:
     from .pictures import make_pictures
+    from .workbench import prepare
 
     bench = prepare(output_dir=options.output_dir)
     for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
@@ -302,9 +314,12 @@ def _pictures(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
+    from .benchmark import run
+    from .workbench import prepare
+
     bench = prepare(options.network, options.weights, output_dir=options.output_dir)
     names = [tuple(getattr(options, name)) for name in ("backends", "precisions", "measures")]
-    data = run_benchmark(bench, options.output, *names, options.repeats, options.patience, options.seconds)
+    data = run(bench, options.output, *names, options.repeats, options.patience, options.seconds)
     for row in data["rows"]:
         steps = f", {row['steps']} steps" if row["steps"] else ""
         spread = f"{row['q1']:.4g} to {row['q3']:.4g}, {row['repeats']} rounds"
@@ -316,6 +331,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
+    from . import results
+
     files = options.files or sorted(str(path) for path in RESULTS.glob("*.json"))
     if options.merge:
         results.merge(files, options.merge)
@@ -345,4 +362,4 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.leave(main())

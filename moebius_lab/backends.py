@@ -14,16 +14,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from . import LabError
-from .config import CONDITIONAL_IDS, GPU_LAYOUTS, UNCONDITIONAL_IDS, NetworkConfig
+from .config import CONDITIONAL_IDS, GPU_LAYOUTS, GRAPHS, UNCONDITIONAL_IDS, NetworkConfig
 from .ddim import Step, guided_update
 from .graph import gather_cells
 from .unet import MoebiusNet
-
-GRAPHS = ("vae_encoder", "step", "vae_decoder")
-"""Names of the three graphs, and of their files without the ending."""
-
-BACKENDS = ("torch", "onnx", "browser")
-"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`browser_runner`)."""
 
 
 class Backend(Protocol):

@@ -28,12 +28,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import LabError, __version__, footprint
-from .backends import GRAPHS, OnnxBackend, open_session, step_feeds, webgpu_session
+from .backends import OnnxBackend, open_session, step_feeds, webgpu_session
 from .browser import Browser, cards, has_nvidia
 from .bundle import MEASURED, OFFERS, write_bundle
-from .config import STEPS, STRENGTH
+from .config import CONTENDERS, GRAPHS, MEASURED_PRECISIONS, MEASURES, STEPS, STRAIGHTFORWARD, STRENGTH
 from .ddim import Step, ddim_steps
-from .export import STRAIGHTFORWARD, example_inputs, torch_graphs
+from .export import example_inputs, torch_graphs
 from .graph import StepGraph
 from .imaging import plan_windows
 from .inpaint import Settings, inpaint
@@ -56,29 +56,7 @@ from .workbench import Workbench
 if TYPE_CHECKING:
     from .browser_runner import BrowserRunner  # for notebooks: its widget is nothing that a command needs
 
-BACKENDS = {
-    "torch-cuda": "PyTorch eager on an NVIDIA card, and our form of the step as a CUDA graph",
-    "torch-cuda-compiled": "PyTorch compiled, on the card",
-    "webgpu-native": "ONNX Runtime's native WebGPU provider",
-    "chromium-webgpu": "WebGPU in Chromium, each step dispatched and recorded",
-    "torch-cpu": "PyTorch eager on the processor",
-    "torch-cpu-compiled": "PyTorch compiled, on the processor",
-    "onnxruntime-cpu": "ONNX Runtime on the processor",
-    "chromium-wasm": "WebAssembly in Chromium, with one thread and with as many as the page takes",
-}
-"""What `run` can be told to measure, in the order in which it is opened."""
-MEASURES = {
-    "step": "a guided step",
-    "picture": "the whole picture as the release fills it",
-    "parts": "encode and decode",
-    "limits": "a large matrix product and a large copy on the same backends",
-    "curve": "the whole picture with other numbers of steps",
-    "profile": "a step's time by operator",
-    "load": "from the browser's cache to ready, and a first visit's time",
-    "memory": "peaks of processes and card",
-}
 READER = "this notebook's browser"
-PRECISIONS = (STRAIGHTFORWARD, "fp32", "fp16-storage", "fp16", "int8")
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
 PROFILED = ("fp32", STRAIGHTFORWARD)
 PROFILE_RUNS = 3
@@ -405,13 +383,13 @@ def candidates(
     limits: dict[str, Path],
     runner: BrowserRunner | None = None,
 ) -> list[Candidate]:
-    """Whom to open, in the order of `BACKENDS`; `bundle` makes the one that holds the precisions, when it is first needed."""
+    """Whom to open, in the order of `config.CONTENDERS`; `bundle` makes the one that holds the precisions, when it is first needed."""
     found: list[Candidate] = []
 
     def add(backend: str, form: str, open_: Callable, *arguments: object) -> None:
         found.append(Candidate(backend, form, partial(open_, bench, *arguments)))
 
-    for name in (name for name in BACKENDS if name in backends):
+    for name in (name for name in CONTENDERS if name in backends):
         if name.startswith("torch"):
             device, compiled = ("cuda" if "cuda" in name else "cpu"), name.endswith("compiled")
             label = f"PyTorch {'compiled' if compiled else 'eager'}, {device.upper()}"
@@ -537,8 +515,8 @@ class _Run:
 def run(
     bench: Workbench,
     output: str | Path,
-    backends: tuple[str, ...] = tuple(BACKENDS),
-    precisions: tuple[str, ...] = PRECISIONS,
+    backends: tuple[str, ...] = tuple(CONTENDERS),
+    precisions: tuple[str, ...] = MEASURED_PRECISIONS,
     measures: tuple[str, ...] = tuple(MEASURES),
     repeats: int = 7,
     patience: float = 60.0,
@@ -551,9 +529,9 @@ def run(
         bench: the network and the picture; its graphs are made where they are missing.
         output: the results file, see `results.py`. It is written after every measurement, and what it holds of the same
             machine and code stays.
-        backends: keys of `BACKENDS`.
+        backends: keys of `config.CONTENDERS`.
         precisions: of the graphs, and "straightforward"; see `bundle.OFFERS`.
-        measures: keys of `MEASURES`.
+        measures: keys of `config.MEASURES`.
         repeats: timed rounds, of a whole picture three at most.
         patience: seconds that one backend may take for one measurement.
         seconds: that the whole may take; what is left over then is listed as missing.
@@ -566,7 +544,7 @@ def run(
         LabError: an unknown backend, precision or measurement.
     """
     for kind, chosen, known in (
-        ("backend", backends, BACKENDS), ("precision", precisions, OFFERS | MEASURED), ("measurement", measures, MEASURES),
+        ("backend", backends, CONTENDERS), ("precision", precisions, OFFERS | MEASURED), ("measurement", measures, MEASURES),
     ):  # fmt: skip
         if unknown := [name for name in chosen if name not in known]:
             raise LabError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")

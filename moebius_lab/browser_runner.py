@@ -28,10 +28,10 @@ from IPython.display import display
 from torch import Tensor
 
 from . import LabError
-from .backends import GRAPHS, step_feeds
+from .backends import step_feeds
 from .browser import TIMEOUT, Browser, NoBrowser, has_nvidia
 from .bundle import OFFERS, read_manifest, write_bundle
-from .config import NetworkConfig
+from .config import GRAPHS, NetworkConfig
 from .ddim import Step
 from .workbench import PYTORCH, Loop, Workbench
 

@@ -30,8 +30,8 @@ import torch
 from PIL import Image
 
 from . import LabError, config
-from .config import NetworkConfig
-from .export import STRAIGHTFORWARD, operator_counts
+from .config import STRAIGHTFORWARD, NetworkConfig
+from .export import operator_counts
 from .hub import require_room
 from .imaging import read_image, to_unit_range
 from .workbench import Workbench, demo_photographs, file_digest

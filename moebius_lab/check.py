@@ -15,8 +15,8 @@ import httpx2
 from . import LabError, parity
 from .browser import Browser
 from .bundle import FORMAT
-from .checkpoint import DETERMINISTIC, load_checkpoint, load_vae
-from .config import NETWORKS
+from .checkpoint import load_checkpoint, load_vae
+from .config import DETERMINISTIC, NETWORKS
 from .export import example_inputs
 from .hub import require_room
 

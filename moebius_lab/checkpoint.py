@@ -18,19 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import LabError
-from .config import LATENT_CHANNELS, MOEBIUS, NetworkConfig
+from .config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
 from .hub import NO_ROOM, Hub, HubUnreachable, default_folder, require_room
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
-DETERMINISTIC = "deterministic"
-"""The name under which weights made by `deterministic_weights` are asked for."""
 DENOISER_REPO, VAE_REPO = "hustvl/Moebius", "hustvl/PixelHacker"
-PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "ft_celebahq", "ffhq": "ft_ffhq"}
-"""Names under which the published weights are asked for, and the folder of hustvl/Moebius that holds each."""
-NAMES = ("demo", DETERMINISTIC, *PUBLISHED)
-"""Every name of weights; anything else is a path."""
-PARTS = ("denoiser", "vae")
 
 PICKLE, SAFETENSORS = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
 DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -166,7 +159,7 @@ def load_checkpoint(source: str | Path, config: NetworkConfig) -> MoebiusNet:
     """A denoiser with its weights, float32, in evaluation mode.
 
     Args:
-        source: a file, or one of `NAMES`: "demo" (shipped with the package), "deterministic" (made by recipe), or
+        source: a file, or one of `config.WEIGHTS`: "demo" (shipped with the package), "deterministic" (made by recipe), or
             published weights, which are fetched first where they are not on this machine.
         config: the network that the weights belong to.
 
@@ -183,7 +176,7 @@ def load_vae(source: str | Path, config: NetworkConfig) -> AutoencoderKL:
 
 
 def _load(module: nn.Module, source: str | Path, part: str, config: NetworkConfig) -> nn.Module:
-    if str(source) in NAMES:
+    if str(source) in WEIGHTS:
         source = find_weights(str(source), part, config)
     if str(source) == DETERMINISTIC:
         module.load_state_dict(deterministic_weights(module))
@@ -203,8 +196,8 @@ def check_weights(weights: str, config: NetworkConfig) -> None:
             f"the {weights} weights belong to the {belongs_to[weights]} network, not to {config.name}; name that network, "
             f'or give weights "{DETERMINISTIC}" or a folder'
         )
-    if weights not in NAMES and not Path(weights).is_dir():
-        names = ", ".join(f'"{name}"' for name in NAMES)
+    if weights not in WEIGHTS and not Path(weights).is_dir():
+        names = ", ".join(f'"{name}"' for name in WEIGHTS)
         raise LabError(f"weights={weights!r} is neither {names} nor a folder that exists")
 
 
@@ -212,7 +205,7 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
     """The file that holds one part of `weights`; published ones are fetched and converted where they are not there yet.
 
     Args:
-        weights: one of `NAMES`, or a folder with denoiser.safetensors and vae.safetensors.
+        weights: one of `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors.
         part: "denoiser" or "vae".
         config: the network that the weights belong to.
         hub: where published weights come from and go to; by default as huggingface_hub's environment says.

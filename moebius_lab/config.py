@@ -17,6 +17,52 @@ CONDITION_TOKENS = 10  # learned vectors in one condition row
 UNCONDITIONAL_IDS = tuple(range(10, 20))  # rows of the embedding table: the unconditional row ...
 CONDITIONAL_IDS = tuple(range(0, 10))  # ... and the conditional one; there is no text encoder
 
+# -- what commands, notebooks and files call things --------------------------------------------------------------------
+
+GRAPHS = ("vae_encoder", "step", "vae_decoder")
+"""Names of the three graphs, and of their files without the ending."""
+PARTS = ("denoiser", "vae")
+"""What a set of weights consists of."""
+
+BACKENDS = ("torch", "onnx", "browser")
+"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`browser_runner`)."""
+
+PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
+"""Forms in which graphs are stored; see `precision`."""
+STRAIGHTFORWARD = "straightforward"
+"""The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
+
+DETERMINISTIC = "deterministic"
+"""The name under which weights made by `checkpoint.deterministic_weights` are asked for."""
+PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "ft_celebahq", "ffhq": "ft_ffhq"}
+"""Names under which the published weights are asked for, and the folder of hustvl/Moebius that holds each."""
+WEIGHTS = ("demo", DETERMINISTIC, *PUBLISHED)
+"""Every name of weights; anything else is a path."""
+
+# -- what `benchmark` measures, in the order in which it is opened -----------------------------------------------------
+
+CONTENDERS = {
+    "torch-cuda": "PyTorch eager on an NVIDIA card, and our form of the step as a CUDA graph",
+    "torch-cuda-compiled": "PyTorch compiled, on the card",
+    "webgpu-native": "ONNX Runtime's native WebGPU provider",
+    "chromium-webgpu": "WebGPU in Chromium, each step dispatched and recorded",
+    "torch-cpu": "PyTorch eager on the processor",
+    "torch-cpu-compiled": "PyTorch compiled, on the processor",
+    "onnxruntime-cpu": "ONNX Runtime on the processor",
+    "chromium-wasm": "WebAssembly in Chromium, with one thread and with as many as the page takes",
+}
+MEASURES = {
+    "step": "a guided step",
+    "picture": "the whole picture as the release fills it",
+    "parts": "encode and decode",
+    "limits": "a large matrix product and a large copy on the same backends",
+    "curve": "the whole picture with other numbers of steps",
+    "profile": "a step's time by operator",
+    "load": "from the browser's cache to ready, and a first visit's time",
+    "memory": "peaks of processes and card",
+}
+MEASURED_PRECISIONS = (STRAIGHTFORWARD, "fp32", "fp16-storage", "fp16", "int8")
+
 # -- the diffusion process (release: DDIM, epsilon prediction) ---------------------------------------------------------
 
 TRAIN_TIMESTEPS = 1000  # length of the schedule that the network was trained on

@@ -28,8 +28,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from . import LabError
-from .backends import GRAPHS, guided_ids
-from .config import GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
+from .backends import guided_ids
+from .config import GRAPHS, GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
 from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms
 from .lambda_layer import SelfLambda
@@ -39,8 +39,7 @@ from .vae_graph import fuse_depth_to_space, rewritten
 OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
-STRAIGHTFORWARD = "straightforward"
-"""The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
+
 
 
 class SelfLambda2d(SelfLambda):

@@ -22,7 +22,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from . import LabError
-from .backends import GRAPHS, open_session, webgpu_session
+from .backends import open_session, webgpu_session
+from .config import GRAPHS
 from .export import OUTPUT_NAMES, SCOPES, example_inputs, torch_graphs
 from .inventory import graph_gflop
 from .precision import per_graph

@@ -37,9 +37,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.external_data_helper import uses_external_data
 
 from . import LabError
-from .backends import GRAPHS
-
-PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
+from .config import GRAPHS, PRECISIONS
 
 PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 

@@ -27,7 +27,8 @@ from huggingface_hub.utils import get_token, validate_repo_id
 
 from . import LabError, __version__
 from .bundle import read_manifest
-from .checkpoint import DENOISER_REPO, PICKLE, PUBLISHED, VAE_REPO
+from .checkpoint import DENOISER_REPO, PICKLE, VAE_REPO
+from .config import PUBLISHED
 from .export import OPSET
 from .hub import Hub, default_folder, file_sha256
 from .precision import per_graph

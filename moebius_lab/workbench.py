@@ -19,11 +19,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from . import LabError, __version__
-from .backends import BACKENDS, Backend, OnnxBackend, TorchBackend
+from .backends import Backend, OnnxBackend, TorchBackend
 from .checkpoint import (
     DEMO_FOLDER,
-    DETERMINISTIC,
-    PARTS,
     check_state,
     check_weights,
     find_weights,
@@ -32,8 +30,8 @@ from .checkpoint import (
     make_vae,
     read_state_dict,
 )
-from .config import NETWORKS, NetworkConfig
-from .export import OPSET, STRAIGHTFORWARD, export_graph, export_straightforward
+from .config import BACKENDS, DETERMINISTIC, NETWORKS, PARTS, STRAIGHTFORWARD, NetworkConfig
+from .export import OPSET, export_graph, export_straightforward
 from .hub import file_sha256
 from .imaging import check_picture_and_mask, read_image, read_mask
 from .inpaint import Progress, Settings, inpaint
@@ -73,12 +71,12 @@ class Workbench:
     """
 
     config: NetworkConfig
-    weights: str  # a name in `checkpoint.NAMES`, or a folder with denoiser.safetensors and vae.safetensors
+    weights: str  # a name in `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors
     image: np.ndarray  # uint8 (H, W, 3)
     mask: np.ndarray  # uint8 (H, W), 255 is the hole
     folder: Path
     precision: str = "fp32"  # in which this run's graphs are used; see `precision.per_graph`
-    backend: str = "onnx"  # one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice
+    backend: str = "onnx"  # one of `config.BACKENDS`: what fills the picture where a notebook leaves the choice
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -322,12 +320,12 @@ def prepare(
 
     Args:
         network: a name in `config.NETWORKS`.
-        weights: a name in `checkpoint.NAMES`, or a folder with denoiser.safetensors and vae.safetensors.
+        weights: a name in `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors.
         image: a picture file; empty for the first demo photograph.
         mask: its mask; empty only where `image` is.
         output_dir: made if missing.
         precision: of the graphs that this run uses; see `precision.per_graph`.
-        backend: one of `backends.BACKENDS`: what fills the picture where a notebook leaves the choice.
+        backend: one of `config.BACKENDS`: what fills the picture where a notebook leaves the choice.
 
     Raises:
         LabError: a parameter that cannot be used.

@@ -19,9 +19,9 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from moebius_lab import LabError, browser
-from moebius_lab.backends import GRAPHS
 from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
 from moebius_lab.bundle import write_bundle
+from moebius_lab.config import GRAPHS
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from moebius_lab.imaging import feather
 from moebius_lab.inpaint import Settings, inpaint

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from moebius_lab import LabError, parity
-from moebius_lab.backends import BACKENDS
 from moebius_lab.benchmark import READER, run
 from moebius_lab.browser_runner import BrowserRunner, fill
-from moebius_lab.config import DEMO, SMALL
+from moebius_lab.config import BACKENDS, DEMO, SMALL
 from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.precision import per_graph
 

@@ -4,9 +4,9 @@ import shutil
 import pytest
 
 from moebius_lab import LabError, __main__
-from moebius_lab.backends import GRAPHS
 from moebius_lab.bundle import write_bundle
 from moebius_lab.check import CheckError, check_port
+from moebius_lab.config import GRAPHS
 from moebius_lab.publish import write_site
 from moebius_lab.serve import Server
 

@@ -9,17 +9,25 @@ from conftest import DATA
 from PIL import Image
 from safetensors.torch import save_file
 
-from moebius_lab.__main__ import main
-from moebius_lab.backends import GRAPHS
+from moebius_lab.__main__ import _parser, main
+from moebius_lab.config import GRAPHS
 from moebius_lab.imaging import feather, read_image, read_mask
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
 
 
-@pytest.mark.parametrize("verb", ["run", "export", "fetch", "inpaint", "verify-reference"])
-def test_every_verb_has_help(verb):
-    done = subprocess.run([sys.executable, "-m", "moebius_lab", verb, "--help"], capture_output=True, encoding="utf-8")
-    assert done.returncode == 0 and "usage" in done.stdout
+def verbs() -> list[str]:
+    [commands] = [action for action in _parser()._actions if action.dest == "verb"]
+    return list(commands.choices)
+
+
+@pytest.mark.parametrize("verb", ["", *verbs()])
+def test_help_comes_before_anything_large_is_imported(verb):
+    program = "import runpy, sys; sys.argv[0] = 'moebius_lab'\ntry: runpy.run_module('moebius_lab', run_name='__main__')\n"
+    program += "finally: print({'numpy', 'torch', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program, *verb.split(), "--help"], capture_output=True, encoding="utf-8")
+    usage, *_, large = done.stdout.splitlines()
+    assert done.returncode == 0 and usage.startswith(f"usage: python -m moebius_lab {verb}") and large == "set()", done.stderr
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from moebius_lab import LabError, benchmark, parity, report
-from moebius_lab.backends import GRAPHS
+from moebius_lab.config import GRAPHS
 from moebius_lab.workbench import prepare
 
 PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "output_dir")

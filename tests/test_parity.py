@@ -5,8 +5,9 @@ import pytest
 
 from moebius_lab import LabError, parity
 from moebius_lab.browser import has_nvidia
+from moebius_lab.config import PRECISIONS
 from moebius_lab.imaging import is_hole
-from moebius_lab.precision import PRECISIONS, per_graph
+from moebius_lab.precision import per_graph
 
 
 @pytest.fixture(scope="module")

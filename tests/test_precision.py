@@ -10,6 +10,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from moebius_lab import LabError, precision
+from moebius_lab.config import PRECISIONS
 
 RNG = np.random.default_rng(0)
 
@@ -76,7 +77,7 @@ def test_every_precision_runs_with_float32_ends_and_its_own_error(graph_file, tm
 
 def test_stored_types_and_bytes(graph_file, tmp_path):
     sizes, types = {}, {}
-    for kind in precision.PRECISIONS:
+    for kind in PRECISIONS:
         files = precision.store(graph_file, kind, tmp_path / kind)
         sizes[kind] = sum(file.bytes for file in files[1:])
         model = onnx.load(str(tmp_path / kind / "net.onnx"), load_external_data=False)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from .. import errors
+
+if __name__ == "__main__":
+    errors.watch_process()  # from here on, since what follows takes seconds to import
+
 import argparse
 import json
 import time
@@ -229,7 +234,7 @@ def save_half(module: nn.Module, path: Path) -> None:
     save_file({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}, path)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moebius_lab.training", description=__doc__)
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and tiles; a second run resumes from it")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -243,7 +248,8 @@ def main() -> None:
         start_from_shipped(args.work_dir, tuple(args.stages))
     plan = SMOKE if args.smoke else replace(FULL, pool=args.pool)
     run(plan, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    errors.leave(errors.run(main))
