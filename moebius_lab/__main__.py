@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     site = verbs.add_parser("site", help="copy a bundle to where a static host takes it from, within GitHub's limits")
     site.add_argument("folder", metavar="FOLDER", help="made; must not exist")
     site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's (default: build/bundle)")
+    site.add_argument("--report", default="", metavar="FOLDER", help="of a run, whose report goes along (default: none)")
     site.set_defaults(command=_site)
 
     bundle = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
@@ -237,7 +238,7 @@ def _check(options: argparse.Namespace) -> int:
 def _site(options: argparse.Namespace) -> int:
     from .publish import write_site
 
-    print(f"{options.folder}  {write_site(options.bundle, options.folder) / 1e6:.1f} MB")
+    print(f"{options.folder}  {write_site(options.bundle, options.folder, options.report) / 1e6:.1f} MB")
     return 0
 
 

@@ -31,6 +31,7 @@ from .checkpoint import DENOISER_REPO, PICKLE, VAE_REPO
 from .config import PUBLISHED
 from .export import OPSET
 from .hub import Hub, default_folder, file_sha256
+from .links import broken_links
 from .precision import per_graph
 from .workbench import Workbench
 
@@ -289,23 +290,31 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def write_site(bundle: str | Path, folder: str | Path) -> int:
+REPORTED = ("report", "pictures", "results.json")
+"""Of a run's folder: the report, and what its pages show and link to."""
+
+
+def write_site(bundle: str | Path, folder: str | Path, run: str | Path = "") -> int:
     """Copy a bundle to where a static host takes it from, without weights that lie on another origin.
 
     Args:
         bundle: the folder of `bundle.write_bundle`.
         folder: made; must not exist or be empty.
+        run: the folder of a run (`report.run_notebooks`) whose report goes to `report/` beside the page; empty for none.
 
     Returns:
         The site's bytes.
 
     Raises:
-        PublishError: a file or the whole is more than GitHub Pages takes; nothing is written then.
+        PublishError: a file or the whole is more than GitHub Pages takes, or there is no report, or one of its links leads
+            nowhere; nothing is written then.
     """
     bundle, folder = Path(bundle), Path(folder)
     elsewhere = "://" in read_manifest(bundle)["weights_base"]
-    files = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
-    files = [path for path in files if not (elsewhere and path.relative_to(bundle).parts[0] == "weights")]
+    files = {path: path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()}
+    files = {path: place for path, place in files.items() if not (elsewhere and place.parts[0] == "weights")}
+    if run:
+        files |= _report_files(Path(run))
     advice = "keep the weights on a hub (`bundle --weights-base URL`) or bundle fewer precisions"
     large = [path.name for path in files if path.stat().st_size > PAGES_FILE_BYTES]
     if large:
@@ -317,9 +326,20 @@ def write_site(bundle: str | Path, folder: str | Path) -> int:
         )
     if folder.exists() and any(folder.iterdir()):
         raise PublishError(f"{folder} is not empty; name a new folder")
-    for path in files:
-        target = folder / path.relative_to(bundle)
+    for path, place in files.items():
+        target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (folder / ".nojekyll").touch()
     return total
+
+
+def _report_files(run: Path) -> dict[Path, Path]:
+    """The files of a run's report, each with its place on the site."""
+    if not (run / "report" / "index.html").is_file():
+        raise PublishError(f"{run} holds no report: make it with `python -m moebius_lab run --output-dir {run}`")
+    if broken := broken_links(sorted((run / "report").glob("*.html"))):
+        raise PublishError(f"the report has links that lead nowhere, {broken[0]}: run the notebooks again")
+    named = [run / name for name in REPORTED]
+    found = [path for place in named for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return {path: path.relative_to(run) for path in found if path.is_file()}

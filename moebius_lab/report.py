@@ -142,7 +142,13 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
     exporter = HTMLExporter(
         embed_images=True, template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": _PAGE})]
     )
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    page = exporter.from_notebook_node(notebook, resources=resources)[0]
+    return re.sub(r'<a href="(\w+)\.ipynb">(.*?)</a>', lambda link: _link(*link.groups(), titles), page)
+
+
+def _link(name: str, words: str, titles: dict[str, str]) -> str:
+    """A notebook's link to another one, on a page: to that one's page, or the words alone where the report has none."""
+    return f'<a href="{name}.html">{words}</a>' if name in titles else words
 
 
 def stills(notebook: nbformat.NotebookNode) -> None:

@@ -6,13 +6,17 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import yaml
 from hub_server import REVISION, HubServer
+from PIL import Image
 
 from moebius_lab import parity, publish
 from moebius_lab.bundle import write_bundle
+from moebius_lab.links import broken_links
 from moebius_lab.publish import PublishError, plan, weights_base, write_site
+from moebius_lab.report import write_report
 
 REPO = "someone/moebius-small"
 
@@ -152,6 +156,25 @@ def test_the_site_leaves_out_weights_that_lie_elsewhere(bench, tmp_path):
     assert (tmp_path / "other" / "index.html").is_file() and not (tmp_path / "other" / "weights").exists()
     with pytest.raises(PublishError, match="not empty"):
         write_site(bench.folder / "bundle", tmp_path / "other")
+
+
+def test_a_run_s_report_goes_along(bench, tmp_path):
+    run, site = tmp_path / "run", tmp_path / "site"
+    with pytest.raises(PublishError, match="no report.*moebius_lab run"):
+        write_site(bench.folder / "bundle", site, run)
+    (run / "notebooks").mkdir(parents=True)
+    (run / "report").mkdir()
+    (run / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(run / "pictures" / "a_figure.png")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1 · First")]), run / "notebooks" / "a.ipynb")
+    write_report(run, ("a",))
+    write_site(bench.folder / "bundle", site, run)
+    assert broken_links([site / "index.html", *(site / "report").glob("*.html")]) == []
+    assert (site / "pictures" / "a_figure.png").is_file() and (site / "results.json").is_file() and not (site / "notebooks").exists()
+    (run / "pictures" / "a_figure.png").unlink()
+    with pytest.raises(PublishError, match="lead nowhere.*a_figure.png"):
+        write_site(bench.folder / "bundle", tmp_path / "other", run)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("limit", "words"), [("PAGES_FILE_BYTES", "one file may have"), ("PAGES_SITE_BYTES", "allowed")])

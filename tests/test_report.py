@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from moebius_lab import report
 from moebius_lab.inpaint_panel import Inpaint
+from moebius_lab.links import broken_links
 from moebius_lab.mask_painter import MaskPainter, jpeg
 
 
@@ -33,7 +34,7 @@ def pages(tmp_path_factory):
     wide = base64.b64encode(jpeg(painter.picture().resize((1100, 400)))).decode()
     cells = [
         new_markdown_cell(
-            "# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb)."
+            "# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb), not [there](z.ipynb)."
         ),
         *[shows(data, "MaskPainter()") for data in widgets],
         shows({"application/vnd.jupyter.widget-view+json": widgets[0]["application/vnd.jupyter.widget-view+json"]}, "0%| 0/3"),
@@ -51,9 +52,15 @@ def pages(tmp_path_factory):
     return folder / "report"
 
 
+def test_every_link_leads_to_a_page(pages):
+    assert broken_links(sorted(pages.glob("*.html"))) == []
+    text = (pages / "a.html").read_text(encoding="utf-8")
+    assert '<a href="b.html">here</a>' in text and "ipynb" not in text and "not there" in text
+
+
 def test_the_contents_page_tells_what_was_asked_found_and_not_run(pages):
     text = (pages / "index.html").read_text(encoding="utf-8")
-    assert "1 · First &lt;one&gt;</a> <small>3 s</small>" in text and "It does, see here." in text
+    assert "1 · First &lt;one&gt;</a> <small>3 s</small>" in text and "It does, see here, not there." in text
     assert "2 · Second</a> <small><b>stopped by an error" in text and "c: not run yet" in text
 
 
