@@ -156,7 +156,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .hub import require_room
+    from .files import require_room
     from .report import run_notebooks
     from .workbench import prepare
 

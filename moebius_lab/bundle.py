@@ -23,6 +23,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -30,14 +31,64 @@ import torch
 from PIL import Image
 
 from . import LabError, config
-from .config import STRAIGHTFORWARD, NetworkConfig
+from .config import LATENT_CHANNELS, STRAIGHTFORWARD, NetworkConfig
 from .export import operator_counts
-from .hub import require_room
+from .files import (
+    COUNT,
+    NUMBER,
+    STORED_FILE,
+    TEXT,
+    changed_file,
+    digest_of,
+    file_sha256,
+    kept_json,
+    listed,
+    mapping,
+    misfit,
+    read_json,
+    record,
+    require_room,
+    say,
+    write_json,
+    write_whole,
+    written_whole,
+)
 from .imaging import read_image, to_unit_range
-from .workbench import Workbench, demo_photographs, file_digest
+from .precision import STAMP, files_of
+from .provenance import made_by
+from .workbench import Workbench, demo_photographs
 
 FORMAT = 2
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+
+BUNDLED_FILE = STORED_FILE | {"required": [*STORED_FILE["required"], "file"]}
+PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
+MANIFEST = record(
+    version=TEXT,
+    network=TEXT,
+    weights=TEXT,
+    weights_base=TEXT,
+    constants=mapping(NUMBER),
+    layouts=mapping(TEXT),
+    preview=PREVIEW,
+    precisions=mapping(
+        record(
+            bytes=COUNT,
+            note=TEXT,
+            providers=listed(TEXT),
+            requires=listed(TEXT),
+            options=mapping(TEXT),
+            options_require=listed(TEXT),
+            graphs=mapping(listed(BUNDLED_FILE)),
+        )
+    ),
+    runtime=record(version=TEXT, builds=mapping(record(module=TEXT, wasm=BUNDLED_FILE))),
+    samples=listed(record(name=TEXT, image=TEXT, mask=TEXT, credit=TEXT)),
+)
+"""What manifest.json holds, as JSON Schemas: the whole, and parts of it."""
+
+PRECACHE = record(version=TEXT, files=listed(TEXT))
+"""What precache.js assigns."""
 
 NODE_MODULES = "MOEBIUS_NODE_MODULES"
 """The environment variable that `npm_packages` describes."""
@@ -102,15 +153,33 @@ def npm_packages(development: bool = False) -> Path:
     if (named := os.environ.get(NODE_MODULES)) and not development:
         return _checked_packages(Path(named))
     files = [WEB / name for name in ("package.json", "package-lock.json", ".npmrc")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-    folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest}{'-dev' if development else ''}")
+    folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest_of(files, WEB)[:12]}{'-dev' if development else ''}")
     modules = folder / "node_modules"
-    if (folder / "complete").is_file():
+    kept = kept_json(folder / STAMP, record(files=listed(STORED_FILE)))
+    words = changed_file(modules, kept["files"]) if kept else ""
+    if kept and not words:
         return modules
+    if words:
+        say(f"{words}; ONNX Runtime Web is installed again")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LabError(f"{folder} cannot be made ({error.strerror}); install into a virtual environment") from None
+    with TemporaryDirectory(dir=folder.parent) as name:
+        made = Path(name) / folder.name
+        _install(files, made, development)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(made, folder)
+        except OSError:  # another process was quicker; what it made is as good
+            if not (folder / STAMP).is_file():
+                raise
+    return modules
+
+
+def _install(files: list[Path], folder: Path, development: bool) -> None:
+    """Let npm install into a new folder, and record what the bundle takes from it."""
+    folder.mkdir()
     for file in files:
         shutil.copyfile(file, folder / file.name)
     options = ["--ignore-scripts", "--no-audit", "--no-fund"] + ([] if development else ["--omit=dev"])
@@ -118,15 +187,21 @@ def npm_packages(development: bool = False) -> Path:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LabError(f"npm could not install ONNX Runtime Web ({reason}); check the connection and try again")
-    (folder / "complete").touch()
-    return modules
+    names = ["package.json", *(f"dist/{name}" for build in RUNTIME_BUILDS.values() for name in build)]
+    paths = [folder / "node_modules" / "onnxruntime-web" / name for name in names]
+    recorded = [
+        {"name": path.relative_to(folder / "node_modules").as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    ]
+    write_json(folder / STAMP, {"files": recorded})
 
 
 def _checked_packages(modules: Path) -> Path:
     """A node_modules folder that holds the pinned version of ONNX Runtime Web."""
     pinned = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
     package = modules / "onnxruntime-web" / "package.json"
-    found = json.loads(package.read_text(encoding="utf-8"))["version"] if package.is_file() else "none"
+    advice = f"{NODE_MODULES} names its folder: unset it or copy that package again"
+    found = read_json(package, record(version=TEXT), advice)["version"] if package.is_file() else "none"
     if found != pinned:
         raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
     return modules
@@ -184,6 +259,8 @@ def write_bundle(
     stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
     _require_room(folder, stored)
     (folder / "manifest.json").unlink(missing_ok=True)
+    if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
+        write_whole(folder / "precache.js", "")
     writer = _Writer(folder, on_file)
     manifest = {
         "format": FORMAT,
@@ -192,7 +269,7 @@ def write_bundle(
         "weights_base": weights_base,
         "constants": constants(bench.config),
         "layouts": config.GPU_LAYOUTS,
-        "preview": bench.once("preview", lambda: colours_of_latents(bench), __file__),
+        "preview": _preview(bench),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
@@ -242,7 +319,14 @@ def constants(network: NetworkConfig) -> dict[str, float]:
         "mask_threshold": config.MASK_THRESHOLD,
         "window_margin": config.WINDOW_MARGIN,
         "max_megapixels": config.MAX_MEGAPIXELS,
+        "preview_share": config.PREVIEW_SHARE,
     }
+
+
+def _preview(bench: Workbench) -> list[list[float]]:
+    """`colours_of_latents`, computed once."""
+    photographs = [file_sha256(photo) for photo, _ in demo_photographs().values()]
+    return bench.once("preview", lambda: colours_of_latents(bench), PREVIEW, photographs, MADE_BY)
 
 
 def colours_of_latents(bench: Workbench) -> list[list[float]]:
@@ -274,16 +358,16 @@ class _Writer:
     def add(self, source: Path, name: str, digest: str = "") -> dict:
         """Have `source` at `name`; `digest` if it is known. Returns name, size and SHA-256 for the manifest."""
         target, size = self.folder / name, source.stat().st_size
-        digest = digest or file_digest(source)
-        if not (target.is_file() and target.stat().st_size == size and file_digest(target) == digest):
+        digest = digest or file_sha256(source)
+        if not (target.is_file() and target.stat().st_size == size and file_sha256(target) == digest):
             self.on_file(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            with written_whole(target) as part:
+                shutil.copyfile(source, part)
         self.names.add(name)
         return {"name": source.name, "file": name, "bytes": size, "sha256": digest}
 
     def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, encoding="utf-8")
+        write_whole(self.folder / name, text)
         self.names.add(name)
 
     def remove_others(self) -> None:
@@ -310,9 +394,8 @@ def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> 
 
 
 def _files_of(graph: Path) -> list[tuple[Path, str]]:
-    """The graph's file and those of its weights, each with its SHA-256, as `Workbench.stored` recorded them."""
-    listed = json.loads(graph.with_name("files.json").read_text(encoding="utf-8"))["files"]
-    return [(graph.with_name(file["name"]), file["sha256"]) for file in listed]
+    """The graph's file and those of its weights, each with its SHA-256, as they were recorded when they were made."""
+    return [(graph.with_name(file["name"]), file["sha256"]) for file in files_of(graph)]
 
 
 def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
@@ -359,10 +442,36 @@ def read_manifest(folder: str | Path) -> dict:
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise LabError(f"{folder} is no complete bundle; make one with `python -m moebius_lab bundle`")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("format") != FORMAT:
-        raise LabError(f"{path} has format {manifest.get('format')}, this is {FORMAT}; make the bundle again")
+    return checked_manifest(read_json(path, {"type": "object"}, "make the bundle again"), str(path))
+
+
+def checked_manifest(manifest: object, source: str) -> dict:
+    """A manifest that came from `source`, once it is known to be one of this version.
+
+    Raises:
+        LabError: it is not.
+    """
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise LabError(f"{source} has format {found}, this is {FORMAT}; make the bundle again")
+    if words := misfit(manifest, MANIFEST):
+        raise LabError(f"{source} is damaged ({words}); make the bundle again")
     return manifest
+
+
+def require_whole(folder: str | Path, manifest: dict) -> None:
+    """Raise LabError where a file of a bundle, weights or runtime, is not the one that its manifest names.
+
+    Args:
+        folder: the bundle's. Weights that lie on another host are not looked at.
+        manifest: of `read_manifest`.
+    """
+    files = [build["wasm"] | {"name": build["wasm"]["file"]} for build in manifest["runtime"]["builds"].values()]
+    if "://" not in manifest["weights_base"]:
+        forms = manifest["precisions"].values()
+        files += [file | {"name": f"weights/{file['file']}"} for form in forms for listed in form["graphs"].values() for file in listed]
+    if words := changed_file(Path(folder), files):
+        raise LabError(f"{words}; make the bundle again")
 
 
 def shipped_files(manifest: dict) -> pd.DataFrame:
@@ -387,3 +496,6 @@ def operators_off_the_gpu(paths: dict[str, Path]) -> dict[str, Counter[str]]:
     """For each graph, the operators in it that the WebGPU provider does not run, and how often they occur."""
     counted = {graph: operator_counts(path) for graph, path in paths.items()}
     return {graph: Counter({op: n for op, n in ops.items() if op in CPU_OPERATORS}) for graph, ops in counted.items()}
+
+
+MADE_BY = made_by(__name__)

@@ -14,11 +14,11 @@ import httpx2
 
 from . import LabError, parity
 from .browser import Browser
-from .bundle import FORMAT
+from .bundle import PRECACHE, checked_manifest
 from .checkpoint import load_checkpoint, load_vae
 from .config import DETERMINISTIC, NETWORKS
 from .export import example_inputs
-from .hub import require_room
+from .files import misfit, require_room
 
 TIMEOUT = 30  # seconds without a byte
 RECOMPUTABLE = ("demo", DETERMINISTIC)  # weights that are on every machine, so that PyTorch can be the reference
@@ -141,11 +141,12 @@ def _manifest(fetch: _Fetch) -> dict:
     url, content = fetch.base + "manifest.json", fetch.get("manifest.json")
     try:
         manifest = json.loads(content)
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         raise CheckError(f"{url} is no manifest of a port; give the address of its page") from None
-    if version != FORMAT:
-        raise CheckError(f"{url} has format {version}, this is {FORMAT}; check it with the version that made it")
+    try:
+        checked_manifest(manifest, url)
+    except LabError as error:
+        raise CheckError(f"{error}; or check it with the version that made it") from None
     if manifest["network"] not in NETWORKS:
         raise CheckError(f"{url}: network {manifest['network']!r} is unknown here; check it with the version that made it")
     return manifest
@@ -159,8 +160,14 @@ def _first_precision(manifest: dict, provider: str) -> str:
 
 
 def _check_page(fetch: _Fetch, manifest: dict) -> None:
-    precache = fetch.get("precache.js").decode()
-    listed = json.loads(precache[precache.index("{") : precache.rindex("}") + 1])
+    precache = fetch.get("precache.js").decode(errors="replace")
+    try:
+        listed = json.loads(precache.partition("=")[2].strip().rstrip(";"))
+        words = misfit(listed, PRECACHE)
+    except (ValueError, RecursionError):
+        words = "no JSON"
+    if words:
+        raise CheckError(f"{fetch.base}precache.js is damaged ({words}); publish it again")
     if listed["version"] != manifest["version"]:
         raise CheckError(f"{fetch.base}: page and manifest are of different versions; publish both again")
     for name in listed["files"]:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from . import LabError
 from .config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
-from .hub import NO_ROOM, Hub, HubUnreachable, default_folder, require_room
+from .errors import NO_ROOM
+from .files import require_room, written_whole
+from .hub import Hub, HubUnreachable, default_folder
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -270,18 +272,15 @@ def convert(source: Path, target: Path, module: nn.Module) -> None:
     check_state(module, state, str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     require_room(target.parent, sum(value.nbytes for value in state.values()), target.name)
-    part = target.with_name(target.name + ".part")
     try:
-        save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}, part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        with written_whole(target) as part:
+            save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}, part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in NO_ROOM or any(f"(os error {number})" in str(error) for number in NO_ROOM)
         reason = "no room left on the disk; make some" if full else str(error).splitlines()[0]
         raise CheckpointError(f"{target}: cannot be written: {reason}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _present_name(key: str) -> str:

@@ -84,6 +84,15 @@ GPU_LAYOUTS = {"vae_encoder": "NHWC", "step": "NCHW", "vae_decoder": "NHWC"}
 """In which layout the provider runs a graph's convolutions. Those of the autoencoder are large, and the provider reads four
 numbers at a time only where channels come last; the step has none but depthwise and 1x1 ones, whose data stays as it is."""
 
+# -- how the graphs are written ----------------------------------------------------------------------------------------
+
+OPSET = 18  # of ONNX's own operators, in every graph
+RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+
+# -- what a person sees while it runs ----------------------------------------------------------------------------------
+
+PREVIEW_SHARE = 0.2  # of a run's time may go into decoding previews
+
 # -- how a picture of any size meets a square network (ours, not the release's) ----------------------------------------
 
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole

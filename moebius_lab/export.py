@@ -1,4 +1,4 @@
-"""Three ONNX graphs from a checkpoint, opset 18.
+"""Three ONNX graphs from a checkpoint, in `config.OPSET`.
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -29,14 +28,14 @@ from torch import Tensor, nn
 
 from . import LabError
 from .backends import guided_ids
-from .config import GRAPHS, GUIDANCE, LATENT_CHANNELS, STEPS, STRENGTH, NetworkConfig
+from .config import GRAPHS, GUIDANCE, LATENT_CHANNELS, OPSET, RUNTIME_DOMAIN, STEPS, STRENGTH, NetworkConfig
 from .ddim import ddim_steps, guided_update
-from .graph import RUNTIME_DOMAIN, STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms
+from .files import require_room
+from .graph import STEP_INPUTS, STEP_OUTPUTS, StepGraph, fuse_skip_layer_norms
 from .lambda_layer import SelfLambda
 from .unet import MoebiusNet
 from .vae_graph import fuse_depth_to_space, rewritten
 
-OPSET = 18
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
 
@@ -176,9 +175,7 @@ def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(4 * p.numel() for p in module.parameters()) * 1.1, shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise LabError(f"{path.parent}: {needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
+    require_room(path.parent, sum(4 * p.numel() for p in module.parameters()) * 1.1, f"the export of {path.name}")
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,

@@ -18,6 +18,7 @@ from .browser import Browser, card_index, has_nvidia
 from .bundle import page_bytes, read_manifest
 from .inpaint import Settings
 from .inventory import peak_activations
+from .precision import files_of
 from .results import Results, Row
 from .serve import Server
 from .workbench import Workbench
@@ -99,7 +100,7 @@ def peaks(
     """The peak of every backend in processes of its own, while one short picture or each graph runs once; add the rows."""
     for form in precisions:
         paths = bench.stored(form)
-        stored = sum(file.stat().st_size for path in paths.values() for file in path.parent.iterdir() if file.name != "files.json")
+        stored = sum(file["bytes"] for path in paths.values() for file in files_of(path))
         live = max(peak_activations(path) for path in paths.values())
         for what, size in (("stored weights", stored), ("activations alive at once", live)):
             results.add("rows", [vars(Row(what, GRAPHS, form, "MB", *[size / 1e6] * 3, 1))])

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
-from .config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
+from .config import CONDITIONAL_IDS, RUNTIME_DOMAIN, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
 from .ddim import guided_update
 from .lambda_layer import CrossLambda, SelfLambda
 from .unet import (
@@ -54,7 +54,6 @@ from .unet import (
 )
 
 TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
-RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 LANES = 4  # numbers that a GPU kernel of the runtime reads at once, if the sides of a product are multiples of it
 FEW_TILES = 16  # up to here scores are not reordered for larger products: there is less of them than launching that takes
 LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer

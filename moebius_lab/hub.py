@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import httpx2
@@ -41,14 +38,18 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from . import LabError
+from .errors import NO_ROOM
+from .files import SHA256, TEXT, DamagedFile, file_sha256, mapping, read_json, record, require_room, write_json
 
 PINNED: dict[str, dict] = {"revisions": {}, "files": {}}
 """What lock.json must begin with, for files whose revision and hash are known. No hub was reachable yet to learn them."""
 
+LOCK = record(revisions=mapping(TEXT), files=mapping(record(sha256=SHA256)))
+"""What lock.json holds, as a JSON Schema."""
+
 ROOM = 1.05  # times the size of what is still to come and to be converted, that has to be free on the disk
 TRIES = 4  # to go on with a download after a reset, or an expired address, before it is given up
 RETRIED = (httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)  # by the client itself, five times
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HubError(LabError):
@@ -71,26 +72,6 @@ class Source:
 def default_folder() -> Path:
     """Where published files are kept: huggingface_hub's folder for assets of other libraries (HF_ASSETS_CACHE)."""
     return Path(constants.HF_ASSETS_CACHE) / "moebius-lab"
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read again only when the file's size or time has changed."""
-    facts = os.stat(path)
-    return _file_sha256(os.path.abspath(path), facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache
-def _file_sha256(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_room(folder: Path, needed: float, what: str) -> None:
-    """Raise HubError unless `needed` bytes are free where `folder` is or will be."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise HubError(f"{folder}: {what} needs {needed / 1e6:.0f} MB but {free / 1e6:.0f} MB are free; make room")
 
 
 @dataclass(frozen=True)
@@ -163,17 +144,16 @@ class Hub:
 
     def recorded(self) -> dict:
         """What lock.json and `PINNED` hold: {"revisions": by repository, "files": bytes and SHA-256 by name}."""
-        path = self.folder / "lock.json"
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"revisions": {}, "files": {}}
-            return {part: kept[part] | PINNED[part] for part in ("revisions", "files")}
-        except (ValueError, KeyError, TypeError):
-            raise HubError(f"{path}: not a lock file; delete it, and the files are recorded anew") from None
+        path, kept = self.folder / "lock.json", {"revisions": {}, "files": {}}
+        if path.exists():
+            try:
+                kept = read_json(path, LOCK, "delete it, and the files are recorded anew")
+            except DamagedFile as error:
+                raise HubError(str(error)) from None
+        return {part: kept[part] | PINNED[part] for part in ("revisions", "files")}
 
     def _write_lock(self, lock: dict) -> None:
-        new = self.folder / "lock.json.new"
-        new.write_text(json.dumps(lock, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(new, self.folder / "lock.json")
+        write_json(self.folder / "lock.json", lock)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

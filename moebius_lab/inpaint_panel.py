@@ -14,11 +14,11 @@ from PIL import Image
 
 from . import LabError
 from .backends import Backend
+from .config import PREVIEW_SHARE
 from .imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
 from .inpaint import Cancelled, Progress, Settings, inpaint
 from .mask_painter import MaskPainter, jpeg, message, row
 
-PREVIEW_SHARE = 0.2  # of a run's time may go into decoding previews
 SHOWN_WIDTH = 720  # px, of preview and result on screen
 
 

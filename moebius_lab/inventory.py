@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from .checkpoint import make_vae
-from .config import INPUT_CHANNELS, NetworkConfig
+from .config import CONDITION_TOKENS, INPUT_CHANNELS, NetworkConfig
 from .export import example_inputs, torch_graphs
 from .unet import MoebiusNet
 
@@ -81,7 +81,7 @@ def network_inventory(config: NetworkConfig, batch: int = 2) -> tuple[pd.DataFra
         inputs = (
             torch.empty(batch, INPUT_CHANNELS, s, s),
             torch.empty(batch),
-            torch.empty(batch, 10, dtype=torch.int64),
+            torch.empty(batch, CONDITION_TOKENS, dtype=torch.int64),
         )
     parameters = Counter()
     for name, parameter in net.named_parameters():

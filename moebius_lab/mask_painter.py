@@ -24,6 +24,7 @@ from ipycanvas import MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw
 
 from . import LabError
+from .files import written_whole
 from .imaging import ImageError, check_size, open_picture, read_mask
 
 TOOLS = {"brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "move": "arrows"}
@@ -389,8 +390,11 @@ class MaskPainter(ipywidgets.VBox):
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise LabError(f"{path}: a mask is saved as PNG, which keeps every value; give a name that ends in .png")
+        if not path.parent.is_dir():
+            raise LabError(f"{path}: cannot be written (No such file or directory); give a folder that exists")
         try:
-            Image.fromarray(self.mask).save(path)
+            with written_whole(path) as part:
+                Image.fromarray(self.mask).save(part, "PNG")
         except OSError as error:
             raise LabError(f"{path}: cannot be written ({error.strerror}); give a folder that exists") from None
         return path

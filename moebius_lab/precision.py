@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.external_data_helper import uses_external_data
 
 from . import LabError
-from .config import GRAPHS, PRECISIONS
+from .config import GRAPHS, OPSET, PRECISIONS, RUNTIME_DOMAIN
+from .files import STORED_FILE, listed, read_json, record, require_room
 
 PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 
@@ -52,6 +52,7 @@ EXACT = "sinusoids"  # a tensor with this in its name is a table of the timestep
 
 SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "SkipLayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
 LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
+STAMP = "files.json"  # next to a stored graph: every file's name, bytes and SHA-256, the graph's own first
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
 
 
@@ -136,6 +137,19 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
     body = model.SerializeToString()
     (folder / graph.name).write_bytes(body)
     return [StoredFile(graph.name, len(body), hashlib.sha256(body).hexdigest()), *chunks.close()]
+
+
+def files_of(graph: str | Path) -> list[dict]:
+    """Name, bytes and SHA-256 of the files of a stored graph, its own first, as they were recorded when it was made.
+
+    Args:
+        graph: the .onnx file, as `Workbench.stored` returns it.
+
+    Raises:
+        LabError: there is no record, or a damaged one.
+    """
+    advice = "make the graph again with `python -m moebius_lab export`"
+    return read_json(Path(graph).with_name(STAMP), record(files=listed(STORED_FILE)), advice)["files"]
 
 
 def narrowest_type(array: np.ndarray) -> str:
@@ -393,14 +407,14 @@ def halve_arithmetic(graph: GraphProto) -> None:
 
 def _tensor_types(graph: GraphProto) -> dict[str, int]:
     """ONNX element type of every tensor, by name; a float32 network's operators are typed by shape inference."""
-    shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)])
+    shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(RUNTIME_DOMAIN, 1)])
     inferred = onnx.shape_inference.infer_shapes(shell).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kinds[value.name] = value.type.tensor_type.elem_type
     unknown = [name for node in graph.node for name in node.output if name and not kinds.get(name)]
     if unknown:
-        raise LabError(f"the type of {unknown[0]} cannot be inferred: is every operator of opset 18?")
+        raise LabError(f"the type of {unknown[0]} cannot be inferred: is every operator of opset {OPSET}?")
     return kinds
 
 
@@ -421,11 +435,7 @@ def _check_fit(model: ModelProto, plan: dict[str, _Form], graph: Path, max_chunk
 
 def _check_room(plan: dict[str, _Form], folder: Path) -> None:
     needed = int(sum(form.bytes for form in plan.values()) * 1.02) + 8_000_000  # the graph itself, alignment
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        room = f"{needed / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free"
-        raise LabError(f"{folder}: {room}; make room or choose another disk")
+    require_room(folder, needed, "a stored graph")
 
 
 def _read(tensor: TensorProto, folder: Path) -> np.ndarray:

@@ -19,7 +19,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from . import LabError
-from .export import OPSET
+from .config import OPSET
+from .files import write_json, write_whole
+from .precision import STAMP
 
 PROCESSOR, CARD = "processor", "card"
 KERNEL = re.compile(r"^(?P<node>[^&|]*)[&|](?P<operator>[^&|]+)")  # a dispatch is called NODE&OPERATOR&PROGRAM
@@ -89,11 +91,10 @@ def write_limits(folder: str | Path) -> dict[str, Path]:
     paths = {}
     for name, model in graphs.items():
         path = Path(folder) / name / f"{name}.onnx"
-        path.parent.mkdir(parents=True, exist_ok=True)
         body = model.SerializeToString()
-        path.write_bytes(body)
+        write_whole(path, body)
         files = [{"name": path.name, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}]
-        path.with_name("files.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+        write_json(path.with_name(STAMP), {"files": files})
         paths[name] = path
     return paths
 

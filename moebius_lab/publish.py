@@ -26,16 +26,20 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_token, validate_repo_id
 
 from . import LabError, __version__
-from .bundle import read_manifest
+from .bundle import read_manifest, require_whole
 from .checkpoint import DENOISER_REPO, PICKLE, VAE_REPO
-from .config import PUBLISHED
-from .export import OPSET
-from .hub import Hub, default_folder, file_sha256
+from .config import OPSET, PUBLISHED
+from .files import NUMBER, TEXT, DamagedFile, file_sha256, listed, read_json, record
+from .hub import Hub, default_folder
 from .links import broken_links
 from .precision import per_graph
 from .workbench import Workbench
 
 PARITY = "03_parity"  # the notebook whose rows have to hold for every precision that is sent
+EVIDENCE = record(
+    rows=listed(record(graph=TEXT, output=TEXT, precision=TEXT, backend=TEXT, max_error=NUMBER, psnr_db=NUMBER, tolerance=TEXT, verdict=TEXT))
+)
+"""What that notebook's results hold, as a JSON Schema."""
 PAGES_FILE_BYTES, PAGES_SITE_BYTES = 100 * 2**20, 10**9  # what GitHub takes: of one file, and of a published site
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 
@@ -84,8 +88,8 @@ def plan(bench: Workbench, bundle: str | Path, repo: str) -> list[PlannedFile]:
         texts = {"README.md": model_card(bench, manifest, results, repo), "results.json": json.dumps(results, indent=1)}
         files = [_planned(path, text, Path(folder)) for path, text in texts.items()]
     files += [_planned("LICENSE", LICENCE), _planned("manifest.json", bundle / "manifest.json")]
-    listed = {file["file"]: file for file in _files_of(manifest)}
-    for name, file in sorted(listed.items()):
+    weights = {file["file"]: file for file in _files_of(manifest)}
+    for name, file in sorted(weights.items()):
         path = bundle / "weights" / name
         if not path.is_file() or file_sha256(path) != file["sha256"]:
             raise PublishError(f"{path} is not the file that manifest.json names; make the bundle again")
@@ -108,8 +112,13 @@ def _files_of(manifest: dict) -> list[dict]:
 def _results(bench: Workbench) -> dict[str, dict]:
     """The run's results that belong to its present weights and code; the comparison with PyTorch has to be among them."""
     folder = bench.folder / "results"
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     command = f"python -m moebius_lab run --network {bench.config.name} --weights {bench.weights}"
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results[path.stem] = read_json(path, EVIDENCE if path.stem == PARITY else {"type": "object"}, f"run `{command}` again")
+        except DamagedFile as error:
+            raise PublishError(str(error)) from None
     if PARITY not in results:
         raise PublishError(f"{folder / PARITY}.json is missing: there is no evidence to publish; run `{command}`")
     fresh = {name: result for name, result in results.items() if result.get("made_from") == bench.fingerprint()}
@@ -308,9 +317,12 @@ def write_site(bundle: str | Path, folder: str | Path, run: str | Path = "") -> 
     Raises:
         PublishError: a file or the whole is more than GitHub Pages takes, or there is no report, or one of its links leads
             nowhere; nothing is written then.
+        LabError: a file of the bundle is not the one that its manifest names.
     """
     bundle, folder = Path(bundle), Path(folder)
-    elsewhere = "://" in read_manifest(bundle)["weights_base"]
+    manifest = read_manifest(bundle)
+    require_whole(bundle, manifest)
+    elsewhere = "://" in manifest["weights_base"]
     files = {path: path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()}
     files = {path: place for path, place in files.items() if not (elsewhere and place.parts[0] == "weights")}
     if run:

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import html
-import json
 import re
+import subprocess
 import time
 from pathlib import Path
 
 import nbformat
+import onnxruntime
 import papermill
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from . import LabError
+from .benchmark import machine
+from .browser import NoBrowser, find_chromium
+from .checkpoint import find_weights
+from .config import DETERMINISTIC, MOEBIUS, NETWORKS, PARTS
+from .errors import first_line
+from .files import (
+    NUMBER,
+    STORED_FILE,
+    TEXT,
+    changed_file,
+    digest_of,
+    file_sha256,
+    kept_json,
+    listed,
+    record,
+    say,
+    write_json,
+    write_whole,
+)
+from .provenance import PACKAGE, facts_digest, libraries, package_files
 
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+FINISHED = record(signature=TEXT, seconds=NUMBER, files=listed(STORED_FILE))
+"""What the stamp of a finished notebook holds, as a JSON Schema: what it was made from, and the files that it left."""
 
 
 class NotebookError(LabError):
@@ -30,8 +57,9 @@ class NotebookError(LabError):
 def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tuple[str, ...] = NOTEBOOKS) -> Path:
     """Execute notebooks into `folder` and make its report.
 
-    A notebook is not repeated while the notebook, the library, the parameters, the files that they name, and every
-    notebook before it are what they were when it finished.
+    A notebook is not repeated while what it was made from is what it was when it finished, and what it left is whole: the
+    notebook, files that its cells name, the package, libraries, the parameters and the files that they name, what the machine
+    offers, and every notebook before it.
 
     Args:
         folder: gets notebooks/ (executed), report/ (HTML), results.json, and what the notebooks write.
@@ -49,26 +77,114 @@ def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tupl
     executed.mkdir(parents=True, exist_ok=True)
     (folder / "report").mkdir(exist_ok=True)
     parameters = parameters | {"output_dir": str(folder)}
-    signature = _digest(_library_files(), json.dumps(parameters, sort_keys=True), _named_files(parameters))
+    signatures = _signatures(parameters, names)
     bar = tqdm(names, desc="notebooks", unit="notebook")
     try:
         for name in bar:
             bar.set_postfix_str(name)
-            source = SOURCE_FOLDER / f"{name}.ipynb"
-            signature = _digest([source], signature)
             stamp = executed / f"{name}.json"
-            if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["signature"] == signature:
+            if _is_finished(folder, name, signatures[name]):
                 tqdm.write(f"{name}: finished before, nothing it depends on has changed")
                 continue
-            stamp.unlink(missing_ok=True)
-            start = time.perf_counter()
-            _execute(source, executed / f"{name}.ipynb", parameters)
-            facts = {"signature": signature, "seconds": round(time.perf_counter() - start, 1)}
-            stamp.write_text(json.dumps(facts), encoding="utf-8")
+            for outdated in (stamp, folder / "results" / f"{name}.json"):
+                outdated.unlink(missing_ok=True)
+            before, start = _products(folder), time.perf_counter()
+            _execute(SOURCE_FOLDER / f"{name}.ipynb", executed / f"{name}.ipynb", parameters)
+            seconds = round(time.perf_counter() - start, 1)
+            made = {path for path, facts in _products(folder).items() if before.get(path) != facts}
+            files = [_described(path, folder) for path in sorted(made | {executed / f"{name}.ipynb"})]
+            write_json(stamp, {"signature": signatures[name], "seconds": seconds, "files": files})
     finally:
         bar.close()
-        index = write_report(folder, names)
+        index = write_report(folder, names, signatures)
     return index
+
+
+# -- what a notebook is made from --------------------------------------------------------------------------------------
+
+
+def _signatures(parameters: dict[str, object], names: tuple[str, ...]) -> dict[str, str]:
+    """For each notebook the SHA-256 of all that its execution depends on, the notebooks before it among them."""
+    files = package_files()
+    versions = libraries([path for path in files if path.suffix == ".py"], optional=True)
+    signature = facts_digest(parameters, digest_of(files, PACKAGE), versions, machine_offers(), _named_files(parameters))
+    signatures = {}
+    for name in names:
+        source = SOURCE_FOLDER / f"{name}.ipynb"
+        read = [source, *_files_read(nbformat.read(source, as_version=4))]
+        signatures[name] = signature = facts_digest(signature, digest_of(read, SOURCE_FOLDER))
+    return signatures
+
+
+def machine_offers() -> dict[str, object]:
+    """What decides which parts of a notebook run here, and how fast: browser, cards, providers, processor."""
+    here = machine()
+    return {
+        "processor": [here["processor"], here["cores"]],
+        "cards": here["cards"],
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "providers": onnxruntime.get_available_providers(),
+        "browser": _browser(),
+    }
+
+
+def _browser() -> str:
+    """The Chromium that notebooks would use, in its own words; "none" without one."""
+    try:
+        path = find_chromium()
+    except NoBrowser:
+        return "none"
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = type(error).__name__
+    return f"{path}: {said}"
+
+
+def _named_files(parameters: dict[str, object]) -> dict[str, list[str]]:
+    """SHA-256 of the files that parameters name: picture, mask, and the files of weights."""
+    weights, network = str(parameters.get("weights") or DETERMINISTIC), NETWORKS.get(str(parameters.get("network")), MOEBIUS)
+    found = {"weights": [find_weights(weights, part, network) for part in PARTS] if weights != DETERMINISTIC else []}
+    found |= {key: [parameters[key]] for key in ("image", "mask") if parameters.get(key)}
+    return {key: [file_sha256(path) for path in paths if Path(path).is_file()] for key, paths in found.items()}
+
+
+def _files_read(notebook: nbformat.NotebookNode) -> list[Path]:
+    """The files next to the notebooks that a cell names, as in Path("results"): those of the folder, where it names one."""
+    found: set[Path] = set()
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        code = TransformerManager().transform_cell(cell.source)  # a magic is no Python
+        try:
+            tree = compile(code, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        except SyntaxError:  # which its execution will say
+            continue
+        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        for path in (SOURCE_FOLDER / word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word) and not word.startswith(".")):
+            found |= {path} if path.is_file() else {file for file in path.glob("*") if file.is_file()}
+    return sorted(found)
+
+
+def _is_finished(folder: Path, name: str, signature: str) -> bool:
+    """Whether a notebook was executed from what `signature` stands for, and what it left is whole; damage is said."""
+    kept = kept_json(folder / "notebooks" / f"{name}.json", FINISHED)
+    if kept is None or kept["signature"] != signature:
+        return False
+    if words := changed_file(folder, kept["files"]):
+        say(f"{words}; {name} is run again")
+    return not words
+
+
+def _products(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files that notebooks keep, with what changes when they are written again."""
+    files = [path for kind in ("results", "pictures") for path in (folder / kind).glob("*")]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def _described(path: Path, folder: Path) -> dict[str, object]:
+    return {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+# -- running and showing -----------------------------------------------------------------------------------------------
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
@@ -83,29 +199,37 @@ def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
         raise NotebookError(f"{source.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{lines}") from None
 
 
-def write_report(folder: Path, names: tuple[str, ...]) -> Path:
+def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str] | None = None) -> Path:
     """Make report/NAME.html of every executed notebook, a contents page and results.json; returns the contents page.
 
     The pages need nothing from outside: no scripts, pictures inside. Where a notebook shows a widget, its still stands.
+
+    Args:
+        folder: that the notebooks were executed into.
+        names: the notebooks, in order.
+        signatures: of what they would be made from now; one that was made from something else is marked, and its results
+            are left out. None to take them as they are.
     """
     executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in names}
-    notebooks = {name: nbformat.read(path, as_version=4) for name, path in executed.items() if path.is_file()}
+    read = {name: _read(path) for name, path in executed.items() if path.is_file()}
+    notebooks = {name: notebook for name, notebook in read.items() if notebook}
     titles = {name: _title(notebook, name) for name, notebook in notebooks.items()}
     entries, results = [], {}
     for name in names:
-        result = folder / "results" / f"{name}.json"
-        if result.is_file():
-            results[name] = json.loads(result.read_text(encoding="utf-8"))
+        stamp = kept_json(executed[name].with_suffix(".json"), FINISHED)
+        earlier = bool(stamp and signatures and stamp["signature"] != signatures[name])
+        result = None if earlier else kept_json(folder / "results" / f"{name}.json", {"type": "object"})
+        if result is not None:
+            results[name] = result
         if name not in notebooks:
             entries.append(f"<li>{name}: not run yet</li>")
             continue
-        (folder / "report" / f"{name}.html").write_text(_page(notebooks[name], name, titles), encoding="utf-8")
-        stamp = executed[name].with_suffix(".json")
-        facts = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
-        state = f"{facts['seconds']:.0f} s" if facts else "<b>stopped by an error</b>"
+        write_whole(folder / "report" / f"{name}.html", _page(notebooks[name], name, titles))
+        state = f"{stamp['seconds']:.0f} s" if stamp else "<b>stopped by an error</b>"
+        state = "<b>from before the last change, not run again</b>" if earlier else state
         answer = html.escape(_answer(notebooks[name]))
         entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
-    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_json(folder / "results.json", results)
     pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
     shown = "\n".join(
         f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
@@ -113,8 +237,19 @@ def write_report(folder: Path, names: tuple[str, ...]) -> Path:
         for p in pictures
     )
     index = folder / "report" / "index.html"
-    index.write_text(_INDEX.format(entries="\n".join(entries), pictures=shown), encoding="utf-8")
+    write_whole(index, _INDEX.format(entries="\n".join(entries), pictures=shown))
     return index
+
+
+def _read(path: Path) -> nbformat.NotebookNode | None:
+    """An executed notebook; None where it is damaged, which is said."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # whatever reader, converter and validator stumble over
+        say(f"{path} is damaged ({first_line(error)}); the report is without it until it is run again")
+        return None
+    return notebook
 
 
 def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) -> str:
@@ -243,30 +378,3 @@ def _answer(notebook: nbformat.NotebookNode) -> str:
 
 def _words(picture: Path) -> str:
     return picture.stem.replace("_", " ")
-
-
-def _library_files() -> list[Path]:
-    package = Path(__file__).parent
-    return sorted([*package.glob("*.py"), *(package / "demo").rglob("*.*")])
-
-
-def _named_files(parameters: dict[str, object]) -> str:
-    """Digest of the files that parameters name: picture, mask, and a folder of weights."""
-    files: list[Path] = []
-    for key in ("image", "mask", "weights"):
-        path = Path(str(parameters.get(key) or ""))
-        if str(path) != "." and path.is_file():
-            files.append(path)
-        elif str(path) != "." and path.is_dir():
-            files += sorted(path.glob("*.safetensors"))
-    return _digest(files)
-
-
-def _digest(files: list[Path], *texts: str) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(file.name.encode() + file.read_bytes())
-    for text in texts:
-        digest.update(text.encode())
-    return digest.hexdigest()

@@ -8,8 +8,6 @@ A file has one machine and one network:
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,28 @@ from pathlib import Path
 import pandas as pd
 
 from . import LabError
+from .files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, write_json, write_whole
 
 FORMAT = 1
 KEY = ("what", "backend", "form", "steps")
 """Columns that name a row; a later row of the same name replaces an earlier one."""
 LISTS = ("rows", "missing", "evidence", "profiles")
+_NAMED = {"backend": TEXT, "form": TEXT}
+SHAPE = record(
+    date=TEXT,
+    network=TEXT,
+    weights=TEXT,
+    made_from=TEXT,
+    method=TEXT,
+    release_steps=COUNT,
+    machine=record(processor=TEXT, cores=COUNT, cards=listed(record(name=TEXT))),
+    rows=listed(record(what=TEXT, unit=TEXT, median=NUMBER, q1=NUMBER, q3=NUMBER, repeats=COUNT, steps=COUNT, **_NAMED)),
+    missing=listed(record(what=TEXT, reason=TEXT, **_NAMED)),
+    evidence=listed(record(evidence=TEXT, **_NAMED)),
+    profiles=listed(record(operator=TEXT, where=TEXT, calls=NUMBER, ms=NUMBER, **_NAMED)),
+)
+"""What a file holds, as a JSON Schema."""
+ADVICE = "name another file, or remove it and measure again"
 STEP, ENCODE, DECODE, PICTURE = "guided step", "encode", "decode", "whole picture"
 BEGIN, END = "<!-- made by `python -m moebius_lab results --readme README.md`: -->", "<!-- until here -->"
 
@@ -72,10 +87,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(self.data, indent=1, default=float) + "\n", encoding="utf-8")
-        os.replace(part, self.path)
+        write_json(self.path, self.data)
 
 
 def _key(entry: dict) -> tuple:
@@ -97,12 +109,11 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise LabError(f"{path}: there is no such file; make one with `python -m moebius_lab benchmark`")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise LabError(f"{path} is no JSON ({error}); measure again") from None
+    data = read_json(path, {}, ADVICE)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LabError(f"{path} is no file of measurements of form {FORMAT}; measure again")
+        raise LabError(f"{path} is no file of measurements of form {FORMAT}; {ADVICE}")
+    if words := misfit(data, SHAPE):
+        raise LabError(f"{path} is damaged ({words}); {ADVICE}")
     return data
 
 
@@ -134,7 +145,7 @@ def merge(paths: list[str | Path], output: str | Path) -> dict:
         whole |= {name: data[name] for name in ("date", "made_from", "method")}
     done = {_key(row) for row in whole["rows"]}
     whole["missing"] = [entry for entry in whole["missing"] if _key(entry) not in done]
-    Path(output).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_json(output, whole)
     return whole
 
 
@@ -197,4 +208,4 @@ def write_readme(path: str | Path, files: list[dict]) -> None:
         raise LabError(f"{path} must hold the two lines {BEGIN!r} and {END!r} once each")
     made = f"{BEGIN}\n\n{readme_table(files)}\n{END}"
     new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL)
-    path.write_text(new, encoding="utf-8")
+    write_whole(path, new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,12 @@ from . import LabError
 from .backends import TorchBackend
 from .checkpoint import deterministic_weights, make_vae
 from .config import MOEBIUS, SMALL, NetworkConfig
+from .files import COUNT, DamagedFile, listed, mapping, read_arrays, read_json
 from .imaging import mask_to_hole, paste, to_bytes, to_unit_range
 from .inpaint import Settings, sample
 from .unet import MoebiusNet
 
+COPY_AGAIN = "copy it again"
 NETWORK_TOLERANCE = 2e-5  # max |d| of the predicted noise, whose standard deviation is about 0.4
 BLOCK_TOLERANCE = 1e-4  # of a block's mean and standard deviation, relative to the standard deviation
 PICTURE_TOLERANCE = 1  # levels of 255
@@ -56,8 +57,10 @@ def verify_reference(folder: str | Path, salt: str = "", on_check=lambda check: 
             continue
         try:
             results = check(path, salt)
+        except DamagedFile:
+            raise
         except (OSError, KeyError, ValueError, EOFError) as error:
-            raise LabError(f"{path}: not a whole reference file ({error}); copy it again") from None
+            raise LabError(f"{path}: not a whole reference file ({error}); {COPY_AGAIN}") from None
         for result in results:
             checks.append(result)
             on_check(result)
@@ -78,7 +81,7 @@ def _keys(config: NetworkConfig):
     def check(path: Path, salt: str) -> list[Check]:
         with torch.device("meta"):
             ours = {name: list(entry.shape) for name, entry in MoebiusNet(config).state_dict().items()}
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = read_json(path, mapping(listed(COUNT)), COPY_AGAIN)
         different = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
         return [Check(f"{path.name}: keys and shapes", different, different / len(theirs), 0, different == 0)]
 
@@ -87,8 +90,7 @@ def _keys(config: NetworkConfig):
 
 def _network(config: NetworkConfig):
     def check(path: Path, salt: str) -> list[Check]:
-        with np.load(path) as data:
-            reference = dict(data)
+        reference = read_arrays(path, COPY_AGAIN)
         net = MoebiusNet(config).eval()
         net.load_state_dict(deterministic_weights(net, salt))
         seen = []
@@ -112,8 +114,7 @@ def _network(config: NetworkConfig):
 
 
 def _pipeline(path: Path, salt: str) -> list[Check]:
-    with np.load(path) as data:
-        reference = dict(data)
+    reference = read_arrays(path, COPY_AGAIN)
     net, vae = MoebiusNet(SMALL).eval(), make_vae(SMALL)
     for module in (net, vae):
         module.load_state_dict(deterministic_weights(module, salt))

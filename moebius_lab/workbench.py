@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,23 +17,15 @@ from tqdm.auto import tqdm
 
 from . import LabError, __version__
 from .backends import Backend, OnnxBackend, TorchBackend
-from .checkpoint import (
-    DEMO_FOLDER,
-    check_state,
-    check_weights,
-    find_weights,
-    load_checkpoint,
-    load_vae,
-    make_vae,
-    read_state_dict,
-)
-from .config import BACKENDS, DETERMINISTIC, NETWORKS, PARTS, STRAIGHTFORWARD, NetworkConfig
-from .export import OPSET, export_graph, export_straightforward
-from .hub import file_sha256
+from .checkpoint import DEMO_FOLDER, check_weights, make_vae
+from .config import BACKENDS, LATENT_CHANNELS, NETWORKS, NetworkConfig
+from .files import TEXT, DamagedFile, kept_json, read_arrays, record, say, write_json, written_whole
+from .graphs import Graphs
 from .imaging import check_picture_and_mask, read_image, read_mask
 from .inpaint import Progress, Settings, inpaint
 from .inventory import graph_gflop
-from .precision import per_graph, store
+from .precision import per_graph
+from .provenance import facts_digest, made_by
 from .unet import MoebiusNet
 
 RUN_BYTES = {"denoiser": 30, "vae": 18}  # that a run writes for each parameter, about
@@ -85,12 +74,16 @@ class Workbench:
         check_weights(self.weights, self.config)
 
     @cached_property
-    def net(self) -> MoebiusNet:
-        return load_checkpoint(self.weight_file("denoiser"), self.config)
+    def graphs(self) -> Graphs:
+        return Graphs(self.config, self.weights, self.folder)
 
-    @cached_property
+    @property
+    def net(self) -> MoebiusNet:
+        return self.graphs.net
+
+    @property
     def vae(self) -> AutoencoderKL:
-        return load_vae(self.weight_file("vae"), self.config)
+        return self.graphs.vae
 
     @cached_property
     def torch_backend(self) -> TorchBackend:
@@ -129,18 +122,27 @@ class Workbench:
             LabError: an unknown precision or `init`.
         """
         path, key = self.folder / "loops" / f"{name}-{init}.npz", self._loop_key()
-        if path.is_file():
-            with np.load(path) as kept:
-                if kept["key"] == key:
-                    arrays = {what: kept[what] for what in ("picture", "latents", "clean")}
-                    return Loop(str(kept["backend"]), **arrays, steps=int(kept["steps"]), seconds=float(kept["seconds"]))
+        if path.is_file() and (kept := self._kept_loop(path, key)):
+            return kept
         backend = self.torch_backend if name == PYTORCH else OnnxBackend(self.stored(name), self.config)
         loop = self.run_loop(backend, init)
-        path.parent.mkdir(exist_ok=True)
-        with path.with_suffix(".part").open("wb") as file:
+        with written_whole(path) as part, part.open("wb") as file:
             np.savez(file, key=key, **vars(loop))
-        path.with_suffix(".part").replace(path)
         return loop
+
+    def _kept_loop(self, path: Path, key: str) -> Loop | None:
+        """A loop that was run before with the same key; one that is damaged is said."""
+        side = self.config.latent_size
+        shapes = {"picture": self.image.shape, "latents": (None, LATENT_CHANNELS, side, side), "steps": (), "seconds": ()}
+        try:
+            kept = read_arrays(path, "the loop is run again", shapes | {"clean": shapes["latents"], "backend": (), "key": ()})
+        except DamagedFile as error:
+            say(str(error))
+            return None
+        if str(kept.pop("key")) != key:
+            return None
+        numbers = {"backend": str(kept["backend"]), "steps": int(kept["steps"]), "seconds": float(kept["seconds"])}
+        return Loop(**kept | numbers)
 
     def run_loop(self, backend: Backend, init: str = Settings.init) -> Loop:
         """The sampling loop on this run's picture, on any backend, with a progress bar; nothing is kept. See `loop`."""
@@ -160,33 +162,14 @@ class Workbench:
 
     def _loop_key(self) -> str:
         """SHA-256 of all that the loop's numbers depend on."""
-        digest = hashlib.sha256(self.fingerprint().encode())
-        for name in ("backends", "imaging", "inpaint"):
-            digest.update(file_digest(Path(__file__).with_name(f"{name}.py")).encode())
+        digest = hashlib.sha256(facts_digest(self.fingerprint(), MADE_BY).encode())
         for array in (self.image, self.mask):
             digest.update(str(array.shape).encode() + array.tobytes())
         return digest.hexdigest()
 
-    def weight_file(self, part: str) -> str | Path:
-        """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
-        return find_weights(self.weights, part, self.config)
-
     def require_weights(self) -> None:
-        """Fetch both parts' weights if need be, and raise LabError where a file is not whole or not this network's."""
-        for part in PARTS:
-            source = self.weight_file(part)
-            if source != DETERMINISTIC:
-                with torch.device("meta"):
-                    module = MoebiusNet(self.config) if part == "denoiser" else make_vae(self.config)
-                check_state(module, read_state_dict(source), str(source))
-
-    def _made_from(self, part: str) -> dict[str, object]:
-        """What a graph of `part` ("denoiser" or "vae") depends on."""
-        source = self.weight_file(part)
-        digest = source if source == DETERMINISTIC else file_digest(Path(source))
-        sources = ("config", "lambda_layer", "unet", "ddim", "graph", "export", "precision")
-        code = [file_digest(Path(__file__).with_name(f"{name}.py")) for name in sources]
-        return {"network": self.config.name, "weights": digest, "opset": OPSET, "code": code}
+        """See `Graphs.require_weights`."""
+        self.graphs.require_weights()
 
     def disk_needed(self) -> int:
         """Bytes that a whole run takes in its folder, about: graphs in every precision, copies for page and benchmark, one at work."""
@@ -195,9 +178,8 @@ class Workbench:
         return sum(RUN_BYTES[part] * sum(p.numel() for p in module.parameters()) for part, module in sizes.items())
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that this run's graphs depend on: the network, both parts' weights, the code. It dates results."""
-        made_from = [self._made_from(part) for part in PARTS]
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        """See `Graphs.fingerprint`."""
+        return self.graphs.fingerprint()
 
     def stored(self, precision: str = "", on_graph=lambda graph: None) -> dict[str, Path]:
         """The three graphs in a precision, each made first unless it is there, from the same weights and the same code.
@@ -216,88 +198,45 @@ class Workbench:
         Raises:
             LabError: an unknown precision, or a disk without room.
         """
-        if precision == STRAIGHTFORWARD:
-            forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
-        else:
-            forms = per_graph(precision or self.precision)
-        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
-
-    def _stored(self, graph: str, form: str, on_graph) -> Path:
-        stamp, made_from = self._stamp(graph, form)
-        folder = stamp.parent
-        if not _is_complete(stamp, made_from):
-            straightforward = form == STRAIGHTFORWARD
-            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
-            on_graph(graph if form == "fp32" else f"{graph}, {form}")
-            shutil.rmtree(folder, ignore_errors=True)
-            with TemporaryDirectory(dir=self.folder) as exported:
-                if straightforward:
-                    source = export_straightforward(self.net, exported)
-                else:
-                    source = fp32 or export_graph(graph, self.net, self.vae, exported)
-                files = store(source, "fp32" if straightforward else form, folder)
-            facts = {"made_from": made_from, "files": [asdict(file) for file in files]}
-            stamp.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        return folder / f"{graph}.onnx"
+        return self.graphs.stored(precision or self.precision, on_graph)
 
     def stored_files(self, graph: str, form: str) -> list[dict]:
-        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew."""
-        stamp, made_from = self._stamp(graph, form)
-        return json.loads(stamp.read_text(encoding="utf-8"))["files"] if _is_complete(stamp, made_from) else []
+        """See `Graphs.stored_files`."""
+        return self.graphs.stored_files(graph, form)
 
-    def _stamp(self, graph: str, form: str) -> tuple[Path, dict[str, object]]:
-        """The file that tells what a stored graph was made from, and what it has to tell."""
-        part = "denoiser" if graph == "step" else "vae"
-        return self.folder / "onnx" / form / graph / "files.json", self._made_from(part)
+    def once(self, name: str, make: Callable[[], object], shape: dict, *depends_on: object) -> object:
+        """What `make` returns; kept in `onnx/NAME.json` until weights or the graphs' code change, or what else it depends on.
 
-    def once(self, name: str, make: Callable[[], object], source: str) -> object:
-        """What `make` returns, which has to fit JSON; kept in `onnx/NAME.json` until weights or code change, or `source`."""
-        path, key = self.folder / "onnx" / f"{name}.json", f"{self.fingerprint()} {file_digest(Path(source))}"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kept.get("made_from") != key:
+        Args:
+            name: of the file.
+            make: returns something that JSON can say.
+            shape: the JSON Schema that it fits; a file that does not is made again.
+            depends_on: besides weights and the graphs' code: anything that JSON can say, such as a module's `MADE_BY`.
+        """
+        path, key = self.folder / "onnx" / f"{name}.json", facts_digest(self.fingerprint(), *depends_on)
+        kept = kept_json(path, record(made_from=TEXT, value=shape))
+        if kept is None or kept["made_from"] != key:
             kept = {"made_from": key, "value": make()}
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            write_json(path, kept)
         return kept["value"]
 
     def record(self, notebook: str, **results: object) -> Path:
         """Write a notebook's results to `results/NOTEBOOK.json` and return the path."""
         path = self.folder / "results" / f"{notebook}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         head = {"network": self.config.name, "weights": self.weights, "version": __version__}
         head["made_from"] = self.fingerprint()
-        path.write_text(json.dumps(head | results, indent=1, default=float), encoding="utf-8")
+        write_json(path, head | results)
         return path
 
     def keep(self, name: str, picture) -> Path:
         """Save a figure, or a uint8 array (H, W, 3) as it is, to `pictures/NAME.png` and return the path."""
         path = self.folder / "pictures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, np.ndarray):
-            Image.fromarray(picture).save(path)
-        else:
-            picture.savefig(path)
+        with written_whole(path) as part:
+            if isinstance(picture, np.ndarray):
+                Image.fromarray(picture).save(part, "PNG")
+            else:
+                picture.savefig(part, format="png")
         return path
-
-
-def _is_complete(stamp: Path, made_from: dict[str, object]) -> bool:
-    """Whether `stamp` says that its folder was made from `made_from`, and every file that it names is there in full."""
-    if not stamp.is_file():
-        return False
-    said = json.loads(stamp.read_text(encoding="utf-8"))
-    files = [(stamp.with_name(file["name"]), file["bytes"]) for file in said["files"]]
-    return said["made_from"] == made_from and all(f.is_file() and f.stat().st_size == size for f, size in files)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        LabError: there is no such file.
-    """
-    if not path.is_file():
-        raise LabError(f"{path}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors")
-    return file_sha256(path)
 
 
 def find_network(name: str) -> NetworkConfig:
@@ -344,3 +283,6 @@ def prepare(
     bench = Workbench(config, weights, picture, hole, Path(output_dir).resolve(), precision, backend)
     bench.folder.mkdir(parents=True, exist_ok=True)
     return bench
+
+
+MADE_BY = made_by(__name__)

@@ -23,12 +23,13 @@ from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_option
 from moebius_lab.bundle import write_bundle
 from moebius_lab.config import GRAPHS
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
+from moebius_lab.files import file_sha256
 from moebius_lab.imaging import feather
 from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.inventory import peak_activations
 from moebius_lab.profiles import operator_times
 from moebius_lab.serve import Handler, Server
-from moebius_lab.workbench import file_digest, prepare
+from moebius_lab.workbench import prepare
 
 LOAD = """async ({provider, precision}) => {
   const { Engine } = await import(new URL('engine.js', location));
@@ -96,7 +97,7 @@ def change_graph(folder: Path, graph: str, change: Callable[[onnx.ModelProto], N
     change(model)
     path = folder / "weights" / f"{graph}-new.onnx"
     path.write_bytes(model.SerializeToString())
-    entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
 

@@ -13,9 +13,9 @@ from moebius_lab import LabError, bundle
 from moebius_lab.__main__ import main
 from moebius_lab.bundle import operators_off_the_gpu, read_manifest, shipped_files, write_bundle
 from moebius_lab.config import SMALL
+from moebius_lab.files import file_sha256
 from moebius_lab.precision import CHUNK_BYTES
 from moebius_lab.serve import Server
-from moebius_lab.workbench import file_digest
 
 PRECISIONS = ("fp16", "fp16-storage", "fp32")
 
@@ -44,7 +44,7 @@ def test_the_manifest_describes_every_file(folder):
             for file in files:
                 path = folder / "weights" / file["file"]
                 named.add(path)
-                assert path.stat().st_size == file["bytes"] <= CHUNK_BYTES and file_digest(path) == file["sha256"]
+                assert path.stat().st_size == file["bytes"] <= CHUNK_BYTES and file_sha256(path) == file["sha256"]
                 assert file["sha256"][:12] in path.name
     assert named == set((folder / "weights").iterdir())
     halves = manifest["precisions"]

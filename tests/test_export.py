@@ -9,9 +9,8 @@ from torch import nn
 import moebius_lab
 from moebius_lab import LabError
 from moebius_lab.backends import OnnxBackend, open_session
-from moebius_lab.config import DEMO, GRAPHS
+from moebius_lab.config import DEMO, GRAPHS, OPSET
 from moebius_lab.export import (
-    OPSET,
     SCOPES,
     example_inputs,
     operator_counts,

@@ -47,7 +47,7 @@ def pages(tmp_path_factory):
     (folder / "report").mkdir()
     nbformat.write(first, folder / "notebooks" / "a.ipynb")
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 2 · Second")]), folder / "notebooks" / "b.ipynb")
-    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4}), encoding="utf-8")
+    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4, "files": []}), encoding="utf-8")
     report.write_report(folder, ("a", "b", "c"))
     return folder / "report"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moebius_lab.config import MOEBIUS
+from moebius_lab.files import NUMBER, listed
 from moebius_lab.inpaint import inpaint
 from moebius_lab.inventory import graph_gflop
 
@@ -30,12 +31,10 @@ def test_each_precision_has_its_own_loop(small):
 
 
 def test_what_was_made_once_is_kept_until_its_source_changes(small, tmp_path):
-    bench, source = dataclasses.replace(small, folder=tmp_path), tmp_path / "maker.py"
-    source.write_text("1", encoding="utf-8")
-    assert bench.once("numbers", lambda: [1, 2], str(source)) == [1, 2]
-    assert bench.once("numbers", lambda: pytest.fail("made again"), str(source)) == [1, 2]
-    source.write_text("2", encoding="utf-8")
-    assert bench.once("numbers", lambda: [3], str(source)) == [3]
+    bench, shape = dataclasses.replace(small, folder=tmp_path), listed(NUMBER)
+    assert bench.once("numbers", lambda: [1, 2], shape, "a maker") == [1, 2]
+    assert bench.once("numbers", lambda: pytest.fail("made again"), shape, "a maker") == [1, 2]
+    assert bench.once("numbers", lambda: [3], shape, "another maker") == [3]
 
 
 def test_what_a_step_costs_is_told_beforehand(small):

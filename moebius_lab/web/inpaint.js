@@ -28,7 +28,6 @@ import { Generator, randn } from './random.js';
  * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
  */
 
-const PREVIEW_SHARE = 0.2; // of the time may go into decoding previews
 const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
 const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
 
@@ -224,7 +223,7 @@ async function sample(backend, known, settings, steps, constants, preview, times
 
   const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
   const denoising = await backend.denoise(start, known.mask, known.masked, settings.guidance);
-  const previews = new PreviewBudget(times.encode, steps.length);
+  const previews = new PreviewBudget(times.encode, steps.length, constants.preview_share);
   /** @type {Float32Array|null} the latents before the next step, where they are known here */
   let before = start;
   try {
@@ -320,13 +319,15 @@ export class PreviewBudget {
   /**
    * @param {number} encode ms
    * @param {number} steps of a window
+   * @param {number} share of a run's time that may go into decoding previews
    */
-  constructor(encode, steps) {
+  constructor(encode, steps, share) {
     this.began = performance.now();
     this.spent = 0;
     this.last = 2 * encode;
     this.encode = encode;
     this.steps = steps;
+    this.share = share;
   }
 
   /**
@@ -336,7 +337,7 @@ export class PreviewBudget {
   next(step = this.encode) {
     if (step * this.steps < BRIEF) return 'none';
     const passed = performance.now() - this.began;
-    if (this.spent + this.last <= PREVIEW_SHARE * (passed + this.last)) return 'decoded';
+    if (this.spent + this.last <= this.share * (passed + this.last)) return 'decoded';
     return step > SLOW_STEP ? 'sketched' : 'none';
   }
 

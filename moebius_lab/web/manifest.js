@@ -23,6 +23,7 @@ export const FORMAT = 2;
  * @property {number} mask_threshold
  * @property {number} window_margin
  * @property {number} max_megapixels
+ * @property {number} preview_share of a run's time that may go into decoding previews
  */
 
 /**

@@ -1,0 +1,115 @@
+"""The three graphs of one network in a folder, in any form: made where they are missing, and checked before they are used."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers import AutoencoderKL
+
+from . import LabError
+from .checkpoint import check_state, find_weights, load_checkpoint, load_vae, make_vae, read_state_dict
+from .config import DETERMINISTIC, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
+from .export import export_graph, export_straightforward
+from .files import STORED_FILE, changed_file, file_sha256, kept_json, listed, record, say, write_json
+from .precision import STAMP, per_graph, store
+from .provenance import facts_digest, made_by
+from .unet import MoebiusNet
+
+MADE_FROM = record(files=listed(STORED_FILE), made_from={"type": "object"})
+"""What a stamp of ours holds besides the list of files: what they were made from."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A network with its weights, and its graphs in `folder`/onnx."""
+
+    config: NetworkConfig
+    weights: str  # a name in `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors
+    folder: Path
+
+    @cached_property
+    def net(self) -> MoebiusNet:
+        return load_checkpoint(self.weight_file("denoiser"), self.config)
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return load_vae(self.weight_file("vae"), self.config)
+
+    def weight_file(self, part: str) -> str | Path:
+        """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
+        return find_weights(self.weights, part, self.config)
+
+    def require_weights(self) -> None:
+        """Fetch both parts' weights if need be, and raise LabError where a file is not whole or not this network's."""
+        for part in PARTS:
+            source = self.weight_file(part)
+            if source != DETERMINISTIC:
+                with torch.device("meta"):
+                    module = MoebiusNet(self.config) if part == "denoiser" else make_vae(self.config)
+                check_state(module, read_state_dict(source), str(source))
+
+    def made_from(self, part: str) -> dict[str, object]:
+        """What a graph of `part` ("denoiser" or "vae") depends on: network, weights, this code and the libraries that it uses."""
+        source = self.weight_file(part)
+        if source != DETERMINISTIC and not Path(source).is_file():
+            raise LabError(f"{source}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors")
+        digest = source if source == DETERMINISTIC else file_sha256(source)
+        return {"network": self.config.name, "sizes": facts_digest(asdict(self.config)), "weights": digest, "opset": OPSET} | MADE_BY
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the graphs depend on: the network, both parts' weights, code and libraries. It dates results."""
+        return facts_digest([self.made_from(part) for part in PARTS])
+
+    def stored(self, precision: str, on_graph=lambda graph: None) -> dict[str, Path]:
+        """See `Workbench.stored`."""
+        if precision == STRAIGHTFORWARD:
+            forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
+        else:
+            forms = per_graph(precision)
+        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
+
+    def _stored(self, graph: str, form: str, on_graph) -> Path:
+        folder = self._folder(graph, form)
+        if not self.stored_files(graph, form):
+            straightforward = form == STRAIGHTFORWARD
+            fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
+            on_graph(graph if form == "fp32" else f"{graph}, {form}")
+            shutil.rmtree(folder, ignore_errors=True)
+            with TemporaryDirectory(dir=self.folder) as exported:
+                if straightforward:
+                    source = export_straightforward(self.net, exported)
+                else:
+                    source = fp32 or export_graph(graph, self.net, self.vae, exported)
+                files = store(source, "fp32" if straightforward else form, folder)
+            made_from = self.made_from(_part(graph))
+            write_json(folder / STAMP, {"made_from": made_from, "files": [asdict(file) for file in files]})
+        return folder / f"{graph}.onnx"
+
+    def stored_files(self, graph: str, form: str) -> list[dict]:
+        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew.
+
+        Every file is compared with its SHA-256, once in a process while its size and time stay. What is damaged is said.
+        """
+        folder = self._folder(graph, form)
+        stamp = kept_json(folder / STAMP, MADE_FROM)
+        if stamp is None or stamp["made_from"] != self.made_from(_part(graph)):
+            return []
+        if words := changed_file(folder, stamp["files"]):
+            say(f"{words}; {graph} in {form} is made again")
+            return []
+        return stamp["files"]
+
+    def _folder(self, graph: str, form: str) -> Path:
+        return self.folder / "onnx" / form / graph
+
+
+def _part(graph: str) -> str:
+    return "denoiser" if graph == "step" else "vae"
+
+
+MADE_BY = made_by(__name__)
