@@ -36,6 +36,7 @@ from .export import operator_counts
 from .files import (
     COUNT,
     NUMBER,
+    SHA256,
     STORED_FILE,
     TEXT,
     changed_file,
@@ -61,7 +62,8 @@ from .workbench import Workbench, demo_photographs
 FORMAT = 2
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
 
-BUNDLED_FILE = STORED_FILE | {"required": [*STORED_FILE["required"], "file"]}
+PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
+BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
 PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
 MANIFEST = record(
     version=TEXT,

@@ -16,9 +16,10 @@ from . import LabError, parity
 from .browser import Browser
 from .bundle import PRECACHE, checked_manifest
 from .checkpoint import load_checkpoint, load_vae
-from .config import DETERMINISTIC, NETWORKS
+from .config import DETERMINISTIC, GRAPHS, NETWORKS
 from .export import example_inputs
 from .files import misfit, require_room
+from .hub import explain_network, require_address, require_network
 
 TIMEOUT = 30  # seconds without a byte
 RECOMPUTABLE = ("demo", DETERMINISTIC)  # weights that are on every machine, so that PyTorch can be the reference
@@ -57,6 +58,7 @@ def check_port(
         LabError: the browser's own words of why the page cannot run the model.
     """
     base = _folder(url)
+    require_network()
     with httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client, tempfile.TemporaryDirectory() as name:
         fetch = _Fetch(client, base)
         manifest = _manifest(fetch)
@@ -86,8 +88,7 @@ def check_port(
 
 
 def _folder(url: str) -> str:
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise CheckError(f"{url!r} is no address; give that of the page, https://...")
+    require_address(url, "the page's address")
     parts = urlsplit(url)
     path = parts.path if not parts.path.endswith(".html") else parts.path.rpartition("/")[0]
     return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}/"
@@ -124,8 +125,8 @@ class _Fetch:
                     raise CheckError(f"{url} answers {answer.status_code}; publish it again, whole")
                 self._may_be_read(url, answer)
                 yield from answer.iter_bytes()
-        except httpx2.HTTPError as error:
-            raise CheckError(f"{url} does not answer ({type(error).__name__}); check address and connection") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise CheckError(f"{url} {explain_network(error)}") from None
         self.count += 1
 
     def _may_be_read(self, url: str, answer: httpx2.Response) -> None:
@@ -178,6 +179,8 @@ def _check_page(fetch: _Fetch, manifest: dict) -> None:
 
 def _download(fetch: _Fetch, manifest: dict, form: str, folder: Path) -> dict[str, Path]:
     graphs = manifest["precisions"][form]["graphs"]
+    if set(graphs) != set(GRAPHS):
+        raise CheckError(f"{fetch.base}manifest.json should list {', '.join(GRAPHS)} in {form}; publish it again")
     require_room(folder, sum(file["bytes"] for files in graphs.values() for file in files), f"{form} of {fetch.base}")
     host = urljoin(fetch.base, manifest["weights_base"])
     for graph, files in graphs.items():

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import LabError
 from .config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
-from .errors import NO_ROOM
+from .errors import NO_ROOM, explain_os_error, first_line, is_out_of_memory
 from .files import require_room, written_whole
 from .hub import Hub, HubUnreachable, default_folder
 from .unet import MoebiusNet
@@ -30,6 +30,14 @@ DENOISER_REPO, VAE_REPO = "hustvl/Moebius", "hustvl/PixelHacker"
 PICKLE, SAFETENSORS = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
 DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names that diffusers gave the layers of an autoencoder's attention before version 0.15, and since."""
+STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types in which weights may be stored. 8 bits are too few for the comparison with the release to hold; they are made here."""
+FOREIGN = (
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the weights that it stands for; run `git lfs pull` where it came from"),
+    (rb"\s*<", "a web page, not weights; log in where it came from, or take the link of the file itself"),
+    (rb"\s*\{\s*\"", "a text in JSON, not weights; open it to see what the server said"),
+)
+"""How files begin that are taken for weights, and what to do about each."""
 OF_NO_EFFECT = ("sample_size", "force_upcast")  # entries of an autoencoder's configuration that change no number
 
 
@@ -88,7 +96,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a `.safetensors` file, or a pickle of tensors and nothing else (`weights_only=True`); stored types are kept.
 
     Raises:
-        CheckpointError: no such file, cut short, damaged, or a pickle that holds anything but tensors.
+        CheckpointError: no such file, cut short, damaged, another kind of file, or a pickle that holds anything but tensors
+            by their names.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,21 +106,38 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from None
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise CheckpointError(
-                f"{path}: the pickle holds more than tensors, so loading it could run code; it was refused. "
-                "Ask its author for a .safetensors file"
-            ) from None
-        raise CheckpointError(f"{path}: not a whole checkpoint; download it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a whole checkpoint ({line}); download it again") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: it does not hold a dictionary of tensors; give a file with plain weights")
+        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+        advice = f"save its entry {inner[0]!r} alone" if inner else "give a file with plain weights"
+        raise CheckpointError(f"{path}: it does not hold a dictionary of tensors; {advice}")
+    numbered = [key for key in state if not isinstance(key, str)]
+    if numbered:
+        raise CheckpointError(f"{path}: its tensors have no names but {numbered[0]!r} and the like; save the model's `state_dict()`")
     return state
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What a file is that neither library could read, and what to do about it."""
+    if isinstance(error, OSError) and error.errno:
+        return explain_os_error(OSError(error.errno, error.strerror))
+    with path.open("rb") as file:
+        start = file.read(64)
+    for pattern, words in FOREIGN:
+        if re.match(pattern, start):
+            return words
+    if path.suffix != ".safetensors" and start[8:9] == b"{":
+        return "a safetensors file by its content; give it the ending .safetensors"
+    if path.suffix == ".safetensors" and start[:2] in (b"PK", b"\x80\x02"):
+        return "a file of torch.save by its content; give it the ending .bin"
+    if isinstance(error, pickle.UnpicklingError) and re.search("weights_only|unsupported", str(error).lower()):
+        advice = "Ask its author for a .safetensors file"
+        return f"the pickle holds more than tensors, so loading it could run code; it was refused. {advice}"
+    kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint"
+    return f"not a whole {kind} ({first_line(error)}); download it again"
 
 
 def stored_types(state: dict[str, Tensor]) -> dict[str, int]:
@@ -124,10 +150,11 @@ def stored_types(state: dict[str, Tensor]) -> dict[str, int]:
 
 
 def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Compare keys and shapes with the module's, every one, and the numbers with finite ones; `module` may be on meta.
+    """Compare keys, shapes and types with the module's, every one, and the numbers with finite ones; `module` may be on meta.
 
     Raises:
-        CheckpointError: with the number and the first names of the missing, unexpected and misshapen entries.
+        CheckpointError: with the number and the first names of the missing, unexpected and misshapen entries, or of those whose
+            numbers cannot be used.
     """
     if any("lora" in key.lower() for key in state):
         raise CheckpointError(
@@ -145,10 +172,34 @@ def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     problems = [f"{len(names)} {what} (first: {'; '.join(names[:3])})" for what, names in found.items() if names]
     if problems:
         other = "of this network in another width or picture size" if not missing + unexpected else "of another network"
-        raise CheckpointError(f"{source}: not a checkpoint of this network but {other}: " + ", ".join(problems))
+        raise CheckpointError(
+            f"{source}: not a checkpoint of this network but {other}: {', '.join(problems)}{_hint_of_prefix(wanted, state)}"
+        )
+    _require_numbers(wanted, state, source)
+
+
+def _hint_of_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What to do where only a common beginning of all names is in the way, as DataParallel and torch.compile add one."""
+    prefix = os.path.commonprefix(list(state))
+    prefix = prefix[: prefix.rfind(".") + 1]
+    same = prefix and {key.removeprefix(prefix) for key in state} == set(wanted)
+    return f"; only {prefix!r} before each name is too much: save the `state_dict()` of the module inside" if same else ""
+
+
+def _require_numbers(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError unless every entry is a dense tensor of finite numbers of a type that its weight can have."""
+    of_another_type = [key for key, value in state.items() if value.dtype not in STORED and wanted[key].is_floating_point()]
+    for what, bad, advice in (
+        ("are sparse", [key for key, value in state.items() if value.layout != torch.strided], "save them with `.to_dense()`"),
+        ("have a shape but no numbers", [key for key, value in state.items() if value.is_meta], "save the loaded model, not one on `meta`"),
+        ("are of another type than float32, float16 or bfloat16", of_another_type, "save the weights before they were quantized"),
+    ):
+        if bad:
+            kind = str(state[bad[0]].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source}: {len(bad)} entries {what} (first: {bad[0]}, {kind}); {advice}")
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
-        raise CheckpointError(f"{source}: {len(bad)} entries hold numbers that are not finite (first: {bad[0]})")
+        raise CheckpointError(f"{source}: {len(bad)} entries hold numbers that are not finite (first: {bad[0]}); download it again")
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

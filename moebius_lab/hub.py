@@ -14,15 +14,15 @@ HF_TOKEN, HF_HOME, HF_HUB_DOWNLOAD_TIMEOUT and the rest. Its own cache is looked
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -35,10 +35,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_token
 
 from . import LabError
-from .errors import NO_ROOM
+from .errors import NO_ROOM, explain_os_error, first_line
 from .files import SHA256, TEXT, DamagedFile, file_sha256, mapping, read_json, record, require_room, write_json
 
 PINNED: dict[str, dict] = {"revisions": {}, "files": {}}
@@ -74,6 +74,42 @@ def default_folder() -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "moebius-lab"
 
 
+def require_address(address: str, what: str) -> None:
+    """Raise HubError unless `address` is one that a request can go to; `what` says where it stands."""
+    try:
+        parts = urlsplit(address)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise HubError(f"{what} is {address!r}, which is no address; give one like https://host/path")
+
+
+def require_network() -> None:
+    """Raise HubError where what the environment says of the network cannot be used: proxy, certificates, token."""
+    try:
+        httpx2.Client().close()
+    except ImportError:
+        raise HubError("ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names a SOCKS proxy; `pip install socksio` or unset it") from None
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise HubError(f"ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names no proxy ({error}); give http://host:port") from None
+    except OSError as error:
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"  # the client looks at the first alone
+        reason = first_line(error.strerror or error)
+        raise HubError(f"{name} cannot be used for certificates ({reason}); name a file in PEM or unset it") from None
+    if not (get_token() or "").isascii():
+        raise HubError("the token in HF_TOKEN, or kept by `hf auth login`, holds letters that no token has; copy it again")
+
+
+def explain_network(error: httpx2.HTTPError | httpx2.InvalidURL) -> str:
+    """Why a request was not answered, and what to do."""
+    if "certificate" in str(error).lower():
+        return f"shows a certificate that is not trusted ({first_line(error)}); name those of your network in SSL_CERT_FILE"
+    if isinstance(error, httpx2.ProxyError):
+        return f"cannot be reached through the proxy ({first_line(error)}); check ALL_PROXY, HTTP_PROXY and HTTPS_PROXY"
+    return f"does not answer ({type(error).__name__}); check address, connection and proxy"
+
+
 @dataclass(frozen=True)
 class Hub:
     """A hub, and the folder on this machine that its files go to."""
@@ -84,14 +120,13 @@ class Hub:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from fetching and converting into the same folder meanwhile."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with WeakFileLock(self.folder / ".lock"):
-                yield
-        except OSError as error:
-            if isinstance(error, httpx2.HTTPError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise HubError(f"{self.folder}: cannot be written ({error.strerror}); set HF_HOME to another folder") from None
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(WeakFileLock(self.folder / ".lock"))
+            except OSError as error:
+                raise HubError(f"{explain_os_error(error)}; HF_HOME says where published files are kept") from None
+            yield
 
     def fetch(self, repo: str, names: tuple[str, ...]) -> Source:
         """The first of `names` that there is in `repo`: from the folder, from huggingface_hub's cache, or downloaded.
@@ -160,6 +195,8 @@ class Hub:
     def _download(self, repo: str, name: str) -> Path:
         """Download one file to its place and return the path; EntryNotFoundError passes through."""
         target = self.folder / repo / name
+        require_address(self._shown(), "the hub's address, HF_ENDPOINT,")
+        require_network()
         try:
             revision = self.recorded()["revisions"].get(repo, constants.DEFAULT_REVISION)
             url = hf_hub_url(repo, name, revision=revision, endpoint=self.endpoint)
@@ -258,11 +295,11 @@ class Hub:
         elif isinstance(error, HfHubHTTPError):
             words = f"{hub} answers {error.response.status_code}; try again later"
         elif isinstance(error, httpx2.HTTPError):
-            words = f"{hub} does not answer ({type(error).__name__}); check the connection; what has come is kept"
+            words = f"{hub} {explain_network(error)}; what has come is kept"
         elif error.errno in NO_ROOM:
             return HubError(f"{what}: no room left in {self.folder}; make some, or set HF_HOME to another disk")
         elif error.errno:
             return HubError(f"{what}: cannot be written to {self.folder} ({error.strerror}); set HF_HOME to another folder")
         else:
-            words = (str(error).splitlines() or ["cannot be fetched"])[0]
+            words = first_line(error)
         return HubUnreachable(f"{what}: {words}")

@@ -29,8 +29,9 @@ from . import LabError, __version__
 from .bundle import read_manifest, require_whole
 from .checkpoint import DENOISER_REPO, PICKLE, VAE_REPO
 from .config import OPSET, PUBLISHED
+from .errors import first_line
 from .files import NUMBER, TEXT, DamagedFile, file_sha256, listed, read_json, record
-from .hub import Hub, default_folder
+from .hub import Hub, default_folder, explain_network, require_address, require_network
 from .links import broken_links
 from .precision import per_graph
 from .workbench import Workbench
@@ -273,6 +274,8 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
     Raises:
         PublishError: no token, no permission, no answer.
     """
+    require_address(constants.ENDPOINT, "the hub's address, HF_ENDPOINT,")
+    require_network()
     if not get_token():
         raise PublishError("publishing needs a token with write access: set HF_TOKEN, or run `hf auth login`")
     api = HfApi(library_name="moebius-lab", library_version=__version__)
@@ -291,8 +294,9 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
         except RepositoryNotFoundError:
             raise PublishError(f"{api.endpoint} does not let this token write to {repo}; check HF_TOKEN") from None
         except (httpx2.HTTPError, OSError, RuntimeError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise PublishError(f"{api.endpoint} did not take {repo} ({line}); run this again, it goes on") from None
+            answered = not isinstance(error, httpx2.TransportError)
+            words = f"did not take {repo} ({first_line(error)})" if answered else explain_network(error)
+            raise PublishError(f"{api.endpoint} {words}; run this again, it goes on") from None
     return done.oid
 
 

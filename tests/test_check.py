@@ -60,6 +60,12 @@ def change(path, **facts):
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | facts), encoding="utf-8")
 
 
+def rename_first_file(path, name):
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    next(iter(manifest["precisions"]["fp32"]["graphs"].values()))[0]["name"] = name
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -67,6 +73,10 @@ def change(path, **facts):
         (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "no manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),
+        (lambda site: change(site / "manifest.json", precisions={"fp32": {}}), "manifest.json is damaged"),
+        (lambda site: change(site / "manifest.json", weights_base=None), "manifest.json is damaged.*weights_base"),
+        (lambda site: rename_first_file(site / "manifest.json", "../../../escaped.onnx"), "manifest.json is damaged.*name"),
+        (lambda site: (site / "precache.js").write_text("<html>", encoding="utf-8"), "precache.js is damaged"),
         (lambda site: change(site / "manifest.json", weights_base="nowhere/"), "nowhere/vae_encoder.*answers 404"),
         (lambda site: next((site / "runtime").glob("*.wasm")).write_bytes(b"x"), "has 1 bytes.*the manifest says"),
     ],
@@ -89,9 +99,9 @@ def test_weights_that_are_damaged_or_that_no_page_may_read(port, tmp_path):
             damaged(port, tmp_path / "b", lambda site: change(site / "manifest.json", weights_base=weights.url))
 
 
-@pytest.mark.parametrize("url", ["page", "ftp://127.0.0.1/", "http://127.0.0.1:9/"])
+@pytest.mark.parametrize("url", ["page", "ftp://127.0.0.1/", "http://[::1/", "http://127.0.0.1:99999/", "http://127.0.0.1:9/"])
 def test_addresses_that_lead_nowhere(url):
-    with pytest.raises(CheckError, match="is no address|does not answer"):
+    with pytest.raises(LabError, match="is no address|does not answer"):
         check_port(url)
 
 

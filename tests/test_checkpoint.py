@@ -1,5 +1,7 @@
 import os
 import pickle
+import re
+import struct
 
 import pytest
 import torch
@@ -34,6 +36,79 @@ def test_a_checkpoint_of_half_precision_loads_from_either_format(tmp_path, state
     weight = net.diff_model.time_embedding.linear_1.weight
     assert weight.dtype == torch.float32 and not net.training
     assert torch.equal(weight, half["diff_model.time_embedding.linear_1.weight"].float())
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 904166124\n"
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (LFS, "a pointer of Git LFS.*git lfs pull"),
+        (PAGE, "a web page.*log in"),
+        (b'{"error": "Repository not found"}', "a text in JSON.*what the server said"),
+        (b"", "not a whole.*download it again"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "not a whole|a safetensors file by its content"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, ending, content, words):
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: {words}") as error:
+        load_checkpoint(path, SMALL)
+    assert "\n" not in str(error.value) and "run code" not in str(error.value)
+
+
+def test_a_file_under_the_other_kind_s_ending_is_told_so(tmp_path, state):
+    torch.save(state, tmp_path / "x.safetensors")
+    save_file(state, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="torch.save by its content; give it the ending .bin"):
+        read_state_dict(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors file by its content; give it the ending .safetensors"):
+        read_state_dict(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.to(torch.float8_e4m3fn), "another type than .*float8_e4m3fn.*before they were quantized"),
+        (lambda value: value.int(), "another type than .*int32"),
+        (lambda value: value.to(torch.complex64), "another type than .*complex64"),
+        (lambda value: value > 0, "another type than .*bool"),
+        (lambda value: value.to_sparse(), "are sparse.*to_dense"),
+        (lambda value: value.to("meta"), "have a shape but no numbers"),
+    ],
+)
+def test_numbers_that_no_weight_can_have_are_refused(tmp_path, state, change, words):
+    path = tmp_path / "x.bin"
+    torch.save({name: change(value) if value.is_floating_point() else value for name, value in state.items()}, path)
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))}: \d+ entries .*{words}"):
+        load_checkpoint(path, SMALL)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_types_that_weights_are_published_in_load(tmp_path, state, kind):
+    torch.save({name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "x.bin")
+    weight = load_checkpoint(tmp_path / "x.bin", SMALL).embedding_layer.weight
+    assert weight.dtype == torch.float32 and torch.equal(weight, state["embedding_layer.weight"].to(kind).float())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda state: dict(enumerate(state.values())), "have no names but 0"),
+        (lambda state: {"epoch": 3, "state_dict": state}, "save its entry 'state_dict' alone"),
+        (lambda state: {"module." + name: value for name, value in state.items()}, "only 'module.' before each name is too much"),
+        (lambda state: {"_orig_mod." + name: value for name, value in state.items()}, "only '_orig_mod.' before each name"),
+    ],
+)
+def test_the_right_tensors_under_other_names_say_what_to_save(tmp_path, state, wrap, words):
+    torch.save(wrap(state), tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_checkpoint(tmp_path / "x.bin", SMALL)
+    assert str(error.value).startswith(f"{tmp_path / 'x.bin'}: ") and "\n" not in str(error.value)
 
 
 def test_the_salt_changes_every_number():

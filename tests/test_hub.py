@@ -1,8 +1,13 @@
+import contextlib
 import json
 import os
+import re
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -254,6 +259,65 @@ def test_no_access_and_no_such_file(hub, server, change, words):
         setattr(server.state, name, value)
     with pytest.raises(HubUnreachable, match=words):
         denoiser(hub)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy; `pip install socksio`"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1:1", "names no proxy.*http://host:port"),
+        ("HTTP_PROXY", "http://[::1", "names no proxy"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE cannot be used for certificates.*PEM or unset"),
+        ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE cannot be used for certificates"),
+        ("HF_TOKEN", "hf_caf\u00e9", "the token in HF_TOKEN.*copy it again"),
+        ("ALL_PROXY", "127.0.0.1:9", "cannot be reached through the proxy|does not answer.*proxy"),
+    ],
+)
+def test_an_environment_that_leads_nowhere_is_said_without_the_token(hub, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.utils._http._GLOBAL_CLIENT", None)  # it keeps the environment of its first use
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(HubError, match=words) as error:
+        denoiser(hub)
+    assert "\n" not in str(error.value) and "hf_caf" not in str(error.value)
+    assert left_behind(hub) == set()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://[::1", "https://"])
+def test_a_mirror_s_address_that_is_none(tmp_path, address):
+    with pytest.raises(HubError, match=f"HF_ENDPOINT, is {re.escape(repr(address))}, which is no address"):
+        denoiser(Hub(tmp_path / "cache", address))
+
+
+def test_a_server_whose_certificate_is_not_trusted(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def shake_hands():
+            while True:
+                with contextlib.suppress(ssl.SSLError):  # the client's refusal
+                    context.wrap_socket(listening.accept()[0], server_side=True)
+
+        threading.Thread(target=shake_hands, daemon=True).start()
+        with pytest.raises(HubUnreachable, match="certificate that is not trusted.*SSL_CERT_FILE"):
+            denoiser(Hub(tmp_path / "cache", f"https://127.0.0.1:{listening.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize("taken", [".", "folder/.lock"])
+def test_a_cache_that_cannot_be_a_folder(tmp_path, taken):
+    folder = tmp_path / "cache"
+    if taken == ".":
+        folder.write_bytes(b"a file")
+        folder /= "assets"
+    else:
+        (folder / ".lock").mkdir(parents=True)
+    with pytest.raises(HubError, match=f"{re.escape(str(folder))}.*HF_HOME"):
+        denoiser(Hub(folder, "http://127.0.0.1:9"))
 
 
 def test_a_token_goes_to_the_hub_and_never_to_the_deliverer(hub, server, monkeypatch):
