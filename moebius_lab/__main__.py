@@ -157,9 +157,10 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from .files import require_room
-    from .report import run_notebooks
+    from .report import require_notebooks, run_notebooks
     from .workbench import prepare
 
+    require_notebooks()
     names = ("image", "mask")
     files = {name: str(Path(getattr(options, name)).resolve()) if getattr(options, name) else "" for name in names}
     weights = options.weights if options.weights in WEIGHTS else str(Path(options.weights).resolve())

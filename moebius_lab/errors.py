@@ -78,8 +78,10 @@ def explain(error: BaseException) -> str | None:
         return f"{error.object!a} holds characters that cannot be used here ({error.reason}); rename the file or the folder"
     if isinstance(error, UnicodeDecodeError):
         return f"a file that should be text holds other bytes ({error.encoding}: {error.reason}); save it as UTF-8"
-    if isinstance(error, OverflowError | FloatingPointError):
-        return f"a number is out of range ({first_line(error)}); use settings nearer to the default ones"
+    if isinstance(error, OverflowError):
+        return f"a number is out of range ({first_line(error)}); use one nearer to the default"
+    if isinstance(error, FloatingPointError):
+        return f"{first_line(error)}; use settings nearer to the default ones"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != __package__:
         return f"the package {error.name!r} is not installed here; `pip install` it, or make the environment anew"
     return None

@@ -80,6 +80,8 @@ def plan(bench: Workbench, bundle: str | Path, repo: str) -> list[PlannedFile]:
         raise PublishError(f"{repo!r} is no name of a repository ({str(error).splitlines()[0]}); give OWNER/NAME") from None
     if repo.count("/") != 1:
         raise PublishError(f"{repo!r} is no name of a repository; give OWNER/NAME")
+    if not LICENCE.is_file():
+        raise PublishError("publishing sends the repository's LICENSE, which the installed package lacks; run it in a clone")
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
     results = _results(bench)

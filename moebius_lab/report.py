@@ -15,6 +15,7 @@ import papermill
 import torch
 from IPython.core.inputtransformer2 import TransformerManager
 from jinja2 import DictLoader
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -44,6 +45,7 @@ from .provenance import PACKAGE, facts_digest, libraries, package_files
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[1] / "notebooks"
+KERNEL_OPTIONS = ["--log-level=CRITICAL"]  # what a kernel says of itself, as when it is stopped, is no output of a notebook
 
 
 FINISHED = record(signature=TEXT, seconds=NUMBER, files=listed(STORED_FILE))
@@ -98,6 +100,15 @@ def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tupl
         bar.close()
         index = write_report(folder, names, signatures)
     return index
+
+
+def require_notebooks() -> None:
+    """Raise LabError where the notebooks are missing, as they do from a package that was installed without its repository."""
+    if not SOURCE_FOLDER.is_dir():
+        raise LabError(
+            "`run` executes the notebooks, which are in the repository but not in the installed package; clone the repository and "
+            "run it there"
+        )
 
 
 # -- what a notebook is made from --------------------------------------------------------------------------------------
@@ -192,8 +203,14 @@ def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
     chosen = {key: value for key, value in parameters.items() if key in accepted}
     try:
         papermill.execute_notebook(
-            str(source), str(target), chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True
-        )
+            str(source), str(target), chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True,
+            extra_arguments=KERNEL_OPTIONS,
+        )  # fmt: skip
+    except DeadKernelError:
+        raise NotebookError(
+            f"{source.name}: its process ended in the middle of a cell, most likely because memory ran out; close other programs, "
+            "or take a smaller network"
+        ) from None
     except PapermillExecutionError as error:
         lines = "\n".join(error.traceback) if isinstance(error.traceback, list) else str(error.traceback)
         raise NotebookError(f"{source.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{lines}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import LabError
+from .errors import first_line
 
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 """With these two a browser gives a page threads."""
@@ -39,7 +40,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
-        if not urlsplit(self.path).path.startswith(self.prefix):
+        if not urlsplit(self.path).path.startswith(self.prefix) or "%00" in self.path:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         path = Path(self.translate_path(self.path))
@@ -140,8 +141,9 @@ class Server:
         options = {"prefix": prefix, "isolated": isolated, "open_to_all": open_to_all, "requests": self.requests}
         try:
             self.http = _QuietServer(("127.0.0.1", port), partial(handler, directory=str(folder), **options))
-        except OSError as error:
-            raise LabError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+        except (OSError, OverflowError) as error:  # the second where it is no number of a port
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise LabError(f"port {port} cannot be used ({reason}); choose another with --port, 0 for a free one") from None
         self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}{prefix}"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -94,6 +94,14 @@ def test_code_is_linted():
     assert done.returncode == 0, done.stdout
 
 
+def test_every_file_of_the_package_is_in_the_wheel():
+    package, listed = ROOT / "moebius_lab", tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = listed["tool"]["setuptools"]["package-data"]["moebius_lab"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)} | set(package.rglob("*.py"))
+    tracked = subprocess.run(["git", "-C", str(package), "ls-files", "-z"], capture_output=True, encoding="utf-8").stdout
+    assert tracked and not [name for name in tracked.split("\0") if name and package / name not in shipped]
+
+
 def test_the_readme_tree_names_every_module():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [path.name for path in (ROOT / "moebius_lab").glob("*.py") if path.name not in readme]
