@@ -1,5 +1,6 @@
 """The door of the commands: what a person can act on is one line and an exit code; what is our own fault shows."""
 
+import contextlib
 import errno
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -182,7 +184,7 @@ def test_a_signal_while_importing_is_one_line(bad_places, name, at):
         encoding="utf-8",
     )
     process = start(*FILL, cwd=bad_places, PYTHONPATH=f"{bad_places}{os.pathsep}{ROOT}")
-    said = process.communicate(timeout=60)[1].decode().splitlines()
+    said = process.communicate(timeout=120)[1].decode().splitlines()
     assert process.returncode == 128 + getattr(signal, name) and len(said) == 1 and "nothing had begun" in said[0], said
 
 
@@ -190,14 +192,63 @@ def test_a_signal_while_importing_is_one_line(bad_places, name, at):
 def test_a_signal_at_work_leaves_no_temporary_folders(bad_places, name):
     process = start("export", "--output-dir", "out", *SMALL, cwd=bad_places, TMPDIR=str(bad_places))
     assert process.stdout.readline().startswith(b"exporting ")
-    deadline = time.monotonic() + 60
-    while not list((bad_places / "out").glob("tmp*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert list((bad_places / "out").glob("tmp*"))
+    wait_until(lambda: list((bad_places / "out").glob("tmp*")))
     process.send_signal(getattr(signal, name))
-    said = process.communicate(timeout=60)[1].decode().splitlines()
+    said = process.communicate(timeout=120)[1].decode().splitlines()
     assert process.returncode == 128 + getattr(signal, name) and "what was finished is kept" in said[-1]
     assert "Traceback" not in "".join(said) and not list(bad_places.rglob("tmp*"))
+
+
+NOTEBOOK = (
+    "import sys; from pathlib import Path; from moebius_lab import errors; errors.watch_process()\n"
+    "from moebius_lab import report\n"
+    "report.SOURCE_FOLDER = Path('notebooks')\n"
+    "errors.leave(errors.run(lambda: report.run_notebooks('out', {}, ('a',)) and 0))"
+)
+"""A run of the one notebook `notebooks/a.ipynb`."""
+
+
+def write_cell(folder: Path, code: str) -> None:
+    (folder / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(notebook, folder / "notebooks" / "a.ipynb")
+
+
+def wait_until(holds, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert holds()
+
+
+def runs(process: str) -> bool:
+    with contextlib.suppress(OSError):
+        return Path("/proc", process, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_notebook_runs_ends_its_kernel_without_red_lines(tmp_path, name):
+    marker = tmp_path / "kernel"
+    code = f"import os, pathlib, time; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()), encoding='utf-8'); time.sleep(100)"
+    write_cell(tmp_path, code)
+    process = start(cwd=tmp_path, program=NOTEBOOK)
+    wait_until(lambda: marker.is_file() and marker.read_text(encoding="utf-8"))
+    kernel = marker.read_text(encoding="utf-8")
+    assert runs(kernel)
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 128 + getattr(signal, name), said
+    assert "what was finished is kept" in said.splitlines()[-1] and "Traceback" not in said and "ERROR" not in said
+    wait_until(lambda: not runs(kernel), 20)
+
+
+def test_a_kernel_that_dies_is_one_line(tmp_path):
+    write_cell(tmp_path, "import os; os._exit(9)")
+    process = start(cwd=tmp_path, program=NOTEBOOK)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 2 and "a.ipynb: its process ended in the middle of a cell" in said.splitlines()[-1]
+    assert "Traceback" not in said
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path):
