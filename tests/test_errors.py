@@ -304,6 +304,14 @@ def test_pictures_whose_names_are_no_text_are_filled(bad_places, locale):
     assert process.returncode == 0 and out == output + b"\n" and Path(os.fsdecode(output)).is_file(), said
 
 
+def test_a_report_is_written_in_an_ascii_locale(tmp_path):
+    write_cell(tmp_path, "print('caf\u00e9 \u2192 \u4e2d')")
+    process = start(cwd=tmp_path, program=NOTEBOOK, **LOCALES["ASCII"])
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 0 and "Error" not in said, said
+    assert "caf\u00e9 \u2192 \u4e2d" in (tmp_path / "out" / "report" / "a.html").read_text(encoding="utf-8")
+
+
 # -- an installed package ----------------------------------------------------------------------------------------------
 
 
