@@ -55,7 +55,7 @@ class BrowserRunner(anywidget.AnyWidget):
         adapter: of the headless Chromium; see `browser.launch_options`.
 
     Attributes:
-        loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence.
+        loaded: what the page says of itself: provider, adapter, device, features, threads, placed nodes, evidence.
         headless: whether the calls go to a headless Chromium; None before `connect`.
 
     Raises:
@@ -101,7 +101,7 @@ class BrowserRunner(anywidget.AnyWidget):
     @property
     def name(self) -> str:
         where = "headless Chromium" if self.headless else "this browser"
-        return f"{where}, {self.evidence.split(';')[0]}" if self.loaded else "browser, not connected"
+        return f"{where}, {self.loaded['device']}" if self.loaded else "browser, not connected"
 
     async def connect(self, seconds: float | None = None, headless: bool = True) -> str:
         """Load the model in the page that shows this notebook, or in a headless Chromium if none answers in `seconds`.
@@ -186,8 +186,9 @@ class BrowserRunner(anywidget.AnyWidget):
         self.loaded = self._browser.loaded
 
     def _load_in_page(self) -> None:
-        for module in sorted(self.bundle.glob("*.js")):
-            self._send_file(module.name)
+        page = self.manifest["page"]
+        for module in sorted((self.bundle / page).glob("*.js")):
+            self._send_file(module.name, page)
         manifest = copy.deepcopy(self.manifest)
         manifest["precisions"] = {self.choice["precision"]: manifest["precisions"][self.choice["precision"]]}
         prepared, _ = self._call("prepare", {"manifest": manifest, "provider": self.choice["provider"]})

@@ -90,7 +90,7 @@ def settle(page: Page) -> None:
 
 def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
     """Where a point of the picture (px) is in the window."""
-    view = page.evaluate("async () => (await import('./main.js')).editor.view")
+    view = page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).editor.view")
     box = page.locator("#mask").bounding_box()
     return box["x"] + view["x"] + x * view["scale"], box["y"] + view["y"] + y * view["scale"]
 
@@ -109,7 +109,7 @@ def choose(page: Page, tool: str) -> None:
 
 
 def brush(page: Page, size: float) -> None:
-    page.evaluate("async (size) => (await import('./main.js')).editor.resizeBrush(size)", size)
+    page.evaluate("async (size) => (await import(document.querySelector('script[type=module]').src)).editor.resizeBrush(size)", size)
 
 
 def downloaded(page: Page, button: str) -> np.ndarray:
@@ -120,7 +120,7 @@ def downloaded(page: Page, button: str) -> np.ndarray:
 
 def mask_of(page: Page) -> np.ndarray:
     values = page.evaluate("""async () => {
-      const { mask } = (await import('./main.js')).editor;
+      const { mask } = (await import(document.querySelector('script[type=module]').src)).editor;
       let text = '';
       for (let i = 0; i < mask.data.length; i += 32768) text += String.fromCharCode(...mask.data.subarray(i, i + 32768));
       return [mask.height, mask.width, btoa(text)];
@@ -287,7 +287,7 @@ def test_a_start_can_be_cancelled(visit):
 
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
     page, mask = running(visit, steps=40)
-    page.evaluate("async () => (await import('./main.js')).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
+    page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
     alert = page.locator(".notice[role=alert]")
     expect(alert).to_contain_text("worker stopped (gone)")
     expect(page.locator("#run")).to_be_enabled()
