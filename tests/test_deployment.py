@@ -1,7 +1,9 @@
 """The page over time: what a new version on the server, a reload, a second tab and a lost network make of it."""
 
 import json
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
@@ -51,6 +53,16 @@ def versions_kept(page: Page) -> set[str]:
     return {name.split()[-1] for name in page.evaluate("caches.keys()") if name.startswith("moebius-page ")}
 
 
+def until(page: Page, condition: str) -> None:
+    """Wait, at most 20 s, for a JavaScript expression that may await."""
+    page.evaluate(f"""async () => {{
+      for (const end = performance.now() + 20_000; !({condition}); ) {{
+        if (performance.now() > end) throw new Error('it did not come true');
+        await new Promise((done) => setTimeout(done, 50));
+      }}
+    }}""")
+
+
 def folders_asked(server: Server) -> set[str]:
     return {part for path in server.requests for part in path.split("/") if part.startswith("page-")}
 
@@ -77,7 +89,7 @@ def test_one_reload_brings_a_new_version_and_an_older_tab_goes_on_with_its_own(s
         expect(notice).to_contain_text("A newer version of this page was published")
         assert not folders_asked(server) and versions_kept(older) == {first, second}
         notice.get_by_role("button", name="Reload the page").click()
-        expect(older.locator(f"script[src*={second}]")).to_have_count(1)
+        expect(older.locator(f"script[src*='{second}']")).to_have_count(1)
         older.click("#load")
         expect(older.locator("#load-text")).to_contain_text("Ready")
     page.reload()
@@ -93,7 +105,7 @@ def test_versions_that_no_tab_runs_are_removed(small, folder, context):
         second = deploy(small, folder)
         page.reload()
         kept(page)
-        page.wait_for_function("async (name) => !(await caches.keys()).some((key) => key.endsWith(name))", arg=first)
+        until(page, f"!(await caches.keys()).some((name) => name.endsWith('{first}'))")
         assert versions_kept(page) == {second}
 
 
@@ -106,7 +118,7 @@ def test_a_version_that_is_half_deployed_is_not_kept(small, folder, context):
         new = (folder / "index.html").read_bytes()
         (folder / "index.html").write_bytes(index)  # copied last
         page.evaluate("navigator.serviceWorker.ready.then((each) => each.update())")
-        page.wait_for_function("async () => !(await navigator.serviceWorker.ready).installing")
+        until(page, "!(await navigator.serviceWorker.ready).installing")
         assert versions_kept(page) == {first}
         page.reload()
         assert version(page) == first  # all of it is kept here, whatever the server has
@@ -156,9 +168,6 @@ class Silent:
     """Accepts connections on a port and never answers."""
 
     def __init__(self, url: str) -> None:
-        import socket
-        from urllib.parse import urlsplit
-
         self.address = ("127.0.0.1", urlsplit(url).port)
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
