@@ -32,7 +32,8 @@ from moebius_lab.serve import Handler, Server
 from moebius_lab.workbench import prepare
 
 LOAD = """async ({provider, precision}) => {
-  const { Engine } = await import(new URL('engine.js', location));
+  const { page } = await (await fetch('manifest.json')).json();
+  const { Engine } = await import(new URL(`${page}engine.js`, location));
   globalThis.seen = [];
   globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
   const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
@@ -320,7 +321,8 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
     with Server(bundle, handler=Slow) as server:
         visit(tab, server)
         code = tab.evaluate("""async (choice) => {
-          const { Engine } = await import(new URL('engine.js', location));
+          const { page } = await (await fetch('manifest.json')).json();
+          const { Engine } = await import(new URL(`${page}engine.js`, location));
           globalThis.engine = await Engine.open(new URL('manifest.json', location));
           const stop = new AbortController();
           const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
@@ -430,10 +432,10 @@ def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(bundle, folder)
     path = folder / "manifest.json"
-    opened = "import(new URL('engine.js', location)).then(({Engine}) => Engine.open(new URL('manifest.json', location)))"
+    opened = "import(location).then(({Engine}) => Engine.open(new URL('../manifest.json', location)))"
     failure = opened + ".then(() => null, ({code, message}) => [code, message])"
     with Server(folder) as server:
-        tab.goto(server.url + "engine.js")
+        tab.goto(server.url + json.loads(path.read_text(encoding="utf-8"))["page"] + "engine.js")
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
         assert tab.evaluate(failure)[0] == "manifest-version"
         path.write_text("<html>", encoding="utf-8")

@@ -63,12 +63,12 @@ def change(path, **facts):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda site: (site / "engine.js").unlink(), "engine.js answers 404"),
+        (lambda site: next(site.glob("page-*/engine.js")).unlink(), "engine.js answers 404"),
         (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "no manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),
         (lambda site: change(site / "manifest.json", weights_base="nowhere/"), "nowhere/vae_encoder.*answers 404"),
-        (lambda site: next((site / "runtime").glob("*.wasm")).write_bytes(b"x"), "has 1 bytes.*the manifest says"),
+        (lambda site: next((site / "runtime").glob("*/*.wasm")).write_bytes(b"x"), "has 1 bytes.*the manifest says"),
     ],
 )
 def test_a_port_that_is_not_whole(port, tmp_path, damage, words):
