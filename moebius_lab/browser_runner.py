@@ -33,6 +33,7 @@ from .browser import TIMEOUT, Browser, NoBrowser, has_nvidia
 from .bundle import OFFERS, read_manifest, write_bundle
 from .config import GRAPHS, NetworkConfig
 from .ddim import Step
+from .widgets import GONE
 from .workbench import PYTORCH, Loop, Workbench
 
 PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes without a word
@@ -64,6 +65,7 @@ class BrowserRunner(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_suffix(".js")
     status = traitlets.Unicode("The model is not loaded in this page yet.").tag(sync=True)
+    gone = traitlets.Unicode(GONE).tag(sync=True)  # what the page says when this kernel cannot speak any more
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from moebius_lab.browser import find_chromium, launch_options
 from moebius_lab.lab import FAILED, jupyterlab, run_all, write_notebook
 from moebius_lab.mask_painter import MaskPainter
 from moebius_lab.report import SOURCE_FOLDER
+from moebius_lab.widgets import GONE
 
 LARGE = """import numpy as np
 from moebius_lab.mask_painter import MaskPainter
@@ -46,6 +47,17 @@ expected = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
 print("levels:", abs(filled.astype(int) - expected).max(), "| changed:", (filled != bench.image).any())
 # %%
 runner.run("step", {{}})"""
+
+THREE_WIDGETS = """import numpy as np
+from moebius_lab.browser_runner import BrowserRunner
+from moebius_lab.config import SMALL
+from moebius_lab.inpaint_panel import Inpaint
+from moebius_lab.mask_painter import MaskPainter
+
+painter = MaskPainter(np.full((60, 80, 3), 90, np.uint8))
+display(painter, Inpaint(painter, {{"none": None}}), BrowserRunner({bundle!r}, SMALL))"""
+
+WORDS = """() => [...document.querySelectorAll('.jp-OutputArea .moebius-widget')].map((at) => getComputedStyle(at, '::before').content)"""
 
 A_MEASUREMENT = """import asyncio
 
@@ -262,6 +274,20 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
     levels = re.search(r"levels: (\d+) \| changed: True", said)
     assert levels and int(levels[1]) <= 1, said
     assert "LabError" in said and "await asyncio.to_thread" in said
+
+
+def test_widgets_say_when_their_kernel_was_restarted(lab, page, small_bundle):
+    folder, url = lab
+    write_notebook(folder / "restarted.ipynb", THREE_WIDGETS.format(bundle=str(small_bundle)))
+    run_all(page, url, "restarted.ipynb")
+    expect(page.locator(".jp-OutputArea .moebius-widget")).to_have_count(2)
+    expect(page.locator(".jp-OutputArea .moebius-runner")).to_contain_text("not loaded")
+    assert page.evaluate(WORDS) == ["none"] * 2
+    page.click('.lm-MenuBar-itemLabel:text-is("Kernel")')
+    page.click('.lm-Menu-item[data-command="kernelmenu:restart"]')
+    page.click(".jp-Dialog .jp-mod-accept")
+    page.wait_for_function(f"() => ({WORDS})().every((words) => words.includes({GONE!r}))")
+    expect(page.locator(".jp-OutputArea .moebius-runner")).to_have_text(GONE)
 
 
 @pytest.mark.parametrize("name", THE_READER_S_PART)
