@@ -248,7 +248,8 @@ def test_a_lost_graphics_device_is_told_and_loading_again_works(bundle, chromium
         assert load(tab, server, provider="webgpu")["loaded"]["provider"] == "webgpu"
         tab.evaluate("void (globalThis.lost = new Promise((yes) => engine.addEventListener('lost', (e) => yes(e.detail.code))))")
         chromium.new_browser_cdp_session().send("Browser.crashGpuProcess")
-        assert tab.evaluate("lost") == "device-lost"
+        told = tab.evaluate("Promise.race([lost, new Promise((done) => setTimeout(done, 60_000, 'nothing in a minute'))])")
+        assert told == "device-lost"
         assert tab.evaluate(FILL, {"steps": 1})["code"] == "worker"
         assert load(tab, server, provider="webgpu")["loaded"]["adapter"]["vendor"] == "google"
 
@@ -299,8 +300,13 @@ def test_a_broken_download_goes_on_where_it_broke(bundle, tab):
     with Server(bundle, handler=Slow) as server:
         visit(tab, server)
         tab.evaluate(f"(choice) => {{ globalThis.first = ({LOAD})(choice); }}", WASM)
-        while len(tab.evaluate("globalThis.engine ? engine.stored() : []")) < 3:
-            time.sleep(0.05)
+        tab.wait_for_function("() => globalThis.engine")
+        tab.evaluate("""async () => {
+          for (const end = performance.now() + 60_000; (await engine.stored()).length < 3; ) {
+            if (performance.now() > end) throw new Error('three files were not stored in a minute');
+            await new Promise((done) => setTimeout(done, 50));
+          }
+        }""")
         Slow.killed.set()
     broken = tab.evaluate("first")
     assert broken["code"] == "network" and "try again" in broken["message"]

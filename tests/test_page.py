@@ -711,8 +711,8 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 
 def test_everything_works_from_the_keyboard(visit):
     page = visit()
-    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does
-    page.wait_for_timeout(500)
+    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does:
+    page.evaluate("0")  # this comes after it
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Control+o")
     chooser.value.set_files([upload(photograph())])
@@ -739,15 +739,30 @@ def test_everything_works_from_the_keyboard(visit):
             page.keyboard.press(key)
     page.keyboard.press("Enter")
     assert (mask_of(page)[101:119, 181:199] == 255).all()
+    page.keyboard.press("Delete")
+    assert not mask_of(page).any()
     page.locator("#mask").focus()
     page.keyboard.press("l")
-    for keys in (["Shift+ArrowLeft"], ["Shift+ArrowUp"], []):
+    corners = []
+    for keys in (["Shift+ArrowLeft"] * 3, ["Shift+ArrowUp"] * 2, []):
         page.keyboard.press("Enter")
+        corners.append(tuple(map(int, re.search(r"at (\d+), (\d+)", page.inner_text("#status")).groups())))
         for key in keys:
             page.keyboard.press(key)
-    painted = (mask_of(page) == 255).sum()
-    page.locator("#mask").focus()
+    assert corners == [(160, 120), (112, 120), (112, 88)]
+    assert not mask_of(page).any()  # an outline that is not closed paints nothing
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Outline closed.")
+    triangle = Image.new("1", (320, 240))
+    ImageDraw.Draw(triangle).polygon(corners, fill=1)
+    painted = mask_of(page) == 255
+    assert (painted != np.asarray(triangle)).sum() < 60 and painted.sum() > 700  # of 768, the outline's own pixels aside
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Enter")
     page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Drawing given up.")
+    assert ((mask_of(page) == 255) == painted).all()
     page.keyboard.press("?")
     expect(page.locator("#help-dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -756,7 +771,7 @@ def test_everything_works_from_the_keyboard(visit):
     page.keyboard.press("Escape")
     expect(page.locator("#run")).to_be_enabled()
     page.keyboard.press("Delete")
-    assert painted and not mask_of(page).any()
+    assert not mask_of(page).any()
 
 
 def test_controls_have_names_and_sizes(visit):
@@ -800,7 +815,8 @@ def test_colours_have_contrast():
 def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
     for options in ({}, {"viewport": PHONE, "is_mobile": True}, {"color_scheme": "dark", "viewport": {"width": 1920, "height": 1080}}):
         page = visit(**options)
-        page.wait_for_timeout(500)
+        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+        settle(page)
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         record_property("first_paint_ms", paint)
         print(f"first paint after {paint:.0f} ms")
