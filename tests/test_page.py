@@ -749,7 +749,7 @@ def test_everything_works_from_the_keyboard(visit):
         corners.append(tuple(map(int, re.search(r"at (\d+), (\d+)", page.inner_text("#status")).groups())))
         for key in keys:
             page.keyboard.press(key)
-    assert corners == [(160, 120), (112, 120), (112, 88)]
+    assert corners == [(180, 100), (132, 100), (132, 68)]  # from where the rectangle ended
     assert not mask_of(page).any()  # an outline that is not closed paints nothing
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_have_text("Outline closed.")
