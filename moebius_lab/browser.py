@@ -57,15 +57,16 @@ NVIDIA_FILES = {
 TIMEOUT = 600  # seconds that one call may take
 SETTLING = 20_000  # milliseconds that a page may take until its service worker is there
 
-PAGE = """async ({engine, choice}) => {
-  const { Engine } = await import(engine);
+PAGE = """async ({manifest, choice}) => {
+  const { page } = await (await fetch(manifest)).json();
+  const { Engine } = await import(new URL(`${page}engine.js`, manifest));
   const packed = (values) => { let text = ''; const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
     return btoa(text); };
   const unpacked = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const values = (feeds) => Object.fromEntries(Object.entries(feeds).map(
     ([name, { dims, data }]) => [name, { dims, data: new Float32Array(unpacked(data).buffer) }]));
-  globalThis.model = await Engine.open(new URL('manifest.json', engine));
+  globalThis.model = await Engine.open(manifest);
   globalThis.codec = { packed, unpacked, values };
   const began = performance.now();
   const loaded = await globalThis.model.load(choice);
@@ -328,8 +329,9 @@ class Browser:
                 self._visit(context.new_page())
             self.page = context.new_page()
             self.version = context.new_cdp_session(self.page).send("Browser.getVersion")["product"].partition("/")[2]
-            self.page.goto(self.url + "manifest.json")  # a page of the bundle's origin on which nothing else runs
-            self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"engine": self.url + "engine.js", "choice": self.choice})
+            manifest = self.url + "manifest.json"
+            self.page.goto(manifest)  # a page of the bundle's origin on which nothing else runs
+            self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"manifest": manifest, "choice": self.choice})
         except api.Error as error:
             raise LabError(_own_words(str(error))) from None
 

@@ -120,8 +120,10 @@ export default {
 
   render({ model, el }) {
     const say = () => (el.textContent = model.get('status'));
+    el.classList.add('moebius-runner');
     el.setAttribute('role', 'status');
     model.on('change:status', say);
+    model.on('comm_live_update', () => (el.textContent = model.get('gone'))); // once it is shown, only to say that the kernel is gone
     say();
   },
 };

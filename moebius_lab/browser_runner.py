@@ -33,6 +33,7 @@ from .browser import TIMEOUT, Browser, NoBrowser, has_nvidia
 from .bundle import OFFERS, read_manifest, write_bundle
 from .config import GRAPHS, NetworkConfig
 from .ddim import Step
+from .widgets import GONE
 from .workbench import PYTORCH, Loop, Workbench
 
 PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes without a word
@@ -55,7 +56,7 @@ class BrowserRunner(anywidget.AnyWidget):
         adapter: of the headless Chromium; see `browser.launch_options`.
 
     Attributes:
-        loaded: what the page says of itself: provider, adapter, features, threads, placed nodes, evidence.
+        loaded: what the page says of itself: provider, adapter, device, features, threads, placed nodes, evidence.
         headless: whether the calls go to a headless Chromium; None before `connect`.
 
     Raises:
@@ -64,6 +65,7 @@ class BrowserRunner(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_suffix(".js")
     status = traitlets.Unicode("The model is not loaded in this page yet.").tag(sync=True)
+    gone = traitlets.Unicode(GONE).tag(sync=True)  # what the page says when this kernel cannot speak any more
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class BrowserRunner(anywidget.AnyWidget):
     @property
     def name(self) -> str:
         where = "headless Chromium" if self.headless else "this browser"
-        return f"{where}, {self.evidence.split(';')[0]}" if self.loaded else "browser, not connected"
+        return f"{where}, {self.loaded['device']}" if self.loaded else "browser, not connected"
 
     async def connect(self, seconds: float | None = None, headless: bool = True) -> str:
         """Load the model in the page that shows this notebook, or in a headless Chromium if none answers in `seconds`.
@@ -186,8 +188,9 @@ class BrowserRunner(anywidget.AnyWidget):
         self.loaded = self._browser.loaded
 
     def _load_in_page(self) -> None:
-        for module in sorted(self.bundle.glob("*.js")):
-            self._send_file(module.name)
+        page = self.manifest["page"]
+        for module in sorted((self.bundle / page).glob("*.js")):
+            self._send_file(module.name, page)
         manifest = copy.deepcopy(self.manifest)
         manifest["precisions"] = {self.choice["precision"]: manifest["precisions"][self.choice["precision"]]}
         prepared, _ = self._call("prepare", {"manifest": manifest, "provider": self.choice["provider"]})

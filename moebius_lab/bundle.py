@@ -1,8 +1,9 @@
 """The page as one static folder: its modules, ONNX Runtime Web, the graphs in several precisions, and manifest.json.
 
-    index.html, *.js, *.css     the page, as it stands in `web/`
+    index.html                  names the modules of one version; service_worker.js keeps that version for the next visit
+    page-VERSION/               the page's modules and style, as they stand in `web/`: no page mixes those of two versions
     precache.js                 version and files of the page, for its service worker
-    runtime/                    three builds of ONNX Runtime Web, of which a visitor fetches one
+    runtime/VERSION/            three builds of ONNX Runtime Web, of which a visitor fetches one
     weights/                    graphs and weights; a name holds the first digits of the file's SHA-256
     samples/                    photographs with their masks
     manifest.json               constants, precisions, files with size and SHA-256; written last
@@ -59,7 +60,7 @@ from .precision import STAMP, files_of
 from .provenance import made_by
 from .workbench import Workbench, demo_photographs
 
-FORMAT = 2
+FORMAT = 3
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
 
 PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
@@ -97,6 +98,8 @@ NODE_MODULES = "MOEBIUS_NODE_MODULES"
 
 WEB = Path(__file__).with_name("web")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
+UNVERSIONED = ("index.html", "service_worker.js")
+"""Files of `web/` whose addresses stay the same from version to version: what a visitor opens, and what a browser renews."""
 
 RUNTIME_BUILDS = {
     "jspi": ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
@@ -276,12 +279,14 @@ def write_bundle(
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
     }
-    page = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
-    digests = {file.name: writer.add(file, file.name)["sha256"] for file in page}
+    sources = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+    digests = {file.name: file_digest(file) for file in sources}
     manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
+    manifest["page"] = f"page-{manifest['version']}/"
+    page = [_add_page_file(writer, file, manifest["page"]) for file in sources]
     modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
     pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
-    precache = {"version": manifest["version"], "files": [*digests, *modules, *pictures, "manifest.json"]}
+    precache = {"version": manifest["version"], "files": [*page, *modules, *pictures, "manifest.json"]}
     writer.write("precache.js", f"self.PRECACHE = {json.dumps(precache, indent=1)};\n")
     writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
     writer.remove_others()
@@ -405,15 +410,24 @@ def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
     return entry | {"file": entry["file"].removeprefix("weights/")}
 
 
+def _add_page_file(writer: _Writer, file: Path, page: str) -> str:
+    """Have a file of `web/` in the bundle, in the folder `page` unless its address stays; returns its name there."""
+    if file.name == "index.html":
+        writer.write(file.name, re.sub(r'\b(href|src)="([\w.]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8")))
+        return file.name
+    return writer.add(file, file.name if file.name in UNVERSIONED else page + file.name)["file"]
+
+
 def _add_runtime(writer: _Writer) -> dict:
     package = npm_packages() / "onnxruntime-web"
+    version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
     builds = {}
     for name, (module, wasm) in RUNTIME_BUILDS.items():
         builds[name] = {
-            "module": writer.add(package / "dist" / module, f"runtime/{module}")["file"],
-            "wasm": writer.add(package / "dist" / wasm, f"runtime/{wasm}"),
+            "module": writer.add(package / "dist" / module, f"runtime/{version}/{module}")["file"],
+            "wasm": writer.add(package / "dist" / wasm, f"runtime/{version}/{wasm}"),
         }
-    return {"version": json.loads((package / "package.json").read_text(encoding="utf-8"))["version"], "builds": builds}
+    return {"version": version, "builds": builds}
 
 
 def _add_samples(writer: _Writer) -> list[dict[str, str]]:

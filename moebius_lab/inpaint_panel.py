@@ -18,6 +18,7 @@ from .config import PREVIEW_SHARE
 from .imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
 from .inpaint import Cancelled, Progress, Settings, inpaint
 from .mask_painter import MaskPainter, jpeg, message, row
+from .widgets import style_of
 
 SHOWN_WIDTH = 720  # px, of preview and result on screen
 
@@ -59,6 +60,7 @@ class Inpaint(ipywidgets.VBox):
             self._message,
             self._slider,
             self._view,
+            style_of(self),
         ]
 
     def _make_controls(self) -> None:

@@ -17,6 +17,7 @@ import nbformat
 from . import LabError
 
 RUN_SECONDS = 600  # that a whole notebook may take
+STOP_SECONDS = 60  # that the server may take to end its kernels
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((at) => at.textContent)"
 FAILED = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]:has(.ansi-red-fg)'  # a warning is not red
 ALL_RUN = f"{PROMPTS}.every((prompt) => /\\[\\d+\\]/.test(prompt))"
@@ -43,7 +44,11 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         yield _address(folder / "lab.log", server)
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _address(log: Path, server: subprocess.Popen) -> str:

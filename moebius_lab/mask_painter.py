@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from . import LabError
 from .files import written_whole
 from .imaging import ImageError, check_size, open_picture, read_mask
+from .widgets import style_of
 
 TOOLS = {"brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "move": "arrows"}
 """Name of each tool -> its icon."""
@@ -346,7 +347,7 @@ class MaskPainter(ipywidgets.VBox):
         super().__init__()
         self.set_trait("mask", self._edited.pixels)
         self.size = int(np.clip(max(rows, columns) // 16, 2, MAX_BRUSH))
-        self.children = [self._toolbar(), self._canvas, self._files(), self._message]
+        self.children = [self._toolbar(), self._canvas, self._files(), self._message, style_of(self)]
         self._listen()
         self._describe()
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from moebius_lab import LabError, footprint, inventory, profiles
+from moebius_lab import LabError, benchmark, footprint, inventory, profiles
 from moebius_lab.__main__ import main
 from moebius_lab.benchmark import Candidate, Entrant, _Run, measure, run, summary
 from moebius_lab.export import operator_counts
@@ -37,24 +37,56 @@ def test_a_timing_is_the_median_with_quartiles_after_warm_up():
     assert summary("once", ("clock", "fp32"), [7.0]).q1 == 7.0
 
 
-def test_backends_take_turns():
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+    def takes(self, seconds: float):
+        """Work that takes so long."""
+
+        def work() -> None:
+            self.now += seconds
+
+        return work
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(benchmark, "time", clock)
+    return clock
+
+
+def test_backends_take_turns(clock):
     order = []
-    works = {name: lambda name=name: order.append(name) for name in "ab"}
-    times, _ = measure("turns", works, repeats=3, warmup=1)
-    assert order == list("abababab") and list(times) == ["a", "b"]
-    assert all(len(values) == 3 and min(values) >= 0 for values in times.values())
+    takes = {"a": clock.takes(0.002), "b": clock.takes(0.003)}
+    times, missing = measure("turns", {name: lambda name=name: (order.append(name), takes[name]())[1] for name in "ab"}, repeats=3, warmup=1)
+    assert order == list("abababab") and not missing
+    assert times == {"a": pytest.approx([2, 2, 2]), "b": pytest.approx([3, 3, 3])}
 
 
-def test_a_slow_backend_has_fewer_rounds_and_one_that_is_too_slow_says_so():
+def test_a_slow_backend_has_fewer_rounds_and_one_that_is_too_slow_says_so(clock):
     def broken():
         raise RuntimeError("no such card\nand more")
 
-    works = {"slow": lambda: time.sleep(0.1), "slower": lambda: time.sleep(0.3), "quick": lambda: None, "broken": broken}
-    times, missing = measure("x", works, repeats=5, warmup=1, patience=0.25)
+    works = {"slow": clock.takes(100), "slower": clock.takes(300), "quick": clock.takes(0), "broken": broken}
+    times, missing = measure("x", works, repeats=5, warmup=1, patience=250)
     assert {key: len(values) for key, values in times.items()} == {"slow": 2, "quick": 5}
-    assert missing["broken"] == "RuntimeError: no such card" and "longer than the 0 s allowed" in missing["slower"]
-    late, reasons = measure("x", {"a": lambda: None}, deadline=time.monotonic() - 1)
+    assert missing == {
+        "broken": "RuntimeError: no such card",
+        "slower": "one run takes 300 s, longer than the 250 s allowed",
+    }
+    late, reasons = measure("x", {"a": clock.takes(0)}, deadline=clock.now - 1)
     assert not late and reasons == {"a": "the time limit of the whole run was over"}
+    times, missing = measure("x", {"a": clock.takes(10)}, repeats=5, warmup=0, deadline=clock.now + 25)
+    assert len(times["a"]) == 3 and not missing  # rounds that have begun are counted
 
 
 def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):

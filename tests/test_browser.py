@@ -32,7 +32,8 @@ from moebius_lab.serve import Handler, Server
 from moebius_lab.workbench import prepare
 
 LOAD = """async ({provider, precision}) => {
-  const { Engine } = await import(new URL('engine.js', location));
+  const { page } = await (await fetch('manifest.json')).json();
+  const { Engine } = await import(new URL(`${page}engine.js`, location));
   globalThis.seen = [];
   globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
   const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
@@ -247,7 +248,8 @@ def test_a_lost_graphics_device_is_told_and_loading_again_works(bundle, chromium
         assert load(tab, server, provider="webgpu")["loaded"]["provider"] == "webgpu"
         tab.evaluate("void (globalThis.lost = new Promise((yes) => engine.addEventListener('lost', (e) => yes(e.detail.code))))")
         chromium.new_browser_cdp_session().send("Browser.crashGpuProcess")
-        assert tab.evaluate("lost") == "device-lost"
+        told = tab.evaluate("Promise.race([lost, new Promise((done) => setTimeout(done, 60_000, 'nothing in a minute'))])")
+        assert told == "device-lost"
         assert tab.evaluate(FILL, {"steps": 1})["code"] == "worker"
         assert load(tab, server, provider="webgpu")["loaded"]["adapter"]["vendor"] == "google"
 
@@ -298,8 +300,13 @@ def test_a_broken_download_goes_on_where_it_broke(bundle, tab):
     with Server(bundle, handler=Slow) as server:
         visit(tab, server)
         tab.evaluate(f"(choice) => {{ globalThis.first = ({LOAD})(choice); }}", WASM)
-        while len(tab.evaluate("globalThis.engine ? engine.stored() : []")) < 3:
-            time.sleep(0.05)
+        tab.wait_for_function("() => globalThis.engine")
+        tab.evaluate("""async () => {
+          for (const end = performance.now() + 60_000; (await engine.stored()).length < 3; ) {
+            if (performance.now() > end) throw new Error('three files were not stored in a minute');
+            await new Promise((done) => setTimeout(done, 50));
+          }
+        }""")
         Slow.killed.set()
     broken = tab.evaluate("first")
     assert broken["code"] == "network" and "try again" in broken["message"]
@@ -320,7 +327,8 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
     with Server(bundle, handler=Slow) as server:
         visit(tab, server)
         code = tab.evaluate("""async (choice) => {
-          const { Engine } = await import(new URL('engine.js', location));
+          const { page } = await (await fetch('manifest.json')).json();
+          const { Engine } = await import(new URL(`${page}engine.js`, location));
           globalThis.engine = await Engine.open(new URL('manifest.json', location));
           const stop = new AbortController();
           const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
@@ -430,10 +438,10 @@ def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(bundle, folder)
     path = folder / "manifest.json"
-    opened = "import(new URL('engine.js', location)).then(({Engine}) => Engine.open(new URL('manifest.json', location)))"
+    opened = "import(location).then(({Engine}) => Engine.open(new URL('../manifest.json', location)))"
     failure = opened + ".then(() => null, ({code, message}) => [code, message])"
     with Server(folder) as server:
-        tab.goto(server.url + "engine.js")
+        tab.goto(server.url + json.loads(path.read_text(encoding="utf-8"))["page"] + "engine.js")
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
         assert tab.evaluate(failure)[0] == "manifest-version"
         path.write_text("<html>", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -68,7 +69,7 @@ def test_the_runtime_is_pinned_and_only_what_is_used_is_there(folder):
     wanted = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
     assert runtime["version"] == wanted == "1.30.0"
     used = {build["module"] for build in runtime["builds"].values()} | {b["wasm"]["file"] for b in runtime["builds"].values()}
-    assert used == {f"runtime/{path.name}" for path in (folder / "runtime").iterdir()} and len(used) == 6
+    assert used == {f"runtime/1.30.0/{path.name}" for path in (folder / "runtime" / "1.30.0").iterdir()} and len(used) == 6
     lock = (bundle.WEB / "package-lock.json").read_text(encoding="utf-8")
     assert "://" not in lock and '"version": "1.30.0"' in lock
 
@@ -76,8 +77,19 @@ def test_the_runtime_is_pinned_and_only_what_is_used_is_there(folder):
 def test_the_service_worker_knows_every_file_of_the_page(folder):
     precache = json.loads((folder / "precache.js").read_text(encoding="utf-8").removeprefix("self.PRECACHE = ").rstrip(";\n"))
     assert precache["version"] == read_manifest(folder)["version"]
-    page = {path.name for path in bundle.WEB.iterdir() if path.suffix in bundle.PAGE_SUFFIXES}
+    prefix = f"page-{precache['version']}/"
+    assert read_manifest(folder)["page"] == prefix
+    sources = {path.name for path in bundle.WEB.iterdir() if path.suffix in bundle.PAGE_SUFFIXES}
+    page = {name if name in bundle.UNVERSIONED else prefix + name for name in sources}
     assert page | {"manifest.json"} < set(precache["files"]) and all((folder / name).is_file() for name in precache["files"])
+
+
+def test_the_page_names_only_modules_of_its_own_version(folder):
+    prefix = read_manifest(folder)["page"]
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    named = re.findall(r'(?:href|src)="([^"#:]+)"', text)
+    assert len(named) >= 8 and all(name.startswith(prefix) and (folder / name).is_file() for name in named)
+    assert f'src="{prefix}main.js"' in text and f'href="{prefix}style.css"' in text
 
 
 def test_samples_come_with_masks_and_credits(folder):
@@ -95,9 +107,10 @@ def test_a_second_writing_copies_nothing_and_removes_what_is_old(small, folder):
     copied = []
     assert write_bundle(small, folder, PRECISIONS, on_file=copied.append)["version"] == version
     assert not copied and not any((folder / name).exists() for name in ("old.js", "weights/old.bin", "sw"))
-    (folder / "engine.js").write_text("damaged", encoding="utf-8")
+    engine = read_manifest(folder)["page"] + "engine.js"
+    (folder / engine).write_text("damaged", encoding="utf-8")
     write_bundle(small, folder, PRECISIONS, on_file=copied.append)
-    assert copied == ["engine.js"]
+    assert copied == [engine]
 
 
 def test_another_version_has_another_name(small, tmp_path, folder):
@@ -144,11 +157,12 @@ def test_the_server_isolates_names_types_and_compresses_text(folder):
         assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         assert page.headers["Content-Type"] == "text/html"
-        script = get(server.url + "engine.js", **{"Accept-Encoding": "gzip"})
+        engine = read_manifest(folder)["page"] + "engine.js"
+        script = get(server.url + engine, **{"Accept-Encoding": "gzip"})
         assert script.headers["Content-Type"] == "text/javascript" and script.headers["Content-Encoding"] == "gzip"
-        assert gzip.decompress(script.read()) == (folder / "engine.js").read_bytes()
-        wasm = next((folder / "runtime").glob("*.wasm")).name
-        assert get(server.url + "runtime/" + wasm).headers["Content-Type"] == "application/wasm"
+        assert gzip.decompress(script.read()) == (folder / engine).read_bytes()
+        wasm = next((folder / "runtime").glob("*/*.wasm")).relative_to(folder).as_posix()
+        assert get(server.url + wasm).headers["Content-Type"] == "application/wasm"
         assert server.requests[0] == "/a/b/"
 
 

@@ -69,7 +69,7 @@ def rename_first_file(path, name):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda site: (site / "engine.js").unlink(), "engine.js answers 404"),
+        (lambda site: next(site.glob("page-*/engine.js")).unlink(), "engine.js answers 404"),
         (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "no manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),
@@ -78,7 +78,7 @@ def rename_first_file(path, name):
         (lambda site: rename_first_file(site / "manifest.json", "../../../escaped.onnx"), "manifest.json is damaged.*name"),
         (lambda site: (site / "precache.js").write_text("<html>", encoding="utf-8"), "precache.js is damaged"),
         (lambda site: change(site / "manifest.json", weights_base="nowhere/"), "nowhere/vae_encoder.*answers 404"),
-        (lambda site: next((site / "runtime").glob("*.wasm")).write_bytes(b"x"), "has 1 bytes.*the manifest says"),
+        (lambda site: next((site / "runtime").glob("*/*.wasm")).write_bytes(b"x"), "has 1 bytes.*the manifest says"),
     ],
 )
 def test_a_port_that_is_not_whole(port, tmp_path, damage, words):

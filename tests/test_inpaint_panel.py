@@ -1,7 +1,7 @@
 """The panel without a front end, on the SMALL network."""
 
 import io
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -75,9 +75,10 @@ def test_a_run_reports_progress_and_previews_and_leaves_the_kernel_free(panel):
 def test_cancelling_stops_before_the_next_step_and_keeps_the_last_result(panel):
     first = panel.run(timeout=60)
     panel.steps.value = 400
+    begun = threading.Event()
+    panel._bar.observe(lambda change: begun.set() if change["new"] >= 2 else None, "value")
     panel.start()
-    while panel._bar.value < 2:
-        time.sleep(0.005)
+    assert begun.wait(60)
     panel.cancel()
     with pytest.raises(Cancelled, match="of 396 steps"):
         panel.wait(30)

@@ -17,6 +17,7 @@ from moebius_lab.browser import find_chromium, launch_options
 from moebius_lab.lab import FAILED, jupyterlab, run_all, write_notebook
 from moebius_lab.mask_painter import MaskPainter
 from moebius_lab.report import SOURCE_FOLDER
+from moebius_lab.widgets import GONE
 
 LARGE = """import numpy as np
 from moebius_lab.mask_painter import MaskPainter
@@ -46,6 +47,28 @@ expected = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
 print("levels:", abs(filled.astype(int) - expected).max(), "| changed:", (filled != bench.image).any())
 # %%
 runner.run("step", {{}})"""
+
+PAINTER_AND_PANEL = """import numpy as np
+from moebius_lab.inpaint_panel import Inpaint
+from moebius_lab.mask_painter import MaskPainter
+
+painter = MaskPainter(np.full((60, 80, 3), 90, np.uint8))
+display(painter, Inpaint(painter, {"none": None}))"""
+
+A_RUNNER = """
+# %%
+from moebius_lab.browser_runner import BrowserRunner
+from moebius_lab.config import SMALL
+
+BrowserRunner({bundle!r}, SMALL)"""
+
+LISTEN = """() => {
+  window.said = [];
+  new MutationObserver(() => said.push(...[...document.querySelectorAll('[role=status]')].map((at) => at.textContent)))
+    .observe(document.body, { childList: true, characterData: true, subtree: true });
+}"""
+
+WORDS = """() => [...document.querySelectorAll('.jp-OutputArea .moebius-widget')].map((at) => getComputedStyle(at, '::before').content)"""
 
 A_MEASUREMENT = """import asyncio
 
@@ -182,9 +205,10 @@ def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page,
     steps = page.locator('.jp-OutputArea .widget-text:has-text("Steps") input')
     steps.fill("3")
     steps.press("Enter")
+    page.evaluate(LISTEN)
     button(page, "Fill the hole").click()
-    expect(page.locator('[role="status"]:has-text("step 2 of 2")').or_(page.locator("text=filled in"))).to_be_visible()
     expect(page.locator('[role="status"]:has-text("filled in")')).to_be_visible(timeout=120_000)
+    assert any("step 2 of 2" in text for text in page.evaluate("said"))
     result = page.locator(".jp-OutputArea img.widget-image")
     expect(result).to_be_visible()
     assert result.evaluate("image => image.naturalWidth") == as_in_python.image.shape[1]
@@ -202,7 +226,9 @@ def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page,
 
 
 def test_errors_are_shown_in_the_widget(lab, page):
-    button(page, "Clear").click()
+    folder, url = lab
+    write_notebook(folder / "errors.ipynb", PAINTER_AND_PANEL)
+    run_all(page, url, "errors.ipynb")
     button(page, "Fill the hole").click()
     expect(page.locator('[role="alert"]:has-text("the mask is empty")')).to_be_visible()
     name = page.locator('.jp-OutputArea input[placeholder="where the notebook runs"]')
@@ -262,6 +288,21 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
     levels = re.search(r"levels: (\d+) \| changed: True", said)
     assert levels and int(levels[1]) <= 1, said
     assert "LabError" in said and "await asyncio.to_thread" in said
+
+
+def test_widgets_say_when_their_kernel_was_restarted(lab, page, small_bundle):
+    folder, url = lab
+    write_notebook(folder / "restarted.ipynb", PAINTER_AND_PANEL + A_RUNNER.format(bundle=str(small_bundle)))
+    run_all(page, url, "restarted.ipynb")
+    expect(page.locator(".jp-OutputArea .moebius-widget")).to_have_count(2)
+    expect(page.locator(".jp-OutputArea .moebius-runner")).to_contain_text("not loaded")
+    assert page.evaluate(WORDS) == ["none"] * 2
+    page.click('.lm-MenuBar-itemLabel:text-is("Kernel")')
+    page.click('.lm-Menu-item[data-command="kernelmenu:restart"]')
+    page.click(".jp-Dialog .jp-mod-accept")
+    page.wait_for_function(f"() => ({WORDS})().every((words) => words.includes({GONE!r}))")
+    expect(page.locator(".jp-OutputArea .moebius-runner")).to_have_text(GONE)
+    page.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")')  # a kernel that is only starting delays the server's end
 
 
 @pytest.mark.parametrize("name", THE_READER_S_PART)

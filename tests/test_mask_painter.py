@@ -42,7 +42,9 @@ def front_end_says(painter, *events):
             elif where:
                 content |= {"x": where[0], "y": where[1]}
             painter._canvas._canvases[-1]._handle_frontend_event(None, content, [])
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while painter._drawing_planned:
+                await asyncio.sleep(0.002)
 
     asyncio.run(deliver())
 

@@ -90,7 +90,7 @@ def settle(page: Page) -> None:
 
 def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
     """Where a point of the picture (px) is in the window."""
-    view = page.evaluate("async () => (await import('./main.js')).editor.view")
+    view = page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).editor.view")
     box = page.locator("#mask").bounding_box()
     return box["x"] + view["x"] + x * view["scale"], box["y"] + view["y"] + y * view["scale"]
 
@@ -109,7 +109,7 @@ def choose(page: Page, tool: str) -> None:
 
 
 def brush(page: Page, size: float) -> None:
-    page.evaluate("async (size) => (await import('./main.js')).editor.resizeBrush(size)", size)
+    page.evaluate("async (size) => (await import(document.querySelector('script[type=module]').src)).editor.resizeBrush(size)", size)
 
 
 def downloaded(page: Page, button: str) -> np.ndarray:
@@ -120,7 +120,7 @@ def downloaded(page: Page, button: str) -> np.ndarray:
 
 def mask_of(page: Page) -> np.ndarray:
     values = page.evaluate("""async () => {
-      const { mask } = (await import('./main.js')).editor;
+      const { mask } = (await import(document.querySelector('script[type=module]').src)).editor;
       let text = '';
       for (let i = 0; i < mask.data.length; i += 32768) text += String.fromCharCode(...mask.data.subarray(i, i + 32768));
       return [mask.height, mask.width, btoa(text)];
@@ -287,7 +287,7 @@ def test_a_start_can_be_cancelled(visit):
 
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
     page, mask = running(visit, steps=40)
-    page.evaluate("async () => (await import('./main.js')).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
+    page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
     alert = page.locator(".notice[role=alert]")
     expect(alert).to_contain_text("worker stopped (gone)")
     expect(page.locator("#run")).to_be_enabled()
@@ -464,17 +464,10 @@ def test_samples_drop_and_paste(visit):
     page.click("#samples button >> nth=1")
     expect(page.locator("#facts")).to_contain_text("800 × 600 px · hole 0.8 %")
     expect(page.locator("#start")).to_be_hidden()
-    give = """async ([kind, bytes]) => {
-      const files = new DataTransfer();
-      files.items.add(new File([new Uint8Array(bytes)], 'given.png', { type: 'image/png' }));
-      const options = { bubbles: true, cancelable: true };
-      document.body.dispatchEvent(kind === 'drop' ? new DragEvent('drop', { ...options, dataTransfer: files })
-        : new ClipboardEvent('paste', { ...options, clipboardData: files }));
-    }"""
     for kind, width in (("drop", 200), ("paste", 100)):
-        page.evaluate(give, [kind, list(upload(photograph(width, 90))["buffer"])])
+        give(page, kind, given=photograph(width, 90))
         expect(page.locator("#facts")).to_contain_text(f"{width} × 90 px")
-    page.set_input_files("#picture-file", upload(photograph()))
+    load_picture(page, photograph())
     page.locator("#mask").focus()
     drag(page, (60, 60), (120, 100))
     mask = mask_of(page)
@@ -489,16 +482,89 @@ def test_a_reload_restores_picture_and_mask(visit):
     load_picture(page, original)
     drag(page, (60, 60), (120, 100))
     mask = mask_of(page)
-    page.wait_for_timeout(500)
+    is_kept(page)
     page.reload()
     expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+    is_kept(page)
     assert (mask_of(page) == mask).all() and (downloaded(page, "#save") == np.asarray(original)).all()
     page.click("#storage summary")
     page.click("#forget")
-    expect(page.locator("#autosave-text")).to_contain_text("Forgotten")
+    is_kept(page, "forgotten")
+    drag(page, (60, 120), (120, 140))
+    settle(page)
+    is_kept(page, "forgotten")
+    assert not saved_slots(page)
     page.reload()
     expect(page.locator("#samples img")).to_have_count(4)
     expect(page.locator("#start")).to_be_visible()
+
+
+def is_kept(page: Page, state: str = "saved") -> None:
+    """Wait until the page says so of what is on the screen."""
+    expect(page.locator("#autosave-text")).to_have_attribute("data-state", state, timeout=15_000)
+
+
+SLOTS = """(more) => new Promise((done) => {
+  indexedDB.open('moebius-painting', 1).onsuccess = ({ target: { result: db } }) => {
+    const store = db.transaction('painting', 'readwrite').objectStore('painting');
+    for (const [key, value] of more) store.put(value, key);
+    store.getAllKeys().onsuccess = (event) => done([...event.target.result]);
+  };
+})"""
+
+
+def saved_slots(page: Page, *more: tuple[str, dict]) -> list[str]:
+    """The keys of all that is saved, after some `more` has been put beside it."""
+    return page.evaluate(SLOTS, list(more))
+
+
+def test_each_tab_keeps_its_own_picture_and_mask(visit):
+    first = visit()
+    first.context.set_default_timeout(60_000)
+    load_picture(first, photograph(), "first.png")
+    drag(first, (60, 60), (120, 100))
+    second = first.context.new_page()
+    second.goto(first.url)
+    expect(second.locator("#choice")).to_be_enabled()
+    expect(second.locator("#start")).to_be_visible()  # what another tab has open is not taken over
+    load_picture(second, photograph(200, 100), "second.png")
+    drag(second, (20, 20), (60, 60))
+    masks = {page: mask_of(page) for page in (first, second)}
+    for page in (second, first):
+        is_kept(page)
+        page.reload()
+        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+        assert np.array_equal(mask_of(page), masks[page])
+
+    with first.context.expect_page() as opened:
+        first.evaluate("void window.open(location.href)")  # as a duplicate is made: with a copy of the tab's storage
+    third = opened.value
+    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.")
+    assert np.array_equal(mask_of(third), masks[first])
+    third.click("#clear")
+    is_kept(third)
+    first.reload()
+    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.")
+    assert np.array_equal(mask_of(first), masks[first])
+
+    second.close()
+    fourth = first.context.new_page()
+    fourth.goto(first.url)
+    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.")
+    assert np.array_equal(mask_of(fourth), masks[second])
+
+
+def test_of_closed_tabs_only_the_last_are_kept(visit):
+    page = visit()
+    load_picture(page, photograph())
+    is_kept(page)
+    now = page.evaluate("Date.now()")
+    hours = {f"closed{i}": now - i * 3_600_000 for i in range(12)} | {"month": now - 31 * 86_400_000}
+    saved_slots(page, *[(f"mask {name}", {"id": name, "saved": at}) for name, at in hours.items()])
+    page.reload()
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+    kept = {key.split()[1] for key in saved_slots(page)}
+    assert kept >= {f"closed{i}" for i in range(8)} and len(kept) == 9  # with this tab's own
 
 
 def test_blocked_storage_breaks_nothing(visit):
@@ -507,6 +573,74 @@ def test_blocked_storage_breaks_nothing(visit):
     drag(page, (60, 60), (120, 100))
     expect(page.locator("#autosave-text")).to_contain_text("Everything else works", use_inner_text=False)
     assert mask_of(page).any()
+
+
+def test_a_picture_that_was_refused_is_not_called_saved(visit):
+    page = visit()
+    load_picture(page, photograph())
+    is_kept(page)
+    page.evaluate("""() => {
+      const put = IDBObjectStore.prototype.put;
+      IDBObjectStore.prototype.put = function (value, key) {
+        if (key.startsWith('picture')) throw new DOMException('full', 'QuotaExceededError');
+        return put.call(this, value, key);
+      };
+    }""")
+    load_picture(page, photograph(200, 100), "large.png")
+    is_kept(page, "refused")
+    drag(page, (20, 20), (60, 60))
+    settle(page)
+    is_kept(page, "refused")
+
+
+GIVE = """async ([kind, all]) => {
+  const files = new DataTransfer();
+  for (const [name, bytes] of all) files.items.add(new File([new Uint8Array(bytes)], name, { type: 'image/png' }));
+  const options = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(kind === 'drop' ? new DragEvent('drop', { ...options, dataTransfer: files })
+    : new ClipboardEvent('paste', { ...options, clipboardData: files }));
+}"""
+
+
+def give(page: Page, kind: str, **images: Image.Image) -> None:
+    """Drop or paste pictures."""
+    page.evaluate(GIVE, [kind, [[f"{name}.png", list(upload(image)["buffer"])] for name, image in images.items()]])
+
+
+def test_what_a_file_is_is_not_guessed_from_its_name(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    for name, size in (("damask_chair.png", (300, 200)), ("carnival masks.png", (320, 240))):
+        load_picture(page, photograph(*size), name)
+        expect(page.locator("#facts")).to_contain_text("hole none")
+        expect(page.locator(".notice.bad")).to_have_count(0)
+        give(page, "drop", **{name.removesuffix(".png"): photograph(100, 80)})
+        expect(page.locator("#facts")).to_contain_text("100 × 80 px")
+
+    load_picture(page, photograph())
+    shape = np.zeros((240, 320), np.uint8)
+    shape[50:90, 60:160] = 255
+    for kind in ("drop", "paste"):
+        give(page, kind, hole=Image.fromarray(shape))
+        question = page.locator(".notice[data-subject=file]")
+        expect(question).to_contain_text("“hole.png” is black and white")
+        question.get_by_role("button", name="Use it as the mask").click()
+        expect(page.locator("#facts")).to_contain_text("hole 5.2 %")
+        assert (mask_of(page) == shape).all()
+        page.click("#clear")
+    give(page, "drop", hole=Image.fromarray(shape))
+    question.get_by_role("button", name="Open it as a picture").click()
+    expect(page.locator("#status")).to_contain_text("hole.png is open")
+
+    give(page, "drop", other=Image.fromarray(shape[:100]), photo=photograph(320, 100))
+    expect(page.locator("#facts")).to_contain_text("320 × 100 px")
+    question.get_by_role("button", name="Use it as the mask").click()
+    expect(page.locator("#facts")).to_contain_text("hole 12.5 %")
+    assert (mask_of(page) == shape[:100]).all()
+    give(page, "drop", one=photograph(50, 40), two=photograph(60, 40), three=photograph(70, 40))
+    expect(page.locator("#facts")).to_contain_text("50 × 40 px")
+    expect(question).to_contain_text("3 files were dropped")
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -560,13 +694,13 @@ def test_an_empty_and_a_full_mask_are_explained(visit):
     ],
 )
 def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
-    page = visit(ready=False, routes={"**/manifest.json": lambda route: route.fulfill(**answer)})
+    page = visit(ready=False, routes={"**/manifest.json*": lambda route: route.fulfill(**answer)})
     notice = page.locator(".notice[role=alert]")
     expect(notice).to_contain_text(words)
     load_picture(page, photograph())
     drag(page, (60, 60), (120, 100))
     assert mask_of(page).any()
-    page.unroute("**/manifest.json")
+    page.unroute("**/manifest.json*")
     notice.get_by_role("button", name="Try again").click()
     expect(page.locator("#choice")).to_be_enabled()
     visit.troubles[:] = [text for text in visit.troubles if "404" not in text]
@@ -577,8 +711,8 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 
 def test_everything_works_from_the_keyboard(visit):
     page = visit()
-    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does
-    page.wait_for_timeout(500)
+    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does:
+    page.evaluate("0")  # this comes after it
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Control+o")
     chooser.value.set_files([upload(photograph())])
@@ -605,15 +739,30 @@ def test_everything_works_from_the_keyboard(visit):
             page.keyboard.press(key)
     page.keyboard.press("Enter")
     assert (mask_of(page)[101:119, 181:199] == 255).all()
+    page.keyboard.press("Delete")
+    assert not mask_of(page).any()
     page.locator("#mask").focus()
     page.keyboard.press("l")
-    for keys in (["Shift+ArrowLeft"], ["Shift+ArrowUp"], []):
+    corners = []
+    for keys in (["Shift+ArrowLeft"] * 3, ["Shift+ArrowUp"] * 2, []):
         page.keyboard.press("Enter")
+        corners.append(tuple(map(int, re.search(r"at (\d+), (\d+)", page.inner_text("#status")).groups())))
         for key in keys:
             page.keyboard.press(key)
-    painted = (mask_of(page) == 255).sum()
-    page.locator("#mask").focus()
+    assert corners == [(180, 100), (132, 100), (132, 68)]  # from where the rectangle ended
+    assert not mask_of(page).any()  # an outline that is not closed paints nothing
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Outline closed.")
+    triangle = Image.new("1", (320, 240))
+    ImageDraw.Draw(triangle).polygon(corners, fill=1)
+    painted = mask_of(page) == 255
+    assert (painted != np.asarray(triangle)).sum() < 60 and painted.sum() > 700  # of 768, the outline's own pixels aside
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Enter")
     page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Drawing given up.")
+    assert ((mask_of(page) == 255) == painted).all()
     page.keyboard.press("?")
     expect(page.locator("#help-dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -622,7 +771,7 @@ def test_everything_works_from_the_keyboard(visit):
     page.keyboard.press("Escape")
     expect(page.locator("#run")).to_be_enabled()
     page.keyboard.press("Delete")
-    assert painted and not mask_of(page).any()
+    assert not mask_of(page).any()
 
 
 def test_controls_have_names_and_sizes(visit):
@@ -666,7 +815,8 @@ def test_colours_have_contrast():
 def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
     for options in ({}, {"viewport": PHONE, "is_mobile": True}, {"color_scheme": "dark", "viewport": {"width": 1920, "height": 1080}}):
         page = visit(**options)
-        page.wait_for_timeout(500)
+        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+        settle(page)
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         record_property("first_paint_ms", paint)
         print(f"first paint after {paint:.0f} ms")

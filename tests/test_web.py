@@ -122,7 +122,7 @@ def fixtures(tmp_path_factory) -> Path:
 
 def test_javascript_computes_what_python_does(fixtures):
     tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
-    done = node("--test", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
+    done = node("--test", "--test-timeout=60000", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

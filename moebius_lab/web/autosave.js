@@ -1,7 +1,186 @@
-// Picture and mask kept in IndexedDB, so that a reload or a crash loses nothing.
+// Picture and mask of each tab, kept in IndexedDB, so that a reload or a crash loses nothing.
+//
+// A tab has a slot of its own. Its name outlives a reload in sessionStorage, and while the tab is open it holds a lock of that
+// name. Where the lock is taken, this tab was duplicated from one that is open, and begins with a copy of its slot. A new
+// tab takes over the slot that was written last among those that no tab holds.
 
+import { pictureToPng } from './picture_files.js';
+
+/** @typedef {import('./picture_files.js').Picture} Picture */
 /** @typedef {{id: string, name: string, credit: string, blob: Blob}} SavedPicture */
-/** @typedef {{id: string, width: number, height: number, blob: Blob}} SavedMask values, deflated; `id` is its picture's */
+/** @typedef {{id: string, width: number, height: number, blob: Blob, saved: number}} SavedMask values, deflated; `id` is its picture's */
+/** @typedef {{picture: SavedPicture, mask: {width: number, height: number, data: Uint8Array} | null}} Saved */
+
+/**
+ * @typedef {object} Painting what is saved
+ * @property {string} id of the picture; another one as soon as a pixel of it has changed
+ * @property {string} name
+ * @property {string} credit
+ * @property {Picture} picture
+ * @property {Blob | null} file that holds this very picture
+ * @property {import('./mask.js').Mask} mask
+ */
+
+/** @typedef {'nothing'|'saving'|'saved'|'refused'|'forgotten'} State of what is on the screen */
+
+const TAB = 'moebius-tab'; // in sessionStorage, and before the slot's name in that of the lock
+const HANDOVER = 400; // ms in which a page that is being reloaded gives its lock up
+const KEPT = 8; // slots of closed tabs, the newest
+const KEPT_DAYS = 30;
+
+/** Event: `state`, whenever `state` has changed. */
+export class Autosave extends EventTarget {
+  /** @type {State} */
+  state = 'nothing';
+  /** @type {Promise<string>} name of this tab's slot */
+  #slot = claim();
+  /** @type {Painting | null} what is to be saved next */
+  #next = null;
+  /** @type {Promise<void> | null} the saving that is under way */
+  #work = null;
+  #pictureId = ''; // of the picture in the slot
+  /** @type {WeakSet<Painting>} */
+  #forgotten = new WeakSet();
+
+  constructor() {
+    super();
+    this.#slot.catch(() => this.#tell('refused'));
+  }
+
+  /** What this tab showed last, or the tab that was closed last. @returns {Promise<Saved | null>} */
+  async restore() {
+    const slot = await this.#slot;
+    const found = await transact('readonly', (store) => KINDS.map((kind) => store.get(key(kind, slot))));
+    const [picture, saved] = /** @type {[SavedPicture | undefined, SavedMask | undefined]} */ (found);
+    if (!picture) return null;
+    this.#pictureId = picture.id;
+    if (saved?.id !== picture.id) return { picture, mask: null };
+    const data = await through(saved.blob, new DecompressionStream('deflate-raw'));
+    return { picture, mask: { width: saved.width, height: saved.height, data: new Uint8Array(await data.arrayBuffer()) } };
+  }
+
+  /** What `restore` returned is on the screen as it is in the slot. */
+  restored() {
+    this.#tell('saved');
+  }
+
+  /** Save a painting now, or as soon as the saving that is under way has ended. @param {Painting} painting */
+  save(painting) {
+    if (this.#forgotten.has(painting)) return;
+    this.#next = painting;
+    this.#tell('saving');
+    this.#work ??= this.#saveAll();
+  }
+
+  async #saveAll() {
+    for (let painting = this.#next; painting; painting = this.#next) {
+      this.#next = null;
+      const done = await this.#saveOne(painting).then(() => /** @type {const} */ ('saved'), () => /** @type {const} */ ('refused'));
+      if (!this.#next) this.#tell(done);
+    }
+    this.#work = null;
+  }
+
+  /** @param {Painting} painting */
+  async #saveOne({ id, name, credit, picture, file, mask }) {
+    const slot = await this.#slot;
+    const { width, height, data } = mask;
+    const values = await through(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (data)]), new CompressionStream('deflate-raw'));
+    const saved = { id, width, height, blob: values, saved: Date.now() };
+    const pictureToo = this.#pictureId !== id && { id, name, credit, blob: file ?? (await pictureToPng(picture)) };
+    await transact('readwrite', (store) => [
+      store.put(saved, key('mask', slot)),
+      ...(pictureToo ? [store.put(pictureToo, key('picture', slot))] : []),
+    ]);
+    this.#pictureId = id;
+  }
+
+  /**
+   * Remove what this tab and closed ones have saved, and save `painting` no more.
+   *
+   * @param {Painting | null} painting
+   */
+  async forget(painting) {
+    if (painting) this.#forgotten.add(painting);
+    this.#next = null;
+    await this.#work;
+    const slot = await this.#slot;
+    await remove([slot, ...(await closedSlots())]);
+    this.#pictureId = '';
+    this.#tell('forgotten');
+  }
+
+  /** @param {State} state */
+  #tell(state) {
+    if (state === this.state) return;
+    this.state = state;
+    this.dispatchEvent(new Event('state'));
+  }
+}
+
+/** @returns {Promise<string>} name of the slot that is this tab's from now on */
+async function claim() {
+  const before = sessionStorage.getItem(TAB);
+  const wanted = before === null ? await closedSlots() : [before];
+  let slot = crypto.randomUUID().toString();
+  for (const name of [...wanted, slot]) {
+    slot = name;
+    if (await hold(name, name === before ? HANDOVER : 0)) break;
+  }
+  if (before !== null && slot !== before) await copy(before, slot);
+  sessionStorage.setItem(TAB, slot);
+  await remove(await closedSlots({ old: true }));
+  return slot;
+}
+
+/** Hold a slot's lock until the page ends. @param {string} slot @param {number} [wait] ms @returns {Promise<boolean>} whether it was free */
+function hold(slot, wait = 0) {
+  return new Promise((resolve) => {
+    const keep = (/** @type {Lock | null} */ lock) => (resolve(lock !== null), lock && new Promise(() => {}));
+    const options = wait ? { signal: AbortSignal.timeout(wait) } : { ifAvailable: true };
+    navigator.locks.request(`${TAB} ${slot}`, options, keep).catch(() => resolve(false));
+  });
+}
+
+/**
+ * Names of the slots that no tab holds, the one that was written last first.
+ *
+ * @param {{old?: boolean}} [options] only those that are not kept any more
+ */
+async function closedSlots({ old = false } = {}) {
+  const [keys] = await transact('readonly', (store) => [store.getAllKeys()]);
+  const names = [...new Set(/** @type {string[]} */ (keys).map((each) => each.split(' ')[1] ?? ''))];
+  const { held = [] } = await navigator.locks.query();
+  const open = new Set(held.map((lock) => lock.name));
+  const closed = names.filter((name) => !open.has(`${TAB} ${name}`));
+  /** @type {(SavedMask | undefined)[]} */
+  const masks = await transact('readonly', (store) => closed.map((name) => store.get(key('mask', name))));
+  const slots = closed.map((name, i) => ({ name, saved: masks[i]?.saved ?? 0 })).sort((a, b) => b.saved - a.saved);
+  const limit = Date.now() - KEPT_DAYS * 86_400_000;
+  return slots.filter(({ saved }, i) => !old || i >= KEPT || saved < limit).map(({ name }) => name);
+}
+
+/** @param {string} from @param {string} to */
+async function copy(from, to) {
+  for (const kind of KINDS) {
+    const [value] = await transact('readonly', (store) => [store.get(key(kind, from))]);
+    if (value) await transact('readwrite', (store) => [store.put(value, key(kind, to))]);
+  }
+}
+
+/** @param {string[]} slots */
+function remove(slots) {
+  return transact('readwrite', (store) => slots.flatMap((slot) => KINDS.map((kind) => store.delete(key(kind, slot)))));
+}
+
+// -- the store ---------------------------------------------------------------------------------------------------------
+
+const KINDS = /** @type {const} */ (['picture', 'mask']);
+
+/** Pages from before there were slots wrote `picture` and `mask`. @param {'picture'|'mask'} kind @param {string} slot */
+function key(kind, slot) {
+  return slot ? `${kind} ${slot}` : kind;
+}
 
 /** @returns {Promise<IDBDatabase>} */
 function database() {
@@ -14,43 +193,20 @@ function database() {
   });
 }
 
-/** @param {IDBTransactionMode} mode @param {(store: IDBObjectStore) => IDBRequest} act @returns {Promise<any>} */
+/** @param {IDBTransactionMode} mode @param {(store: IDBObjectStore) => IDBRequest[]} act @returns {Promise<any[]>} what each request gave */
 async function transact(mode, act) {
   const db = await database();
   try {
     return await new Promise((resolve, reject) => {
       const transaction = db.transaction('painting', mode);
-      const request = act(transaction.objectStore('painting'));
-      transaction.oncomplete = () => resolve(request.result);
+      const requests = act(transaction.objectStore('painting'));
+      transaction.oncomplete = () => resolve(requests.map((request) => request.result));
       transaction.onabort = transaction.onerror = () => reject(transaction.error ?? new Error('storage was refused'));
     });
   } finally {
     db.close();
   }
 }
-
-/** @param {SavedPicture} picture */
-export const savePicture = (picture) => transact('readwrite', (store) => store.put(picture, 'picture'));
-
-/** @param {string} id @param {import('./mask.js').Mask} mask */
-export async function saveMask(id, { width, height, data }) {
-  const blob = await through(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (data)]), new CompressionStream('deflate-raw'));
-  await transact('readwrite', (store) => store.put({ id, width, height, blob }, 'mask'));
-}
-
-/** @returns {Promise<{picture: SavedPicture, mask: {width: number, height: number, data: Uint8Array} | null} | null>} */
-export async function restore() {
-  /** @type {SavedPicture | undefined} */
-  const picture = await transact('readonly', (store) => store.get('picture'));
-  if (!picture) return null;
-  /** @type {SavedMask | undefined} */
-  const saved = await transact('readonly', (store) => store.get('mask'));
-  if (saved?.id !== picture.id) return { picture, mask: null };
-  const data = await through(saved.blob, new DecompressionStream('deflate-raw'));
-  return { picture, mask: { width: saved.width, height: saved.height, data: new Uint8Array(await data.arrayBuffer()) } };
-}
-
-export const forget = () => transact('readwrite', (store) => store.clear());
 
 /** @param {Blob} blob @param {CompressionStream | DecompressionStream} stream */
 function through(blob, stream) {

@@ -2,6 +2,7 @@
 
 import { HOLE, KEEP, SmoothPath, union } from './mask.js';
 import { hasTransparency } from './picture_files.js';
+import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
 /** @typedef {import('./mask.js').Mask} Mask */
 /** @typedef {import('./mask.js').Rect} Rect */
@@ -12,8 +13,6 @@ import { hasTransparency } from './picture_files.js';
 const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };
 const LARGE = 6e6; // px; a larger picture also gets a reduced copy, which is what is drawn when zoomed out
 const OVERLAY_LIMIT = 2.5e6; // px of the canvas that shows the mask
-const TINT = { light: 0x70_50_2a_e6, dark: 0xa8_50_2a_e6 }; // ABGR: the two stripes over a hole
-const EDGE = { light: 0xff_ff_ff_ff, dark: 0xff_18_10_10 };
 /** @type {Record<string, number[]>} */
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const SVG = 'http://www.w3.org/2000/svg';
@@ -179,20 +178,14 @@ export class Editor extends EventTarget {
 
   fit() {
     if (!this.picture) return;
-    const margin = Math.min(24, this.#width * 0.03);
-    const { width, height } = this.picture;
-    const scale = Math.min((this.#width - 2 * margin) / width, (this.#height - 2 * margin) / height, 8);
-    this.view = { scale, x: (this.#width - width * scale) / 2, y: (this.#height - height * scale) / 2 };
+    this.view = fitted(this.picture, this.#stageSize);
     this.#moved();
   }
 
   /** @param {number} factor @param {number} [x] CSS px, what stays in place @param {number} [y] */
   zoom(factor, x = this.#width / 2, y = this.#height / 2) {
     if (!this.picture) return;
-    const least = Math.min(0.02, this.view.scale);
-    const scale = Math.min(Math.max(this.view.scale * factor, least), 32);
-    const k = scale / this.view.scale;
-    this.view = { scale, x: x - (x - this.view.x) * k, y: y - (y - this.view.y) * k };
+    this.view = zoomed(this.view, factor, x, y);
     this.#moved();
   }
 
@@ -202,13 +195,12 @@ export class Editor extends EventTarget {
     this.#moved();
   }
 
+  get #stageSize() {
+    return { width: this.#width, height: this.#height };
+  }
+
   #moved() {
-    if (this.picture) {
-      const { scale } = this.view;
-      const rest = 48; // CSS px of the picture that always stay in sight
-      this.view.x = Math.min(Math.max(this.view.x, rest - this.picture.width * scale), this.#width - rest);
-      this.view.y = Math.min(Math.max(this.view.y, rest - this.picture.height * scale), this.#height - rest);
-    }
+    if (this.picture) this.view = inSight(this.view, this.picture, this.#stageSize);
     this.#maskDirty = 'all';
     this.#draw(true);
     this.#emit('view');
@@ -273,7 +265,6 @@ export class Editor extends EventTarget {
     c.restore();
   }
 
-  /** Every screen pixel asks the mask: stripes over the hole, a dashed line around it, whatever the zoom. */
   #drawMask() {
     const { mask, view } = this;
     const ratio = Math.min(devicePixelRatio, Math.sqrt(OVERLAY_LIMIT / (this.#width * this.#height || 1)));
@@ -295,34 +286,8 @@ export class Editor extends EventTarget {
       c.clearRect(left, top, right - left, bottom - top);
       return;
     }
-    const pixels = c.createImageData(right - left, bottom - top);
-    const out = new Uint32Array(pixels.data.buffer);
-    const tinted = this.#overlay === 'mask';
-    const place = (/** @type {number} */ s, /** @type {number} */ o, /** @type {number} */ length) => {
-      const v = Math.floor(((s + 0.5) / ratio - o) / view.scale);
-      return v < 0 || v >= length ? -1 : v;
-    };
-    const columns = Int32Array.from({ length: right - left + edge }, (_, i) => place(left - edge + i, view.x, mask.width));
-    /** @type {Uint8Array[]} */
-    let recent = [];
-    for (let s = top - edge, to = 0; s < bottom; s++) {
-      const y = place(s, view.y, mask.height);
-      const row = new Uint8Array(columns.length);
-      if (y >= 0) {
-        const offset = y * mask.width;
-        for (let i = 0; i < row.length; i++) if (columns[i] >= 0 && mask.data[offset + columns[i]] >= mask.level) row[i] = 1;
-      }
-      if (s >= top) {
-        const above = recent[recent.length - edge];
-        for (let i = edge; i < row.length; i++, to++) {
-          const phase = (left + i + s) / ratio;
-          if (row[i] !== row[i - edge] || row[i] !== above[i]) out[to] = phase % 10 < 5 ? EDGE.light : EDGE.dark;
-          else if (row[i] && tinted) out[to] = phase % 10 < 5 ? TINT.light : TINT.dark;
-        }
-      }
-      recent.push(row);
-      if (recent.length > edge) recent = recent.slice(-edge);
-    }
+    const over = overHole(mask, view, { left, top, right, bottom }, ratio, this.#overlay === 'mask');
+    const pixels = new ImageData(new Uint8ClampedArray(over.buffer), right - left, bottom - top);
     c.putImageData(pixels, left, top);
   }
 
@@ -366,8 +331,8 @@ export class Editor extends EventTarget {
   }
 
   /** @param {{x: number, y: number}} point CSS px @returns {[number, number]} px of the picture */
-  #toPicture({ x, y }) {
-    return [(x - this.view.x) / this.view.scale, (y - this.view.y) / this.view.scale];
+  #toPicture(point) {
+    return toPicture(this.view, point);
   }
 
   /** @param {PointerEvent} event */
@@ -444,10 +409,8 @@ export class Editor extends EventTarget {
     const before = [this.#pointers.get(a), this.#pointers.get(b)];
     const after = [id === a ? point : before[0], id === b ? point : before[1]];
     if (!before[0] || !before[1] || !after[0] || !after[1]) return;
-    const apart = (/** @type {any} */ p) => Math.max(1, Math.hypot(p[0].x - p[1].x, p[0].y - p[1].y));
-    const middle = { x: (after[0].x + after[1].x) / 2, y: (after[0].y + after[1].y) / 2 };
-    this.pan(middle.x - (before[0].x + before[1].x) / 2, middle.y - (before[0].y + before[1].y) / 2);
-    this.zoom(apart(after) / apart(before), middle.x, middle.y);
+    this.view = pinched(this.view, [before[0], before[1]], [after[0], after[1]]);
+    this.#moved();
   }
 
   /** @param {{x: number, y: number} | null} point */
@@ -635,11 +598,6 @@ function sizeCanvas(canvas, width, height) {
   canvas.width = width;
   canvas.height = height;
   return true;
-}
-
-/** @param {[number, number] | number[]} a @param {number[]} b @returns {number[][]} */
-function rectangleCorners(a, b) {
-  return [[a[0], a[1]], [b[0], a[1]], [b[0], b[1]], [a[0], b[1]]]; // prettier-ignore
 }
 
 /** @returns {CanvasPattern | null} what shows behind transparent pixels */

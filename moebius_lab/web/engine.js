@@ -1,10 +1,12 @@
 // The page's face of the model: everything heavy runs in worker.js, one worker for each model that is loaded.
 
 import { EngineError, cancelled, fromMessage } from './errors.js';
-import { buildFor, filesOf, readManifest } from './manifest.js';
+import { buildFor, filesOf, isOutdated, readManifest } from './manifest.js';
 import { ModelCache } from './model_cache.js';
 
 export { EngineError };
+
+const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
 /** @typedef {import('./manifest.js').Manifest} Manifest */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
@@ -42,6 +44,7 @@ export { EngineError };
  * @property {Record<string, {nodes: Record<string, number>}>} placed for each graph, how many nodes run on which provider
  * @property {boolean} captured whether the step is replayed from a recording
  * @property {number} workspace bytes on the device for all that recorded graphs compute
+ * @property {string} device what it runs on, in a few words: the adapter, or the processor
  * @property {string} evidence all of it in one sentence
  * @property {'cache'|'memory'} storage
  */
@@ -138,7 +141,9 @@ export class Engine extends EventTarget {
       this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options));
     } catch (error) {
       this.close();
-      if (!(error instanceof EngineError) || error.code !== 'unrecordable') throw error;
+      if (!(error instanceof EngineError)) throw error;
+      if (GONE.includes(error.code) && (await isOutdated(this.url, this.manifest))) throw outdated(error);
+      if (error.code !== 'unrecordable') throw error;
       // in a new worker, for a recording that failed may have left the runtime half-way
       const loaded = await this.load({ ...choice, capture: false }, options);
       loaded.evidence += `. ${error.message}`;
@@ -274,6 +279,12 @@ export class Engine extends EventTarget {
     worker.postMessage({ id, method, args });
     return promise.finally(() => signal?.removeEventListener('abort', stop));
   }
+}
+
+/** @param {unknown} [cause] */
+export function outdated(cause) {
+  const why = 'A newer version of this page was published, and the files of this one may be gone from the server.';
+  return new EngineError('outdated', `${why} Reload the page: a saved picture and its mask come back.`, cause);
 }
 
 /** @returns {number} */

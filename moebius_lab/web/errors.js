@@ -1,7 +1,7 @@
 // The one kind of error that the page shows: a code for the program, a plain sentence for the person.
 
 /**
- * @typedef {'manifest'|'manifest-version'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
+ * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
  *   'out-of-memory'|'shader'|'unrecordable'|'cancelled'|'bad-input'|'worker'} ErrorCode
  */
 

@@ -1,10 +1,11 @@
 // The page: opening pictures, the mask's history, running the model, choosing among results, saving.
 
-import { forget, restore, saveMask, savePicture } from './autosave.js';
+import { Autosave } from './autosave.js';
+import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
 import { History, KEEP, Mask } from './mask.js';
 import { ModelPanel } from './model_panel.js';
-import { button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
+import { VERSION, button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
 import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
 import { cut, difference, put } from './regions.js';
 
@@ -18,15 +19,12 @@ import { cut, difference, put } from './regions.js';
 /** @typedef {{seed: number, region: Region, canvas: OffscreenCanvas}} Result what the model made of the picture, where it differs */
 
 /**
- * @typedef {object} Work what the person works on
- * @property {string} id of the picture, as saved
- * @property {string} name file name without its ending
- * @property {string} credit
- * @property {Picture} picture
- * @property {Mask} mask
+ * @typedef {object} Extra
  * @property {History} history
  * @property {Result[]} results made from this very picture
  */
+
+/** @typedef {import('./autosave.js').Painting & Extra} Work what the person works on; its name is the file's without ending */
 
 const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
 const RESULTS_LIMIT = 24;
@@ -48,6 +46,7 @@ let shown = null;
 let running = null;
 let opening = 0;
 let pace = 0; // ms a step in the last run
+let outcome = ''; // how the last run ended, for as long as that says something of what is on the screen
 
 // -- opening -----------------------------------------------------------------------------------------------------------
 
@@ -72,24 +71,24 @@ async function open(file, name, { mask, credit = '' } = {}) {
     const picture = await readPicture(file, limit);
     if (turn !== opening) return;
     const before = work;
-    begin({ id: newId(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture });
+    begin({ id: newId(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture, file });
     dismiss('file');
     if (before?.mask.holes || before?.results.length) {
       const back = () => {
         show(before);
-        keepPicture();
+        autosave.save(before);
       };
       notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, { bad: false, actions: [{ label: 'Bring it back', run: back }] });
     }
     if (mask) takeMask(await readMask(mask, limit));
-    keepPicture(file);
+    if (work) autosave.save(work);
     say(`${name} is open: ${picture.width} by ${picture.height} pixels. Paint over what should go.`);
   } catch (error) {
     report(error, { label: 'Choose another', run: () => field('picture-file').click() });
   }
 }
 
-/** @param {{id: string, name: string, credit: string, picture: Picture}} what */
+/** @param {{id: string, name: string, credit: string, picture: Picture, file: Blob}} what */
 function begin(what) {
   const mask = new Mask(what.picture.width, what.picture.height, holeLevel());
   show({ ...what, mask, history: new History(HISTORY_LIMIT), results: [] });
@@ -101,6 +100,7 @@ function begin(what) {
 function show(next) {
   running?.abort();
   work = next;
+  outcome = '';
   element('start', HTMLElement).hidden = true;
   element('mask', HTMLCanvasElement).setAttribute('aria-label', `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`);
   editor.open(next.picture, next.mask);
@@ -119,7 +119,11 @@ function report(error, action) {
 /** @param {Blob} file @param {string} [name] */
 async function importMask(file, name = 'The mask') {
   const target = work;
-  if (!target || running) return;
+  if (!target) return;
+  if (running) {
+    say('The mask cannot be changed while the model runs.');
+    return;
+  }
   const again = { label: 'Choose another', run: () => field('mask-file').click() };
   try {
     const grey = await readMask(file, await largest());
@@ -151,16 +155,39 @@ function takeMask(grey) {
   say('The mask was imported.');
 }
 
-/** @param {FileList | File[]} files */
-function take(files) {
-  const pictures = [...files];
-  const isMask = (/** @type {File} */ file) => /mask/i.test(file.name);
-  const mask = pictures.find(isMask);
-  const picture = pictures.find((file) => !isMask(file));
-  if (picture) void open(picture, picture.name || 'pasted picture', { mask });
-  else if (mask && work) void importMask(mask, mask.name);
-  else if (mask) void open(mask, mask.name);
-  return Boolean(picture || mask);
+/**
+ * Take files that were dropped or pasted: a picture, or both picture and mask. What looks like a mask of the picture is asked
+ * about; what a file is called says nothing.
+ *
+ * @param {File[]} files
+ */
+async function take(files) {
+  const limit = await largest();
+  const some = await Promise.all(files.slice(0, 2).map(async (file) => {
+    const picture = await readPicture(file, limit).catch(() => null); // opening it says why
+    return { file, picture, isMask: picture !== null && looksLikeMask(picture) };
+  }));
+  const first = some.find(({ isMask }) => !isMask) ?? some[0];
+  const { picture: before } = work ?? {};
+  const fits = (/** @type {Picture | null} */ picture) => picture && picture.width === before?.width && picture.height === before.height;
+  if (some.length === 1 && first.isMask && fits(first.picture)) {
+    ask(first.file);
+    return;
+  }
+  await open(first.file, first.file.name || 'pasted picture');
+  const second = some.find((each) => each !== first);
+  if (second?.isMask) ask(second.file);
+  else if (second) notice('file', `${files.length} files were dropped, and one picture is open at a time: drop the others one by one.`, { bad: false });
+}
+
+/** Ask whether a file is the mask. @param {File} file */
+function ask(file) {
+  const name = file.name || 'The pasted picture';
+  const actions = [
+    { label: 'Use it as the mask', run: () => void importMask(file, name) },
+    { label: 'Open it as a picture', run: () => void open(file, name) },
+  ];
+  notice('file', `“${name}” is black and white, as a mask is. What is it?`, { bad: false, actions });
 }
 
 function fillSamples() {
@@ -214,8 +241,9 @@ function record(label, patch) {
     swap: () => editor.redrawMask(mask.swap(patch)),
   });
   dismiss('hole');
+  outcome = '';
   update();
-  void keepMask();
+  autosave.save(work);
 }
 
 /** @param {'undo'|'redo'} way */
@@ -230,8 +258,9 @@ function travel(way) {
   }
   const label = work.history[way]();
   if (label) say(`${way === 'undo' ? 'Undone' : 'Redone'}: ${label}.`);
+  outcome = '';
   update();
-  void keepMask();
+  autosave.save(work);
 }
 
 // -- running -----------------------------------------------------------------------------------------------------------
@@ -280,6 +309,7 @@ async function run() {
   const input = readSettings();
   if (!input) return;
   dismiss('hole');
+  outcome = '';
   editor.stop();
   const abort = (running = new AbortController());
   /** @type {Result[]} */
@@ -304,19 +334,17 @@ async function run() {
       current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
       listResults();
       const times = `${duration(timings.total / 1000)}: encoding ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, decoding ${Math.round(timings.decode)} ms`;
-      write('run-text', `Done in ${times}.`);
+      outcome = `Done in ${times}.`;
+      write('run-text', outcome);
     }
     finish(current === work ? made[0] : null);
     say(`Filled. ${input.variants > 1 ? `${input.variants} results to choose from.` : 'The result is shown.'}`);
   } catch (error) {
-    finish(current === work ? (made[0] ?? null) : null);
-    if (isCancelled(error)) {
-      write('run-text', 'Cancelled. The mask is as it was.');
-      say('Cancelled.');
-    } else {
-      write('run-text', 'It did not work; see the message. The mask is as it was.');
-      model.failed(error, () => void run());
-    }
+    const same = current === work;
+    if (same) outcome = `${isCancelled(error) ? 'Cancelled.' : 'It did not work; see the message.'} The mask is as it was.`;
+    finish(same ? (made[0] ?? null) : null);
+    if (!isCancelled(error)) model.failed(error, () => void run());
+    else if (same) say('Cancelled.');
   } finally {
     if (running === abort) finish(shown);
   }
@@ -449,11 +477,13 @@ function keep() {
   const bytes = other.data.length + (patch?.bytes ?? 0) + otherResults.reduce((sum, result) => sum + 2 * result.region.data.length, 0);
   const redraw = () => {
     current.id = newId();
+    current.file = null;
+    outcome = '';
     editor.redrawPicture();
     editor.redrawMask('all');
     look(null);
     listResults();
-    keepPicture();
+    autosave.save(current);
   };
   const swap = () => {
     exchange();
@@ -490,70 +520,50 @@ async function exportMask() {
 
 // -- keeping the work --------------------------------------------------------------------------------------------------
 
-/** @type {Work | null} whose mask has changed since it was saved */
-let unsaved = null;
-let saving = false;
-let storageWorks = true;
-/** @type {Promise<void>} */
-let stored = Promise.resolve();
+const autosave = new Autosave();
+
+/** What the page says of what it keeps. @type {Record<import('./autosave.js').State, string>} */
+const KEEPING = {
+  nothing: '',
+  saving: 'Picture and mask are being saved…',
+  saved: 'Picture and mask are saved here as you paint; a reload brings them back.',
+  refused: 'This browser does not let the page save picture and mask between visits. Everything else works; save before you leave.',
+  forgotten: 'Forgotten, with what closed tabs had left here. What is on the screen is saved no more, and stays until you leave.',
+};
+
+function showKeeping() {
+  element('autosave-text', HTMLElement).dataset.state = autosave.state;
+  write('autosave-text', KEEPING[autosave.state]);
+}
 
 /** What to tell a picture by that was not opened before. */
 function newId() {
   return `${Date.now()}-${Math.random()}`;
 }
 
-/** One save after another. @param {() => Promise<unknown>} act */
-function store(act) {
-  stored = stored.then(() => tryToStore(act));
-  return stored;
-}
-
-/** @param {() => Promise<unknown>} act */
-async function tryToStore(act) {
+async function forget() {
   try {
-    await act();
-    if (storageWorks) write('autosave-text', 'Picture and mask are saved here as you paint; a reload brings them back.');
+    await autosave.forget(work);
   } catch {
-    storageWorks = false;
-    write('autosave-text', 'This browser does not let the page save picture and mask between visits. Everything else works; save before you leave.');
+    notice('storage', 'The browser did not remove picture and mask. Clear this site’s data in its settings.');
   }
-}
-
-/** Save the mask now, or as soon as the save that is under way has ended. */
-async function keepMask() {
-  unsaved = work;
-  if (saving) return;
-  saving = true;
-  for (let next = /** @type {Work | null} */ (unsaved); next; next = unsaved) {
-    const { id, mask } = next;
-    unsaved = null;
-    await store(() => saveMask(id, mask));
-  }
-  saving = false;
-}
-
-/** @param {Blob} [file] */
-function keepPicture(file) {
-  const current = work;
-  if (!current) return;
-  const { id, name, credit, picture } = current;
-  void store(async () => savePicture({ id, name, credit, blob: file ?? (await pictureToPng(picture)) })).then(keepMask);
 }
 
 async function bringBack() {
-  await model.opened;
-  const saved = await restore().catch(() => null);
+  const limit = await largest();
+  const saved = await autosave.restore().catch(() => null);
   if (!saved || work || opening) return;
   const { id, name, credit, blob } = saved.picture;
-  const picture = await readPicture(blob, await largest()).catch(() => null);
+  const picture = await readPicture(blob, limit).catch(() => null);
   if (!picture || work || opening) return;
-  begin({ id, name, credit, picture });
+  begin({ id, name, credit, picture, file: blob });
   const { mask } = /** @type {Work} */ (/** @type {unknown} */ (work));
   if (saved.mask && saved.mask.width === picture.width && saved.mask.height === picture.height) {
     mask.begin();
     editor.redrawMask(mask.replace(saved.mask.data));
     mask.commit();
   }
+  autosave.restored();
   update();
   say('Your last picture and mask are back.');
 }
@@ -581,14 +591,12 @@ function update() {
 }
 
 function hint() {
-  const text = element('run-text', HTMLElement);
-  if (work?.mask.holes && text.textContent?.startsWith('Done') && work.results.length) return;
-  if (text.textContent?.startsWith('Cancelled') || text.textContent?.startsWith('It did not')) return;
   const steps = Math.round(field('steps').valueAsNumber * field('strength').valueAsNumber);
   const time = pace ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.` : 'The result appears in place.';
-  if (!work) text.textContent = 'Open a picture first.';
-  else if (!work.mask.holes) text.textContent = 'Paint over what should go.';
-  else text.textContent = model.ready || !model.missing ? time : 'The model is downloaded first; you are asked before.';
+  if (!work) write('run-text', 'Open a picture first.');
+  else if (outcome) write('run-text', outcome);
+  else if (!work.mask.holes) write('run-text', 'Paint over what should go.');
+  else write('run-text', model.ready || !model.missing ? time : 'The model is downloaded first; you are asked before.');
 }
 
 function showTool() {
@@ -645,7 +653,7 @@ const clicks = {
   defaults: setDefaults,
   dice: () => (field('seed').value = String(crypto.getRandomValues(new Uint32Array(1))[0])),
   help: () => element('help-dialog', HTMLDialogElement).showModal(),
-  forget: () => void store(forget).then(() => write('autosave-text', 'Forgotten. What is on the screen stays until you leave.')),
+  forget: () => void forget(),
 };
 for (const [id, action] of Object.entries(clicks)) onClick(id, action);
 
@@ -655,10 +663,11 @@ for (const input of document.querySelectorAll('[name=tool]')) {
 for (const input of document.querySelectorAll('[name=shape]')) {
   input.addEventListener('change', () => (editor.subtract = /** @type {HTMLInputElement} */ (input).value === 'remove'));
 }
-for (const [id, use] of /** @type {const} */ ([['picture-file', take], ['mask-file', (/** @type {FileList} */ files) => importMask(files[0], files[0].name)]])) {
+for (const [id, use] of /** @type {const} */ ([['picture-file', open], ['mask-file', importMask]])) {
   const input = field(id);
   input.addEventListener('change', () => {
-    if (input.files?.length) void use(input.files);
+    const file = input.files?.[0];
+    if (file) void use(file, file.name);
     input.value = '';
   });
 }
@@ -678,6 +687,7 @@ editor.addEventListener('size', showSize);
 editor.addEventListener('split', showSplit);
 editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.view.scale * 100)} %`));
 model.addEventListener('change', update);
+autosave.addEventListener('state', showKeeping);
 
 // -- keys, drop and paste ----------------------------------------------------------------------------------------------
 
@@ -736,7 +746,7 @@ document.addEventListener('keyup', (event) => {
   if (event.key === ' ') editor.panHeld = false;
 });
 addEventListener('beforeunload', (event) => {
-  if (!storageWorks && work?.mask.holes) event.preventDefault();
+  if (work?.mask.holes && (autosave.state === 'refused' || autosave.state === 'saving')) event.preventDefault();
 });
 addEventListener('blur', () => (editor.panHeld = false));
 addEventListener('dragover', (event) => {
@@ -749,12 +759,16 @@ addEventListener('dragleave', (event) => {
 addEventListener('drop', (event) => {
   event.preventDefault();
   document.body.classList.remove('dropping');
-  if (event.dataTransfer && !take(event.dataTransfer.files)) {
+  const files = [...(event.dataTransfer?.files ?? [])];
+  if (files.length) {
+    void take(files);
+  } else {
     notice('file', 'That is not a file. Save the picture first, then drop the file here.', { actions: [{ label: 'Choose a file', run: choosePicture }] });
   }
 });
 document.addEventListener('paste', (event) => {
-  if (event.clipboardData?.files.length) take(event.clipboardData.files);
+  const files = [...(event.clipboardData?.files ?? [])];
+  if (files.length) void take(files);
   else if (!(/** @type {HTMLElement} */ (event.target).matches('input'))) say('The clipboard holds no picture.');
 });
 
@@ -771,13 +785,17 @@ function rememberLetters() {
 /** Without a service worker everything works, but not without a network. */
 async function keepPage() {
   try {
-    await navigator.serviceWorker.register('service_worker.js');
+    const { pathname } = new URL('.', document.baseURI);
+    void navigator.locks.request(`moebius-page ${pathname} ${VERSION}`, { mode: 'shared' }, () => new Promise(() => {})); // see service_worker.js
+    await navigator.serviceWorker.register('service_worker.js', { updateViaCache: 'none' });
+    await navigator.serviceWorker.ready;
     write('offline-text', 'The page itself is stored too: with a stored model it works without a network.');
   } catch {
     write('offline-text', 'This browser does not let the page work without a network.');
   }
 }
 
+element('incomplete', HTMLElement).remove();
 rememberLetters();
 showTool();
 showSize();

@@ -3,7 +3,7 @@
 import { EngineError, reason } from './errors.js';
 
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
-export const FORMAT = 2;
+export const FORMAT = 3;
 
 /**
  * @typedef {object} Constants the numbers of config.py; see there
@@ -55,6 +55,7 @@ export const FORMAT = 2;
  * @typedef {object} Manifest
  * @property {number} format
  * @property {string} version hash of everything else
+ * @property {string} page folder of this version's modules, relative to the manifest, ending in a slash
  * @property {string} network
  * @property {string} weights
  * @property {string} weights_base relative to the manifest, or on another origin
@@ -96,6 +97,22 @@ export async function readManifest(url) {
 }
 
 /**
+ * Whether the server by now has another version than this manifest's; false where it cannot be asked.
+ *
+ * @param {URL} url of manifest.json
+ * @param {Manifest} manifest
+ * @returns {Promise<boolean>}
+ */
+export async function isOutdated(url, manifest) {
+  try {
+    const response = await fetch(new URL(url.pathname, url), { cache: 'no-store' }); // without the version that it may name
+    return response.ok && (await response.json()).version !== manifest.version;
+  } catch {
+    return false;
+  }
+}
+
+/**
  * @param {any} manifest
  * @returns {Manifest}
  */
@@ -107,7 +124,7 @@ export function checkManifest(manifest) {
     const versions = `The model's manifest has form ${manifest.format}, this page reads form ${FORMAT}`;
     throw new EngineError('manifest-version', `${versions}. Reload the page; if that does not help, build the bundle again.`);
   }
-  const missing = ['version', 'network', 'weights_base', 'constants', 'layouts', 'preview', 'precisions', 'runtime'].filter((key) => !(key in manifest));
+  const missing = ['version', 'page', 'network', 'weights_base', 'constants', 'layouts', 'preview', 'precisions', 'runtime'].filter((key) => !(key in manifest));
   if (missing.length) {
     throw new EngineError('manifest', `manifest.json lacks ${missing.join(', ')}. Build the bundle again.`);
   }

@@ -1,12 +1,13 @@
 // The panel of the model: what it runs on, loading it, and what is stored.
 
-import { Engine } from './engine.js';
-import { button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
+import { Engine, outdated } from './engine.js';
+import { VERSION, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
 
 /** @typedef {import('./engine.js').Choice} Choice */
 /** @typedef {import('./engine.js').LoadProgress} LoadProgress */
 
 const PATIENCE = 45; // seconds that starting may take before the person is told that it can be tried again
+const RELOAD = { label: 'Reload the page', run: () => location.reload() };
 const WAY_ON_WITHOUT_GPU = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader'];
 
 /** Event: `change`, whenever the model is loaded, lost or chosen anew. */
@@ -39,11 +40,13 @@ export class ModelPanel extends EventTarget {
   /** Read the manifest and look what this browser offers. */
   async open() {
     try {
-      this.engine = await Engine.open(new URL('manifest.json', document.baseURI));
+      const engine = await Engine.open(new URL(`manifest.json?version=${VERSION}`, document.baseURI));
+      if (engine.manifest.version !== VERSION) throw outdated();
+      this.engine = engine;
       this.engine.addEventListener('lost', (event) => this.#lost(/** @type {CustomEvent} */ (event).detail));
       this.detected = await this.engine.detect();
     } catch (error) {
-      const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, { label: 'Reload the page', run: () => location.reload() }];
+      const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, RELOAD];
       notice('model', `${message(error)} You can paint meanwhile; nothing gets lost.`, { actions });
       write('choice-note', 'The model could not be found.');
       return;
@@ -142,9 +145,9 @@ export class ModelPanel extends EventTarget {
     say('Loading the model.');
     try {
       const onProgress = (/** @type {LoadProgress} */ progress) => this.#progress(progress);
-      const { storage, evidence } = await engine.load(choice, { onProgress, signal: abort.signal });
+      const { storage, device, evidence } = await engine.load(choice, { onProgress, signal: abort.signal });
       const kept = storage === 'cache' ? 'It is stored for the next visit.' : 'It could not be stored: the next visit downloads it again.';
-      write('load-text', `Ready: ${evidence.split(';')[0]}, ${choice.precision}. ${kept}`);
+      write('load-text', `Ready: ${device}, ${choice.precision}. ${kept}`);
       write('evidence', evidence);
       this.#bar.value = 1;
       say('The model is ready.');
@@ -199,7 +202,7 @@ export class ModelPanel extends EventTarget {
     text.classList.add('error');
     text.textContent = message(error);
     const code = error instanceof Error && 'code' in error ? String(error.code) : '';
-    const actions = [{ label: 'Try again', run: again }];
+    const actions = [code === 'outdated' ? RELOAD : { label: 'Try again', run: again }];
     const slow = this.detected?.choices.findIndex((choice) => choice.provider === 'wasm') ?? -1;
     if (WAY_ON_WITHOUT_GPU.includes(code) && slow >= 0 && this.choice?.provider !== 'wasm') {
       actions.push({ label: 'Use the processor (slow)', run: () => this.#use(slow, again) });

@@ -58,7 +58,8 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   backend = made;
   const features = made.device ? [...made.device.features].sort() : [];
   const used = made.device ? 0 : threads;
-  const facts = { provider, precision, adapter: made.adapter, features, threads: used, placed, captured: made.recorded.has('step'), workspace: made.workspace };
+  const device = deviceName(made.adapter, threads);
+  const facts = { provider, precision, adapter: made.adapter, device, features, threads: used, placed, captured: made.recorded.has('step'), workspace: made.workspace };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }
 
@@ -79,18 +80,25 @@ function checkFeatures(manifest, precision, device) {
 const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing you painted is gone.';
 
 /**
+ * @param {Loaded['adapter']} adapter
+ * @param {number} threads of wasm
+ */
+function deviceName(adapter, threads) {
+  if (!adapter) return `processor (wasm), threads: ${threads}`;
+  const { vendor, architecture, description, fallback } = adapter;
+  return `WebGPU on ${description || [vendor, architecture].filter(Boolean).join(' ')}${fallback ? ' (a software adapter)' : ''}`;
+}
+
+/**
  * @param {Omit<Loaded, 'evidence'|'storage'>} facts
  * @param {Manifest} manifest
  */
-function evidence({ precision, adapter, threads, placed, captured }, manifest) {
-  const { vendor, architecture, description, fallback } = adapter ?? {};
-  const name = description || [vendor, architecture].filter(Boolean).join(' ');
-  const where = adapter ? `WebGPU on ${name}${fallback ? ' (a software adapter)' : ''}` : `processor (wasm), threads: ${threads}`;
+function evidence({ precision, adapter, device, placed, captured }, manifest) {
   const nodes = Object.entries(placed).map(([graph, { nodes }]) => {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${where}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}recorded` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  return `${device}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}recorded` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
 }
 
 /** @returns {OrtBackend} */

@@ -38,7 +38,7 @@ test('the runtime\'s log says where nodes ran', () => {
 test('a manifest of another version is refused', () => {
   assert.throws(() => checkManifest({ format: 99 }), { code: 'manifest-version', message: /Reload the page/ });
   assert.throws(() => checkManifest([]), { code: 'manifest' });
-  assert.throws(() => checkManifest({ format: FORMAT, version: 'x' }), { code: 'manifest', message: /lacks network/ });
+  assert.throws(() => checkManifest({ format: FORMAT, version: 'x', page: 'page-x/' }), { code: 'manifest', message: /lacks network/ });
 });
 
 test('a file that two graphs share is fetched once', () => {
