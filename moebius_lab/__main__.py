@@ -109,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
 
+    browser = verbs.add_parser("browser", help="find a Chromium, or bring one: for the notebooks' rows in a browser, and for tests")
+    browser.set_defaults(command=_browser)
+
     serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
     serve.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
@@ -290,6 +293,15 @@ def _bundle(options: argparse.Namespace) -> int:
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")
+    return 0
+
+
+def _browser(options: argparse.Namespace) -> int:
+    from .browser import bring_chromium
+
+    path = bring_chromium(lambda words: print(words, flush=True))
+    if path:
+        print(f"browser: {path}")
     return 0
 
 

@@ -188,15 +188,19 @@ def _described(path: Path, folder: Path) -> dict[str, object]:
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
-    accepted = papermill.inspect_notebook(str(source))
+    accepted = papermill.inspect_notebook(_literal(source))
     chosen = {key: value for key, value in parameters.items() if key in accepted}
+    paths = _literal(source), _literal(target)
     try:
-        papermill.execute_notebook(
-            str(source), str(target), chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True
-        )
+        papermill.execute_notebook(*paths, chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True)
     except PapermillExecutionError as error:
         lines = "\n".join(error.traceback) if isinstance(error.traceback, list) else str(error.traceback)
         raise NotebookError(f"{source.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{lines}") from None
+
+
+def _literal(path: Path) -> str:
+    """The path of a notebook for papermill, which would put parameters into braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str] | None = None) -> Path:

@@ -70,6 +70,19 @@ def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished
     assert again == {"05_benchmark"}
 
 
+@pytest.mark.parametrize("folder", ["run {draft}", "{", "}{0}", "50 % of #1", "{network}", "ünï"])
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch, folder):
+    source = tmp_path / folder / "notebooks"
+    source.mkdir(parents=True)
+    cells = [nbformat.v4.new_code_cell(code) for code in ('output_dir = ""', "print(output_dir)")]
+    cells[0].metadata.tags = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), source / "a.ipynb")
+    monkeypatch.setattr(report, "SOURCE_FOLDER", source)
+    index = report.run_notebooks(tmp_path / folder / "out", {"network": "small"}, names=("a",))
+    assert str(tmp_path / folder / "out") in (index.parent / "a.html").read_text(encoding="utf-8")
+
+
 def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
     source = tmp_path / "notebooks"
     source.mkdir()
