@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
     fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="whose")
+    words = "forget the revision and the hashes that are pinned or recorded, and take what the hub has now"
+    fetch.add_argument("--unpinned", action="store_true", help=words)
     fetch.set_defaults(command=_fetch)
 
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
@@ -186,8 +188,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from .checkpoint import find_weights
+    from .checkpoint import DENOISER_REPO, VAE_REPO, find_weights
+    from .hub import Hub, default_folder
 
+    if options.unpinned:
+        hub = Hub(default_folder())
+        with hub.held():
+            hub.unpin(DENOISER_REPO, VAE_REPO)
     for part in config.PARTS:
         path = Path(find_weights(options.weights, part, config.MOEBIUS))
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
