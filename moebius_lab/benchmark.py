@@ -616,8 +616,7 @@ def answer(data: dict) -> str:
         (backend, form), least = min(steps.items(), key=lambda item: item[1])
         parts.append(f"The quickest guided step of {len(steps)} measured here took {least:.3g} ms ({backend}, {form}).")
     if shares:
-        many = f"{min(shares):.0%} to {max(shares):.0%}" if len(shares) > 1 else f"{shares[0]:.0%}"
-        parts.append(f"The {data['release_steps']} steps of a picture took {many} of its time.")
+        parts.append(f"The {data['release_steps']} steps are {statistics.median(shares):.0%} of a whole picture's time (median of {len(shares)} backends and forms).")
     gains = {
         backend: steps[backend, STRAIGHTFORWARD] / ms for (backend, form), ms in steps.items()
         if form == "fp32" and (backend, STRAIGHTFORWARD) in steps

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -280,6 +281,21 @@ def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.n
                 return page.screenshot()
 
         return np.asarray(Image.open(io.BytesIO(with_playwright(take))).convert("RGB"))
+
+
+def weights_fetched(bundle: str | Path, precision: str, visits: int = 2) -> list[int]:
+    """How many requests for weights each visit makes, in a browser that is started anew each time and keeps what it stores.
+
+    Raises:
+        LabError: no Chromium, no bundle in that folder, or one without this precision.
+    """
+    found = []
+    with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for _ in range(visits):
+            before = len(server.requests)
+            with Browser(server.url, "wasm", precision, profile_folder=folder):
+                found.append(sum("/weights/" in path for path in server.requests[before:]))
+    return found
 
 
 def has_nvidia() -> bool:

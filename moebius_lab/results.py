@@ -257,11 +257,11 @@ def _quantity(number: float, unit: str) -> str:
 
 
 def reasons(missing: dict[str, str]) -> str:
-    """What is missing and why, in one line: those that share a reason together."""
+    """What is missing and why, in one line without a last full stop: those that share a reason together."""
     by_reason: dict[str, list[str]] = {}
     for what, reason in missing.items():
         by_reason.setdefault(reason, []).append(what)
-    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+    return ". ".join(f"{'; '.join(names)} ({reason})" for reason, names in by_reason.items())
 
 
 def _digits(number: float) -> str:

@@ -91,7 +91,7 @@ def test_every_text_names_its_encoding():
 
 @pytest.mark.parametrize("name", ["my build", "it's", 'a "b" $HOME `c`', "run {draft}; d & e"])
 def test_the_makefile_takes_folders_of_any_name(name):
-    done = subprocess.run(["make", "-n", "run", "demo", f"OUTPUT={name.replace('$', '$$')}", f"WEIGHTS={name.replace('$', '$$')}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "-n", "run", "demo", f"OUTPUT={name.replace('$', '$$')}", f"WEIGHTS={name.replace('$', '$$')}"], cwd=ROOT, capture_output=True, encoding="utf-8")
     commands = [shlex.split(line) for line in done.stdout.splitlines() if " -m moebius_lab " in line]
     verbs = {command[3]: command for command in commands}
     for verb in ("run", "bundle"):
