@@ -1,24 +1,30 @@
-# run: notebooks and report.  test: the tests.  lab: JupyterLab.  demo: the page.  Each makes .venv first if it is missing.
+# run: notebooks and report.  test: the tests.  lab: JupyterLab.  demo: the page.  Each makes .venv first if it is missing; run
+# and test also bring a browser where there is none.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo
 OUTPUT ?= build
 VENV = .venv
 INSTALLED = $(VENV)/.installed
+quoted = '$(subst ','\'',$(1))'
+CHOSEN = --network $(call quoted,$(NETWORK)) --weights $(call quoted,$(WEIGHTS)) --output-dir $(call quoted,$(OUTPUT))
 
-.PHONY: run test lab demo
-run: $(INSTALLED)
-	$(VENV)/bin/python -m moebius_lab run --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
+.PHONY: run test lab demo browser
+run: browser
+	$(VENV)/bin/python -m moebius_lab run $(CHOSEN)
 
-test: $(INSTALLED)
+test: browser
 	$(VENV)/bin/python -m pytest
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python -m moebius_lab bundle --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
-	$(VENV)/bin/python -m moebius_lab serve $(OUTPUT)/bundle
+	$(VENV)/bin/python -m moebius_lab bundle $(CHOSEN)
+	$(VENV)/bin/python -m moebius_lab serve $(call quoted,$(OUTPUT)/bundle)
+
+browser: $(INSTALLED)
+	$(VENV)/bin/python -m moebius_lab browser
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }

@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
     fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="whose")
+    words = "forget the revision and the hashes that are pinned or recorded, and take what the hub has now"
+    fetch.add_argument("--unpinned", action="store_true", help=words)
     fetch.set_defaults(command=_fetch)
 
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
@@ -108,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: beside the page)"
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
+
+    browser = verbs.add_parser("browser", help="find a Chromium, or bring one: for the notebooks' rows in a browser, and for tests")
+    browser.set_defaults(command=_browser)
 
     serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
     serve.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
@@ -184,8 +189,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from .checkpoint import find_weights
+    from .checkpoint import DENOISER_REPO, VAE_REPO, find_weights
+    from .hub import Hub, default_folder
 
+    if options.unpinned:
+        hub = Hub(default_folder())
+        with hub.held():
+            hub.unpin(DENOISER_REPO, VAE_REPO)
     for part in config.PARTS:
         path = Path(find_weights(options.weights, part, config.MOEBIUS))
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
@@ -291,6 +301,15 @@ def _bundle(options: argparse.Namespace) -> int:
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")
+    return 0
+
+
+def _browser(options: argparse.Namespace) -> int:
+    from .browser import bring_chromium
+
+    path = bring_chromium(lambda words: print(words, flush=True))
+    if path:
+        print(f"browser: {path}")
     return 0
 
 

@@ -7,11 +7,13 @@ the reason. Whatever is finished stands in the results file at once.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import torch
@@ -34,6 +36,7 @@ from .bundle import MEASURED, OFFERS, write_bundle
 from .config import CONTENDERS, GRAPHS, MEASURED_PRECISIONS, MEASURES, STEPS, STRAIGHTFORWARD, STRENGTH
 from .ddim import Step, ddim_steps
 from .export import example_inputs, torch_graphs
+from .files import digest_of
 from .graph import StepGraph
 from .imaging import plan_windows
 from .inpaint import Settings, inpaint
@@ -50,7 +53,8 @@ from .profiles import (
     operator_times,
     write_limits,
 )
-from .results import DECODE, ENCODE, PICTURE, STEP, Results, Row
+from .provenance import PACKAGE, package_files
+from .results import DECODE, ENCODE, METHOD, PICTURE, STEP, Results, Row
 from .workbench import Workbench
 
 if TYPE_CHECKING:
@@ -61,11 +65,6 @@ CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
 PROFILED = ("fp32", STRAIGHTFORWARD)
 PROFILE_RUNS = 3
 STEPS_A_ROUND = 3  # where a step takes milliseconds: the round's time is their median
-METHOD = (
-    "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
-    "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
-    "worker measures; a round of its WebGPU step is the median of three. A whole picture goes from pixels to pixels."
-)
 
 Work = Callable[[], object]
 """Something to time: it returns when it is finished, or returns the milliseconds that it measured itself, as a float."""
@@ -241,6 +240,19 @@ def _torch_limit(device: str, kind: torch.dtype, limit: str) -> float:
     return (chain(often) - chain(few)) / (often - few)
 
 
+def start_profiler() -> None:
+    """Start PyTorch's profiler in this thread, which has to be the one that imported PyTorch, and let it say nothing.
+
+    Kineto, the library below it, otherwise writes to standard error: that it was first called in another thread, and at each profile
+    when it starts and stops (level 5 of its log, the highest). What fails is an exception all the same.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU]):
+        pass
+
+
 def _torch_profile(device: str, step: Work) -> list[OperatorTime]:
     from torch.profiler import ProfilerActivity, profile
 
@@ -261,7 +273,7 @@ def _torch_profile(device: str, step: Work) -> list[OperatorTime]:
 
 
 def _cuda_graph(bench: Workbench, stack: ExitStack) -> Entrant:
-    """The rewritten step as one recorded CUDA graph: what this card could do without any launch overhead."""
+    """The rewritten step as one captured CUDA graph: what this card could do without any launch overhead."""
     if not torch.cuda.is_available():
         raise LabError("this machine has no CUDA device")
     step = StepGraph(copy.deepcopy(bench.net)).cuda()
@@ -339,8 +351,7 @@ def _chromium(
         raise LabError(footprint.SOFTWARE)
     browser = stack.enter_context(Browser(bundle(), provider, form, capture=capture, threads=threads))
     if capture and not browser.loaded["captured"]:
-        raise LabError("the step was not recorded: some of it runs on the processor")
-    how = {"webgpu": "WebGPU, recorded" if capture else "WebGPU", "wasm": f"wasm, {'1 thread' if threads == 1 else 'all threads'}"}
+        raise LabError("the step was not captured: some of it runs on the processor")
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
     times = STEPS_A_ROUND if provider == "webgpu" else 1
     where = CARD if provider == "webgpu" else PROCESSOR
@@ -349,7 +360,7 @@ def _chromium(
         return float(browser.time(graph, feeds, 1)[1][0])
 
     return Entrant(
-        f"Chromium, {how[provider]}",
+        footprint.chromium_name(provider, capture, threads),
         form,
         where,
         f"Chromium {browser.version}; {browser.evidence}",
@@ -407,12 +418,10 @@ def candidates(
                 add("WebGPU, native", form, _onnx, "WebGPU, native", form, CARD, webgpu_session, limits)
             elif name == "chromium-webgpu":
                 for capture in (False, True):
-                    label = "Chromium, WebGPU, recorded" if capture else "Chromium, WebGPU"
-                    add(label, form, _chromium, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
+                    add(footprint.chromium_name("webgpu", capture), form, _chromium, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
             elif name == "chromium-wasm" and "wasm" in (OFFERS | MEASURED)[form].providers:
                 for threads in (1, 0):
-                    label = "Chromium, wasm, 1 thread" if threads else "Chromium, wasm, all threads"
-                    add(label, form, _chromium, bundle, "wasm", form, False, threads, form == "fp32")
+                    add(footprint.chromium_name("wasm", threads=threads), form, _chromium, bundle, "wasm", form, False, threads, form == "fp32")
     if runner is not None:
         add(READER, runner.choice["precision"], _reader, runner)
     return found
@@ -548,6 +557,8 @@ def run(
     ):  # fmt: skip
         if unknown := [name for name in chosen if name not in known]:
             raise LabError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
+    if "profile" in measures and threading.current_thread() is threading.main_thread():
+        start_profiler()
     deadline = time.monotonic() + seconds
     results = Results(output, head(bench))
     results.write()
@@ -588,6 +599,36 @@ def run(
     return results.data
 
 
+async def run_beside(*arguments: Any, **options: Any) -> dict:
+    """`run` in a thread of its own, for a notebook, whose own thread goes on answering the page."""
+    start_profiler()
+    return await asyncio.to_thread(run, *arguments, **options)
+
+
+def answer(data: dict) -> str:
+    """What the rows of a results file say about a step and a picture, in Markdown, and what is missing from them."""
+    rows = data["rows"]
+    steps = {(row["backend"], row["form"]): row["median"] for row in rows if row["what"] == STEP}
+    whole = [row for row in rows if row["what"] == PICTURE and row["steps"] == data["release_steps"]]
+    shares = [steps[key] * row["steps"] / row["median"] for row in whole if (key := (row["backend"], row["form"])) in steps]
+    parts = []
+    if steps:
+        (backend, form), least = min(steps.items(), key=lambda item: item[1])
+        parts.append(f"The quickest guided step of {len(steps)} measured here took {least:.3g} ms ({backend}, {form}).")
+    if shares:
+        parts.append(f"The {data['release_steps']} steps are {statistics.median(shares):.0%} of a whole picture's time (median of {len(shares)} backends and forms).")
+    gains = {
+        backend: steps[backend, STRAIGHTFORWARD] / ms for (backend, form), ms in steps.items()
+        if form == "fp32" and (backend, STRAIGHTFORWARD) in steps
+    }  # fmt: skip
+    if gains:
+        parts.append("The straightforward export's step takes " + ", ".join(f"{gain:.2g} times as long in {name}" for name, gain in gains.items()) + ".")
+    lacking = sorted({entry["backend"] for entry in data["missing"] if entry["what"] == STEP})
+    if lacking:
+        parts.append(f"Not measured here: {'; '.join(lacking)}; the table of what is missing has the reasons.")
+    return " ".join(parts) or "Nothing was measured here; the table of what is missing has the reasons."
+
+
 def head(bench: Workbench) -> dict:
     """What a results file says before its rows."""
     windows = len(plan_windows(bench.mask, bench.config.image_size))
@@ -600,6 +641,7 @@ def head(bench: Workbench) -> dict:
         "picture": {"width": bench.image.shape[1], "height": bench.image.shape[0], "windows": windows},
         "library": __version__,
         "made_from": bench.fingerprint(),
+        "code": digest_of(package_files(), PACKAGE),  # what runs the graphs, page included
         "method": METHOD,
         "machine": machine(),
     }

@@ -13,11 +13,17 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,12 @@ from .inpaint import Settings
 from .serve import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
+"""Programs that are looked for on the PATH, in this order."""
+CHROMIUM = "MOEBIUS_CHROMIUM"
+"""The environment variable that names the browser's program where none of `NAMES` is to be used."""
+SHELL = "chromium-headless-shell"  # the smallest browser that Playwright brings
+BRING_SECONDS = 300  # that one way of bringing a browser may take to download
+STARTS_SECONDS = 60  # that a browser may take to say its version
 
 SOFTWARE = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan", "--disable-gpu-watchdog",
@@ -108,18 +120,129 @@ class NoBrowser(LabError):
 
 
 def find_chromium() -> str:
-    """The path of a Chromium: one on the PATH, else the one that Playwright installed.
+    """The path of a Chromium that starts: the one that MOEBIUS_CHROMIUM names, else one on the PATH, else Playwright's own.
 
     Raises:
-        NoBrowser: neither; the message says how to get one.
+        NoBrowser: there is none, or none starts; the message says how to get one.
     """
-    for name in NAMES:
-        if path := shutil.which(name):
+    if named := os.environ.get(CHROMIUM):
+        path = shutil.which(named)
+        if not path or not _starts(path):
+            raise NoBrowser(f"{CHROMIUM} names {named}, which is no browser that starts; correct it or unset it")
+        return path
+    broken = []
+    for path in _candidates():
+        if _starts(path):
             return path
-    path = with_playwright(lambda play: play.chromium.executable_path)
-    if not Path(path).is_file():
-        raise NoBrowser("there is no Chromium: install your system's package, or run `python -m playwright install chromium`")
-    return path
+        broken.append(path)
+    what = f"{' and '.join(broken)} does not start" if broken else "there is no Chromium"
+    raise NoBrowser(f"{what}: run `python -m moebius_lab browser`, which brings one, or install your system's package")
+
+
+def _candidates() -> Iterator[str]:
+    """Browsers that are there, the system's first; whether they start is not known yet."""
+    yield from (path for name in NAMES if (path := shutil.which(name)))
+    try:
+        whole = Path(with_playwright(lambda play: play.chromium.executable_path))
+    except NoBrowser:  # no Playwright, and so none of its browsers
+        return
+    revision = whole.parents[1].name.removeprefix("chromium-")
+    shells = whole.parents[2].glob(f"chromium_headless_shell-{revision}/*/*headless?shell*")
+    yield from (str(path) for path in (whole, *shells) if os.access(path, os.X_OK) and path.is_file())
+
+
+@lru_cache
+def _starts(path: str) -> bool:
+    """Whether a browser gets as far as its version: libraries may be missing, and Ubuntu's package is a word on a snap."""
+    if os.name != "posix":  # elsewhere it would open a window
+        return True
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=STARTS_SECONDS).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+# -- bringing one ------------------------------------------------------------------------------------------------------
+
+
+def bring_chromium(say: Callable[[str], None]) -> str | None:
+    """Find a Chromium or bring one: Playwright's headless shell, else Debian's package where it may be installed.
+
+    Args:
+        say: gets a line before each way is tried, and one at the end if none led to a browser.
+
+    Returns:
+        The browser's path, or None.
+
+    Raises:
+        NoBrowser: MOEBIUS_CHROMIUM names something else than a browser.
+    """
+    try:
+        return find_chromium()
+    except NoBrowser:
+        if os.environ.get(CHROMIUM):
+            raise
+    failed = []
+    for what, bring in (("Playwright's headless shell", _bring_shell), ("the system's package", _bring_package)):
+        say(f"no Chromium here: bringing {what}")
+        reason = bring()
+        _starts.cache_clear()  # what was missing may have come
+        try:
+            return find_chromium()
+        except NoBrowser as error:
+            failed.append(f"{what}: {reason or str(error).partition(':')[0]}")
+    say(
+        f"no Chromium could be brought ({'; '.join(failed)}). Without one the browser's rows are missing from the notebooks, and "
+        f"the tests that need one fail: install one, or name one in {CHROMIUM}"
+    )
+    return None
+
+
+def _bring_shell() -> str:
+    """Let Playwright download its headless shell; why that failed, or nothing."""
+    if not find_spec("playwright"):
+        return "Playwright is not installed"
+    return _attempt([sys.executable, "-m", "playwright", "install", SHELL], BRING_SECONDS)
+
+
+def _bring_package() -> str:
+    """Let apt install Debian's Chromium, or what Playwright's lacks; why that failed, or nothing."""
+    if not shutil.which("apt-get"):
+        return "there is no apt-get"
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
+        root = []
+    elif shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0:
+        root = ["sudo", "-n"]
+    else:
+        return "only root may install it"
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=60", "-o", "Acquire::Retries=1"]
+    fetch = [*root, "timeout", str(BRING_SECONDS), *apt]  # which ends downloads alone: dpkg must not be cut short
+    package = ["install", "--no-install-recommends", "chromium"]
+    commands = [[*fetch, "update"], [*fetch, *package, "--download-only"], [*root, *apt, *package]]
+    if any("chromium_headless_shell-" in path for path in _candidates()):  # that came, but lacks libraries
+        commands = [[sys.executable, "-m", "playwright", "install-deps", SHELL]]
+    for command in commands:
+        if reason := _attempt(command):
+            return reason
+    return ""
+
+
+def _attempt(command: list[str], seconds: float | None = None) -> str:
+    """Run a command and all that it starts, for so many seconds if any are given; why it failed, in one line, or nothing."""
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True)
+    try:
+        said = done.communicate(timeout=seconds)[0]
+    except BaseException as error:
+        os.killpg(done.pid, signal.SIGKILL)
+        done.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"not there after {seconds:.0f} s"
+        raise
+    if done.returncode == 0:
+        return ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"(Error|E):", line)]
+    return (telling or lines or [f"exit code {done.returncode}"])[0]
 
 
 def with_playwright(use: Callable) -> object:
@@ -159,6 +282,21 @@ def screenshot(bundle: str | Path, width: int = 1280, height: int = 800) -> np.n
                 return page.screenshot()
 
         return np.asarray(Image.open(io.BytesIO(with_playwright(take))).convert("RGB"))
+
+
+def weights_fetched(bundle: str | Path, precision: str, visits: int = 2) -> list[int]:
+    """How many requests for weights each visit makes, in a browser that is started anew each time and keeps what it stores.
+
+    Raises:
+        LabError: no Chromium, no bundle in that folder, or one without this precision.
+    """
+    found = []
+    with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for _ in range(visits):
+            before = len(server.requests)
+            with Browser(server.url, "wasm", precision, profile_folder=folder):
+                found.append(sum("/weights/" in path for path in server.requests[before:]))
+    return found
 
 
 def has_nvidia() -> bool:

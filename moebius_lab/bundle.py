@@ -58,6 +58,7 @@ from .files import (
 from .imaging import read_image, to_unit_range
 from .precision import STAMP, files_of
 from .provenance import made_by
+from .results import reasons
 from .workbench import Workbench, demo_photographs
 
 FORMAT = 3
@@ -126,7 +127,7 @@ for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
 
 OFFERS = {
     "fp16": Offer("16-bit weights and arithmetic.", ("webgpu",), ("shader-f16",)),
-    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic.", options=WIDENED_IN_EACH_RUN, options_require=("shader-f16",)),
+    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic; a 32-bit checkpoint is rounded once, 71 dB a step.", options=WIDENED_IN_EACH_RUN, options_require=("shader-f16",)),
     "fp32": Offer("32-bit weights and arithmetic, nothing rounded."),
     "int8": Offer("8-bit weights: the smallest, slightly different pictures."),
 }
@@ -305,6 +306,31 @@ def _name_in_bundle(path: Path, digest: str) -> str:
     """A graph's file under a name that holds the first digits of its hash: step.000.bin -> step-DIGITS.000.bin."""
     graph, dot, rest = path.name.partition(".")
     return f"{graph}-{digest[:12]}{dot}{rest}"
+
+
+def answer(manifest: dict, placement: dict[str, dict[str, int]], fetched: list[int], missing: dict[str, str]) -> str:
+    """What a bundle is and what was seen of it in a browser, in Markdown.
+
+    Args:
+        manifest: of the bundle.
+        placement: nodes by graph and provider, as the runtime placed them; empty if no browser did.
+        fetched: requests for weights at each visit, see `browser.weights_fetched`; empty if there were none.
+        missing: what was not seen here, and why.
+    """
+    sizes = ", ".join(f"{form} {entry['bytes'] / 1e6:.0f} MB" for form, entry in manifest["precisions"].items())
+    parts = [f"One static folder holds page, runtime and weights ({sizes})."]
+    if placement:
+        nodes = {graph: sum(counts.values()) for graph, counts in placement.items()}
+        elsewhere = sum(count for counts in placement.values() for provider, count in counts.items() if provider != "WebGpu")
+        told = ", ".join(f"{count:,} of the {graph}" for graph, count in nodes.items())
+        where = "every node on WebGPU" if not elsewhere else f"**{elsewhere} nodes elsewhere than on WebGPU**"
+        parts.append(f"The runtime places {where}, by its own account ({told}).")
+    if fetched:
+        again = "none at all" if not any(fetched[1:]) else f"**{fetched[1:]}**"
+        parts.append(f"A first visit makes {fetched[0]} requests for weights, a second one {again}.")
+    if missing:
+        parts.append(f"**Not shown here:** {reasons(missing)}.")
+    return " ".join(parts)
 
 
 def constants(network: NetworkConfig) -> dict[str, float]:

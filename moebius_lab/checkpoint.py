@@ -141,7 +141,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def stored_types(state: dict[str, Tensor]) -> dict[str, int]:
-    """How many numbers of a state dict are stored in which type, for example {"float16": 226041531}."""
+    """How many numbers of a state dict are stored in which type, for example {"float32": 226041531}."""
     counts: dict[str, int] = {}
     for value in state.values():
         kind = str(value.dtype).removeprefix("torch.")

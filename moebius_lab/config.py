@@ -45,7 +45,7 @@ CONTENDERS = {
     "torch-cuda": "PyTorch eager on an NVIDIA card, and our form of the step as a CUDA graph",
     "torch-cuda-compiled": "PyTorch compiled, on the card",
     "webgpu-native": "ONNX Runtime's native WebGPU provider",
-    "chromium-webgpu": "WebGPU in Chromium, each step dispatched and recorded",
+    "chromium-webgpu": "WebGPU in Chromium, each step dispatched, and captured and replayed",
     "torch-cpu": "PyTorch eager on the processor",
     "torch-cpu-compiled": "PyTorch compiled, on the processor",
     "onnxruntime-cpu": "ONNX Runtime on the processor",

@@ -1,4 +1,4 @@
-"""What a model costs beside time: peaks of memory, from the cache to ready, and the budget of a first visit."""
+"""What a model costs besides time: peaks of memory, from the cache to ready, and the budget of a first visit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .bundle import page_bytes, read_manifest
 from .inpaint import Settings
 from .inventory import peak_activations
 from .precision import files_of
-from .results import Results, Row
+from .results import CAPTURED, DISPATCHED, Results, Row
 from .serve import Server
 from .workbench import Workbench
 
@@ -42,30 +42,31 @@ def loads(
     """Load the model in a browser that visits for the first time and, started anew, comes again; add the rows."""
     for provider in providers:
         for form in (form for form in LOADED if form in precisions):
-            key = (f"Chromium, {'WebGPU' if provider == 'webgpu' else 'wasm'}", form)
+            key = (chromium_name(provider, captured=True), form)  # as the page does, unless a graph cannot be captured
             if provider == "webgpu" and not has_nvidia():
                 lacks("from the cache to ready", key, SOFTWARE)
                 continue
             try:
-                rows = _visit(bench, bundle(), provider, key)
+                rows = _visit(bench, bundle(), provider, form)
             except LabError as error:
                 lacks("from the cache to ready", key, str(error))
             else:
                 results.add("rows", [vars(row) for row in rows])
 
 
-def _visit(bench: Workbench, bundle: Path, provider: str, key: tuple[str, str]) -> list[Row]:
+def _visit(bench: Workbench, bundle: Path, provider: str, form: str) -> list[Row]:
     with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        with Browser(server.url, provider, key[1], profile_folder=folder) as browser:
+        with Browser(server.url, provider, form, profile_folder=folder) as browser:
+            key = (chromium_name(provider, browser.loaded["captured"]), form)
             first = browser.loaded["milliseconds"]
             picture = browser.inpaint(bench.image, bench.mask)[1]["total"]
         again = []
         for _ in range(LOADS):
-            with Browser(server.url, provider, key[1], profile_folder=folder) as browser:
+            with Browser(server.url, provider, form, profile_folder=folder) as browser:
                 again.append(browser.loaded["milliseconds"])
     q1, _, q3 = statistics.quantiles(again, n=4, method="inclusive")
     ready = statistics.median(again)
-    page, weights = first_visit_bytes(read_manifest(bundle), key[1], provider)
+    page, weights = first_visit_bytes(read_manifest(bundle), form, provider)
     transfer = {what: bytes_ * 8 / (LINE_MBIT * 1e6) for what, bytes_ in (("page and runtime", page), ("weights", weights))}
     budget = f"first visit, {LINE_MBIT:.0f} Mbit/s"
     whole = sum(transfer.values()) + (ready + picture) / 1000
@@ -111,7 +112,10 @@ def peaks(
                 lacks("peak memory", (name, form), "the time limit of the whole run was over")
                 continue
             try:
-                found = _browser_peak(bench, bundle(), backend, form) if "chromium" in backend else _child_peak(bench, backend, form)
+                if "chromium" in backend:
+                    name, found = _browser_peak(bench, bundle(), backend, form)
+                else:
+                    found = _child_peak(bench, backend, form)
             except LabError as error:
                 lacks("peak memory", (name, form), str(error))
                 continue
@@ -123,9 +127,16 @@ NAMES = {
     "torch-cuda": "PyTorch eager, CUDA",
     "onnxruntime-cpu": "ONNX Runtime, CPU",
     "webgpu-native": "WebGPU, native",
-    "chromium-webgpu": "Chromium, WebGPU, recorded",
+    "chromium-webgpu": CAPTURED,
     "chromium-wasm": "Chromium, wasm, all threads",
 }
+
+
+def chromium_name(provider: str, captured: bool = False, threads: int = 0) -> str:
+    """What a run in Chromium is called in every table: by its provider, by what was done with the step, by its threads."""
+    if provider == "wasm":
+        return "Chromium, wasm, 1 thread" if threads == 1 else NAMES["chromium-wasm"]
+    return CAPTURED if captured else DISPATCHED
 
 
 @contextmanager
@@ -154,7 +165,8 @@ def card_memory() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def _browser_peak(bench: Workbench, bundle: Path, backend: str, form: str) -> dict[str, float]:
+def _browser_peak(bench: Workbench, bundle: Path, backend: str, form: str) -> tuple[str, dict[str, float]]:
+    """What ran, as the tables call it, and the peaks of its processes and of the card."""
     provider = backend.removeprefix("chromium-")
     if provider == "webgpu" and not has_nvidia():
         raise LabError(SOFTWARE)
@@ -166,7 +178,8 @@ def _browser_peak(bench: Workbench, bundle: Path, backend: str, form: str) -> di
             name = {"renderer": "page", "GPU": "browser's GPU process"}.get(kind)
             if name:
                 found[name] = max(found[name], _peak_of(process))
-    return found | card
+        name = chromium_name(provider, browser.loaded["captured"])
+    return name, found | card
 
 
 def _peak_of(process: int | str) -> float:

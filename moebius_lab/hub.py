@@ -8,7 +8,7 @@ The folder mirrors the hub. A file that somebody puts into its place by hand is 
     ....incomplete                                          a download that broke off; the next one goes on from there
 
 A revision and its hashes are those of `PINNED` where it has them. Otherwise what comes first is recorded in lock.json,
-and everything after must be the same. The client is huggingface_hub's, with its environment: HF_ENDPOINT, HF_HUB_OFFLINE,
+and everything after must be the same. `Hub.unpin` forgets both, for when the authors publish something new. The client is huggingface_hub's, with its environment: HF_ENDPOINT, HF_HUB_OFFLINE,
 HF_TOKEN, HF_HOME, HF_HUB_DOWNLOAD_TIMEOUT and the rest. Its own cache is looked into but not written.
 """
 
@@ -18,9 +18,9 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,12 +39,40 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_token
 
 from . import LabError
 from .errors import NO_ROOM, explain_os_error, first_line
-from .files import SHA256, TEXT, DamagedFile, file_sha256, mapping, read_json, record, require_room, write_json
+from .files import SHA256, TEXT, DamagedFile, file_sha256, listed, mapping, read_json, record, require_room, write_json
 
-PINNED: dict[str, dict] = {"revisions": {}, "files": {}}
-"""What lock.json must begin with, for files whose revision and hash are known. No hub was reachable yet to learn them."""
+SEEN_BY = (
+    "github.com/dllu/rawpuppy, docs/inpainting-research.md (2026-10-09), and github.com/atik-efaz5/PixelForge, "
+    "docs/experiments/MOEBIUS_MPS_VALIDATION.md and PIXELHACKER_FEASIBILITY.md (2026-08-24 and 27), whose authors fetched the files"
+)
+PINNED: dict[str, dict] = {
+    "revisions": {
+        "hustvl/Moebius": "cd01f47fb648219d3fa605806c5ce00b713faa5e",
+        "hustvl/PixelHacker": "012fd343158936a265b8a0ee38a791a7a2841f45",
+    },
+    "files": {
+        "hustvl/Moebius/ft_places2/diffusion_pytorch_model.bin": {
+            "bytes": 905_298_356,  # float32, and int64 counters
+            "sha256": "6525afb888e55f9b5c74fa0a5d19ca0762d720d6c716fb0f8422fbeb6868a09a",
+            "source": SEEN_BY,
+        },
+        "hustvl/PixelHacker/vae/diffusion_pytorch_model.bin": {
+            "bytes": 167_394_306,  # two bytes a number
+            "sha256": "a59d7ea697f2942d22002dc3469e8c53db807a6b78f7f5ec03bd4c1f70f98efe",
+            "source": SEEN_BY,
+        },
+        "hustvl/PixelHacker/vae/config.json": {
+            "bytes": 788,
+            "sha256": "caeb94d8607dbd24acd13719c6823e2525509de8a21eb6b56cf93d5267c04694",
+            "source": SEEN_BY,
+        },
+    },
+}
+"""Revisions and files that are known, and who saw them: what lock.json begins with. No hub was reachable from here, so nobody of this
+project has. Of the other three denoisers neither size nor hash was seen; they are recorded on first use."""
 
 LOCK = record(revisions=mapping(TEXT), files=mapping(record(sha256=SHA256)))
+LOCK["properties"]["unpinned"] = listed(TEXT)  # there once `Hub.unpin` was called
 """What lock.json holds, as a JSON Schema."""
 
 ROOM = 1.05  # times the size of what is still to come and to be converted, that has to be free on the disk
@@ -116,6 +144,7 @@ class Hub:
 
     folder: Path
     endpoint: str | None = None  # None: HF_ENDPOINT, or the public one
+    pinned: Mapping[str, dict] = field(default_factory=lambda: PINNED)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -164,28 +193,44 @@ class Hub:
         """
         key = key or path.relative_to(self.folder).as_posix()
         lock = self.recorded()
-        entry, sha256 = lock["files"].get(key), file_sha256(path)
-        if entry and entry["sha256"] != sha256:
+        known, sha256 = lock["files"].get(key), file_sha256(path)
+        if known and known["sha256"] != sha256:
             raise HubError(
-                f"{path}: its SHA-256 is {sha256[:16]}..., not {entry['sha256'][:16]}... as recorded in "
-                f"{self.folder / 'lock.json'}: it is damaged or another file. Delete it and run this again"
+                f"{path}: its SHA-256 is {sha256[:16]}..., not {self._expected(key)}: it is damaged or another file. "
+                f"Delete it and run this again{self._otherwise(key)}"
             )
-        if not entry:
-            lock["files"][key] = {"bytes": path.stat().st_size, "sha256": sha256} | facts
+        entry = (known or {"bytes": path.stat().st_size, "sha256": sha256}) | facts
+        if entry != known:
+            lock["files"][key] = entry
             self._write_lock(lock)
-        return lock["files"][key]
+        return entry
+
+    def unpin(self, *repos: str) -> None:
+        """Forget what is pinned and recorded of repositories, and what was made from their files: the hub's present files are next."""
+        lock = self.recorded()
+        lock["unpinned"] = sorted({*lock["unpinned"], *repos})
+        for key, facts in list(lock["files"].items()):
+            if _is_of(key, repos):
+                if "made_from" in facts or facts.get("fetched"):
+                    (self.folder / key).unlink(missing_ok=True)
+                del lock["files"][key]
+        lock["revisions"] = {repo: revision for repo, revision in lock["revisions"].items() if repo not in repos}
+        self._write_lock(lock)
 
     # -- the lock file -------------------------------------------------------------------------------------------------
 
     def recorded(self) -> dict:
-        """What lock.json and `PINNED` hold: {"revisions": by repository, "files": bytes and SHA-256 by name}."""
+        """What lock.json and the pins hold: {"revisions": by repository, "files": bytes and SHA-256 by name, "unpinned": repositories}."""
         path, kept = self.folder / "lock.json", {"revisions": {}, "files": {}}
         if path.exists():
             try:
                 kept = read_json(path, LOCK, "delete it, and the files are recorded anew")
             except DamagedFile as error:
                 raise HubError(str(error)) from None
-        return {part: kept[part] | PINNED[part] for part in ("revisions", "files")}
+        unpinned = kept.get("unpinned", [])
+        pins = {part: {k: v for k, v in self.pinned[part].items() if not _is_of(k, unpinned)} for part in ("revisions", "files")}
+        files = kept["files"] | {key: kept["files"].get(key, {}) | entry for key, entry in pins["files"].items()}
+        return {"revisions": kept["revisions"] | pins["revisions"], "files": files, "unpinned": unpinned}
 
     def _write_lock(self, lock: dict) -> None:
         write_json(self.folder / "lock.json", lock)
@@ -203,6 +248,9 @@ class Hub:
             found = get_hf_file_metadata(url, endpoint=self.endpoint)
             if not (found.commit_hash and found.etag and found.size is not None):
                 raise HubUnreachable(f"{self._shown()} does not answer like a hub; check HF_ENDPOINT and the proxy")
+            known = self.recorded()["files"].get(f"{repo}/{name}")
+            if known and re.fullmatch("[0-9a-f]{64}", found.etag) and found.etag != known["sha256"]:
+                raise self._another(f"{repo}/{name}", found.etag)  # before any of it is fetched
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{found.etag[:16]}.incomplete")
             for stale in set(target.parent.glob(f"{target.name}.*.incomplete")) - {partial}:
@@ -260,11 +308,24 @@ class Hub:
             return
         partial.unlink()
         if whole:
-            raise HubError(
-                f"{key}: {self._shown()} now has another file (SHA-256 {sha256[:16]}...) than was recorded "
-                f"({expected['sha256'][:16]}...) in {self.folder / 'lock.json'}; delete the entry there if that is meant"
-            )
+            raise self._another(key, sha256)
         raise HubError(f"{key}: what came is not what {self._shown()} announced (SHA-256 {sha256[:16]}...); try again")
+
+    def _another(self, key: str, sha256: str) -> HubError:
+        return HubError(
+            f"{key}: {self._shown()} now has another file (SHA-256 {sha256[:16]}...) than {self._expected(key)}{self._otherwise(key)}"
+        )
+
+    def _expected(self, key: str) -> str:
+        """The SHA-256 that a file should have, and who says so."""
+        entry = self.recorded()["files"][key]
+        says = f"pinned in hub.py as {entry['source']} have it" if "source" in entry else f"recorded in {self.folder / 'lock.json'}"
+        return f"{entry['sha256'][:16]}... as {says}"
+
+    def _otherwise(self, key: str) -> str:
+        """How to go on where a file that is known has become another one."""
+        known = key in self.recorded()["files"] or _is_of(key, list(self.recorded()["revisions"]))
+        return "; if its authors published another one that you want, `python -m moebius_lab fetch NAME --unpinned`" if known else ""
 
     # -- words ---------------------------------------------------------------------------------------------------------
 
@@ -291,7 +352,9 @@ class Hub:
         elif isinstance(error, RepositoryNotFoundError):
             words = f"{hub} does not know {repo}, or does not show it without the right HF_TOKEN"
         elif isinstance(error, RevisionNotFoundError):
-            words = f"the recorded revision {self.recorded()['revisions'].get(repo)} is not on {hub} any more"
+            revision = self.recorded()["revisions"].get(repo)
+            says = f"pinned in hub.py, see {SEEN_BY}" if revision == self.pinned["revisions"].get(repo) else "recorded on first use"
+            words = f"revision {revision} ({says}) is not on {hub} any more{self._otherwise(what)}"
         elif isinstance(error, HfHubHTTPError):
             words = f"{hub} answers {error.response.status_code}; try again later"
         elif isinstance(error, httpx2.HTTPError):
@@ -303,3 +366,8 @@ class Hub:
         else:
             words = first_line(error)
         return HubUnreachable(f"{what}: {words}")
+
+
+def _is_of(key: str, repos: Iterable[str]) -> bool:
+    """Whether a name in lock.json is one of these repositories or of a file in one."""
+    return any(key == repo or key.startswith(f"{repo}/") for repo in repos)

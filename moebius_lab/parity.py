@@ -26,7 +26,8 @@ from .backends import open_session, webgpu_session
 from .config import GRAPHS
 from .export import OUTPUT_NAMES, SCOPES, example_inputs, torch_graphs
 from .inventory import graph_gflop
-from .precision import per_graph
+from .precision import PRECISIONS, per_graph
+from .results import reasons
 from .unet import MoebiusNet
 from .workbench import PYTORCH, Loop
 
@@ -243,6 +244,60 @@ def table(rows: list[Row]) -> pd.DataFrame:
     """The rows as a table, with a verdict column."""
     frame = pd.DataFrame([asdict(row) for row in rows])
     return frame.assign(verdict=frame.pop("ok").map({True: "ok", False: "DIFFERENT"}))
+
+
+def wide_table(rows: list[Row]) -> pd.DataFrame:
+    """The rows for reading: graphs, outputs and backends down, precisions across.
+
+    A cell has what was measured and what was asked: of fp32 the largest difference, of narrower forms the signal-to-noise ratio.
+    """
+    forms = [form for form in PRECISIONS if any(row.precision == form for row in rows)]
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault((row.graph, row.output, row.backend), {})[row.precision] = _measured(row)
+    order = [list(dict.fromkeys(names)) for names in ((*GRAPHS, LOOP, PICTURE), *zip(*((row.output, row.backend) for row in rows)))]
+    index = pd.MultiIndex.from_tuples(
+        sorted(cells, key=lambda key: [known.index(name) for known, name in zip(order, key)]), names=["graph", "output", "on"]
+    )
+    heads = {form: f"{form}, {'largest difference' if form == 'fp32' else 'dB'}" for form in forms}
+    return pd.DataFrame([[cells[key].get(form, "") for form in forms] for key in index], index, list(heads.values()))
+
+
+def _measured(row: Row) -> str:
+    asked = row.tolerance.removeprefix("max ").removesuffix(" dB")
+    got, sign = (f"{row.max_error:.2g}", ("≤", ">")) if row.precision == "fp32" else (f"{row.psnr_db:.1f}", ("≥", "<"))
+    return f"{got} {sign[0]} {asked}" if row.ok else f"DIFFERENT: {got} {sign[1]} {asked}"
+
+
+def answer(rows: list[Row], missing: dict[str, str]) -> str:
+    """Whether it is still the same model, as far as `rows` show it, in Markdown.
+
+    Args:
+        rows: all that was compared.
+        missing: what was not, and why.
+    """
+    exact = [row for row in rows if row.precision == "fp32" and row.graph in GRAPHS]
+    bad = [row for row in rows if not row.ok]
+    parts = []
+    if exact:
+        worst = {row.backend: max(r.max_error for r in exact if r.backend == row.backend) for row in exact}
+        where = ", ".join(f"{error:.1e} ({backend})" for backend, error in worst.items())
+        verdict = "no" if any(row in bad for row in exact) else "yes"
+        parts.append(f"In float32, {verdict}: the graphs differ from PyTorch by at most {where}.")
+    for row in rows:
+        if row.graph == PICTURE and row.precision == "fp32":
+            parts.append(f"The filled picture differs by at most {row.max_error:.0f} of 255 levels ({row.backend}).")
+    least: dict[str, float] = {}
+    for row in rows:
+        if row.precision != "fp32" and row.graph in GRAPHS:
+            least[row.precision] = min(least.get(row.precision, math.inf), row.psnr_db)
+    if least:
+        parts.append("Narrower weights make another function: " + ", ".join(f"{form} at least {db:.0f} dB" for form, db in least.items()) + ".")
+    if bad:
+        parts.append(f"**{len(bad)} of {len(rows)} comparisons are past what was asked.**")
+    if missing:
+        parts.append(f"**Not compared here:** {reasons(missing)}.")
+    return " ".join(parts)
 
 
 def require(rows: list[Row]) -> None:

@@ -179,7 +179,7 @@ def model_card(bench: Workbench, manifest: dict, results: dict[str, dict], repo:
 
 
 def _front_matter(weights: str) -> str:
-    lines = ["license: apache-2.0", "library_name: onnx", "pipeline_tag: image-to-image"]
+    lines = [f"license: {'mit' if weights in PUBLISHED else 'apache-2.0'}", "library_name: onnx", "pipeline_tag: image-to-image"]
     lines += ["tags: [onnx, webgpu, onnxruntime-web, inpainting, image-inpainting]"]
     if weights in PUBLISHED:
         lines += [f"base_model: {DENOISER_REPO}", "base_model_relation: quantized"]
@@ -187,18 +187,28 @@ def _front_matter(weights: str) -> str:
 
 
 def _licence(weights: str) -> str:
+    code = "**Code** (the conversion, its rewrites and the page that runs the graphs): Apache-2.0, in `LICENSE`."
     if weights in PUBLISHED:
         return (
-            f"Apache-2.0. The weights are those of [{DENOISER_REPO}](https://huggingface.co/{DENOISER_REPO}), folder "
-            f"`{PUBLISHED[weights]}`, with the autoencoder of [{VAE_REPO}](https://huggingface.co/{VAE_REPO}); theirs are the "
-            "terms that apply to them."
+            f"{code}\n\n**Weights**: MIT by the cards of [{DENOISER_REPO}](https://huggingface.co/{DENOISER_REPO}), whose folder "
+            f"`{PUBLISHED[weights]}` they are from, and of [{VAE_REPO}](https://huggingface.co/{VAE_REPO}), whose autoencoder they include. "
+            f"{WEIGHTS_LICENCE_READ}"
         )
     if weights == "demo":
         return (
-            "Apache-2.0. A small network of the same design that was trained for this port; its data, photographs and their "
-            "authors are credited with the code, in `moebius_lab/demo/README.md` and `moebius_lab/training/sources.json`."
+            f"{code}\n\n**Weights**: Apache-2.0. A small network of the same design that was trained for this port; its data, photographs "
+            "and their authors are credited with the code, in `moebius_lab/demo/README.md` and `moebius_lab/training/sources.json`."
         )
-    return "Apache-2.0, for the code and its recipe; where the weights came from is for their owner to say."
+    return f"{code}\n\n**Weights**: where they came from is for their owner to say."
+
+
+WEIGHTS_LICENCE_READ = (
+    "So the cards were read by dllu/rawpuppy (docs/inpainting-research.md, 2026-10-09), by a report on the browser spike of an app called "
+    "Nook (2026-09-03), and, of the autoencoder's, by atik-efaz5/PixelForge (docs/experiments/PIXELHACKER_FEASIBILITY.md, 2026-08-27). "
+    "The release's own README on GitHub (hustvl/Moebius, commit b88d462 of 2026-08-12) names Apache-2.0 for its code and its weights; so "
+    "it was read by dllu/rawpuppy and by atik-efaz5/PixelForge (research/upstream/REPOSITORIES.md, 2026-08-24). Keep both notices."
+)
+"""Who read what about the licence of the published weights: no hub was reachable for this project."""
 
 
 def _conversion(bench: Workbench, parity: dict) -> str:

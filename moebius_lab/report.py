@@ -199,13 +199,13 @@ def _described(path: Path, folder: Path) -> dict[str, object]:
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
-    accepted = papermill.inspect_notebook(str(source))
+    accepted = papermill.inspect_notebook(_literal(source))
     chosen = {key: value for key, value in parameters.items() if key in accepted}
+    paths = _literal(source), _literal(target)
     try:
         papermill.execute_notebook(
-            str(source), str(target), chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True,
-            extra_arguments=KERNEL_OPTIONS,
-        )  # fmt: skip
+            *paths, chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True, extra_arguments=KERNEL_OPTIONS
+        )
     except DeadKernelError:
         raise NotebookError(
             f"{source.name}: its process ended in the middle of a cell, most likely because memory ran out; close other programs, "
@@ -214,6 +214,11 @@ def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
     except PapermillExecutionError as error:
         lines = "\n".join(error.traceback) if isinstance(error.traceback, list) else str(error.traceback)
         raise NotebookError(f"{source.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{lines}") from None
+
+
+def _literal(path: Path) -> str:
+    """The path of a notebook for papermill, which would put parameters into braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str] | None = None) -> Path:
@@ -244,7 +249,7 @@ def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str
         write_whole(folder / "report" / f"{name}.html", _page(notebooks[name], name, titles))
         state = f"{stamp['seconds']:.0f} s" if stamp else "<b>stopped by an error</b>"
         state = "<b>from before the last change, not run again</b>" if earlier else state
-        answer = html.escape(_answer(notebooks[name]))
+        answer = html.escape(_plain(_answer(notebooks[name])))
         entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
     write_json(folder / "results.json", results)
     pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
@@ -272,6 +277,8 @@ def _read(path: Path) -> nbformat.NotebookNode | None:
 def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) -> str:
     """One executed notebook as a page, with links to its parts and to its neighbours."""
     stills(notebook)
+    opening = notebook.cells[0]
+    opening.source = ANSWER.sub(lambda _: f"**Answer found here.** {_answer(notebook)}", opening.source, count=1)
     names = list(titles)
     here = names.index(name)
     links = ['<a href="index.html">Contents</a>']
@@ -344,7 +351,8 @@ nav, details { font: 1rem/1.6 system-ui, sans-serif; }
 nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; justify-content: space-between; padding: .75rem 0; }
 nav a, details a { color: #1a5fa8; text-underline-offset: .2em; }
 summary { cursor: pointer; padding: .4rem 0; }
-.jp-RenderedImage, .jp-RenderedHTMLCommon, .jp-InputArea-editor, .highlight { overflow-x: auto; }
+.jp-RenderedImage, .jp-RenderedHTMLCommon { overflow-x: auto; }
+.highlight pre, .jp-OutputArea-output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .jp-RenderedImage img { height: auto; }
 .jp-RenderedHTMLCommon table { font-size: .85rem; }
 .jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { padding: .25rem .35rem; }
@@ -386,10 +394,23 @@ def _title(notebook: nbformat.NotebookNode, name: str) -> str:
     return name
 
 
+ANSWER = re.compile(r"\*\*Answer found here\.\*\*\s*(.+?)(?=\n\n|$)", re.DOTALL)
+"""The paragraph that a notebook opens with as its answer."""
+
+
 def _answer(notebook: nbformat.NotebookNode) -> str:
-    """The paragraph that a notebook opens with as its answer, as plain text; empty if it has none."""
-    found = re.search(r"\*\*Answer found here\.\*\*\s*(.+?)(?:\n\n|$)", notebook.cells[0].source, re.DOTALL)
-    text = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", found[1]) if found else ""
+    """A notebook's answer in Markdown: what its cell tagged "answer" made of this run, else its opening's; empty if it has none."""
+    found = ANSWER.search(notebook.cells[0].source)
+    text = found[1] if found else ""
+    for cell in notebook.cells:
+        if "answer" in cell.metadata.get("tags", []):
+            said = [output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+            text = said[-1] if said else "This run stopped before it had one."
+    return text
+
+
+def _plain(markdown: str) -> str:
+    text = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", markdown)
     return re.sub(r"[*`]", "", text).replace("\n", " ")
 
 

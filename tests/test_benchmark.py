@@ -1,13 +1,17 @@
 import json
+import os
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
-from moebius_lab import LabError, benchmark, footprint, inventory, profiles
+from moebius_lab import LabError, benchmark, footprint, inventory, profiles, results
 from moebius_lab.__main__ import main
-from moebius_lab.benchmark import Candidate, Entrant, _Run, measure, run, summary
+from moebius_lab.benchmark import Candidate, Entrant, _Run, answer, candidates, measure, run, summary
 from moebius_lab.export import operator_counts
 from moebius_lab.inpaint import Settings
 from moebius_lab.profiles import (
@@ -223,3 +227,42 @@ def test_the_peak_of_a_process_of_its_own(small):
     assert 100 < found["process"] < 4000  # MB
     with pytest.raises(LabError, match="no CUDA device|native WebGPU"):
         footprint._child_peak(small, "webgpu-native", "fp32")
+
+
+def test_a_profile_in_another_thread_than_the_one_of_the_imports_says_nothing(small, tmp_path):
+    """As notebook 5 measures: what Kineto wrote to standard error stood red in the report."""
+    program = (
+        "import asyncio, dataclasses, sys; from moebius_lab.benchmark import run_beside; from moebius_lab.workbench import prepare\n"
+        "bench = prepare('small', 'deterministic', output_dir=sys.argv[1])\n"
+        "data = asyncio.run(run_beside(bench, sys.argv[2], ('torch-cpu',), ('fp32',), ('profile',), 1))\n"
+        "print(len(data['profiles']))"
+    )
+    arguments = [sys.executable, "-c", program, str(small.folder), str(tmp_path / "r.json")]
+    done = subprocess.run(arguments, capture_output=True, encoding="utf-8", env=os.environ | {"TQDM_DISABLE": "1"})
+    assert int(done.stdout) > 3 and not done.stderr, done.stderr
+
+
+def test_the_answer_says_what_was_measured_and_what_is_missing():
+    def row(what, backend, form, ms, steps=0):
+        return vars(summary(what, (backend, form), [ms], steps=steps))
+
+    data = {
+        "release_steps": 19,
+        "rows": [
+            row("guided step", "a", "fp32", 100.0), row("guided step", "a", "straightforward", 150.0), row("guided step", "b", "int8", 40.0),
+            row("whole picture", "a", "fp32", 2000.0, 19), row("whole picture", "b", "int8", 1000.0, 19), row("whole picture", "b", "int8", 1.0, 5),
+        ],
+        "missing": [{"what": "guided step", "backend": "Chromium, WebGPU", "form": "fp32", "steps": 0, "reason": "no card"}],
+    }  # fmt: skip
+    text = answer(data)
+    for words in ("took 40 ms (b, int8)", "The 19 steps are 86% of a whole picture's time (median of 2 backends and forms)", "1.5 times as long in a.", "Not measured here: Chromium, WebGPU;"):
+        assert words in text
+    assert answer({"release_steps": 19, "rows": [], "missing": []}).startswith("Nothing was measured here")
+
+
+def test_runs_in_chromium_are_called_by_what_was_done_in_every_measurement():
+    """Load and memory let the page capture the graphs, as it does by itself, and say so."""
+    assert {footprint.chromium_name("webgpu", captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
+    assert footprint.NAMES["chromium-webgpu"] == results.CAPTURED and footprint.NAMES["chromium-wasm"] == footprint.chromium_name("wasm")
+    listed = {candidate.backend for candidate in candidates(None, ("chromium-webgpu",), ("fp32",), Path, {})}
+    assert listed == {results.CAPTURED, results.DISPATCHED}

@@ -1,7 +1,6 @@
 """The shipped modules in a real Chromium: numbers, downloads, storage, and everything that can go wrong with them."""
 
 import json
-import os
 import shutil
 import socket
 import threading
@@ -19,7 +18,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from moebius_lab import LabError, browser
-from moebius_lab.browser import Browser, NoBrowser, find_chromium, launch_options
+from moebius_lab.browser import Browser, launch_options
 from moebius_lab.bundle import write_bundle
 from moebius_lab.config import GRAPHS
 from moebius_lab.export import OUTPUT_NAMES, example_inputs, torch_graphs
@@ -524,22 +523,6 @@ def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):
         port = server.getsockname()[1]
     with pytest.raises(LabError, match="ERR_CONNECTION_REFUSED"):
         browser.Browser(f"http://127.0.0.1:{port}/", "wasm", profile_folder=tmp_path).__enter__()
-
-
-def test_without_a_chromium_the_message_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
-    with pytest.raises(NoBrowser, match="playwright install chromium"):
-        find_chromium()
-
-
-def test_a_chromium_that_does_not_start_is_none(monkeypatch, tmp_path, bundle):
-    broken = tmp_path / "chromium"
-    broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
-    broken.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(NoBrowser, match="does not start"), Browser(bundle, "wasm"):
-        pass
 
 
 def test_variables_that_name_nvidia_s_files_are_left_as_they_are_set(monkeypatch, tmp_path):

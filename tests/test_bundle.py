@@ -215,3 +215,14 @@ def test_onnx_runtime_web_from_a_folder_that_somebody_brought(monkeypatch, tmp_p
         bundle.npm_packages()
     (package / "package.json").write_text('{"version": "1.30.0"}', encoding="utf-8")
     assert bundle.npm_packages() == tmp_path
+
+
+def test_the_answer_says_what_was_seen_and_what_was_not():
+    manifest = {"precisions": {"fp32": {"bytes": 56e6}, "int8": {"bytes": 16e6}}}
+    text = bundle.answer(manifest, {"step": {"WebGpu": 1094}, "vae_decoder": {"WebGpu": 388}}, [9, 0], {})
+    assert "(fp32 56 MB, int8 16 MB)" in text and "every node on WebGPU" in text and "1,094 of the step" in text
+    assert text.endswith("A first visit makes 9 requests for weights, a second one none at all.")
+    text = bundle.answer(manifest, {"step": {"WebGpu": 1, "CPU": 2}}, [9, 3], {})
+    assert "**2 nodes elsewhere than on WebGPU**" in text and text.endswith("a second one **[3]**.")
+    text = bundle.answer(manifest, {}, [], {"where the nodes are": "no browser"})
+    assert "WebGPU" not in text and "visit" not in text and text.endswith("**Not shown here:** where the nodes are (no browser).")

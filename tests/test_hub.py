@@ -25,24 +25,25 @@ from moebius_lab.checkpoint import (
     make_vae,
     stored_types,
 )
-from moebius_lab.config import SMALL
+from moebius_lab.config import MOEBIUS, SMALL
 from moebius_lab.files import file_sha256
-from moebius_lab.hub import Hub, HubError, HubUnreachable
+from moebius_lab.hub import PINNED, Hub, HubError, HubUnreachable
 from moebius_lab.unet import MoebiusNet
 
 PLACES = "ft_places2/diffusion_pytorch_model.bin"
+NOTHING = {"revisions": {}, "files": {}}  # the small files are none that are pinned
 DENOISER, VAE = "hustvl/Moebius", "hustvl/PixelHacker"
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """SMALL's deterministic weights in 16 bits, laid out and named as the release's are."""
+    """SMALL's deterministic weights laid out, named and typed as the release's: denoiser in 32 bits, autoencoder in 16."""
     folder = tmp_path_factory.mktemp("published")
 
     def half(state):
         return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
-    torch.save(half(deterministic_weights(MoebiusNet(SMALL))), folder / "denoiser.bin")
+    torch.save(deterministic_weights(MoebiusNet(SMALL)), folder / "denoiser.bin")
     vae = make_vae(SMALL)
     torch.save(half(deterministic_weights(vae)), folder / "vae.bin")
     vae.save_config(folder)
@@ -64,7 +65,7 @@ def server(published):
 def hub(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    return Hub(tmp_path / "cache", server.url)
+    return Hub(tmp_path / "cache", server.url, NOTHING)
 
 
 def denoiser(hub):
@@ -78,7 +79,7 @@ def left_behind(hub):
 def test_published_weights_are_fetched_once_converted_once_and_keep_their_type(hub, server, published):
     path = denoiser(hub)
     stored, original = load_file(path), torch.load(published / "denoiser.bin", weights_only=True)
-    assert stored_types(stored) == stored_types(original) and set(stored_types(stored)) == {"float16", "int64"}
+    assert stored_types(stored) == stored_types(original) and set(stored_types(stored)) == {"float32", "int64"}
     assert all(torch.equal(stored[name], original[name]) for name in original)
     assert left_behind(hub) == {"denoiser.safetensors"}
     lock = json.loads((hub.folder / "lock.json").read_text(encoding="utf-8"))
@@ -202,7 +203,7 @@ def test_a_revision_once_recorded_is_kept(hub, server, published):
     path = denoiser(hub)
     path.unlink()
     server.state.revision = "ab" * 20
-    with pytest.raises(HubError, match=f"recorded revision {REVISION} is not on"):
+    with pytest.raises(HubError, match=f"revision {REVISION} .recorded on first use. is not on"):
         denoiser(hub)
 
 
@@ -238,7 +239,7 @@ def test_a_file_in_the_clients_own_cache_is_used_and_left_there(hub, server, pub
 def test_a_hub_that_does_not_answer(hub, server, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_ETAG_TIMEOUT", 1)
     with unused_port() as port, pytest.raises(HubUnreachable, match="does not answer.*connection.*by other means"):
-        denoiser(Hub(tmp_path / "other", f"http://127.0.0.1:{port}"))
+        denoiser(Hub(tmp_path / "other", f"http://127.0.0.1:{port}", NOTHING))
     server.state.status = 503
     with pytest.raises(HubUnreachable, match="answers 503"):
         denoiser(hub)
@@ -386,7 +387,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, publi
         "from moebius_lab.hub import Hub\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2]))\n"
+        "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2], {'revisions': {}, 'files': {}}))\n"
         "except LabError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8")
@@ -401,16 +402,89 @@ def test_a_damaged_lock_file_is_named(hub):
         denoiser(hub)
 
 
-def command(server, tmp_path, **environment):
-    """`python -m moebius_lab fetch places2` with the hub and the folders that the environment names."""
+# -- what is pinned ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_pinned_is_what_is_asked_for_and_names_its_source():
+    """The Places2 denoiser and the autoencoder, as others saw them; see `hub.SEEN_BY`."""
+    assert PINNED["revisions"].keys() == {DENOISER, VAE}
+    assert PINNED["files"].keys() == {f"{DENOISER}/{PLACES}", f"{VAE}/vae/config.json", f"{VAE}/vae/diffusion_pytorch_model.bin"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in PINNED["revisions"].values())
+    for entry in PINNED["files"].values():
+        assert re.fullmatch("[0-9a-f]{64}", entry["sha256"]) and "github.com/" in entry["source"] and entry["bytes"] > 0
+    parameters = sum(value.numel() for value in MoebiusNet(MOEBIUS).state_dict().values() if value.is_floating_point())
+    assert 0 < PINNED["files"][f"{DENOISER}/{PLACES}"]["bytes"] - 4 * parameters < 2e6, "32 bits a number, and a pickle's head"
+    autoencoder = sum(p.numel() for p in make_vae(MOEBIUS).parameters())
+    assert 0 < PINNED["files"][f"{VAE}/vae/diffusion_pytorch_model.bin"]["bytes"] - 2 * autoencoder < 1e5, "16 bits a number"
+
+
+def pins(published, sha256: str = "", revision: str = REVISION) -> dict:
+    entry = {"bytes": 1, "sha256": sha256 or file_sha256(published / "denoiser.bin"), "source": "the notes of a friend"}
+    return {"revisions": {DENOISER: revision}, "files": {f"{DENOISER}/{PLACES}": entry}}
+
+
+def test_a_pinned_file_is_taken_and_goes_once_it_is_converted_also_after_an_interruption(hub, server, published):
+    hub = Hub(hub.folder, server.url, pins(published))
+    with hub.held():
+        hub.fetch(DENOISER, (PLACES,))  # and the process ends here
+    assert left_behind(hub) == {"diffusion_pytorch_model.bin"}
+    assert denoiser(hub).is_file() and left_behind(hub) == {"denoiser.safetensors"}
+    assert [request["path"] for request in server.state.requests if "/resolve/" in request["path"]][0].split("/")[4] == REVISION
+
+
+def test_another_file_than_the_pinned_one_is_not_fetched_and_the_way_on_works(hub, server, published):
+    hub = Hub(hub.folder, server.url, pins(published, "ab" * 32))
+    with pytest.raises(HubError, match="now has another file.*than abababababababab... as pinned in hub.py as the notes of a friend have it; if its authors.*fetch NAME --unpinned`$"):
+        denoiser(hub)
+    assert not server.state.deliveries() and left_behind(hub) == set()
+    hub.unpin(DENOISER)
+    path = denoiser(hub)
+    assert denoiser(hub) == path
+    lock = json.loads((hub.folder / "lock.json").read_text(encoding="utf-8"))
+    assert lock["unpinned"] == [DENOISER] and lock["files"][f"{DENOISER}/{PLACES}"]["sha256"] == file_sha256(published / "denoiser.bin")
+
+
+def test_a_file_put_there_by_hand_is_held_to_its_pin(hub, server, published):
+    hub = Hub(hub.folder, server.url, pins(published, "ab" * 32))
+    place = hub.folder / DENOISER / PLACES
+    place.parent.mkdir(parents=True)
+    shutil.copy(published / "denoiser.bin", place)
+    with pytest.raises(HubError, match="not abababababababab... as pinned in hub.py as the notes of a friend.*Delete it and run this again; if"):
+        denoiser(hub)
+    assert place.is_file()
+
+
+def test_a_pinned_revision_that_is_gone_says_who_named_it(hub, server, published):
+    hub = Hub(hub.folder, server.url, pins(published, revision="cd" * 20))
+    with pytest.raises(HubUnreachable, match=f"revision {'cd' * 20} .pinned in hub.py, see github.com/.* is not on .* any more; if .*--unpinned"):
+        denoiser(hub)
+
+
+def test_unpinning_forgets_what_was_made_of_the_files_and_takes_the_new_ones(hub, server, published, tmp_path):
+    path = denoiser(hub)
+    changed = torch.load(published / "denoiser.bin", weights_only=True)
+    changed["embedding_layer.weight"] += 1
+    torch.save(changed, tmp_path / "changed.bin")
+    server.state.files[DENOISER, PLACES], server.state.revision = tmp_path / "changed.bin", "ab" * 20
+    hub.unpin(DENOISER)
+    assert not path.exists()
+    assert torch.equal(load_file(denoiser(hub))["embedding_layer.weight"], changed["embedding_layer.weight"])
+
+
+def command(server, tmp_path, *options, **environment):
+    """`python -m moebius_lab fetch ffhq`, whose denoiser's hash is not pinned, with the hub and the folders that the environment names."""
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")} | environment
-    arguments = [sys.executable, "-m", "moebius_lab", "fetch", "places2"]
+    arguments = [sys.executable, "-m", "moebius_lab", "fetch", "ffhq", *options]
     return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
 
 
-def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--unpinned",)])
+def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path, options, published):
     """The published network has another width than these small files, which shows that they did arrive."""
-    done = command(server, tmp_path)
+    server.state.files[DENOISER, "ft_ffhq/diffusion_pytorch_model.bin"] = published / "denoiser.bin"
+    if not options:
+        server.state.revision = PINNED["revisions"][DENOISER]
+    done = command(server, tmp_path, *options)
     assert done.returncode == 2 and "of this network in another width" in done.stderr.splitlines()[-1]
     files = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".bin", ".incomplete", ".part", ".safetensors"))]

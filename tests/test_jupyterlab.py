@@ -70,13 +70,11 @@ LISTEN = """() => {
 
 WORDS = """() => [...document.querySelectorAll('.jp-OutputArea .moebius-widget')].map((at) => getComputedStyle(at, '::before').content)"""
 
-A_MEASUREMENT = """import asyncio
-
-output = bench.folder / "measurements.json"
-data = await asyncio.to_thread(run, bench, output, ("onnxruntime-cpu",), ("fp32",), ("step",), 3, runner=runner)"""
+A_MEASUREMENT = """output = bench.folder / "measurements.json"
+data = await run_beside(bench, output, ("onnxruntime-cpu",), ("fp32",), ("step",), 3, runner=runner)"""
 THE_READER_S_PART = {
-    "03_parity": ["03-01", "03-02", "03-references", "rows, evidence = [], {}", "03-06", "03-runner", "03-runner-rows"],
-    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.browser import NoBrowser", "04-fill"],
+    "03_parity": ["03-01", "03-02", "03-references", "rows, evidence, missing = [], {}, {}", "03-06", "03-runner", "03-runner-rows"],
+    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.browser import NoBrowser\nmissing = {}", "04-fill"],
     "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", A_MEASUREMENT, "05-07"],
 }
 """Of each notebook the cells, by their ids, that lead to the reader's own browser and show what it did."""

@@ -1,3 +1,4 @@
+import html
 import inspect
 import json
 import re
@@ -42,11 +43,45 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
             o for cell in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells for o in cell.get("outputs", [])
         ]
         assert any("image/png" in o.get("data", {}) for o in outputs), f"{name} shows no picture"
+        assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"], f"{name} has red output"
     pictures = list((folder / "pictures").glob("*.png"))
     assert len(pictures) >= 9
     for picture in pictures:
         Image.open(picture).verify()
         assert picture.name in index.read_text(encoding="utf-8")
+
+
+def answer_of(folder, name: str) -> str:
+    [cell] = [c for c in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells if "answer" in c.metadata.get("tags", [])]
+    return cell.outputs[0].data["text/markdown"]
+
+
+def test_answers_are_what_the_run_showed(finished):
+    folder, _, index = finished
+    parity_answer, bundle_answer, benchmark_answer = (answer_of(folder, name) for name in report.NOTEBOOKS[2:])
+    assert "In float32, yes" in parity_answer and "(Chromium, webgpu" in parity_answer and "(Chromium, wasm)" in parity_answer
+    assert "every node on WebGPU" in bundle_answer and "a second one none at all" in bundle_answer
+    assert "The quickest guided step" in benchmark_answer
+    for text in (parity_answer, bundle_answer, benchmark_answer):
+        assert html.escape(report._plain(text)) in index.read_text(encoding="utf-8")
+
+
+def test_without_a_browser_the_answers_say_what_is_missing(tmp_path, small, picture_files, monkeypatch):
+    """A machine without one: nothing on the PATH, nothing of Playwright's."""
+    shutil.copytree(small.folder / "onnx", tmp_path / "onnx")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "nothing"))
+    parameters = {"network": "small", "weights": "deterministic", **dict(zip(("image", "mask"), map(str, picture_files)))}
+    report.run_notebooks(tmp_path, parameters, names=("03_parity", "04_webgpu_bundle"))
+    parity_answer, bundle_answer = answer_of(tmp_path, "03_parity"), answer_of(tmp_path, "04_webgpu_bundle")
+    shown, missing = parity_answer.split("**Not compared here:**")
+    assert "(ONNX Runtime, CPU)" in shown and "Chromium" not in shown and "rowser" not in shown
+    for what in ("Chromium, wasm, fp32", "Chromium, webgpu, fp32", "this browser", "there is no Chromium"):
+        assert what in missing
+    shown, missing = bundle_answer.split("**Not shown here:**")
+    assert "WebGPU" not in shown and "visit" not in shown
+    for what in ("what a second visit fetches", "where the runtime places the nodes", "a picture through the bundle", "there is no Chromium"):
+        assert what in missing
 
 
 def test_notebooks_run_alone_on_the_demo_network(tmp_path):
@@ -68,6 +103,19 @@ def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished
     report.run_notebooks(folder, parameters)
     again = {name for name, path in executed.items() if path.stat().st_mtime_ns != before[name]}
     assert again == {"05_benchmark"}
+
+
+@pytest.mark.parametrize("folder", ["run {draft}", "{", "}{0}", "50 % of #1", "{network}", "ünï"])
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch, folder):
+    source = tmp_path / folder / "notebooks"
+    source.mkdir(parents=True)
+    cells = [nbformat.v4.new_code_cell(code) for code in ('output_dir = ""', "print(output_dir)")]
+    cells[0].metadata.tags = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), source / "a.ipynb")
+    monkeypatch.setattr(report, "SOURCE_FOLDER", source)
+    index = report.run_notebooks(tmp_path / folder / "out", {"network": "small"}, names=("a",))
+    assert str(tmp_path / folder / "out") in (index.parent / "a.html").read_text(encoding="utf-8")
 
 
 def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):

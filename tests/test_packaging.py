@@ -1,5 +1,6 @@
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -86,6 +87,17 @@ def test_what_counts_as_text_without_an_encoding(call, bad):
 
 def test_every_text_names_its_encoding():
     assert not {place: calls for place, program in programs().items() if (calls := without_encoding(program))}
+
+
+@pytest.mark.parametrize("name", ["my build", "it's", 'a "b" $HOME `c`', "run {draft}; d & e"])
+def test_the_makefile_takes_folders_of_any_name(name):
+    done = subprocess.run(["make", "-n", "run", "demo", f"OUTPUT={name.replace('$', '$$')}", f"WEIGHTS={name.replace('$', '$$')}"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if " -m moebius_lab " in line]
+    verbs = {command[3]: command for command in commands}
+    for verb in ("run", "bundle"):
+        given = dict(zip(verbs[verb][4::2], verbs[verb][5::2]))
+        assert given == {"--network": "demo", "--weights": name, "--output-dir": name}
+    assert verbs["serve"][4:] == [f"{name}/bundle"] and "browser" in verbs
 
 
 def test_code_is_linted():

@@ -107,3 +107,32 @@ def test_the_loop_is_compared_on_the_way_and_at_its_end(small):
 def test_without_a_native_webgpu_provider_the_reason_is_said(small, references):
     with pytest.raises(LabError, match="native WebGPU provider"):
         parity.compare_graphs(references, small.net, parity.webgpu_run(small.stored()), per_graph("fp32"), "WebGPU, native")
+
+
+def a_row(graph="step", output="noise", precision="fp32", backend="CPU", off=1e-5):
+    zeros = np.zeros((2, 2), np.float32)
+    zeros[0] = 1
+    return parity.compare(graph, output, precision, backend, zeros + np.float32(off), zeros)
+
+
+def test_the_table_for_reading_has_graphs_down_and_precisions_across():
+    rows = [a_row(), a_row(precision="int8", off=1e-3), a_row("vae_encoder", "mean", backend="a browser"), a_row("vae_encoder", "mean"), a_row(precision="fp32", backend="a browser", off=1e-2)]
+    table = parity.wide_table(rows)
+    assert list(table.columns) == ["fp32, largest difference", "int8, dB"]
+    assert list(table.index) == [
+        ("vae_encoder", "mean", "CPU"), ("vae_encoder", "mean", "a browser"), ("step", "noise", "CPU"), ("step", "noise", "a browser"),
+    ]  # fmt: skip
+    assert list(table.loc[("step", "noise", "CPU")]) == ["1e-05 ≤ 0.0001", "60.0 ≥ 40"]
+    assert list(table.loc[("step", "noise", "a browser")]) == ["DIFFERENT: 0.01 > 0.0001", ""]
+    assert (table != "").sum().sum() == len(rows), "every row is in it once"
+
+
+def test_the_answer_says_what_the_rows_show_and_what_is_missing():
+    rows = [a_row(), a_row(backend="Chromium, wasm", off=2e-5), a_row(precision="int8", off=1e-3)]
+    text = parity.answer(rows, {})
+    assert "In float32, yes" in text and "2.0e-05 (Chromium, wasm)" in text and "int8 at least 60 dB" in text and "Not compared" not in text
+    text = parity.answer(rows[:1], {"Chromium, wasm": "no browser", "this browser": "no browser", "WebGPU, native": "no card"})
+    assert "Chromium" not in text.partition("**Not compared")[0]
+    assert text.endswith("**Not compared here:** Chromium, wasm; this browser (no browser). WebGPU, native (no card).")
+    text = parity.answer([*rows, a_row("vae_decoder", "image", off=1e-2)], {})
+    assert "In float32, no" in text and "**1 of 4 comparisons are past what was asked.**" in text

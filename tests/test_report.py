@@ -42,14 +42,20 @@ def pages(tmp_path_factory):
         new_markdown_cell("## A part: with & signs\n\ntext"),
         shows({"image/png": wide}, "<Figure size 1100x400 with 1 Axes>"),
     ]
+    cells.append(new_code_cell(f"long = [{', '.join(map(str, range(200)))}]  # {'x' * 300}"))
+    cells.append(new_code_cell("print(...)", outputs=[new_output("stream", text="/" + "a folder/" * 60 + "x" * 300)]))
     first = new_notebook(cells=cells, metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}})
     folder = tmp_path_factory.mktemp("report")
     (folder / "notebooks").mkdir()
     (folder / "report").mkdir()
     nbformat.write(first, folder / "notebooks" / "a.ipynb")
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# 2 · Second")]), folder / "notebooks" / "b.ipynb")
+    said = new_output("execute_result", {"text/markdown": "Of *this* run: [yes](a.html).", "text/plain": "Markdown"})
+    opening = "# 2 · Second\n\n**Answer found here.** It is made from this run, and stands\nat the end.\n\n*Runs alone.*"
+    for name, outputs in (("b", [said]), ("d", [])):
+        cells = [new_markdown_cell(opening), new_code_cell("Markdown(...)", outputs=outputs, metadata={"tags": ["answer"]})]
+        nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
     (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4, "files": []}), encoding="utf-8")
-    report.write_report(folder, ("a", "b", "c"))
+    report.write_report(folder, ("a", "b", "c", "d"))
     return folder / "report"
 
 
@@ -63,6 +69,22 @@ def test_the_contents_page_tells_what_was_asked_found_and_not_run(pages):
     text = (pages / "index.html").read_text(encoding="utf-8")
     assert "1 · First &lt;one&gt;</a> <small>3 s</small>" in text and "It does, see here, not there." in text
     assert "2 · Second</a> <small><b>stopped by an error" in text and "c: not run yet" in text
+
+
+def test_an_answer_is_what_the_run_made_of_it_on_the_contents_page_and_on_the_notebook_s(pages):
+    index, made, stopped = ((pages / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "b", "d"))
+    assert "<p>Of this run: yes.</p>" in index and "<p>This run stopped before it had one.</p>" in index
+    assert "Answer found here.</strong> Of <em>this</em> run" in made and "stands" not in made and "Runs alone" in made
+    assert "Answer found here.</strong> This run stopped before it had one." in stopped
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_code_and_what_it_prints_stay_within_the_page(pages, chromium, width):
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    page.goto((pages / "a.html").as_uri())
+    outside = page.evaluate("() => [...document.querySelectorAll('pre')].filter((e) => e.scrollWidth > e.parentElement.clientWidth + 1).length")
+    assert page.locator("pre").count() >= 3 and outside == 0
+    page.close()
 
 
 def test_widgets_leave_their_stills_and_nothing_is_fetched(pages):
