@@ -25,9 +25,15 @@ LONGEST_FIRST = ("notebooks", "page", "browser", "jupyterlab", "benchmark", "tra
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process is still busy with one when the others have nothing left."""
+    """Begin with the files that take longest, so that no process is still busy with one when the others have nothing left.
+
+    Who takes a browser from here is slow.
+    """
     place = {f"test_{name}": i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        if "playwright" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,8 @@ FILL = """async ({steps, stopAfter}) => {
 
 WASM = {"provider": "wasm", "precision": "fp32"}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def bundle(small_bundle) -> Path:

@@ -10,6 +10,8 @@ from moebius_lab.config import GRAPHS
 from moebius_lab.publish import write_site
 from moebius_lab.serve import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def port(tiny, tmp_path_factory):

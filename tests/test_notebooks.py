@@ -34,6 +34,7 @@ def finished(tmp_path_factory, picture_files, tiny):
     return folder, run(), run
 
 
+@pytest.mark.slow
 def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     folder, index, _ = finished
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -58,6 +59,7 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
         assert picture.name in index.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_notebooks_run_alone_on_the_demo_network(tmp_path):
     for name in ("01_feasibility", "04_webgpu_bundle"):
         report.run_notebooks(tmp_path / name, {}, names=(name,))
@@ -67,6 +69,7 @@ def test_notebooks_run_alone_on_the_demo_network(tmp_path):
         assert '"network": "demo"' in (tmp_path / name / "results.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_second_run_repeats_nothing_and_a_cut_one_goes_on(finished, capsys):
     folder, _, run = finished
     executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in report.NOTEBOOKS}
@@ -85,6 +88,7 @@ def write_notebooks(folder, cells: dict[str, str]) -> None:
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), folder / f"{name}.ipynb")
 
 
+@pytest.mark.slow
 def test_a_change_repeats_what_follows(tmp_path, monkeypatch):
     source, names = tmp_path / "notebooks", ("a", "b", "c")
     write_notebooks(source, {name: f"print({name!r})" for name in names})
@@ -138,6 +142,7 @@ def test_bad_parameters_are_refused_by_the_first_cell(tmp_path, bad, words):
         prepare(**({"output_dir": str(tmp_path)} | bad))
 
 
+@pytest.mark.slow
 def test_a_bad_parameter_ends_a_notebook_in_its_first_cell(tmp_path):
     with pytest.raises(report.NotebookError, match=r"05_benchmark.ipynb, cell [234]: LabError: there is no backend 'cuda'"):
         report.run_notebooks(tmp_path, {"backend": "cuda"}, names=("05_benchmark",))
