@@ -178,7 +178,7 @@ TINY = NetworkConfig(
     encoder_hid_dim=32,
     vae=VaeConfig((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.13025),
     layers_per_block=1,
-    heads=2,
+    heads=4,
     position_kernel=7,
     norm_groups=8,
 )
