@@ -1,20 +1,25 @@
-# run: notebooks and report.  test: the tests.  lab: JupyterLab.  demo: the page.  Each makes .venv first if it is missing; run
-# and test also bring a browser where there is none.
+# run: notebooks and report.  test: all tests.  test-fast: those that take no browser and no notebook.  lab: JupyterLab.
+# demo: the page.  Each makes .venv first if it is missing; run and test also bring a browser where there is none.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo
 OUTPUT ?= build
+WORKERS ?= 2
 VENV = .venv
 INSTALLED = $(VENV)/.installed
 quoted = '$(subst ','\'',$(1))'
 CHOSEN = --network $(call quoted,$(NETWORK)) --weights $(call quoted,$(WEIGHTS)) --output-dir $(call quoted,$(OUTPUT))
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lab demo browser
+.PHONY: run test test-fast lab demo browser
 run: browser
 	$(VENV)/bin/python -m moebius_lab run $(CHOSEN)
 
 test: browser
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m 'not slow'
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks

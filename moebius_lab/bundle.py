@@ -281,7 +281,7 @@ def write_bundle(
         "samples": _add_samples(writer),
     }
     sources = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
-    digests = {file.name: file_digest(file) for file in sources}
+    digests = {file.name: file_sha256(file) for file in sources}
     manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
     manifest["page"] = f"page-{manifest['version']}/"
     page = [_add_page_file(writer, file, manifest["page"]) for file in sources]

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import LONGEST_FIRST
 from PIL import Image
 
 from moebius_lab.pictures import LIMIT
@@ -98,6 +99,10 @@ def test_the_makefile_takes_folders_of_any_name(name):
         given = dict(zip(verbs[verb][4::2], verbs[verb][5::2]))
         assert given == {"--network": "demo", "--weights": name, "--output-dir": name}
     assert verbs["serve"][4:] == [f"{name}/bundle"] and "browser" in verbs
+
+
+def test_the_suite_begins_with_files_that_there_are():
+    assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in LONGEST_FIRST)
 
 
 def test_code_is_linted():
