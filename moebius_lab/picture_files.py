@@ -7,7 +7,8 @@ How a file is read, here and on the page (`web/picture_files.js`), pixel for pix
   from 1 to 8. Blocks of one file are joined, repeated "Exif" headers skipped. XMP is ignored, as browsers ignore it. TIFF and
   AVIF have an orientation of their own, which their decoders apply.
 - **Colours** become sRGB, relative colorimetric. Of several statements in a PNG the first counts: cICP, iCCP, sRGB, gAMA with
-  cHRM. gAMA alone changes nothing where it is within 0.02 of 1/2.2. A profile for another number of channels is ignored.
+  cHRM. gAMA alone changes nothing where it is within 0.02 of 1/2.2. A grey picture may have a
+  profile for RGB, and comes back in RGB; any other profile for other channels than the picture's is ignored.
   High dynamic range (PQ, HLG) is refused.
 - **Depth**: of 16 bits the upper 8 are used. Floats are 0..1 or 0..255, whole numbers without a range of their own 0..255 or
   0..65535, by their largest value.
@@ -141,13 +142,18 @@ def read_mask(source: Source, what: str = "the mask") -> np.ndarray:
 def _content(path: str | Path) -> bytes:
     try:
         path = Path(path)
+        os.stat(path)
         if path.is_dir():
             raise ImageError(f"{path}: this is a folder; give the file of a picture")
         if not path.is_file():
-            raise ImageError(f"{path}: there is no such file; give the path of a picture")
+            raise ImageError(f"{path}: this is no file; give the path of a picture")
         if path.stat().st_size > LARGEST_FILE:
             raise ImageError(f"{path}: too large; use a picture file of at most {LARGEST_FILE / 2**30:.0f} GB")
         return path.read_bytes()
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{path}: there is no such file; give the path of a picture") from None
     except OSError as error:
         raise ImageError(explain_os_error(error)) from None
     except ValueError as error:  # a path with a null character
@@ -157,8 +163,9 @@ def _content(path: str | Path) -> bytes:
 def _decode(content: bytes, name: str) -> Picture:
     if not content:
         raise ImageError(f"{name} this is an empty file; give another one")
-    content, info = _without_metadata(content)
+    magic = content[:4]
     try:
+        content, info = _without_metadata(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes within our limit, and about metadata that we do not use
             with Image.open(io.BytesIO(content)) as image:
@@ -167,7 +174,9 @@ def _decode(content: bytes, name: str) -> Picture:
                 return _from_image(image, image.info | info, name)
     except ImageError:
         raise
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
+        if magic.startswith(MAGIC):
+            raise _damaged(name, ValueError("its header ends too early")) from error
         raise ImageError(f"{name} this is not a picture that Pillow can read; use PNG, JPEG or WebP") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} too large ({error}); use a smaller picture") from None
@@ -200,7 +209,8 @@ def _from_image(image: Image.Image, info: dict, name: str) -> Picture:
     exif = info.get("exif") or b""
     exif = b"" if image.format == "TIFF" or not isinstance(exif, bytes) else exif
     orientation, exif = _upright(exif)
-    if turn := TURNS.get(orientation):
+    turn = TURNS.get(orientation)
+    if turn is not None:
         pixels = _turned(pixels, turn)
         alpha = None if alpha is None else _turned(alpha, turn)
     return _picture(pixels, alpha, _profile_of(info, pixels.ndim == 2, name), exif)
@@ -225,6 +235,8 @@ def _profile_of(info: dict, grey: bool, name: str) -> bytes:
 def _picture(pixels: np.ndarray, alpha: np.ndarray | None, profile: bytes, exif: bytes) -> Picture:
     """A picture of decoded pixels: uint8 (H, W), (H, W, 3), or CMYK (H, W, 4)."""
     remarks = []
+    if pixels.ndim == 2 and profile[16:20] == b"RGB ":
+        pixels = _three(pixels)
     is_cmyk = pixels.ndim == 3 and pixels.shape[2] == 4
     space = b"CMYK" if is_cmyk else b"GRAY" if pixels.ndim == 2 else b"RGB "
     if profile and profile[16:20] != space:
@@ -261,6 +273,9 @@ def _channels(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | N
         return lab_to_srgb(image), None
     if mode == "CMYK":
         return np.asarray(image), None
+    if mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of 16 bits, as are the channels that Pillow has cut to 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if mode in ("1", "L", "RGB"):
         alpha = None if key is None else np.asarray(image.convert("RGBA").getchannel("A"))
         return np.asarray(image.convert("L") if mode == "1" else image), alpha
@@ -328,6 +343,7 @@ def _without_metadata(content: bytes) -> tuple[bytes, dict]:
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
@@ -336,9 +352,12 @@ def _png(content: bytes) -> tuple[bytes, dict]:
     while at + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, at)
         chunk = content[at : at + length + 12]
-        if kind in PIXEL_CHUNKS:
-            kept.append(chunk if len(chunk) == length + 12 else b"")  # otherwise as it is: Pillow judges it
-        elif len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
+        is_sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind == b"IDAT" and not is_sound:
+            raise ValueError("a block of its pixels is incomplete")
+        if kind in PIXEL_CHUNKS and is_sound:
+            kept.append(chunk)
+        elif is_sound:
             found.setdefault(kind, chunk[8:-4])
         at += length + 12
     return b"".join(kept), {"exif": found.get(b"eXIf", b""), "png": found, "deep": content[24:25] == b"\x10"}
@@ -421,9 +440,14 @@ class Format:
     alpha: bool = False
     profile: bool = False
     exif: bool = False
+    grey: bool = True  # whether one channel is stored as one, so that a profile for grey fits
     largest: int = 65_500  # px, of the longer side
     exact: dict | None = None  # Pillow's options that keep every value; None if there are none
     lossy: dict | None = None  # Pillow's options when a quality is given; None if there is no such thing
+
+    def holds_profile(self, picture: Picture) -> bool:
+        """Whether a picture's colour profile can be written; True if it has none."""
+        return not picture.profile or self.profile and (self.grey or picture.stored.ndim == 3)
 
 
 _JPEG = Format("JPEG", profile=True, exif=True, lossy={"subsampling": "4:4:4"})
@@ -431,19 +455,24 @@ _TIFF = Format("TIFF", alpha=True, profile=True, exif=True, exact={"compression"
 FORMATS = {
     ".png": Format("PNG", alpha=True, profile=True, exif=True, exact={}),
     ".webp": Format(
-        "WEBP", alpha=True, profile=True, exif=True, largest=16_383, exact={"lossless": True, "exact": True}, lossy={"method": 5}
+        "WEBP", alpha=True, profile=True, exif=True, grey=False, largest=16_383, exact={"lossless": True, "exact": True}, lossy={"method": 5}
     ),
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
-    ".avif": Format("AVIF", alpha=True, profile=True, exif=True, lossy={"subsampling": "4:4:4"}),
+    ".avif": Format("AVIF", alpha=True, profile=True, exif=True, grey=False, lossy={"subsampling": "4:4:4"}),
     ".jp2": Format("JPEG2000", alpha=True, exact={}),
     ".tga": Format("TGA", alpha=True, exact={}),
     ".bmp": Format("BMP", exact={}),
     ".ppm": Format("PPM", exact={}),
 }
 """Ending of a file's name -> its format."""
+PIXEL_TAGS = {
+    *range(0x00FE, 0x010D), 0x0111, *range(0x0115, 0x0120), *range(0x0120, 0x0126), *range(0x013D, 0x0162),
+    *range(0x0200, 0x0215), 0x8773,
+}  # fmt: skip
+"""Tags of TIFF that say how and where the pixels of a file are stored."""
 
 
 @dataclass(frozen=True)
@@ -462,22 +491,30 @@ class Output:
             ImageError: it cannot be written.
         """
         form = self.format
-        profile = picture.profile if form.profile else b""
-        options = {} if not profile else {"icc_profile": profile}
+        if not form.holds_profile(picture):
+            picture = replace(picture, stored=picture.rgb, profile=b"")
+        options = {"icc_profile": picture.profile} if picture.profile else {}
         if form.exif and picture.exif and not (form is _JPEG and len(picture.exif) > EXIF_LIMIT):
-            options["exif"] = EXIF_HEADER + picture.exif
+            options["exif"] = _for_tiff(picture.exif) if form is _TIFF else EXIF_HEADER + picture.exif
         if form.exact is not None and self.quality is None:
             options |= form.exact
         else:
             options |= form.lossy | {"quality": self.quality or JPEG_QUALITY}
-        if picture.profile and not profile:
-            picture = replace(picture, stored=picture.rgb)
         encoded = io.BytesIO()
         try:
             picture.image().save(encoded, form.name, **options)
         except Exception as error:  # Pillow's plugins raise whatever they meet
             raise ImageError(f"{self.path}: cannot be written as {form.name} ({error}); use .png") from None
         write_whole(self.path, encoded.getbuffer())
+
+
+def _for_tiff(exif: bytes) -> Image.Exif:
+    """An EXIF block for a TIFF, whose own directory it goes into: without what describes the other file's pixels."""
+    block = Image.Exif()
+    block.load(EXIF_HEADER + exif)
+    for tag in set(block) & PIXEL_TAGS:
+        del block[tag]
+    return block
 
 
 def plan_output(path: str | Path, picture: Picture, quality: int | None = None) -> Output:
@@ -507,8 +544,8 @@ def plan_output(path: str | Path, picture: Picture, quality: int | None = None) 
         raise ImageError(f"{path}: {form.name} holds no transparency, which the picture has; use .png or .webp")
     check_place(path, picture.rgb.size + (0 if picture.alpha is None else picture.alpha.size))
     remarks = []
-    if picture.profile and not form.profile:
-        remarks.append(f"{path}: {form.name} holds no colour profile: the result is in sRGB")
+    if not form.holds_profile(picture):
+        remarks.append(f"{path}: {form.name} does not hold this colour profile: the result is in sRGB")
     if picture.exif and (not form.exif or form is _JPEG and len(picture.exif) > EXIF_LIMIT):
         remarks.append(f"{path}: {form.name} does not hold this EXIF block: it is left out")
     return Output(path, form, quality, tuple(remarks))
@@ -521,15 +558,26 @@ def check_place(path: Path, size: int) -> None:
             raise ImageError(f"{path}: this is a folder; add a file name")
         if not path.parent.is_dir():
             raise ImageError(f"{path.parent}: there is no such folder; make it first")
-        if path.exists() and not os.access(path, os.W_OK):
+        if is_there(path) and not os.access(path, os.W_OK):
             raise ImageError(f"{path}: this file is write-protected; choose another name")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
         free = shutil.disk_usage(path.parent).free
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         raise _not_writable(path, error) from None
     if free < size:
         raise ImageError(f"{path}: up to {size / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; OSError or ValueError where its name cannot be one."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

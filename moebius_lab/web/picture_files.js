@@ -119,8 +119,8 @@ function contentsOfPng(b) {
     kind = text(b, at + 4, 4);
     const gamma = kind === 'gAMA' && body.length === 4 ? view.getUint32(at + 8) / 100_000 : 1;
     if (PNG_CHUNKS.includes(kind) && gamma >= 0.01 && gamma <= 100) parts.push(whole);
-    if (kind === 'eXIf' && !exif.length) exif = body;
-    if (kind === 'cICP' && body.length === 4 && body[2] === 0 && body[3] === 1) {
+    if (kind === 'eXIf' && !exif.length && isSound(whole)) exif = body;
+    if (kind === 'cICP' && isSound(whole) && body.length === 4 && body[2] === 0 && body[3] === 1) {
       if (HDR_TRANSFERS.includes(body[1])) depth = 'hdr';
       else if (PRIMARIES.includes(body[0]) && TRANSFERS.includes(body[1])) parts.push(whole);
     }
@@ -128,6 +128,12 @@ function contentsOfPng(b) {
   }
   if (kind !== 'IEND' && at <= b.length) parts.push(...chunk('IEND', new Uint8Array(0))); // every row may be there
   return { parts, orientation: orientationOf(exif), depth };
+}
+
+/** Whether a PNG's chunk has the checksum that it names. @param {Uint8Array} chunk */
+function isSound(chunk) {
+  const end = chunk.length - 4;
+  return new DataView(chunk.buffer, chunk.byteOffset, chunk.length).getUint32(end) === crc32(chunk.subarray(4, end));
 }
 
 /** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
@@ -375,16 +381,21 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   return n >>> 0;
 });
 
+/** @param {Uint8Array[]} parts @returns {number} of all of them, one after another */
+function crc32(...parts) {
+  let crc = 0xffffffff;
+  for (const part of parts) {
+    for (let i = 0; i < part.length; i++) crc = CRC_TABLE[(crc ^ part[i]) & 255] ^ (crc >>> 8);
+  }
+  return (crc ^ 0xffffffff) >>> 0;
+}
+
 /** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
 function chunk(type, body) {
   const head = new Uint8Array(8);
   new DataView(head.buffer).setUint32(0, body.length);
   for (let i = 0; i < 4; i++) head[4 + i] = type.charCodeAt(i);
-  let crc = 0xffffffff;
-  for (const part of [head.subarray(4), body]) {
-    for (let i = 0; i < part.length; i++) crc = CRC_TABLE[(crc ^ part[i]) & 255] ^ (crc >>> 8);
-  }
   const tail = new Uint8Array(4);
-  new DataView(tail.buffer).setUint32(0, (crc ^ 0xffffffff) >>> 0);
+  new DataView(tail.buffer).setUint32(0, crc32(head.subarray(4), body));
   return [head, body, tail];
 }
