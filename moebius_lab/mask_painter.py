@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from . import LabError
 from .imaging import ImageError
-from .picture_files import Source, check_place, read_mask, read_picture, write_whole
+from .picture_files import Source, check_place, read_mask, read_picture, write_file
 
 TOOLS = {"brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "move": "arrows"}
 """Name of each tool -> its icon."""
@@ -370,7 +370,7 @@ class MaskPainter(ipywidgets.VBox):
         check_place(path, self.mask.size)
         encoded = io.BytesIO()
         Image.fromarray(self.mask).save(encoded, "PNG")
-        write_whole(path, encoded.getbuffer())
+        write_file(path, encoded.getbuffer())
         return path
 
     def undo(self) -> None:

@@ -38,6 +38,7 @@ from PIL import Image, UnidentifiedImageError
 from .colours import ProfileError, as_image, from_srgb, lab_to_srgb, profile_of_gamma, profile_of_png, to_srgb
 from .config import JPEG_QUALITY
 from .errors import explain_os_error
+from .files import write_whole
 from .imaging import ImageError, check_size
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
@@ -505,7 +506,7 @@ class Output:
             picture.image().save(encoded, form.name, **options)
         except Exception as error:  # Pillow's plugins raise whatever they meet
             raise ImageError(f"{self.path}: cannot be written as {form.name} ({error}); use .png") from None
-        write_whole(self.path, encoded.getbuffer())
+        write_file(self.path, encoded.getbuffer())
 
 
 def _for_tiff(exif: bytes) -> Image.Exif:
@@ -580,31 +581,16 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file, or leave what is there as it is.
 
     Raises:
         ImageError: it cannot be written.
     """
     try:
-        target = Path(os.path.realpath(path))  # a link stays one
-        number, part = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
-        try:
-            with open(number, "wb") as file:
-                file.write(content)
-            os.chmod(part, target.stat().st_mode if target.exists() else 0o666 & ~_umask())
-            os.replace(part, target)
-        except BaseException:
-            os.unlink(part)
-            raise
+        write_whole(path, content)
     except (OSError, ValueError) as error:
         raise _not_writable(path, error) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _not_writable(path: Path, error: Exception) -> ImageError:

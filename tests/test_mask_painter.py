@@ -258,7 +258,7 @@ def test_the_wheel_zooms_where_the_pointer_is_and_moving_drags_the_picture(paint
 
 def test_errors_of_a_button_are_shown_in_the_widget(painter, tmp_path):
     painter._shown(lambda: painter.save(tmp_path / "no" / "folder.png"))()
-    assert "cannot be written" in painter._message.value and 'role="alert"' in painter._message.value
+    assert "no such folder" in painter._message.value and 'role="alert"' in painter._message.value
     painter._shown(lambda: 1 / 0)()
     assert "ZeroDivisionError" in painter._message.value
     painter.stroke([(5, 5)])

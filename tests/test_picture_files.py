@@ -37,7 +37,7 @@ from moebius_lab.bundle import WEB
 from moebius_lab.imaging import ImageError
 from moebius_lab.inpaint_panel import Inpaint
 from moebius_lab.mask_painter import MaskPainter, as_mask
-from moebius_lab.picture_files import FORMATS, plan_output, read_image, read_mask, read_picture, write_whole
+from moebius_lab.picture_files import FORMATS, plan_output, read_image, read_mask, read_picture, write_file
 from moebius_lab.serve import Server
 from moebius_lab.workbench import prepare
 
@@ -451,7 +451,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # the system's own error, as a full disk gives
     try:
         with pytest.raises(ImageError, match=f"{re.escape(str(path))}.*no room"):
-            write_whole(path, bytes(limit + 1))
+            write_file(path, bytes(limit + 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -463,9 +463,9 @@ def test_a_written_file_keeps_its_link_and_its_permissions(tmp_path):
     target.write_bytes(b"old")
     target.chmod(0o640)
     link.symlink_to(target)
-    write_whole(link, b"new")
+    write_file(link, b"new")
     assert link.is_symlink() and target.read_bytes() == b"new" and target.stat().st_mode & 0o777 == 0o640
-    write_whole(tmp_path / "other.png", b"new")
+    write_file(tmp_path / "other.png", b"new")
     (tmp_path / "plain").touch()
     assert (tmp_path / "other.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
 

@@ -306,7 +306,7 @@ async function readWithoutPremultiplying(bitmap, data) {
 
 // -- PNG ---------------------------------------------------------------------------------------------------------------
 
-/** @param {Picture} picture @returns {Promise<Blob>} a PNG with these very values, with an alpha channel only where it is used */
+/** @param {Picture} picture @returns {Promise<Blob>} a PNG in sRGB with these very values, with an alpha channel only where it is used */
 export async function pictureToPng({ width, height, data }) {
   if (hasTransparency(data)) return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4));
   const rgb = new Uint8Array(width * 3);
@@ -336,6 +336,7 @@ async function encodePng(width, height, channels, rowAt) {
   new DataView(header.buffer).setUint32(4, height);
   header.set([8, { 1: 0, 3: 2, 4: 6 }[channels], 0, 0, 0], 8);
   const parts = [new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), ...chunk('IHDR', header)];
+  if (channels > 1) parts.push(...chunk('sRGB', new Uint8Array(1)));
   const stream = new CompressionStream('deflate');
   const filtered = writeRows(stream.writable.getWriter(), width * channels, height, channels, rowAt);
   const reader = stream.readable.getReader();
