@@ -8,11 +8,12 @@ if __name__ == "__main__":
     errors.watch_process()  # from here on, since what follows takes a moment to import
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import GUIDANCE, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
+from .config import GUIDANCE, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
     fill.add_argument("image", help="a picture of any size")
     fill.add_argument("mask", help="a picture of the same size, white is the hole")
-    fill.add_argument("-o", "--output", required=True, metavar="OUT", help="the result, PNG or WebP for exact pixels")
+    fill.add_argument("-o", "--output", required=True, metavar="OUT", help="the result, .png, .webp or .tif for exact pixels")
+    words = f"1 to 100, of .jpg and .avif (default: {JPEG_QUALITY}) and of .webp (default: none, lossless)"
+    fill.add_argument("--quality", type=int, metavar="N", help=words)
     fill.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
     _add_network(fill)
     fill.add_argument(
@@ -256,22 +259,19 @@ def _site(options: argparse.Namespace) -> int:
 def _inpaint(options: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    import numpy as np
-    from PIL import Image
     from tqdm import tqdm
 
-    from .imaging import check_picture_and_mask, open_picture, read_mask
-    from .inpaint import Settings, inpaint
+    from .imaging import check_picture_and_mask
+    from .inpaint import Settings, inpaint_picture
+    from .picture_files import plan_output, read_mask, read_picture
 
-    output = Path(options.output)
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise LabError(f"{output}: the ending names no picture format; use .png")
-    if not output.parent.is_dir():
-        raise LabError(f"{output.parent}: there is no such folder; make it first")
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-    picture, mask = open_picture(options.image), read_mask(options.mask)
-    image = np.asarray(picture.convert("RGB"))
-    check_picture_and_mask(image, mask)
+    picture, mask = read_picture(options.image), read_mask(options.mask)
+    check_picture_and_mask(picture.rgb, mask)
+    output = plan_output(options.output, picture, options.quality)
+    remarks = [f"{options.image}: {remark}" for remark in picture.remarks]
+    for remark in (*remarks, *output.remarks):
+        print(f"moebius_lab: {remark}", file=sys.stderr)
     bench = _bench(options, options.graphs_dir)
     backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
     with tqdm(desc=backend.name, unit="step") as bar:
@@ -280,14 +280,9 @@ def _inpaint(options: argparse.Namespace) -> int:
             bar.total = progress.windows * progress.steps
             bar.update()
 
-        result = Image.fromarray(inpaint(backend, image, mask, settings, show))
-    if picture.mode == "RGBA":
-        result.putalpha(picture.getchannel("A"))
-    try:
-        result.save(output)
-    except OSError as error:
-        raise LabError(f"{output}: cannot be written ({error}); choose another place or .png") from None
-    print(output)
+        filled = inpaint_picture(backend, picture, mask, settings, show)
+    output.write(filled)
+    print(options.output)
     return 0
 
 

@@ -55,7 +55,8 @@ from .files import (
     write_whole,
     written_whole,
 )
-from .imaging import read_image, to_unit_range
+from .imaging import to_unit_range
+from .picture_files import read_image
 from .precision import STAMP, files_of
 from .provenance import made_by
 from .results import reasons

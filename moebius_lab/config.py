@@ -97,6 +97,7 @@ PREVIEW_SHARE = 0.2  # of a run's time may go into decoding previews
 
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
 MAX_MEGAPIXELS = 100  # a larger picture is refused rather than left to exhaust memory
+JPEG_QUALITY = 95  # 1..100, of JPEG and AVIF unless another is asked for
 
 
 @dataclass(frozen=True)

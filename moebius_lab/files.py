@@ -136,19 +136,22 @@ def say(line: str) -> None:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A place next to `path` to write to; what stands there becomes `path` when the block ends, and goes if it fails.
 
-    The folder is made if missing. The place's name ends in `.part`: name the format where a library goes by the ending.
+    The folder is made if missing; a link stays one, and permissions stay as they were. The place's name ends in `.part`: name the
+    format where a library goes by the ending.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         yield part
+        if path.exists():
+            shutil.copymode(path, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
+def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     """Write a file whole or not at all; text as UTF-8."""
     with written_whole(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)

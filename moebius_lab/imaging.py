@@ -1,4 +1,4 @@
-"""Pictures in and out: reading files, the square windows that the model sees, and pasting the result back.
+"""Pictures as arrays: the square windows that the model sees, and pasting the result back.
 
 A picture is uint8 (H, W, 3), a mask uint8 (H, W) with 255 for the hole. Ranges change only through the named functions.
 """
@@ -6,11 +6,10 @@ A picture is uint8 (H, W, 3), a mask uint8 (H, W) with 255 for the hole. Ranges 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter
 from scipy import ndimage
 from torch import Tensor
 
@@ -22,60 +21,13 @@ class ImageError(LabError):
     """A picture or a mask that cannot be used."""
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file upright, as a PIL image of mode L, RGB or RGBA with 8 bits a channel.
-
-    EXIF orientation is applied; palettes, CMYK, 1-bit and 16-bit greyscale are converted; transparency is kept.
-
-    Raises:
-        ImageError: no such file, not a picture, damaged, or above `MAX_MEGAPIXELS`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path}: there is no such file; give the path of a picture")
-    try:
-        with Image.open(path) as image:
-            check_size(*image.size, path)
-            image = ImageOps.exif_transpose(image)
-            image.load()
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: this is not a picture that Pillow can read; use PNG, JPEG or WebP") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{path}: too large; use a picture of at most {MAX_MEGAPIXELS} megapixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, LabError):
-            raise
-        raise ImageError(f"{path}: the file is damaged or cut short ({error}); save it again") from None
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray(np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("L", "1") else "RGB")
+# -- pictures that can be used -----------------------------------------------------------------------------------------
 
 
 def check_size(width: int, height: int, what: object) -> None:
     """Raise ImageError where a picture of this size (px) is above `MAX_MEGAPIXELS`."""
     if width * height > MAX_MEGAPIXELS * 1_000_000:
         raise ImageError(f"{what}: {width} x {height} px is too large; use a picture of at most {MAX_MEGAPIXELS} megapixels")
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture file as uint8 (H, W, 3); transparency is dropped, the colours under it stay. See `open_picture`."""
-    return np.asarray(open_picture(path).convert("RGB"))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file as uint8 (H, W): white is the hole. Where a file has transparency, that hides its white."""
-    image = open_picture(path)
-    grey = np.asarray(image.convert("L"))
-    if image.mode != "RGBA":
-        return grey
-    return np.minimum(grey, np.asarray(image.getchannel("A")))
 
 
 def check_picture_and_mask(image: np.ndarray, mask: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from .backends import Backend
 from .config import GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
 from .ddim import Step, ddim_steps
 from .imaging import (
+    Window,
     check_picture_and_mask,
     crop,
     is_hole,
@@ -26,6 +27,7 @@ from .imaging import (
     to_unit_range,
     uncrop,
 )
+from .picture_files import Picture
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def inpaint(
     settings: Settings = Settings(),
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
+    on_fill: Callable[[np.ndarray, Window], None] | None = None,
 ) -> np.ndarray:
     """Fill the hole of a picture of any size.
 
@@ -151,6 +154,7 @@ def inpaint(
         settings: see `Settings`.
         on_progress: called after every step of every window.
         cancel: set it, from any thread, to stop before the next step.
+        on_fill: called as on_fill(made, window) with what the model made of each window, as `uncrop` takes it.
 
     Returns:
         uint8 (H, W, 3), equal to `image` in every pixel that the feathered mask does not touch.
@@ -172,6 +176,35 @@ def inpaint(
 
         seen, seen_mask = crop(result, left_to_fill, window, size)
         raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
+        if on_fill is not None:
+            on_fill(raw, window)
         result = uncrop(raw, result, mask, window)
         left_to_fill = left_to_fill & ~window.hole
     return result
+
+
+def inpaint_picture(
+    backend: Backend,
+    picture: Picture,
+    mask: np.ndarray,
+    settings: Settings = Settings(),
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Picture:
+    """`inpaint` for a picture as it was read: what the model makes is pasted into the stored pixels, in their own colours.
+
+    Returns:
+        The picture with its own profile, transparency and EXIF block; `stored` is equal in every pixel that the feathered mask
+        does not touch.
+    """
+    if picture.stored is picture.rgb:
+        rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel)
+        return picture.filled(rgb, rgb)
+    stored = picture.stored_rgb
+
+    def keep(made: np.ndarray, window: Window) -> None:
+        nonlocal stored
+        stored = uncrop(picture.in_its_profile(made), stored, mask, window)
+
+    rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, keep)
+    return picture.filled(rgb, stored)

@@ -16,7 +16,7 @@ from . import LabError
 from .backends import Backend
 from .config import PREVIEW_SHARE
 from .imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
-from .inpaint import Cancelled, Progress, Settings, inpaint
+from .inpaint import Cancelled, Progress, Settings, inpaint_picture
 from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
@@ -26,7 +26,8 @@ SHOWN_WIDTH = 720  # px, of preview and result on screen
 class Inpaint(ipywidgets.VBox):
     """A panel that fills what was painted. The same work is done by its buttons and by `start`, `cancel` and `wait`.
 
-    `result` is a trait: the filled picture as a PIL image of the full size, None before the first run.
+    `result` is a trait: the filled picture as a PIL image of the full size, with the profile and the transparency of the
+    painter's source, None before the first run.
 
     Args:
         painter: picture and mask are taken from it when a run starts.
@@ -154,9 +155,9 @@ class Inpaint(ipywidgets.VBox):
         try:
             backend = self._chosen_backend()
             watch = _Watch(self, backend, image, mask)
-            filled = inpaint(backend, image, mask, settings, watch, self._cancel)
-            self._pair = _shown(self.painter.image), _shown(filled)
-            self.set_trait("result", Image.fromarray(filled))
+            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel)
+            self._pair = _shown(image), _shown(filled.rgb)
+            self.set_trait("result", filled.image())
             seconds = time.perf_counter() - began
             self._message.value = message(f"{backend.name}: filled in {seconds:.1f} s")
             self._bar.value, self._bar.bar_style = self._bar.max, "success"

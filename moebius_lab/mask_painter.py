@@ -24,8 +24,8 @@ from ipycanvas import MultiCanvas, hold_canvas
 from PIL import Image, ImageDraw
 
 from . import LabError
-from .files import written_whole
-from .imaging import ImageError, check_size, open_picture, read_mask
+from .imaging import ImageError
+from .picture_files import Source, check_place, read_mask, read_picture, write_file
 from .widgets import style_of
 
 TOOLS = {"brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "move": "arrows"}
@@ -198,43 +198,19 @@ def _frozen(pixels: np.ndarray) -> np.ndarray:
 # -- what comes in -----------------------------------------------------------------------------------------------------
 
 
-def as_picture(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """A picture from a path, a PIL image or an array (uint8, (H, W), (H, W, 3) or (H, W, 4)), as uint8 (H, W, 3).
+def as_mask(mask: Source, shape: tuple[int, int]) -> np.ndarray:
+    """A mask from whatever `read_mask` takes, as uint8 (H, W); white or True is the hole.
 
     Raises:
-        ImageError: it is none of these, or not readable, empty or too large.
+        ImageError: it cannot be read, or its size is not `shape` (H, W).
     """
-    if isinstance(image, (str, Path)):
-        return np.asarray(open_picture(image).convert("RGB"))
-    if isinstance(image, Image.Image):
-        check_size(*image.size, "the picture")
-        return np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise ImageError("the picture must be a path, a PIL image or an array of uint8 with shape (height, width, 3)")
-    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-        raise ImageError(f"an array of shape {image.shape} is not a picture; give uint8 (height, width, 3)")
-    check_size(image.shape[1], image.shape[0], "the picture")
-    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else np.ascontiguousarray(image[:, :, :3])
-
-
-def as_mask(mask: str | Path | Image.Image | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A mask from a path, a PIL image or an array (uint8 or bool, (H, W)), as uint8 (H, W); white or True is the hole.
-
-    Raises:
-        ImageError: it is none of these, or its size is not `shape` (H, W).
-    """
-    if isinstance(mask, (str, Path)):
-        mask = read_mask(mask)
-    elif isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_):
-        raise ImageError("the mask must be a path, a PIL image or an array of uint8 with shape (height, width)")
+    mask = read_mask(mask)
     if mask.shape != shape:
         raise ImageError(
             f"the mask is {mask.shape[1]} x {mask.shape[0]} px but the picture is {shape[1]} x {shape[0]} px; "
             "make them the same size"
         )
-    return mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
+    return mask
 
 
 def as_points(points: Iterable[Point], at_least: int) -> list[Point]:
@@ -306,8 +282,8 @@ class MaskPainter(ipywidgets.VBox):
     but the drawing works the same.
 
     Args:
-        image: a path, a PIL image or an array, see `as_picture`.
-        mask: a path, a PIL image or an array to begin with, see `as_mask`; None for an empty one.
+        image: a path, a PIL image or an array, see `read_picture`; it is kept as `source`, and in sRGB as `image`.
+        mask: a path, a PIL image or an array to begin with, see `read_mask`; None for an empty one.
         width, height: px, the canvas is as large as the picture's shape allows within these.
 
     Raises:
@@ -320,8 +296,9 @@ class MaskPainter(ipywidgets.VBox):
     opacity = traitlets.Float(0.55)  # 0..1, of the mask on screen
     zoom = traitlets.Float(1.0)  # 1 shows the whole picture
 
-    def __init__(self, image, mask=None, width: int = 720, height: int = 540) -> None:
-        self.image = as_picture(image)
+    def __init__(self, image: Source, mask: Source | None = None, width: int = 720, height: int = 540) -> None:
+        self.source = read_picture(image)
+        self.image = self.source.rgb
         rows, columns = self.image.shape[:2]
         empty = np.zeros((rows, columns), np.uint8)
         self._edited = EditedMask(empty if mask is None else as_mask(mask, (rows, columns)))
@@ -377,8 +354,8 @@ class MaskPainter(ipywidgets.VBox):
         """Make the hole what was kept, and the other way round."""
         self._whole(lambda draft: np.subtract(255, draft, out=draft))
 
-    def load(self, mask) -> None:
-        """Replace the mask: a path, a PIL image or an array of the picture's size, see `as_mask`."""
+    def load(self, mask: Source) -> None:
+        """Replace the mask: a path, a PIL image or an array of the picture's size, see `read_mask`."""
         new = as_mask(mask, self.image.shape[:2])
         self._whole(lambda draft: np.copyto(draft, new))
 
@@ -391,13 +368,10 @@ class MaskPainter(ipywidgets.VBox):
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise LabError(f"{path}: a mask is saved as PNG, which keeps every value; give a name that ends in .png")
-        if not path.parent.is_dir():
-            raise LabError(f"{path}: cannot be written (No such file or directory); give a folder that exists")
-        try:
-            with written_whole(path) as part:
-                Image.fromarray(self.mask).save(part, "PNG")
-        except OSError as error:
-            raise LabError(f"{path}: cannot be written ({error.strerror}); give a folder that exists") from None
+        check_place(path, self.mask.size)
+        encoded = io.BytesIO()
+        Image.fromarray(self.mask).save(encoded, "PNG")
+        write_file(path, encoded.getbuffer())
         return path
 
     def undo(self) -> None:
@@ -729,12 +703,7 @@ class MaskPainter(ipywidgets.VBox):
         if upload.value:
             file = upload.value[0]
             upload.value = ()
-            try:
-                mask = Image.open(io.BytesIO(file["content"]))
-                mask.load()
-            except (OSError, SyntaxError, ValueError):
-                raise LabError(f"{file['name']}: this is not a picture that Pillow can read; use PNG") from None
-            self.load(mask)
+            self.load(read_mask(file["content"], file["name"]))
 
     def _save_to(self, name: str) -> None:
         path = self.save(name.strip() or "mask.png")

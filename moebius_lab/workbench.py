@@ -21,9 +21,10 @@ from .checkpoint import DEMO_FOLDER, check_weights, make_vae
 from .config import BACKENDS, LATENT_CHANNELS, NETWORKS, NetworkConfig
 from .files import TEXT, DamagedFile, kept_json, read_arrays, record, say, write_json, written_whole
 from .graphs import Graphs
-from .imaging import check_picture_and_mask, read_image, read_mask
+from .imaging import check_picture_and_mask
 from .inpaint import Progress, Settings, inpaint
 from .inventory import graph_gflop
+from .picture_files import Source, read_image, read_mask
 from .precision import per_graph
 from .provenance import facts_digest, made_by
 from .unet import MoebiusNet
@@ -249,8 +250,8 @@ def find_network(name: str) -> NetworkConfig:
 def prepare(
     network: str = "demo",
     weights: str = "demo",
-    image: str = "",
-    mask: str = "",
+    image: Source = "",
+    mask: Source = "",
     output_dir: str = "build",
     precision: str = "fp32",
     backend: str = "onnx",
@@ -260,8 +261,8 @@ def prepare(
     Args:
         network: a name in `config.NETWORKS`.
         weights: a name in `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors.
-        image: a picture file; empty for the first demo photograph.
-        mask: its mask; empty only where `image` is.
+        image: a path, a PIL image or an array, see `read_picture`; "" for the first demo photograph.
+        mask: its mask; "" only where `image` is.
         output_dir: made if missing.
         precision: of the graphs that this run uses; see `precision.per_graph`.
         backend: one of `config.BACKENDS`: what fills the picture where a notebook leaves the choice.
@@ -271,9 +272,10 @@ def prepare(
     """
     config = find_network(network)
     check_weights(weights, config)
-    if bool(image) != bool(mask):
+    nothing = [isinstance(given, str) and not given for given in (image, mask)]
+    if any(nothing) != all(nothing):
         raise LabError("give image and mask together, or neither for a demo photograph")
-    if not image:
+    if all(nothing):
         photographs = demo_photographs()
         if not photographs:
             raise LabError(f"{DEMO_FOLDER}/photos holds no photograph; give image and mask")

@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from moebius_lab.__main__ import _parser, main
 from moebius_lab.config import GRAPHS
-from moebius_lab.imaging import feather, read_image, read_mask
+from moebius_lab.imaging import feather
+from moebius_lab.picture_files import read_image, read_mask, read_picture
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
 
@@ -51,12 +53,39 @@ def test_transparency_comes_back(small, picture_files, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png").getchannel("A")), np.asarray(alpha))
 
 
+@pytest.mark.parametrize("ending, quality, is_exact", [(".png", None, True), (".tif", None, True), (".webp", None, True), (".webp", 80, False), (".jpg", None, False)])
+def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(small, picture_files, tmp_path, ending, quality, is_exact):
+    pixels = np.asarray(Image.open(picture_files[0]))
+    image, out = tmp_path / "in.png", tmp_path / f"out{ending}"
+    image.write_bytes(cases.png(pixels, cases.iccp(cases.DISPLAY_P3)))
+    asked = [] if quality is None else ["--quality", str(quality)]
+    assert main(["inpaint", str(image), str(picture_files[1]), "-o", str(out), "--backend", "torch", "--steps", "2", *SMALL, *asked]) == 0
+    outside, back = feather(read_mask(picture_files[1])) == 0, read_picture(out)
+    assert back.profile == cases.DISPLAY_P3
+    assert np.array_equal(back.stored[outside], pixels[outside]) == is_exact and not np.array_equal(back.stored, pixels)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted([image.name, out.name])
+
+
+def test_what_a_file_cannot_hold_is_said_before_the_model_runs(small, picture_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.asarray(Image.open(picture_files[0]))
+    (tmp_path / "in.png").write_bytes(cases.png(pixels, cases.iccp(cases.DISPLAY_P3)))
+    files = ["in.png", str(picture_files[1]), "-o", "out.bmp", "--backend", "torch", "--steps", "2", *SMALL]
+    assert main(["inpaint", *files]) == 0
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "out.bmp: BMP does not hold this colour profile: the result is in sRGB" in first and rest
+    assert main(["inpaint", *files, "--quality", "90"]) == 2
+    assert "has no quality" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         ({0: "none.png"}, "no such file"),
         ({1: "mask.png"}, "make them the same size"),
         ({3: "out.xyz"}, "names no picture format"),
+        ({3: "out.psd"}, "names no picture format"),
+        ({3: "out.ico"}, "names no picture format"),
         ({3: "no/folder/out.png"}, "no such folder"),
         ({5: "0"}, "between 1 and 1000"),
         ({7: "large"}, "choose one of moebius, demo, small"),

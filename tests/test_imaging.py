@@ -10,11 +10,8 @@ from moebius_lab.imaging import (
     is_hole,
     mask_to_hole,
     mask_to_latent,
-    open_picture,
     paste,
     plan_windows,
-    read_image,
-    read_mask,
     to_bytes,
     to_unit_range,
     uncrop,
@@ -47,51 +44,6 @@ def test_latent_mask_takes_the_upper_left_pixel_of_each_block():
 
 def test_the_hole_begins_at_128():
     assert is_hole(np.array([[127, 128]], np.uint8)).tolist() == [[False, True]]
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
-def test_every_colour_mode_is_read_as_8_bit_rgb(tmp_path, mode):
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    if mode == "I;16":
-        Image.fromarray(PHOTO[:, :, 0].astype(np.uint16) * 257).save(path)
-        expected = np.repeat(PHOTO[:, :, :1], 3, axis=2)
-    else:
-        Image.fromarray(PHOTO).convert(mode).save(path)
-        expected = np.asarray(Image.fromarray(PHOTO).convert(mode).convert("RGB"))
-    assert np.array_equal(read_image(path), expected)
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
-    Image.fromarray(PHOTO).save(tmp_path / "x.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "x.png"), np.rot90(PHOTO, -1))
-
-
-def test_transparency_hides_the_mask_but_is_kept_in_a_picture(tmp_path):
-    rgba = np.full((4, 4, 4), 255, np.uint8)
-    rgba[:, :2, 3] = 0
-    Image.fromarray(rgba).save(tmp_path / "x.png")
-    assert read_mask(tmp_path / "x.png")[0].tolist() == [0, 0, 255, 255]
-    assert open_picture(tmp_path / "x.png").mode == "RGBA"
-
-
-def test_bad_files_are_named_with_what_to_do(tmp_path):
-    text, cut = tmp_path / "text.png", tmp_path / "cut.png"
-    text.write_text("not a picture", encoding="utf-8")
-    Image.fromarray(PHOTO).save(cut)
-    cut.write_bytes(cut.read_bytes()[:2000])
-    for path, words in ((tmp_path / "none.png", "no such file"), (text, "use PNG"), (cut, "damaged"), (tmp_path, "file")):
-        with pytest.raises(ImageError, match=words) as error:
-            read_image(path)
-        assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
-    path = tmp_path / "huge.png"
-    Image.new("1", (20_000, 20_000)).save(path)
-    with pytest.raises(ImageError, match="megapixels"):
-        read_image(path)
 
 
 @pytest.mark.parametrize(

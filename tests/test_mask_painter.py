@@ -175,14 +175,14 @@ def test_pictures_are_taken_in_every_form(picture, tmp_path):
         (lambda p: p.lasso([(1, 1), (2, 2)]), "at least 3 points"),
         (lambda p: p.rectangle((1, 1), (2, 2, 2)), "at least 2 points"),
         (lambda p: p.load(np.zeros((5, 5), np.uint8)), "make them the same size"),
-        (lambda p: p.load(np.zeros((HEIGHT, WIDTH))), "array of uint8"),
+        (lambda p: p.load(np.full((HEIGHT, WIDTH), -3.0)), "scale them to 0..1"),
         (lambda p: p.load("nowhere.png"), "no such file"),
-        (lambda p: p.save("nowhere/mask.png"), "folder that exists"),
+        (lambda p: p.save("nowhere/mask.png"), "no such folder; make it first"),
         (lambda p: p.save("mask.jpg"), r"ends in \.png"),
         (lambda p: p.undo(), "paint first"),
         (lambda p: MaskPainter("nowhere.png"), "no such file"),
-        (lambda p: MaskPainter(np.zeros((4, 4, 3))), "array of uint8"),
-        (lambda p: MaskPainter(np.zeros((0, 4, 3), np.uint8)), "not a picture"),
+        (lambda p: MaskPainter(np.zeros((4, 4, 3), complex)), "give uint8, uint16, float or bool"),
+        (lambda p: MaskPainter(np.zeros((0, 4, 3), np.uint8)), "is no picture"),
         (lambda p: MaskPainter(7), "a path, a PIL image"),
     ],
 )
@@ -260,7 +260,7 @@ def test_the_wheel_zooms_where_the_pointer_is_and_moving_drags_the_picture(paint
 
 def test_errors_of_a_button_are_shown_in_the_widget(painter, tmp_path):
     painter._shown(lambda: painter.save(tmp_path / "no" / "folder.png"))()
-    assert "cannot be written" in painter._message.value and 'role="alert"' in painter._message.value
+    assert "no such folder" in painter._message.value and 'role="alert"' in painter._message.value
     painter._shown(lambda: 1 / 0)()
     assert "ZeroDivisionError" in painter._message.value
     painter.stroke([(5, 5)])

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..backends import Backend, TorchBackend
 from ..checkpoint import load_checkpoint, load_vae
 from ..config import CONDITIONAL_IDS, DEMO
-from ..imaging import feather, is_hole, mask_to_hole, mask_to_latent, read_image, read_mask, to_unit_range
+from ..imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
 from ..inpaint import Settings, inpaint
+from ..picture_files import read_image, read_mask
 from ..unet import MoebiusNet
 from .denoiser import alphas_cumprod
 

@@ -506,7 +506,7 @@ async function save() {
   try {
     const file = `${name}${result ? '-filled' : ''}.png`;
     download(await pictureToPng(whole), file);
-    say(`Saved as ${file}.`);
+    say(`Saved as ${file}, in sRGB.`);
   } catch (error) {
     report(error, { label: 'Try again', run: () => void save() });
   }

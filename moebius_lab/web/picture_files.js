@@ -1,7 +1,17 @@
-// Pictures in and out of files, value for value: reading, and writing PNG.
+// Pictures in and out of files, value for value: reading, and writing PNG. The rules are those of moebius_lab/picture_files.py.
+//
+// Every browser converts colours by a file's profile. Orientation they read each in their own way, and few from WebP; so it is read
+// here, from EXIF alone, and no browser gets to see it.
 
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row, not premultiplied */
 /** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
+
+/**
+ * @typedef {object} Contents what a file's bytes say, apart from its pixels
+ * @property {Uint8Array<ArrayBuffer>[]} parts what a browser is to decode: the file without EXIF, animation, and what is broken
+ * @property {number} orientation 1..8, as EXIF numbers them
+ * @property {'' | 'hdr' | '16 bits'} depth more than 8 bits a channel, as far as that matters
+ */
 
 /** A file that cannot be used; the message says why and what to do. */
 export class FileError extends Error {}
@@ -9,7 +19,7 @@ export class FileError extends Error {}
 const STRIP = 1024; // px, rows or columns that are converted at a time
 
 /**
- * Read a picture file upright; colours of other profiles become sRGB.
+ * Read a picture file upright, in sRGB.
  *
  * @param {Blob} file @param {number} maxMegapixels
  * @returns {Promise<Picture>}
@@ -18,18 +28,23 @@ const STRIP = 1024; // px, rows or columns that are converted at a time
 export async function readPicture(file, maxMegapixels) {
   const name = file instanceof File && file.name ? `“${file.name}”` : 'This';
   if (!file.size) throw new FileError(`${name} is an empty file. Choose another one.`);
-  const said = sizeInHeader(new Uint8Array(await file.slice(0, 1 << 20).arrayBuffer()));
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const said = sizeInHeader(bytes);
   if (said) checkSize(said.width, said.height, name, maxMegapixels);
+  const { parts, orientation, depth } = contentsOf(bytes);
+  if (depth === 'hdr') throw new FileError(`${name} has colours of high dynamic range (PQ or HLG). Save it with standard range, and open that.`);
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, { premultiplyAlpha: 'none' });
+    bitmap = await createImageBitmap(new Blob(parts, { type: file.type }), { premultiplyAlpha: 'none' });
   } catch {
     const why = said ? 'is damaged or cut short. Save it again' : 'is not a picture that this browser can read. Use PNG, JPEG or WebP';
     throw new FileError(`${name} ${why}, and open that.`);
   }
   try {
     checkSize(bitmap.width, bitmap.height, name, maxMegapixels);
-    return await pixelsOf(bitmap);
+    const picture = await pixelsOf(bitmap);
+    if (depth && isBlack(picture.data)) throw new FileError(`${name} has 16 bits but no value above 255, where 65535 is white: all of it is black. Save it with 8 bits, and open that.`);
+    return turn(picture, orientation);
   } catch (error) {
     if (error instanceof FileError) throw error;
     throw new FileError(`${name} needs more memory than this browser gives. Make it smaller, or close other tabs.`);
@@ -39,7 +54,7 @@ export async function readPicture(file, maxMegapixels) {
 }
 
 /**
- * Read a mask file: white is the hole; transparency hides its white.
+ * Read a mask file: white is the hole; transparency hides its white. Where the largest value is 1, 1 is white.
  *
  * @param {Blob} file @param {number} maxMegapixels
  * @returns {Promise<Grey>}
@@ -51,6 +66,7 @@ export async function readMask(file, maxMegapixels) {
     const luma = (data[p] * 19595 + data[p + 1] * 38470 + data[p + 2] * 7471 + 0x8000) >> 16;
     grey[i] = Math.min(luma, data[p + 3]);
   }
+  if (grey.every((value) => value <= 1)) for (let i = 0; i < grey.length; i++) grey[i] *= 255;
   return { width, height, data: grey };
 }
 
@@ -71,16 +87,159 @@ function checkSize(width, height, name, maxMegapixels) {
   throw new FileError(`${size}; at most ${maxMegapixels} can be used. Save it smaller, and open that.`);
 }
 
+// -- what a file says about itself -------------------------------------------------------------------------------------
+
+/** @param {Uint8Array} b @param {number} at @param {number} n @returns {string} */
+const text = (b, at, n) => String.fromCharCode(...b.subarray(at, at + n));
+
+/** @param {Uint8Array<ArrayBuffer>} b a whole file @returns {Contents} */
+export function contentsOf(b) {
+  if (text(b, 1, 3) === 'PNG') return contentsOfPng(b);
+  if (b[0] === 0xff && b[1] === 0xd8) return contentsOfJpeg(b);
+  if (text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP') return contentsOfWebp(b);
+  return { parts: [b], orientation: 1, depth: '' };
+}
+
+const PNG_CHUNKS = ['IHDR', 'PLTE', 'tRNS', 'IDAT', 'IEND', 'iCCP', 'sRGB', 'gAMA', 'cHRM'];
+const PRIMARIES = [1, 4, 5, 6, 9, 11, 12]; // of cICP, by ITU-T H.273: what the library knows
+const TRANSFERS = [1, 4, 5, 6, 8, 13, 14, 15];
+const HDR_TRANSFERS = [16, 18];
+
+/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+function contentsOfPng(b) {
+  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
+  const parts = [b.subarray(0, 8)];
+  let [exif, kind] = [b.subarray(0, 0), ''];
+  /** @type {Contents['depth']} */
+  let depth = b[24] === 16 ? '16 bits' : '';
+  let at = 8;
+  while (at + 12 <= b.length && kind !== 'IEND') {
+    const body = b.subarray(at + 8, at + 8 + view.getUint32(at));
+    const whole = b.subarray(at, at + 12 + body.length);
+    kind = text(b, at + 4, 4);
+    const gamma = kind === 'gAMA' && body.length === 4 ? view.getUint32(at + 8) / 100_000 : 1;
+    if (PNG_CHUNKS.includes(kind) && gamma >= 0.01 && gamma <= 100) parts.push(whole);
+    if (kind === 'eXIf' && !exif.length && isSound(whole)) exif = body;
+    if (kind === 'cICP' && isSound(whole) && body.length === 4 && body[2] === 0 && body[3] === 1) {
+      if (HDR_TRANSFERS.includes(body[1])) depth = 'hdr';
+      else if (PRIMARIES.includes(body[0]) && TRANSFERS.includes(body[1])) parts.push(whole);
+    }
+    at += 12 + view.getUint32(at);
+  }
+  if (kind !== 'IEND' && at <= b.length) parts.push(...chunk('IEND', new Uint8Array(0))); // every row may be there
+  return { parts, orientation: orientationOf(exif), depth };
+}
+
+/** Whether a PNG's chunk has the checksum that it names. @param {Uint8Array} chunk */
+function isSound(chunk) {
+  const end = chunk.length - 4;
+  return new DataView(chunk.buffer, chunk.byteOffset, chunk.length).getUint32(end) === crc32(chunk.subarray(4, end));
+}
+
+/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+function contentsOfJpeg(b) {
+  const parts = [b.subarray(0, 2)];
+  /** @type {Uint8Array<ArrayBuffer>[]} */
+  const exif = [];
+  let at = 2;
+  while (at + 4 <= b.length && b[at] === 0xff) {
+    const marker = b[at + 1];
+    if (marker === 0xff) {
+      at += 1; // a fill byte
+      continue;
+    }
+    if (marker === 0xda || marker < 0xc0 || (marker >= 0xd0 && marker <= 0xd9)) break;
+    const end = at + 2 + ((b[at + 2] << 8) | b[at + 3]);
+    if (marker === 0xe1 && text(b, at + 4, 6) === EXIF) exif.push(b.subarray(at + 10, end));
+    else parts.push(b.subarray(at, end));
+    at = end;
+  }
+  parts.push(b.subarray(at));
+  return { parts, orientation: orientationOf(joined(exif)), depth: '' };
+}
+
+/** @param {Uint8Array[]} blocks */
+function joined(blocks) {
+  const whole = new Uint8Array(blocks.reduce((sum, block) => sum + block.length, 0));
+  let at = 0;
+  for (const block of blocks) {
+    whole.set(block, at);
+    at += block.length;
+  }
+  return whole;
+}
+
+/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+function contentsOfWebp(b) {
+  const copy = b.slice();
+  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
+  let exif = null;
+  for (let at = 12; at + 8 <= b.length; ) {
+    const length = view.getUint32(at + 4, true);
+    if (text(b, at, 4) === 'EXIF') {
+      exif ??= b.subarray(at + 8, at + 8 + length);
+      copy.set([0x6e, 0x6f, 0x6e, 0x65], at); // "none": a chunk that no decoder knows is skipped
+    }
+    at += 8 + length + (length % 2);
+  }
+  return { parts: [copy], orientation: orientationOf(exif ?? new Uint8Array(0)), depth: '' };
+}
+
+const EXIF = 'Exif\0\0';
+
+/** Orientation in an EXIF block, 1 where it says none that counts. @param {Uint8Array} block @returns {number} 1..8 */
+export function orientationOf(block) {
+  while (text(block, 0, 6) === EXIF) block = block.subarray(6);
+  const order = text(block, 0, 4);
+  if (order !== 'II*\0' && order !== 'MM\0*') return 1;
+  const little = order[0] === 'I';
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const short = (/** @type {number} */ at) => view.getUint16(at, little);
+  if (block.length < 8) return 1;
+  const directory = view.getUint32(4, little);
+  if (directory + 2 > block.length) return 1;
+  const end = Math.min(directory + 2 + 12 * short(directory), block.length);
+  for (let at = directory + 2; at + 12 <= end; at += 12) {
+    if (short(at) !== 0x0112 || short(at + 2) !== 3 || view.getUint32(at + 4, little) !== 1) continue;
+    const value = short(at + 8);
+    if (value >= 1 && value <= 8) return value;
+  }
+  return 1;
+}
+
+/** Make a picture upright. @param {Picture} picture @param {number} orientation 1..8 @returns {Picture} */
+export function turn({ width, height, data }, orientation) {
+  if (orientation === 1) return { width, height, data };
+  const from = new Uint32Array(data.buffer, data.byteOffset, width * height);
+  const to = new Uint32Array(width * height);
+  const swaps = orientation >= 5;
+  const [w, h] = swaps ? [height, width] : [width, height];
+  const mirrorsX = [2, 3, 7, 8].includes(orientation); // seen from the file's own axes
+  const mirrorsY = [3, 4, 6, 7].includes(orientation);
+  for (let y = 0, i = 0; y < h; y++) {
+    for (let x = 0; x < w; x++) {
+      const [u, v] = swaps ? [y, x] : [x, y];
+      to[i++] = from[(mirrorsY ? height - 1 - v : v) * width + (mirrorsX ? width - 1 - u : u)];
+    }
+  }
+  return { width: w, height: h, data: new Uint8ClampedArray(to.buffer) };
+}
+
+/** @param {Uint8ClampedArray} data RGBA */
+function isBlack(data) {
+  for (let i = 0; i < data.length; i += 4) if (data[i] || data[i + 1] || data[i + 2]) return false;
+  return true;
+}
+
 /** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Uint8Array} b @returns {{width: number, height: number} | null} */
 export function sizeInHeader(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  const text = (/** @type {number} */ at, /** @type {number} */ n) => String.fromCharCode(...b.subarray(at, at + n));
   if (b.length < 30) return null;
-  if (text(1, 3) === 'PNG') return { width: view.getUint32(16), height: view.getUint32(20) };
-  if (text(0, 3) === 'GIF') return { width: view.getUint16(6, true), height: view.getUint16(8, true) };
-  if (text(0, 2) === 'BM') return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)) };
-  if (text(0, 4) === 'RIFF' && text(8, 4) === 'WEBP') {
-    const kind = text(12, 4);
+  if (text(b, 1, 3) === 'PNG') return { width: view.getUint32(16), height: view.getUint32(20) };
+  if (text(b, 0, 3) === 'GIF') return { width: view.getUint16(6, true), height: view.getUint16(8, true) };
+  if (text(b, 0, 2) === 'BM') return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)) };
+  if (text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP') {
+    const kind = text(b, 12, 4);
     if (kind === 'VP8 ') return { width: view.getUint16(26, true) & 0x3fff, height: view.getUint16(28, true) & 0x3fff };
     const bits = view.getUint32(21, true);
     if (kind === 'VP8L') return { width: (bits & 0x3fff) + 1, height: ((bits >> 14) & 0x3fff) + 1 };
@@ -147,7 +306,7 @@ async function readWithoutPremultiplying(bitmap, data) {
 
 // -- PNG ---------------------------------------------------------------------------------------------------------------
 
-/** @param {Picture} picture @returns {Promise<Blob>} a PNG with these very values, with an alpha channel only where it is used */
+/** @param {Picture} picture @returns {Promise<Blob>} a PNG in sRGB with these very values, with an alpha channel only where it is used */
 export async function pictureToPng({ width, height, data }) {
   if (hasTransparency(data)) return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4));
   const rgb = new Uint8Array(width * 3);
@@ -177,6 +336,7 @@ async function encodePng(width, height, channels, rowAt) {
   new DataView(header.buffer).setUint32(4, height);
   header.set([8, { 1: 0, 3: 2, 4: 6 }[channels], 0, 0, 0], 8);
   const parts = [new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), ...chunk('IHDR', header)];
+  if (channels > 1) parts.push(...chunk('sRGB', new Uint8Array(1)));
   const stream = new CompressionStream('deflate');
   const filtered = writeRows(stream.writable.getWriter(), width * channels, height, channels, rowAt);
   const reader = stream.readable.getReader();
@@ -222,16 +382,21 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   return n >>> 0;
 });
 
+/** @param {Uint8Array[]} parts @returns {number} of all of them, one after another */
+function crc32(...parts) {
+  let crc = 0xffffffff;
+  for (const part of parts) {
+    for (let i = 0; i < part.length; i++) crc = CRC_TABLE[(crc ^ part[i]) & 255] ^ (crc >>> 8);
+  }
+  return (crc ^ 0xffffffff) >>> 0;
+}
+
 /** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
 function chunk(type, body) {
   const head = new Uint8Array(8);
   new DataView(head.buffer).setUint32(0, body.length);
   for (let i = 0; i < 4; i++) head[4 + i] = type.charCodeAt(i);
-  let crc = 0xffffffff;
-  for (const part of [head.subarray(4), body]) {
-    for (let i = 0; i < part.length; i++) crc = CRC_TABLE[(crc ^ part[i]) & 255] ^ (crc >>> 8);
-  }
   const tail = new Uint8Array(4);
-  new DataView(tail.buffer).setUint32(0, (crc ^ 0xffffffff) >>> 0);
+  new DataView(tail.buffer).setUint32(0, crc32(head.subarray(4), body));
   return [head, body, tail];
 }

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { inflateSync } from 'node:zlib';
 
-import { maskToPng, pictureToPng, resizeMask, sizeInHeader } from '../../moebius_lab/web/picture_files.js';
+import { contentsOf, maskToPng, orientationOf, pictureToPng, resizeMask, sizeInHeader, turn } from '../../moebius_lab/web/picture_files.js';
 
 /** The pixels of a PNG whose rows all use one filter type. @param {Buffer} png @param {number} channels */
 function decode(png, channels) {
@@ -63,4 +63,27 @@ test('sizes are read from headers', () => {
 test('a mask is stretched by nearest neighbour', () => {
   const small = { width: 2, height: 1, data: Uint8Array.of(0, 255) };
   assert.deepEqual(resizeMask(small, 4, 2).data, Uint8Array.of(0, 0, 255, 255, 0, 0, 255, 255));
+});
+
+test('orientation is read from EXIF, and a picture is turned by it', () => {
+  const block = (/** @type {number} */ kind, /** @type {number} */ value) => Uint8Array.of(0x4d, 0x4d, 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, kind, 0, 0, 0, 1, 0, value, 0, 0, 0, 0, 0, 0);
+  assert.equal(orientationOf(block(3, 6)), 6);
+  assert.equal(orientationOf(block(3, 9)), 1);
+  assert.equal(orientationOf(block(4, 6)), 1);
+  for (let length = 0; length < 26; length++) assert.equal(orientationOf(block(3, 6).subarray(0, length)), length < 22 ? 1 : 6);
+  const picture = { width: 3, height: 2, data: Uint8ClampedArray.from({ length: 24 }, (_, i) => i >> 2) }; // 0 1 2 / 3 4 5
+  const turned = (/** @type {number} */ orientation) => {
+    const { width, data } = turn(picture, orientation);
+    return [width, ...data.filter((_, i) => i % 4 === 0)].join('');
+  };
+  assert.deepEqual([1, 2, 3, 4, 5, 6, 7, 8].map(turned), ['3012345', '3210543', '3543210', '3345012', '2031425', '2304152', '2524130', '2251403']);
+});
+
+test('a browser gets a file without EXIF, and a PNG with its end', async () => {
+  const png = new Uint8Array(await (await pictureToPng({ width: 2, height: 1, data: Uint8ClampedArray.of(1, 2, 3, 255, 4, 5, 6, 255) })).arrayBuffer());
+  const whole = async (/** @type {Uint8Array<ArrayBuffer>} */ bytes) => new Uint8Array(await new Blob(contentsOf(bytes).parts).arrayBuffer());
+  assert.deepEqual(await whole(png), png);
+  for (const cut of [4, 12]) assert.deepEqual(await whole(png.slice(0, -cut)), png);
+  const jpeg = Uint8Array.of(0xff, 0xd8, 0xff, 0xe1, 0, 10, ...Buffer.from('Exif\0\0II'), 0xff, 0xdb, 0, 2, 0xff, 0xda, 1, 2, 3);
+  assert.deepEqual(await whole(jpeg), Uint8Array.of(0xff, 0xd8, 0xff, 0xdb, 0, 2, 0xff, 0xda, 1, 2, 3));
 });
