@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import GUIDANCE, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
+from .config import COVERAGES, GUIDANCE, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
     fill.add_argument("--seed", type=int, default=0, help="default: 0")
     fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
+    words = f"what is replaced: all of the hole, or a blend as in the release (default: {COVERAGES[0]})"
+    fill.add_argument("--coverage", choices=COVERAGES, default=COVERAGES[0], help=words)
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
@@ -243,14 +245,15 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _inpaint(options: argparse.Namespace) -> int:
+    import sys
     from dataclasses import fields
 
     import numpy as np
     from PIL import Image
     from tqdm import tqdm
 
-    from .imaging import check_picture_and_mask, open_picture, read_mask
-    from .inpaint import Settings, inpaint
+    from .imaging import check_picture_and_mask, open_picture, plan_windows, read_mask
+    from .inpaint import Settings, describe_cost, inpaint
 
     output = Path(options.output)
     if output.suffix.lower() not in Image.registered_extensions():
@@ -263,6 +266,9 @@ def _inpaint(options: argparse.Namespace) -> int:
     check_picture_and_mask(image, mask)
     bench = _bench(options, options.graphs_dir)
     backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
+    size = bench.config.image_size
+    cost = describe_cost(plan_windows(mask, size), size, settings, bench.least_step_seconds)
+    print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 
         def show(progress) -> None:

@@ -58,7 +58,7 @@ from .precision import STAMP, files_of
 from .provenance import made_by
 from .workbench import Workbench, demo_photographs
 
-FORMAT = 2
+FORMAT = 3
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
 
 BUNDLED_FILE = STORED_FILE | {"required": [*STORED_FILE["required"], "file"]}
@@ -300,8 +300,8 @@ def _name_in_bundle(path: Path, digest: str) -> str:
     return f"{graph}-{digest[:12]}{dot}{rest}"
 
 
-def constants(network: NetworkConfig) -> dict[str, float]:
-    """Every number of `config.py` that the page computes with, for one network."""
+def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
+    """Every constant of `config.py` that the page computes with, for one network."""
     return {
         "image_size": network.image_size,
         "latent_size": network.latent_size,
@@ -315,6 +315,8 @@ def constants(network: NetworkConfig) -> dict[str, float]:
         "strength": config.STRENGTH,
         "guidance": config.GUIDANCE,
         "noise_offset": config.NOISE_OFFSET,
+        "coverages": list(config.COVERAGES),
+        "feather_width": config.FEATHER_WIDTH,
         "mask_blur_radius": config.MASK_BLUR_RADIUS,
         "mask_threshold": config.MASK_THRESHOLD,
         "window_margin": config.WINDOW_MARGIN,
