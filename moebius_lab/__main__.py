@@ -267,7 +267,7 @@ def _inpaint(options: argparse.Namespace) -> int:
     bench = _bench(options, options.graphs_dir)
     backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
     size = bench.config.image_size
-    cost = describe_cost(plan_windows(mask, size), size, settings, bench.least_step_seconds)
+    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, bench.least_step_seconds)
     print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 

@@ -243,24 +243,29 @@ class Window:
         return self.owners == self.number
 
 
-def plan_windows(mask: np.ndarray, size: int) -> list[Window]:
+def plan_windows(mask: np.ndarray, size: int, coverage: str = WHOLE) -> list[Window]:
     """Place square windows for a model of `size` px so that every hole of `mask` (uint8 (H, W)) is filled by one.
 
     A hole is what is connected (by 8 neighbours). One that fits a window of the model's own size with its margin is filled
-    through such a window, so that nothing is scaled, and shares it with the others that fit; see `_cover`. A hole that does
-    not gets a window of its own, as large as it needs, and these come first, the largest before the others: small windows
-    then continue what they have filled. A window is centred on its holes and pushed back into the picture; a picture
-    smaller than the window is mirrored outward. A picture that fits the model entirely is one window.
+    through such a window, so that nothing is scaled, and shares it with the others that fit; see `_cover`. One that is longer
+    but thin, a wire or a scratch, is cut into pieces that fit (not as released, where a blend would show the cuts). One that
+    is larger and thick gets a window of its own, as large as it needs, and these come first, the largest before the others:
+    small windows then continue what they have filled. A window is centred on its holes and pushed back into the picture; a
+    picture smaller than the window is mirrored outward. A picture that fits the model entirely is one window.
     """
     height, width = mask.shape
-    labels, count = ndimage.label(is_hole(mask), structure=np.ones((3, 3)))
-    found = [(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in ndimage.find_objects(labels)]
-    boxes = np.array(found, dtype=np.int64).reshape(-1, 4)
+    labels, _ = ndimage.label(is_hole(mask), structure=np.ones((3, 3)))
     usable = int(size * (1 - 2 * WINDOW_MARGIN))
-    groups = [np.arange(count)] if max(height, width) <= size else _cover(boxes, usable)
-    numbers = np.zeros(count + 1, dtype=np.min_scalar_type(len(groups)))
+    fits = max(height, width) <= size
+    if coverage != AS_RELEASED and not fits:
+        _cut_thin(labels, usable)
+    found = [(i, *(edge for at in box for edge in (at.start, at.stop))) for i, box in enumerate(ndimage.find_objects(labels), 1) if box]
+    label, *edges = np.array(found).T
+    boxes = np.stack([edges[i] for i in (0, 2, 1, 3)], axis=1)  # top, left, bottom, right
+    groups = [np.arange(len(boxes))] if fits else _cover(boxes, usable)
+    numbers = np.zeros(label[-1] + 1, dtype=np.min_scalar_type(len(groups)))
     for number, group in enumerate(groups, 1):
-        numbers[group + 1] = number
+        numbers[label[group]] = number
     owners = numbers[labels]
     windows = []
     for number, group in enumerate(groups, 1):
@@ -270,6 +275,29 @@ def plan_windows(mask: np.ndarray, size: int) -> list[Window]:
         side = max(size, min(needed, max(height, width)))
         windows.append(Window(_place(left, right, side, width), _place(top, bottom, side, height), side, number, owners))
     return windows
+
+
+def _cut_thin(labels: np.ndarray, usable: int) -> None:
+    """Cut the holes that are longer than `usable` px but thin along a grid of that width, each from its own upper left.
+
+    Thin is what holds no square of half that width: a window on any piece then shows enough of what is around it.
+
+    Args:
+        labels: integers (H, W), 0 outside; every piece gets a label of its own, in place.
+        usable: px.
+    """
+    boxes = ndimage.find_objects(labels)
+    long = [i for i, box in enumerate(boxes, 1) if max(at.stop - at.start for at in box) > usable]
+    free = len(boxes) + 1
+    for label in long:
+        part = labels[boxes[label - 1]]
+        own = part == label
+        if ndimage.minimum_filter(own.view(np.uint8), usable // 2, mode="constant").any():
+            continue
+        y, x = np.nonzero(own)
+        _, piece = np.unique(y // usable * part.shape[1] + x // usable, return_inverse=True)
+        part[y, x] = free + piece
+        free += piece.max() + 1
 
 
 def _cover(boxes: np.ndarray, usable: int) -> list[np.ndarray]:

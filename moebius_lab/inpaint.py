@@ -186,7 +186,7 @@ def inpaint(
     size = backend.config.image_size
     result = image
     left_to_fill = is_hole(mask)
-    windows = plan_windows(mask, size)
+    windows = plan_windows(mask, size, settings.coverage)
     for i, window in enumerate(windows):
 
         def report(done: int, total: int, latent: Tensor, clean: Tensor, i: int = i) -> None:

@@ -227,7 +227,7 @@ class _Watch:
         self.panel, self.backend, self.mask, self.coverage = panel, backend, mask, settings.coverage
         self.filled = image  # with the windows that are finished
         size = backend.config.image_size
-        self.windows = plan_windows(mask, size)
+        self.windows = plan_windows(mask, size, settings.coverage)
         cost = describe_cost(self.windows, size, settings, panel._pace.get(backend.name, 0.0))
         panel._message.value = message(f"{backend.name}: {cost}")
         self.pace = 0.0  # s a step so far, previews included

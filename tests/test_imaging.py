@@ -211,13 +211,28 @@ def test_many_small_holes_go_through_windows_of_the_model_s_size(count, most):
 
 def test_a_large_hole_takes_no_small_one_into_its_scaled_window():
     mask = specks(600, 800, 60, 3)
-    frame = mask_with(mask.shape, (200, 250, 400, 600)) - mask_with(mask.shape, (210, 260, 390, 590))
+    frame = mask_with(mask.shape, (200, 250, 400, 600)) - mask_with(mask.shape, (250, 260, 390, 590))
     mask[195:405, 245:605] = frame[195:405, 245:605]
     mask[300:303, 300:303] = mask[305:308, 500:503] = 255  # inside the frame
     large, *others = plan_windows(mask, 128)
     assert large.side == math.ceil(350 / 0.75) and {window.side for window in others} == {128}
     assert np.array_equal(large.hole, frame > 0)
     assert np.array_equal(sum(window.hole.astype(int) for window in others), is_hole(mask) & (frame == 0))
+
+
+def test_a_wire_is_cut_into_pieces_and_a_thick_hole_is_not():
+    yy, xx = np.mgrid[:1500, :2000]
+    wires = (np.abs(yy - 0.6 * xx - 100) < 3) | (np.abs(xx - 900) < 2)  # they cross: one hole
+    windows = plan_windows(wires.astype(np.uint8) * 255, 512)
+    assert {window.side for window in windows} == {512} and 6 <= len(windows) <= 12
+    assert np.array_equal(sum(window.hole.astype(int) for window in windows), wires)
+    for window in windows:  # half of each is known
+        assert wires[window.visible].mean() < 0.5
+    [released] = plan_windows(wires.astype(np.uint8) * 255, 512, AS_RELEASED)
+    assert released.side == 2000
+    half = 384 // 2
+    for thick, sides in ((half - 1, {512}), (half, {2000})):
+        assert {w.side for w in plan_windows(mask_with((1500, 2000), (500, 100, 500 + thick, 1900)), 512)} == sides
 
 
 def test_windows_depend_on_the_holes_alone():
@@ -235,9 +250,9 @@ height, width, size = {height}, {width}, {size}
 image = np.full((height, width, 3), 90, np.uint8)
 mask = np.zeros((height, width), np.uint8)
 if width > height:
-    mask[height * 2 // 5 : height * 3 // 5, width // 40 : -width // 40] = 255
+    mask[height // 5 : height * 4 // 5, width // 40 : -width // 40] = 255
 else:
-    mask[height // 40 : -height // 40, width * 2 // 5 : width * 3 // 5] = 255
+    mask[height // 40 : -height // 40, width // 5 : width * 4 // 5] = 255
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 [window] = plan_windows(mask, size)
@@ -277,7 +292,7 @@ def test_a_small_picture_is_mirrored_outward():
 
 def test_a_hole_wider_than_the_picture_is_high_still_fits_its_window():
     image = RNG.integers(0, 256, (100, 600, 3), dtype=np.uint8)
-    mask = mask_with((100, 600), (40, 50, 60, 550))
+    mask = mask_with((100, 600), (10, 50, 90, 550))
     [window] = plan_windows(mask, 128)
     seen, hole = crop(image, window.hole, window, 128)
     assert seen.shape == (128, 128, 3) and 0 < is_hole(hole).mean() < 1

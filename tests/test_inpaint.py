@@ -145,6 +145,16 @@ def test_a_window_sees_what_earlier_ones_have_filled(small):
     assert (result[50:60, 20:90] < 60).all() and (result[50:60, 100:150] == 52).all()
 
 
+def test_a_wire_that_is_filled_in_pieces_is_replaced_whole_and_its_pieces_run_into_each_other(small):
+    image = np.full((200, 500, 3), (0, 200, 200), np.uint8)
+    mask = np.zeros((200, 500), np.uint8)
+    mask[90:94, 20:480] = 255
+    result = inpaint(Flat(small.config), image, mask, Settings(steps=1))
+    wire = result[90:94, 20:480].astype(int)
+    assert (np.ptp(wire, axis=2) == 0).all() and len(np.unique(wire)) > 4
+    assert np.abs(np.diff(wire, axis=1)).max() <= 1  # greys differ by 2 from window to window
+
+
 def test_specks_all_over_a_large_picture_are_all_filled_and_nothing_else(small):
     rng = np.random.default_rng(3)
     image = rng.integers(100, 256, (500, 700, 3), dtype=np.uint8)

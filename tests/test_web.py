@@ -84,8 +84,10 @@ PICTURES = {
     "a soft stain far from the hole": np.maximum(painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3),
     "many specks": specks(300, 400, 150, 5),
     "specks and holes too large": specks(400, 300, 60, 70),
-    "wide and low, a hole along it": painted(20, 900, (8, 30, 12, 880)),
-    "high and narrow, a hole along it": painted(700, 9, (20, 2, 650, 6)),
+    "wide and low, a wire along it": painted(20, 900, (8, 30, 12, 880)),
+    "wide and low, a thick hole along it": painted(45, 900, (8, 30, 38, 880)),
+    "high and narrow, a thick hole along it": painted(700, 40, (20, 5, 650, 35)),
+    "wires that cross": painted(300, 400, (5, 200, 290, 203), (100, 10, 102, 390), (250, 20, 280, 60)),
     "at the right edge, and at the left one a row below": painted(90, 130, (20, 100, 21, 130), (21, 0, 22, 20)),
     "one diagonal, one line": np.maximum(np.eye(90, 140, dtype=np.uint8) * 255, painted(90, 140, (50, 100, 51, 139))),
 }
@@ -95,7 +97,7 @@ def picture_case(name: str, mask: np.ndarray, coverage: str) -> dict:
     rng = np.random.default_rng(len(name))
     height, width = mask.shape
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    planned = plan_windows(mask, SIZE)
+    planned = plan_windows(mask, SIZE, coverage)
     windows, result, left = [], image, is_hole(mask)
     for window in planned:
         seen, seen_mask = crop(result, left, window, SIZE)
@@ -124,8 +126,9 @@ def plan_case(seed: int) -> dict:
     rng = np.random.default_rng(seed)
     height, width, size = rng.integers(30, 600, 2).tolist() + [int(rng.integers(4, 20)) * 8]
     mask = specks(height, width, int(rng.integers(1, 300)), int(rng.integers(1, 40)))
-    windows = [[window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size)]
-    return {"width": width, "height": height, "size": size, "mask": text(mask), "windows": windows}
+    coverage = config.COVERAGES[seed % 2]
+    windows = [[window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size, coverage)]
+    return {"width": width, "height": height, "size": size, "coverage": coverage, "mask": text(mask), "windows": windows}
 
 
 def random_case(seed: int) -> dict:

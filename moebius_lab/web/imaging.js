@@ -121,15 +121,18 @@ export function maskToLatent(hole, coverage, { image_size: size, latent_size: s,
  * @param {Uint8Array} hole 0 or 1
  * @param {number} width
  * @param {number} height
+ * @param {Coverage} coverage
  * @param {Constants} constants
  * @returns {Window[]}
  */
-export function planWindows(hole, width, height, constants) {
+export function planWindows(hole, width, height, coverage, constants) {
   const { image_size: size, window_margin: margin } = constants;
-  const { labels, boxes } = labelHoles(hole, width, height);
+  const { labels, boxes: holes } = labelHoles(hole, width, height);
   const usable = Math.trunc(size * (1 - 2 * margin));
-  const groups = Math.max(height, width) <= size ? [boxes] : cover(boxes, usable);
-  const numbers = new Uint32Array(boxes.length + 1);
+  const fits = Math.max(height, width) <= size;
+  const boxes = coverage === 'as-released' || fits ? holes : cutThin(labels, width, holes, usable);
+  const groups = fits ? [boxes] : cover(boxes, usable);
+  const numbers = new Uint32Array(boxes.reduce((most, { label }) => Math.max(most, label), 0) + 1);
   groups.forEach((group, i) => group.forEach(({ label }) => (numbers[label] = i + 1)));
   for (let i = 0; i < labels.length; i++) labels[i] = numbers[labels[i]];
   return groups.map((group, i) => {
@@ -139,6 +142,63 @@ export function planWindows(hole, width, height, constants) {
     const [left, top] = [place(box.left, box.right, side, width), place(box.top, box.bottom, side, height)];
     return { left, top, side, number: i + 1, owners: labels };
   });
+}
+
+/**
+ * Cut the holes that are longer than `usable` px but thin, as `_cut_thin` in imaging.py.
+ *
+ * @param {Uint32Array} labels 0 outside; every piece gets a label of its own, in place
+ * @param {number} width
+ * @param {Box[]} boxes
+ * @param {number} usable px
+ * @returns {Box[]} those of the pieces, and of the holes that stay
+ */
+function cutThin(labels, width, boxes, usable) {
+  /** @type {Box[]} */
+  const all = [];
+  let free = boxes.length + 1;
+  for (const box of boxes) {
+    if (sideOf(box) <= usable || isThick(labels, width, box, usable >> 1)) {
+      all.push(box);
+      continue;
+    }
+    /** @type {Map<number, Box>} by its place in the grid */
+    const pieces = new Map();
+    const across = box.right - box.left;
+    for (let y = box.top; y < box.bottom; y++) {
+      for (let x = box.left; x < box.right; x++) {
+        if (labels[y * width + x] !== box.label) continue;
+        const place = Math.floor((y - box.top) / usable) * across + Math.floor((x - box.left) / usable);
+        const pixel = { left: x, top: y, right: x + 1, bottom: y + 1, label: free };
+        const piece = pieces.get(place);
+        if (!piece) free++;
+        const grown = piece ? union(piece, pixel) : pixel;
+        pieces.set(place, grown);
+        labels[y * width + x] = grown.label;
+      }
+    }
+    all.push(...pieces.values());
+  }
+  return all;
+}
+
+/**
+ * @param {Uint32Array} labels
+ * @param {number} width
+ * @param {Box} box
+ * @param {number} side px
+ * @returns {boolean} whether the hole of this box holds a square of that side
+ */
+function isThick(labels, width, { left, top, right, bottom, label }, side) {
+  const above = new Uint32Array(right - left); // rows, down to this one, in which the hole has been `side` px wide up to here
+  for (let y = top; y < bottom; y++) {
+    for (let x = left, run = 0; x < right; x++) {
+      run = labels[y * width + x] === label ? run + 1 : 0;
+      above[x - left] = run >= side ? above[x - left] + 1 : 0;
+      if (above[x - left] >= side) return true;
+    }
+  }
+  return false;
 }
 
 /**

@@ -71,7 +71,7 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
   checkSettings(settings, constants);
   const steps = ddimSteps(settings.steps, settings.strength, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
-  const windows = planWindows(leftToFill, image.width, image.height, constants);
+  const windows = planWindows(leftToFill, image.width, image.height, settings.coverage, constants);
   const plan = describeWindows(windows, constants.image_size);
   onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, plan });
   const times = new Times();

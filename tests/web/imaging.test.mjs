@@ -12,7 +12,7 @@ for (const { name, coverage, width, height, image, mask, windows, plan, owners, 
     const picture = { width, height, data: withAlpha(bytes(image), 77) };
     const painted = bytes(mask);
     const left = imaging.isHole(painted, numbers);
-    const planned = imaging.planWindows(left, width, height, numbers);
+    const planned = imaging.planWindows(left, width, height, coverage, numbers);
     const places = ({ left, top, side }) => ({ left, top, side });
     assert.deepEqual(planned.map(places), windows.map(places));
     assert.equal(imaging.describeWindows(planned, fixtures.size), plan);
@@ -42,9 +42,9 @@ test('the feather is Python\'s, as released Pillow\'s blur', () => {
 });
 
 test('windows are placed as in Python, whatever the holes', () => {
-  for (const { width, height, size, mask, windows } of fixtures.plans) {
+  for (const { width, height, size, coverage, mask, windows } of fixtures.plans) {
     const numbers = { ...constants, image_size: size };
-    const planned = imaging.planWindows(imaging.isHole(bytes(mask), constants), width, height, numbers);
+    const planned = imaging.planWindows(imaging.isHole(bytes(mask), constants), width, height, coverage, numbers);
     const filled = new Array(planned.length + 1).fill(0);
     for (const number of planned[0].owners) filled[number] += 1;
     assert.deepEqual(planned.map(({ left, top, side, number }) => [left, top, side, filled[number]]), windows);
@@ -55,11 +55,11 @@ test('a long hole in a wide picture takes memory as the picture does, not as a s
   const [width, height, size] = [12000, 100, 128];
   const image = { width, height, data: new Uint8ClampedArray(4 * width * height).fill(90) };
   const mask = new Uint8Array(width * height);
-  mask.fill(255, 40 * width + 300, 41 * width - 300);
+  for (let y = 20; y < 80; y++) mask.fill(255, y * width + 300, (y + 1) * width - 300);
   const numbers = { ...constants, image_size: size };
   const spent = bytesAllocated(() => {
     const hole = imaging.isHole(mask, numbers);
-    const [window] = imaging.planWindows(hole, width, height, numbers);
+    const [window] = imaging.planWindows(hole, width, height, 'whole', numbers);
     assert.equal(window.side, width);
     imaging.crop(image, hole, window, size);
     const paste = imaging.pasting(mask, width, height, window, 'whole', numbers);
