@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import GUIDANCE, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
+from .config import COVERAGES, GUIDANCE, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
     fill.add_argument("--seed", type=int, default=0, help="default: 0")
     fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
+    words = f"what is replaced: all of the hole, or a blend as in the release (default: {COVERAGES[0]})"
+    fill.add_argument("--coverage", choices=COVERAGES, default=COVERAGES[0], help=words)
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
@@ -261,8 +263,8 @@ def _inpaint(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from .imaging import check_picture_and_mask
-    from .inpaint import Settings, inpaint_picture
+    from .imaging import check_picture_and_mask, plan_windows
+    from .inpaint import Settings, describe_cost, inpaint_picture
     from .picture_files import plan_output, read_mask, read_picture
 
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
@@ -274,6 +276,9 @@ def _inpaint(options: argparse.Namespace) -> int:
         print(f"moebius_lab: {remark}", file=sys.stderr)
     bench = _bench(options, options.graphs_dir)
     backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
+    size = bench.config.image_size
+    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, bench.least_step_seconds)
+    print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 
         def show(progress) -> None:

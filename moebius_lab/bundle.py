@@ -334,8 +334,8 @@ def answer(manifest: dict, placement: dict[str, dict[str, int]], fetched: list[i
     return " ".join(parts)
 
 
-def constants(network: NetworkConfig) -> dict[str, float]:
-    """Every number of `config.py` that the page computes with, for one network."""
+def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
+    """Every constant of `config.py` that the page computes with, for one network."""
     return {
         "image_size": network.image_size,
         "latent_size": network.latent_size,
@@ -349,6 +349,8 @@ def constants(network: NetworkConfig) -> dict[str, float]:
         "strength": config.STRENGTH,
         "guidance": config.GUIDANCE,
         "noise_offset": config.NOISE_OFFSET,
+        "coverages": list(config.COVERAGES),
+        "feather_width": config.FEATHER_WIDTH,
         "mask_blur_radius": config.MASK_BLUR_RADIUS,
         "mask_threshold": config.MASK_THRESHOLD,
         "window_margin": config.WINDOW_MARGIN,

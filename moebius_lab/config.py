@@ -75,8 +75,8 @@ STEPS = 20  # of which strength decides how many are run
 STRENGTH = 0.99  # share of the schedule that is run: 19 of 20 steps, starting at t = 900
 GUIDANCE = 2.0  # classifier-free guidance: uncond + g (cond - uncond)
 NOISE_OFFSET = 0.0357  # weight of the one normal number per channel that is added to the noise
-MASK_BLUR_RADIUS = 3  # px, radius of PIL's Gaussian blur that feathers the mask before pasting
-MASK_THRESHOLD = 0.5  # a mask value / 255 at or above this is the hole
+MASK_BLUR_RADIUS = 3  # px, radius of PIL's Gaussian blur that feathers the mask before pasting, as released
+MASK_THRESHOLD = 0.5  # a mask value / 255 at or above this is the hole: 128 of 255
 
 # -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------
 
@@ -95,6 +95,14 @@ PREVIEW_SHARE = 0.2  # of a run's time may go into decoding previews
 
 # -- how a picture of any size meets a square network (ours, not the release's) ----------------------------------------
 
+WHOLE, AS_RELEASED = COVERAGES = ("whole", "as-released")
+"""How much of a hole the model is told of, and how much of its picture is replaced; the first is the default.
+
+As released, a latent cell is hole where its upper left pixel is, and the blurred mask blends the new picture in: in a thin hole
+the old content stays. Whole: every cell that the hole touches is hole, and the new picture replaces all of the hole, feathered
+outwards only."""
+
+FEATHER_WIDTH = 9  # px outside a whole hole over which the new picture fades out; the release's blur reaches as far
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
 MAX_MEGAPIXELS = 100  # a larger picture is refused rather than left to exhaust memory
 JPEG_QUALITY = 95  # 1..100, of JPEG and AVIF unless another is asked for

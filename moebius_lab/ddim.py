@@ -47,11 +47,11 @@ def scheduler() -> DDIMScheduler:
 
 
 def ddim_steps(steps: int, strength: float) -> list[Step]:
-    """The steps that are run: the last int(steps x strength) of a schedule of `steps`, high timesteps first.
+    """The steps that are run: the last int(steps x strength) of a schedule of `steps`, at least one, high timesteps first.
 
     Args:
         steps: 1..1000, length of the whole schedule.
-        strength: (0, 1], the share of it that is run; at least one step must remain.
+        strength: (0, 1], the share of it that is run. The release runs none where the share is below one step.
 
     Raises:
         LabError: a value outside its range.
@@ -60,9 +60,7 @@ def ddim_steps(steps: int, strength: float) -> list[Step]:
         raise LabError(f"steps must be between 1 and {TRAIN_TIMESTEPS}, not {steps}")
     if not 0 < strength <= 1:
         raise LabError(f"strength must be above 0 and at most 1, not {strength}")
-    run = int(steps * strength)
-    if run < 1:
-        raise LabError(f"{steps} steps at strength {strength} leave none to run; raise either")
+    run = max(1, int(steps * strength))
     schedule = scheduler()
     schedule.set_timesteps(steps)
     alphas = schedule.alphas_cumprod.double()

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from . import LabError
 from .backends import Backend
-from .config import GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
+from .config import COVERAGES, GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
 from .ddim import Step, ddim_steps
 from .imaging import (
     Window,
     check_picture_and_mask,
     crop,
+    describe_windows,
     is_hole,
     mask_to_hole,
     mask_to_latent,
@@ -32,7 +33,7 @@ from .picture_files import Picture
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person chooses; the defaults are the release's example."""
+    """What a person chooses; the defaults are the release's example, but for `coverage`."""
 
     steps: int = STEPS  # 1..1000, length of the schedule
     strength: float = STRENGTH  # (0, 1], share of the schedule that is run
@@ -40,11 +41,14 @@ class Settings:
     noise_offset: float = NOISE_OFFSET  # weight of one normal number per channel, added to the noise
     seed: int = 0  # of torch's CPU generator
     init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
+    coverage: Literal["whole", "as-released"] = "whole"  # see `config.COVERAGES`; "whole" replaces all of the hole
 
     def __post_init__(self) -> None:
         ddim_steps(self.steps, self.strength)  # raises for values outside their ranges
         if self.init not in ("image", "noise"):
             raise LabError(f'init must be "image" or "noise", not {self.init!r}')
+        if self.coverage not in COVERAGES:
+            raise LabError(f"coverage must be one of {', '.join(COVERAGES)}, not {self.coverage!r}")
         if not np.isfinite([self.guidance, self.noise_offset]).all():
             raise LabError("guidance and noise offset must be finite numbers")
         if not 0 <= self.seed < 2**63:
@@ -112,7 +116,7 @@ def sample(
     noise = normal(1, LATENT_CHANNELS, s, s)
     noise = noise + settings.noise_offset * normal(1, LATENT_CHANNELS, 1, 1)
     latent = steps[0].signal * image_latent + steps[0].sigma * noise if settings.init == "image" else noise
-    mask = mask_to_latent(hole)
+    mask = mask_to_latent(hole, settings.coverage)
 
     for i, step in enumerate(steps):
         if cancel is not None and cancel.is_set():
@@ -125,6 +129,23 @@ def sample(
         if on_step is not None:
             on_step(i + 1, len(steps), latent, clean)
     return backend.decode(latent / factor)
+
+
+def describe_cost(windows: list[Window], size: int, settings: Settings, step_seconds: float = 0.0) -> str:
+    """What filling through `windows` (of `plan_windows`) will cost, in words: "54 windows of 512 px, 1,026 steps, about 3 min".
+
+    Args:
+        windows: the plan.
+        size: px, side of the model's input.
+        settings: see `Settings`.
+        step_seconds: how long a step takes, for the time; 0 where nobody knows.
+    """
+    steps = len(windows) * len(ddim_steps(settings.steps, settings.strength))
+    words = f"{describe_windows(windows, size)}, {steps:,} step{'s' if steps > 1 else ''}"
+    if not step_seconds:
+        return words
+    seconds = steps * step_seconds
+    return f"{words}, about {f'{seconds / 60:,.0f} min' if seconds >= 100 else f'{seconds:.0f} s'}"
 
 
 def predicted_clean(latent: Tensor, following: Tensor, step: Step) -> Tensor:
@@ -150,14 +171,15 @@ def inpaint(
     Args:
         backend: where the networks run.
         image: uint8 (H, W, 3).
-        mask: uint8 (H, W): 128 and more is the hole, softer values feather it.
+        mask: uint8 (H, W): the hole is where it is 128 or more. As released, all its values blend the result in.
         settings: see `Settings`.
         on_progress: called after every step of every window.
         cancel: set it, from any thread, to stop before the next step.
         on_fill: called as on_fill(made, window) with what the model made of each window, as `uncrop` takes it.
 
     Returns:
-        uint8 (H, W, 3), equal to `image` in every pixel that the feathered mask does not touch.
+        uint8 (H, W, 3): new in the whole hole, and equal to `image` in every pixel that is `FEATHER_WIDTH` px or more
+        from it. As released: a blend also inside, and equal to `image` where `imaging.feather` has no weight.
 
     Raises:
         ImageError: picture and mask do not go together, or the mask is empty or everything.
@@ -167,7 +189,7 @@ def inpaint(
     size = backend.config.image_size
     result = image
     left_to_fill = is_hole(mask)
-    windows = plan_windows(mask, size)
+    windows = plan_windows(mask, size, settings.coverage)
     for i, window in enumerate(windows):
 
         def report(done: int, total: int, latent: Tensor, clean: Tensor, i: int = i) -> None:
@@ -178,8 +200,8 @@ def inpaint(
         raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
         if on_fill is not None:
             on_fill(raw, window)
-        result = uncrop(raw, result, mask, window)
-        left_to_fill = left_to_fill & ~window.hole
+        result = uncrop(raw, result, mask, window, settings.coverage)
+        left_to_fill[window.visible] &= window.owners[window.visible] != window.number
     return result
 
 
@@ -204,7 +226,7 @@ def inpaint_picture(
 
     def keep(made: np.ndarray, window: Window) -> None:
         nonlocal stored
-        stored = uncrop(picture.in_its_profile(made), stored, mask, window)
+        stored = uncrop(picture.in_its_profile(made), stored, mask, window, settings.coverage)
 
     rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, keep)
     return picture.filled(rgb, stored)

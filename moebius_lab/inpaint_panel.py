@@ -14,9 +14,9 @@ from PIL import Image
 
 from . import LabError
 from .backends import Backend
-from .config import PREVIEW_SHARE
+from .config import COVERAGES, PREVIEW_SHARE
 from .imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
-from .inpaint import Cancelled, Progress, Settings, inpaint_picture
+from .inpaint import Cancelled, Progress, Settings, describe_cost, inpaint_picture
 from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
@@ -52,11 +52,12 @@ class Inpaint(ipywidgets.VBox):
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._failure: BaseException | None = None
+        self._pace: dict[str, float] = {}  # s a step of the last run, by backend
         self._pair: tuple[np.ndarray, np.ndarray] | None = None  # before and after, as shown
         super().__init__()
         self._make_controls()
         self.children = [
-            row(self.backend, self.steps, self.guidance, self.seed),
+            row(self.backend, self.steps, self.guidance, self.seed, self.coverage),
             row(self._run_button, self._cancel_button, self._bar),
             self._message,
             self._slider,
@@ -75,6 +76,9 @@ class Inpaint(ipywidgets.VBox):
         )
         self.seed = ipywidgets.BoundedIntText(
             start.seed, min=0, max=2**31 - 1, description="Seed", layout=narrow, style=style
+        )
+        self.coverage = ipywidgets.Dropdown(
+            options=COVERAGES, value=start.coverage, description="Coverage", layout={"width": "13rem"}, style=style
         )
         self._run_button = ipywidgets.Button(description="Fill the hole", icon="play", button_style="primary")
         self._cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
@@ -103,7 +107,8 @@ class Inpaint(ipywidgets.VBox):
             raise LabError("a run is under way: wait for it, or cancel it")
         image, mask = self.painter.image, self.painter.mask
         check_picture_and_mask(image, mask)
-        settings = replace(self._settings, steps=self.steps.value, guidance=self.guidance.value, seed=self.seed.value)
+        names = ("steps", "guidance", "seed", "coverage")
+        settings = replace(self._settings, **{name: getattr(self, name).value for name in names})
         self._cancel.clear()
         self._failure = None
         self._busy(True)
@@ -154,11 +159,12 @@ class Inpaint(ipywidgets.VBox):
         began = time.perf_counter()
         try:
             backend = self._chosen_backend()
-            watch = _Watch(self, backend, image, mask)
+            watch = _Watch(self, backend, image, mask, settings)
             filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel)
             self._pair = _shown(image), _shown(filled.rgb)
             self.set_trait("result", filled.image())
             seconds = time.perf_counter() - began
+            self._pace[backend.name] = watch.pace
             self._message.value = message(f"{backend.name}: filled in {seconds:.1f} s")
             self._bar.value, self._bar.bar_style = self._bar.max, "success"
         except Cancelled as stop:
@@ -220,17 +226,22 @@ class Inpaint(ipywidgets.VBox):
 class _Watch:
     """The loop's callback: progress at every step, and previews as often as their share of the time allows."""
 
-    def __init__(self, panel: Inpaint, backend: Backend, image: np.ndarray, mask: np.ndarray) -> None:
-        self.panel, self.backend, self.mask = panel, backend, mask
+    def __init__(self, panel: Inpaint, backend: Backend, image: np.ndarray, mask: np.ndarray, settings: Settings) -> None:
+        self.panel, self.backend, self.mask, self.coverage = panel, backend, mask, settings.coverage
         self.filled = image  # with the windows that are finished
-        self.windows = plan_windows(mask, backend.config.image_size)
+        size = backend.config.image_size
+        self.windows = plan_windows(mask, size, settings.coverage)
+        cost = describe_cost(self.windows, size, settings, panel._pace.get(backend.name, 0.0))
+        panel._message.value = message(f"{backend.name}: {cost}")
+        self.pace = 0.0  # s a step so far, previews included
         self.began = time.perf_counter()
         self.previews = 0.0  # s spent on them
 
     def __call__(self, progress: Progress) -> None:
         done, total = progress.window * progress.steps + progress.step, progress.windows * progress.steps
-        left = (time.perf_counter() - self.began) / done * (total - done)
-        where = f", hole {progress.window + 1} of {progress.windows}" if progress.windows > 1 else ""
+        self.pace = (time.perf_counter() - self.began) / done
+        left = self.pace * (total - done)
+        where = f", window {progress.window + 1} of {progress.windows}" if progress.windows > 1 else ""
         text = f"{self.backend.name}: step {progress.step} of {progress.steps}{where}, {left:.0f} s left"
         self.panel._show_progress(done, total, text)
         ends_window = progress.step == progress.steps
@@ -240,7 +251,7 @@ class _Watch:
     def _preview(self, progress: Progress, ends_window: bool) -> None:
         start = time.perf_counter()
         decoded = self.backend.decode(progress.clean / self.backend.config.vae.scaling_factor)
-        picture = uncrop(to_bytes(decoded), self.filled, self.mask, self.windows[progress.window])
+        picture = uncrop(to_bytes(decoded), self.filled, self.mask, self.windows[progress.window], self.coverage)
         if ends_window:
             self.filled = picture
         self.panel._show_preview(picture)

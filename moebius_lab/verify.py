@@ -11,7 +11,7 @@ import torch
 from . import LabError
 from .backends import TorchBackend
 from .checkpoint import deterministic_weights, make_vae
-from .config import MOEBIUS, SMALL, NetworkConfig
+from .config import AS_RELEASED, MOEBIUS, SMALL, NetworkConfig
 from .files import COUNT, DamagedFile, listed, mapping, read_arrays, read_json
 from .imaging import mask_to_hole, paste, to_bytes, to_unit_range
 from .inpaint import Settings, sample
@@ -119,11 +119,11 @@ def _pipeline(path: Path, salt: str) -> list[Check]:
     for module in (net, vae):
         module.load_state_dict(deterministic_weights(module, salt))
     image, mask = reference["image"], reference["mask"]
-    settings = Settings(guidance=float(reference["guidance"]))
+    settings = Settings(guidance=float(reference["guidance"]), coverage=AS_RELEASED)
     raw = to_bytes(sample(TorchBackend(net, vae), to_unit_range(image), mask_to_hole(mask), settings))
     return [
         _within(f"{path.name}: raw", raw, reference["raw"], PICTURE_TOLERANCE, PICTURE_SHARE),
-        _within(f"{path.name}: pasted", paste(raw, image, mask), reference["pasted"], PICTURE_TOLERANCE, PICTURE_SHARE),
+        _within(f"{path.name}: pasted", paste(raw, image, mask, AS_RELEASED), reference["pasted"], PICTURE_TOLERANCE, PICTURE_SHARE),
     ]
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from . import LabError, __version__
 from .backends import Backend, OnnxBackend, TorchBackend
 from .checkpoint import DEMO_FOLDER, check_weights, make_vae
-from .config import BACKENDS, LATENT_CHANNELS, NETWORKS, NetworkConfig
+from .config import AS_RELEASED, BACKENDS, LATENT_CHANNELS, NETWORKS, NetworkConfig
 from .files import TEXT, DamagedFile, kept_json, read_arrays, record, say, write_json, written_whole
 from .graphs import Graphs
 from .imaging import check_picture_and_mask
@@ -117,7 +117,7 @@ class Workbench:
 
         Args:
             name: "PyTorch", or a precision of ONNX Runtime's graphs, which are made first where they are missing.
-            init: see `inpaint.Settings`; the other settings are the default ones.
+            init: see `inpaint.Settings`; coverage is the release's, with which it is compared, the rest the default.
 
         Raises:
             LabError: an unknown precision or `init`.
@@ -156,7 +156,7 @@ class Workbench:
                 bar.total = progress.windows * progress.steps
                 bar.update()
 
-            picture = inpaint(backend, self.image, self.mask, Settings(init=init), watch)
+            picture = inpaint(backend, self.image, self.mask, Settings(init=init, coverage=AS_RELEASED), watch)
         seconds = time.perf_counter() - start
         latents, clean = (np.concatenate([getattr(p, what).numpy() for p in seen]) for what in ("latent", "clean"))
         return Loop(backend.name, picture, latents, clean, seen[0].steps, seconds)

@@ -45,7 +45,7 @@ FILL = """async ({steps, stopAfter}) => {
   const stop = new AbortController();
   let done = 0, stopped = 0, total = 0, ms = 0;
   const onProgress = ({ step, msPerStep }) => { done = step; ms = msPerStep; if (step === stopAfter) { stopped = performance.now(); stop.abort(); } };
-  const settings = { steps, strength: 1, guidance: 2, seed: 1, noise_offset: 0.0357, init: 'image' };
+  const settings = { steps, strength: 1, guidance: 2, seed: 1, noise_offset: 0.0357, init: 'image', coverage: 'whole' };
   const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
     ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
     ({ code, message }) => ({ code, message }));

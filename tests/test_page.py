@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
 from moebius_lab.bundle import WEB, write_bundle
-from moebius_lab.config import MASK_BLUR_RADIUS
+from moebius_lab.imaging import feather
 from moebius_lab.serve import Server
 from moebius_lab.workbench import demo_photographs
 
@@ -144,7 +144,7 @@ def start(page: Page, steps: int, variants: int = 1, first: bool = True) -> None
 
 def untouched(mask: np.ndarray) -> np.ndarray:
     """bool (H, W): where the feathered mask has no weight."""
-    return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(MASK_BLUR_RADIUS))) == 0
+    return feather(mask) == 0
 
 
 def disc_line(shape: tuple[int, int], x0: float, y0: float, x1: float, y1: float, radius: float) -> np.ndarray:
@@ -205,6 +205,37 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     page.click("#clear-all")
     expect(page.locator("#stored li")).to_have_count(0)
     assert sum(page.evaluate("shifts")) < 0.01
+
+
+def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
+    page = visit()
+    y, x = np.mgrid[:300, :600]
+    sky = np.stack([60 + y // 4, 110 + x // 12, 200 - y // 4], -1).astype(np.uint8)
+    mask = np.zeros((300, 600), np.uint8)
+    mask[40:200, 97:100] = mask[150:153, 500:503] = 255  # columns that no cell's corner lies in
+    photo = np.where(mask[..., None] > 0, np.uint8(10), sky)
+    load_picture(page, Image.fromarray(photo))
+    page.set_input_files("#mask-file", upload(Image.fromarray(mask), "mask.png"))
+    expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
+    page.evaluate("""() => {
+      window.told = [];
+      const text = document.getElementById('run-text');
+      new MutationObserver(() => window.told.push(text.textContent)).observe(text, { childList: true, characterData: true, subtree: true });
+    }""")
+    fill(page, steps=6)
+    assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
+    expect(page.locator("#coverage")).to_have_value("whole")
+    whole = downloaded(page, "#save")
+    assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
+    page.click("#edit")
+    page.evaluate("document.getElementById('coverage').closest('details').open = true")
+    page.select_option("#coverage", "as-released")
+    fill(page, steps=6, first=False)
+    released = downloaded(page, "#save")
+    error = [np.abs(result[mask > 0].astype(int) - sky[mask > 0]).mean() for result in (photo, whole, released)]
+    assert error[1] < 0.25 * error[0] and error[2] > 0.5 * error[0], error
+    page.click("#defaults")
+    expect(page.locator("#coverage")).to_have_value("whole")
 
 
 def running(visit, steps: int) -> tuple[Page, np.ndarray]:

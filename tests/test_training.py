@@ -121,7 +121,7 @@ def _pool(count: int = 8) -> dict[str, torch.Tensor]:
     hole = torch.zeros(count, 1, s, s, dtype=torch.bool)
     hole[:, :, 4:9, 4:9] = True
     latent = torch.randn(count, 4, s, s).half()
-    return {"latent": latent, "masked": latent * ~hole, "mask": hole, "hole": hole}
+    return {"latent": latent, "masked": latent * ~hole, "mask": hole}
 
 
 def test_training_begins_with_centred_first_kernels():

@@ -14,7 +14,18 @@ from PIL import Image, ImageFilter
 
 from moebius_lab import bundle, config
 from moebius_lab.ddim import ddim_steps, scheduler
-from moebius_lab.imaging import crop, is_hole, plan_windows, to_bytes, to_unit_range, uncrop
+from moebius_lab.imaging import (
+    crop,
+    describe_windows,
+    feather,
+    is_hole,
+    mask_to_hole,
+    mask_to_latent,
+    plan_windows,
+    to_bytes,
+    to_unit_range,
+    uncrop,
+)
 
 HERE = Path(__file__).parent
 SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
@@ -50,6 +61,14 @@ def comb(height: int, width: int) -> np.ndarray:
     return mask
 
 
+def specks(height: int, width: int, count: int, size: int) -> np.ndarray:
+    """Holes of 1 to `size` px a side, anywhere."""
+    rng, mask = np.random.default_rng(count + size), np.zeros((height, width), np.uint8)
+    for top, left, high, wide in rng.integers((0, 0, 1, 1), (height, width, size + 1, size + 1), (count, 4)):
+        mask[top : top + high, left : left + wide] = rng.integers(128, 256)
+    return mask
+
+
 PICTURES = {
     "one window at its own size": painted(100, 150, (40, 50, 60, 75)),
     "a hole in the corner": painted(90, 120, (0, 0, 20, 31)),
@@ -63,32 +82,53 @@ PICTURES = {
     "at the edges, in several windows": painted(200, 210, (0, 0, 21, 30), (0, 181, 30, 210), (171, 95, 200, 120), soft=True),
     "a comb, a ring around a dot": np.maximum(comb(100, 180), painted(100, 180, (70, 150, 71, 151))),
     "a soft stain far from the hole": np.maximum(painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3),
+    "many specks": specks(300, 400, 150, 5),
+    "specks and holes too large": specks(400, 300, 60, 70),
+    "wide and low, a wire along it": painted(20, 900, (8, 30, 12, 880)),
+    "wide and low, a thick hole along it": painted(45, 900, (8, 30, 38, 880)),
+    "high and narrow, a thick hole along it": painted(700, 40, (20, 5, 650, 35)),
+    "wires that cross": painted(300, 400, (5, 200, 290, 203), (100, 10, 102, 390), (250, 20, 280, 60)),
+    "at the right edge, and at the left one a row below": painted(90, 130, (20, 100, 21, 130), (21, 0, 22, 20)),
     "one diagonal, one line": np.maximum(np.eye(90, 140, dtype=np.uint8) * 255, painted(90, 140, (50, 100, 51, 139))),
 }
 
 
-def picture_case(name: str, mask: np.ndarray) -> dict:
+def picture_case(name: str, mask: np.ndarray, coverage: str) -> dict:
     rng = np.random.default_rng(len(name))
     height, width = mask.shape
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    planned = plan_windows(mask, SIZE, coverage)
     windows, result, left = [], image, is_hole(mask)
-    for window in plan_windows(mask, SIZE):
+    for window in planned:
         seen, seen_mask = crop(result, left, window, SIZE)
         made = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        result = uncrop(made, result, mask, window)
+        result = uncrop(made, result, mask, window, coverage)
         left = left & ~window.hole
-        arrays = {"hole": window.hole, "seen": seen, "seen_hole": seen_mask == 255, "made": made}
+        told = mask_to_latent(mask_to_hole(seen_mask), coverage).numpy()
+        arrays = {"seen": seen, "seen_hole": seen_mask == 255, "told": told, "made": made}
         place = {"left": window.left, "top": window.top, "side": window.side}
         windows.append(place | {key: text(array) for key, array in arrays.items()})
-    arrays = {"image": image, "mask": mask, "result": result}
-    return {"name": name, "width": width, "height": height, "windows": windows} | {k: text(v) for k, v in arrays.items()}
+    arrays = {"image": image, "mask": mask, "result": result, "owners": planned[0].owners.astype(np.uint32)}
+    facts = {"name": f"{name}, {coverage}", "coverage": coverage, "width": width, "height": height, "windows": windows}
+    return facts | {"plan": describe_windows(planned, SIZE)} | {k: text(v) for k, v in arrays.items()}
 
 
 def feather_case(height: int, width: int) -> dict:
     mask = np.random.default_rng(height).integers(0, 2, (height, width), dtype=np.uint8) * 255
     mask[: height // 2] = 0
     blurred = np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(config.MASK_BLUR_RADIUS)))
-    return {"width": width, "height": height, "mask": text(mask), "blurred": text(blurred)}
+    arrays = {"mask": mask, "blurred": blurred, "weights": feather(mask)}
+    return {"width": width, "height": height} | {name: text(array) for name, array in arrays.items()}
+
+
+def plan_case(seed: int) -> dict:
+    """Random holes, small and large, and the places of their windows."""
+    rng = np.random.default_rng(seed)
+    height, width, size = rng.integers(30, 600, 2).tolist() + [int(rng.integers(4, 20)) * 8]
+    mask = specks(height, width, int(rng.integers(1, 300)), int(rng.integers(1, 40)))
+    coverage = config.COVERAGES[seed % 2]
+    windows = [[window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size, coverage)]
+    return {"width": width, "height": height, "size": size, "coverage": coverage, "mask": text(mask), "windows": windows}
 
 
 def random_case(seed: int) -> dict:
@@ -102,7 +142,7 @@ def fixtures(tmp_path_factory) -> Path:
     rgb = np.arange(768, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8)
     decoded = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(5))
     ranges = {"rgb": rgb, "unit": to_unit_range(rgb).numpy(), "decoded": decoded.numpy(), "bytes": to_bytes(decoded)}
-    schedules = [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (999, 0.3)]
+    schedules = [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (1, 0.99), (10, 0.01), (999, 0.3)]
     content = {
         "constants": bundle.constants(config.SMALL),
         "size": SIZE,
@@ -111,7 +151,8 @@ def fixtures(tmp_path_factory) -> Path:
             {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]} for n, share in schedules
         ],
         "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
-        "pictures": [picture_case(name, mask) for name, mask in PICTURES.items()],
+        "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
+        "plans": [plan_case(seed) for seed in range(60)],
         "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
         "range": {key: text(array) for key, array in ranges.items()},
     }

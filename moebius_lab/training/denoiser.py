@@ -29,9 +29,9 @@ from ..config import (
     NOISE_OFFSET,
     TRAIN_TIMESTEPS,
     UNCONDITIONAL_IDS,
-    VAE_FACTOR,
     NetworkConfig,
 )
+from ..imaging import mask_to_latent
 from ..unet import MoebiusNet
 from .fast_forms import use_fast_forms
 from .vae import random_crops
@@ -70,11 +70,11 @@ def encode_pool(vae: AutoencoderKL, scale: float, tiles: Tensor, masks: Tensor, 
 
     Returns:
         float16 `latent` and `masked` (count, 4, s/8, s/8), both scaled posterior samples; bool `mask` (count, 1, s/8,
-        s/8), the nearest-neighbour mask that the network sees; bool `hole`, every cell that the hole touches.
+        s/8), every cell that the hole touches.
     """
     size = masks.shape[-1]
     cuda = tiles.device.type == "cuda"
-    parts: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": [], "hole": []}
+    parts: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": []}
     for _ in range(0, count, batch):
         x = random_crops(tiles, batch, size)
         hole = masks[torch.randint(len(masks), (batch,), device=tiles.device)][:, None].float()
@@ -86,8 +86,7 @@ def encode_pool(vae: AutoencoderKL, scale: float, tiles: Tensor, masks: Tensor, 
         latent, masked = (both.float() * scale).half().chunk(2)
         parts["latent"].append(latent)
         parts["masked"].append(masked)
-        parts["mask"].append(hole[:, :, ::VAE_FACTOR, ::VAE_FACTOR] > 0.5)
-        parts["hole"].append(F.max_pool2d(hole, VAE_FACTOR) > 0.5)
+        parts["mask"].append(mask_to_latent(hole) > 0.5)
     return {name: torch.cat(part)[:count] for name, part in parts.items()}
 
 
@@ -96,7 +95,7 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
     device = schedule.device
     pick = torch.randint(len(pool["latent"]), (batch,), device=device)
     x0, masked = pool["latent"][pick].float(), pool["masked"][pick].float()
-    mask, hole = pool["mask"][pick].float(), pool["hole"][pick].float()
+    mask = pool["mask"][pick].float()
 
     t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
     alpha = schedule[t][:, None, None, None]
@@ -104,7 +103,7 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
 
     chance = torch.rand(batch, 1, 1, 1, device=device)
     high = (t >= LEAK_FROM)[:, None, None, None]
-    foreign = x0 + hole * (x0.roll(1, 0) - x0)
+    foreign = x0 + mask * (x0.roll(1, 0) - x0)
     start = torch.where(high & (chance < FOREIGN_SHARE), foreign, x0)
     start = torch.where(high & (chance > 1 - EMPTY_SHARE), torch.zeros_like(x0), start)
     noisy = alpha.sqrt() * start + (1 - alpha).sqrt() * noise
@@ -116,7 +115,7 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
     masked = torch.where(dropped[:, :, None, None], masked.roll(1, 0), masked)
 
     predicted = network(torch.cat([noisy, mask, masked], dim=1), t, ids).float()
-    near = F.max_pool2d(hole, 3, 1, 1)  # the hole and the ring of cells around it
+    near = F.max_pool2d(mask, 3, 1, 1)  # the hole and the ring of cells around it
     weight = OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * near
     snr = alpha / (1 - alpha)
     error = (predicted - target).pow(2) * weight * (snr.clamp(max=MIN_SNR) / snr)

@@ -28,7 +28,17 @@ export function cumulativeAlphas({ train_timesteps: n, beta_start, beta_end }) {
 }
 
 /**
- * The steps that are run: the last floor(steps x strength) of a schedule of `steps`, high timesteps first.
+ * How many steps of a schedule are run: floor(steps x strength), at least one.
+ *
+ * @param {number} steps
+ * @param {number} strength
+ */
+export function stepsRun(steps, strength) {
+  return Math.max(1, Math.trunc(steps * strength));
+}
+
+/**
+ * The steps that are run, the last of a schedule of `steps`, high timesteps first.
  *
  * @param {number} steps
  * @param {number} strength
@@ -44,8 +54,7 @@ export function ddimSteps(steps, strength, constants) {
   if (!(strength > 0 && strength <= 1)) {
     throw new EngineError('bad-input', `Strength must be above 0 and at most 1, not ${strength}.`);
   }
-  const run = Math.trunc(steps * strength);
-  if (run < 1) throw new EngineError('bad-input', `${steps} steps at strength ${strength} leave none to run; raise either.`);
+  const run = stepsRun(steps, strength);
   const alphas = cumulativeAlphas(constants);
   const ratio = Math.floor(n / steps);
   return Array.from({ length: run }, (_, i) => {

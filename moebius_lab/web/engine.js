@@ -10,7 +10,7 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
 
 /** @typedef {import('./manifest.js').Manifest} Manifest */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
-/** @typedef {{steps: number, strength: number, guidance: number, seed: number, noise_offset: number, init: 'image'|'noise'}} Settings */
+/** @typedef {{steps: number, strength: number, guidance: number, seed: number, noise_offset: number, init: 'image'|'noise', coverage: 'whole'|'as-released'}} Settings */
 /** @typedef {{vendor: string, architecture: string, description: string, fallback: boolean}} Adapter */
 /** @typedef {{provider: 'webgpu'|'wasm', precision: string, bytes: number, cachedBytes: number, note: string}} Choice */
 
@@ -53,9 +53,10 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
  * @typedef {object} StepProgress
  * @property {number} window from 0
  * @property {number} windows
- * @property {number} step done in this window, from 1
+ * @property {number} step done in this window, from 1; 0 when the windows are planned and nothing is computed yet
  * @property {number} steps
- * @property {number} msPerStep median so far
+ * @property {number} msPerStep median so far; 0 before the first step
+ * @property {string} plan how many windows of which size, in words
  * @property {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} [preview] a region of the
  *   picture with the prediction of this moment pasted in
  */
@@ -153,7 +154,7 @@ export class Engine extends EventTarget {
   }
 
   /**
-   * Fill the hole of a picture of any size; `mask` is 0..255 a pixel, 128 and more is the hole.
+   * Fill the hole of a picture of any size; `mask` is a byte a pixel, 128 and more is the hole.
    *
    * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
    * @param {{onProgress?: (progress: StepProgress) => void, signal?: AbortSignal}} [options]

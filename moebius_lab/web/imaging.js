@@ -1,15 +1,27 @@
 // The square windows that the model sees and the pasting of its result, byte for byte as imaging.py and Pillow do it.
 //
-// A picture is {width, height, data} with RGBA bytes, a mask one byte a pixel, 255 for the hole; both row by row.
+// A picture is {width, height, data} with RGBA bytes, a mask one byte a pixel, both row by row: the hole is where the mask is
+// 128 or more (`mask_threshold`). No array is larger than the picture, or a window's longer side by the model's.
 
 import { EngineError } from './errors.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
-/** @typedef {{left: number, top: number, side: number, hole: Uint8Array}} Window px; left and top may be negative; `hole` 0 or 1 */
-/** @typedef {{left: number, top: number, right: number, bottom: number, labels: number[]}} Box right and bottom exclusive */
+/** @typedef {{left: number, top: number, right: number, bottom: number, label: number}} Box right and bottom exclusive */
 /** @typedef {{left: number, top: number, width: number, height: number}} Area of a picture, px */
-/** @typedef {Area & {weights: Uint8Array}} Paste how much of the new picture there is in an area: 255 for all; none outside */
+/** @typedef {import('./engine.js').Settings['coverage']} Coverage see COVERAGES in config.py */
+/** @typedef {Area & {weights: Uint8Array, coverage: Coverage}} Paste weights of the new picture in an area: 255 is all of it; none outside */
+
+/**
+ * A square of a picture, possibly reaching past its edges, and the part of the hole that is filled through it.
+ *
+ * @typedef {object} Window
+ * @property {number} left px, may be negative
+ * @property {number} top px, may be negative
+ * @property {number} side px
+ * @property {number} number from 1
+ * @property {Uint32Array} owners shared by all windows: for each pixel of the picture, which of them fills it; 0 for none
+ */
 
 const round = Math.fround;
 
@@ -80,16 +92,23 @@ export function toBytes(planes) {
 }
 
 /**
- * 'nearest' to latent size: the upper left pixel of every block.
+ * A cell is hole where any pixel of its block is; as released, where the upper left one is ('nearest').
  *
  * @param {Uint8Array} hole (size, size) of 0 and 1
+ * @param {Coverage} coverage
  * @param {Constants} constants
  * @returns {Float32Array} (s, s)
  */
-export function maskToLatent(hole, { image_size: size, latent_size: s, vae_factor }) {
+export function maskToLatent(hole, coverage, { image_size: size, latent_size: s, vae_factor }) {
   const latent = new Float32Array(s * s);
+  const looked = coverage === 'as-released' ? 1 : vae_factor; // px of a block, along each side
   for (let y = 0, i = 0; y < s; y++) {
-    for (let x = 0; x < s; x++, i++) latent[i] = hole[(y * size + x) * vae_factor];
+    for (let x = 0; x < s; x++, i++) {
+      for (let v = 0; v < looked; v++) {
+        const start = (y * vae_factor + v) * size + x * vae_factor;
+        for (let j = start; j < start + looked; j++) if (hole[j]) latent[i] = 1;
+      }
+    }
   }
   return latent;
 }
@@ -102,28 +121,134 @@ export function maskToLatent(hole, { image_size: size, latent_size: s, vae_facto
  * @param {Uint8Array} hole 0 or 1
  * @param {number} width
  * @param {number} height
+ * @param {Coverage} coverage
  * @param {Constants} constants
  * @returns {Window[]}
  */
-export function planWindows(hole, width, height, constants) {
+export function planWindows(hole, width, height, coverage, constants) {
   const { image_size: size, window_margin: margin } = constants;
-  if (Math.max(height, width) <= size) { // all of the picture is in the window
-    return [{ left: place(0, width, size, width), top: place(0, height, size, height), side: size, hole: hole.slice() }];
-  }
-  const { labels, boxes } = labelHoles(hole, width, height);
+  const { labels, boxes: holes } = labelHoles(hole, width, height);
   const usable = Math.trunc(size * (1 - 2 * margin));
-  const merged = merge(boxes, (a, b) => overlap(a, b) || sideOf(union(a, b)) <= usable);
-  merged.sort((a, b) => a.top - b.top || a.left - b.left);
-  return merged.map((box) => {
+  const fits = Math.max(height, width) <= size;
+  const boxes = coverage === 'as-released' || fits ? holes : cutThin(labels, width, holes, usable);
+  const groups = fits ? [boxes] : cover(boxes, usable);
+  const numbers = new Uint32Array(boxes.reduce((most, { label }) => Math.max(most, label), 0) + 1);
+  groups.forEach((group, i) => group.forEach(({ label }) => (numbers[label] = i + 1)));
+  for (let i = 0; i < labels.length; i++) labels[i] = numbers[labels[i]];
+  return groups.map((group, i) => {
+    const box = group.reduce(union);
     const needed = sideOf(box) <= usable ? size : Math.ceil(sideOf(box) / (1 - 2 * margin));
     const side = Math.max(size, Math.min(needed, Math.max(height, width)));
-    return {
-      left: place(box.left, box.right, side, width),
-      top: place(box.top, box.bottom, side, height),
-      side,
-      hole: labelled(labels, width, boxes.length, box),
-    };
+    const [left, top] = [place(box.left, box.right, side, width), place(box.top, box.bottom, side, height)];
+    return { left, top, side, number: i + 1, owners: labels };
   });
+}
+
+/**
+ * Cut the holes that are longer than `usable` px but thin, as `_cut_thin` in imaging.py.
+ *
+ * @param {Uint32Array} labels 0 outside; every piece gets a label of its own, in place
+ * @param {number} width
+ * @param {Box[]} boxes
+ * @param {number} usable px
+ * @returns {Box[]} those of the pieces, and of the holes that stay
+ */
+function cutThin(labels, width, boxes, usable) {
+  /** @type {Box[]} */
+  const all = [];
+  let free = boxes.length + 1;
+  for (const box of boxes) {
+    if (sideOf(box) <= usable || isThick(labels, width, box, usable >> 1)) {
+      all.push(box);
+      continue;
+    }
+    /** @type {Map<number, Box>} by its place in the grid */
+    const pieces = new Map();
+    const across = box.right - box.left;
+    for (let y = box.top; y < box.bottom; y++) {
+      for (let x = box.left; x < box.right; x++) {
+        if (labels[y * width + x] !== box.label) continue;
+        const place = Math.floor((y - box.top) / usable) * across + Math.floor((x - box.left) / usable);
+        const pixel = { left: x, top: y, right: x + 1, bottom: y + 1, label: free };
+        const piece = pieces.get(place);
+        if (!piece) free++;
+        const grown = piece ? union(piece, pixel) : pixel;
+        pieces.set(place, grown);
+        labels[y * width + x] = grown.label;
+      }
+    }
+    all.push(...pieces.values());
+  }
+  return all;
+}
+
+/**
+ * @param {Uint32Array} labels
+ * @param {number} width
+ * @param {Box} box
+ * @param {number} side px
+ * @returns {boolean} whether the hole of this box holds a square of that side
+ */
+function isThick(labels, width, { left, top, right, bottom, label }, side) {
+  const above = new Uint32Array(right - left); // rows, down to this one, in which the hole has been `side` px wide up to here
+  for (let y = top; y < bottom; y++) {
+    for (let x = left, run = 0; x < right; x++) {
+      run = labels[y * width + x] === label ? run + 1 : 0;
+      above[x - left] = run >= side ? above[x - left] + 1 : 0;
+      if (above[x - left] >= side) return true;
+    }
+  }
+  return false;
+}
+
+/**
+ * Group boxes so that those of a group fit a square of `usable` px together: by shelves, as `_cover` in imaging.py.
+ *
+ * @param {Box[]} boxes
+ * @param {number} usable px
+ * @returns {Box[][]} the larger boxes alone by falling size, then the shelves from the top, each from the left
+ */
+function cover(boxes, usable) {
+  const order = [...boxes].sort((a, b) => a.top - b.top || a.left - b.left || a.bottom - b.bottom || a.right - b.right);
+  const large = order.filter((box) => sideOf(box) > usable).sort((a, b) => sideOf(b) - sideOf(a));
+  const groups = large.map((box) => [box]);
+  let rest = order.filter((box) => sideOf(box) <= usable);
+  while (rest.length) {
+    const shelf = rest[0].top;
+    for (;;) {
+      const left = leastOf(rest, (box) => (box.bottom <= shelf + usable ? box.left : Infinity));
+      if (left === Infinity) break;
+      const across = (/** @type {Box} */ box) => box.left >= left && box.right <= left + usable;
+      const upper = leastOf(rest, (box) => (box.bottom <= shelf + usable && across(box) ? box.top : Infinity));
+      const taken = (/** @type {Box} */ box) => across(box) && box.top >= upper && box.bottom <= upper + usable;
+      groups.push(rest.filter(taken));
+      rest = rest.filter((box) => !taken(box));
+    }
+  }
+  return groups;
+}
+
+/** @param {Box[]} boxes @param {(box: Box) => number} value */
+function leastOf(boxes, value) {
+  return boxes.reduce((least, box) => Math.min(least, value(box)), Infinity);
+}
+
+/**
+ * How many windows of which size, in words: what a run will cost.
+ *
+ * @param {Window[]} windows
+ * @param {number} size px, side of the model's input
+ */
+export function describeWindows(windows, size) {
+  const larger = windows.map(({ side }) => side).filter((side) => side > size);
+  const own = windows.length - larger.length;
+  const parts = [];
+  if (own) parts.push(`${own} window${own > 1 ? 's' : ''} of ${size} px`);
+  if (larger.length) {
+    const what = `${larger.length} ${own ? 'larger ' : ''}window${larger.length > 1 ? 's' : ''}`;
+    parts.push(`${what} of up to ${Math.max(...larger)} px, scaled to ${size} px`);
+  }
+  return parts.join(' and ');
 }
 
 /**
@@ -132,17 +257,19 @@ export function planWindows(hole, width, height, constants) {
  * @param {Uint8Array} hole
  * @param {number} width
  * @param {number} height
- * @returns {{labels: Uint32Array, boxes: Box[]}} label 0 is outside; box i belongs to label i + 1
+ * @returns {{labels: Uint32Array, boxes: Box[]}} label 0 is outside; box i has label i + 1
  */
 function labelHoles(hole, width, height) {
   const labels = new Uint32Array(hole.length);
   /** @type {Box[]} */
   const boxes = [];
-  for (let start = hole.indexOf(1), end = 0; start !== -1; start = end === -1 ? -1 : hole.indexOf(1, end)) {
-    end = hole.indexOf(0, start);
+  for (let start = hole.indexOf(1), end = 0; start !== -1; start = hole.indexOf(1, end)) {
+    const rowEnd = (Math.floor(start / width) + 1) * width;
+    const gap = hole.subarray(start, rowEnd).indexOf(0);
+    end = gap === -1 ? rowEnd : start + gap; // where the next row begins, another run does
     if (labels[start]) continue;
     const label = boxes.length + 1;
-    const box = { left: width, top: height, right: 0, bottom: 0, labels: [label] };
+    const box = { left: width, top: height, right: 0, bottom: 0, label };
     const stack = [start];
     for (let i = stack.pop(); i !== undefined; i = stack.pop()) {
       if (labels[i]) continue;
@@ -170,66 +297,20 @@ function labelHoles(hole, width, height) {
   return { labels, boxes };
 }
 
-/**
- * @param {Uint32Array} labels 0..count
- * @param {number} width
- * @param {number} count
- * @param {Box} box
- * @returns {Uint8Array} 1 where the label is one of the box's
- */
-function labelled(labels, width, count, box) {
-  const chosen = new Uint8Array(count + 1);
-  for (const label of box.labels) chosen[label] = 1;
-  const hole = new Uint8Array(labels.length);
-  for (let y = box.top; y < box.bottom; y++) {
-    for (let i = y * width + box.left; i < y * width + box.right; i++) hole[i] = chosen[labels[i]];
-  }
-  return hole;
-}
-
 /** @param {Box} box */
 function sideOf(box) {
   return Math.max(box.right - box.left, box.bottom - box.top);
 }
 
-/** @param {Box} a @param {Box} b @returns {Box} */
+/** @param {Box} a @param {Box} b @returns {Box} with the label of `a` */
 function union(a, b) {
   return {
     left: Math.min(a.left, b.left),
     top: Math.min(a.top, b.top),
     right: Math.max(a.right, b.right),
     bottom: Math.max(a.bottom, b.bottom),
-    labels: [...a.labels, ...b.labels],
+    label: a.label,
   };
-}
-
-/** @param {Box} a @param {Box} b */
-function overlap(a, b) {
-  return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-}
-
-/**
- * Unite boxes as long as `together` holds for some pair, earlier boxes first.
- *
- * @param {Box[]} boxes
- * @param {(a: Box, b: Box) => boolean} together
- */
-function merge(boxes, together) {
-  /** @type {Box[]} */
-  const merged = [];
-  for (let box of boxes) {
-    let i = 0;
-    while (i < merged.length) {
-      if (together(merged[i], box)) {
-        box = union(merged.splice(i, 1)[0], box);
-        i = 0;
-      } else {
-        i++;
-      }
-    }
-    merged.push(box);
-  }
-  return merged;
 }
 
 /** @param {number} start @param {number} stop @param {number} side @param {number} length */
@@ -260,20 +341,81 @@ export function crop(image, hole, window, size) {
   const { side } = window;
   const rows = mirror(window.top, side, image.height);
   const cols = mirror(window.left, side, image.width);
-  const rgb = new Uint8Array(side * side * 3);
-  const seen = new Uint8Array(side * side);
-  for (let y = 0, i = 0; y < side; y++) {
-    const row = rows[y] * image.width;
-    for (let x = 0; x < side; x++, i++) {
-      const j = row + cols[x];
-      rgb[3 * i] = image.data[4 * j];
-      rgb[3 * i + 1] = image.data[4 * j + 1];
-      rgb[3 * i + 2] = image.data[4 * j + 2];
-      seen[i] = hole[j];
-    }
+  if (side !== size) return shrink(image, hole, rows, cols, size);
+  const rgb = new Uint8Array(size * size * 3);
+  const seen = new Uint8Array(size * size);
+  for (let y = 0; y < size; y++) readLine(image, hole, rows[y] * image.width, 1, cols, rgb.subarray(3 * y * size), seen.subarray(y * size));
+  return { rgb, hole: seen };
+}
+
+/**
+ * @param {Picture} image
+ * @param {Uint8Array} hole
+ * @param {number} start where the line begins, in pixels
+ * @param {number} step from pixel to pixel
+ * @param {Int32Array} at
+ * @param {Uint8Array} rgb gets the line's pixels at those places
+ * @param {Uint8Array} seen gets what is hole of them
+ */
+function readLine(image, hole, start, step, at, rgb, seen) {
+  for (let x = 0; x < at.length; x++) {
+    const j = start + at[x] * step;
+    rgb[3 * x] = image.data[4 * j];
+    rgb[3 * x + 1] = image.data[4 * j + 1];
+    rgb[3 * x + 2] = image.data[4 * j + 2];
+    seen[x] = hole[j];
   }
-  if (side === size) return { rgb, hole: seen };
-  return { rgb: resize(rgb, side, size, LANCZOS), hole: shrinkHole(seen, side, size) };
+}
+
+/**
+ * A picture and its hole at `rows` and `cols`, a square of any size, scaled down: along the picture's longer side, of which each
+ * line is reflected and scaled on its own, then along the other. A new pixel that the hole touches at all belongs to it.
+ *
+ * @param {Picture} image
+ * @param {Uint8Array} hole
+ * @param {Int32Array} rows
+ * @param {Int32Array} cols
+ * @param {number} size px
+ * @returns {{rgb: Uint8Array, hole: Uint8Array}} of size x size pixels
+ */
+function shrink(image, hole, rows, cols, size) {
+  const side = cols.length;
+  const lanczos = fixedTaps(0, side, side, size, LANCZOS);
+  const touched = taps(0, side, side, size, BOX).map(({ first, weights }) => weights.flatMap((w, k) => (w > 0 ? [first + k] : [])));
+  const turned = image.height > image.width; // lines are columns then
+  const [lines, places] = turned ? [cols, rows] : [rows, cols];
+  const [lineStep, pixelStep] = turned ? [1, image.width] : [image.width, 1];
+  const first = lines.reduce((a, b) => Math.min(a, b));
+  const count = lines.reduce((a, b) => Math.max(a, b)) - first + 1;
+  const line = new Uint8Array(3 * side);
+  const lineHole = new Uint8Array(side);
+  const narrow = new Uint8Array(count * size * 3);
+  const narrowHole = new Uint8Array(count * size);
+  for (let y = 0; y < count; y++) {
+    readLine(image, hole, (first + y) * lineStep, pixelStep, places, line, lineHole);
+    mixPixels(line, lanczos, narrow.subarray(3 * y * size));
+    for (let x = 0; x < size; x++) narrowHole[y * size + x] = touched[x].some((i) => lineHole[i]) ? 1 : 0;
+  }
+  const at = lines.map((i) => i - first);
+  const rgb = mixRows(narrow, 3 * size, lanczos, at);
+  const seen = new Uint8Array(size * size);
+  for (let y = 0, i = 0; y < size; y++) {
+    for (let x = 0; x < size; x++, i++) seen[i] = touched[y].some((row) => narrowHole[at[row] * size + x]) ? 1 : 0;
+  }
+  return turned ? { rgb: transpose(rgb, size, 3), hole: transpose(seen, size, 1) } : { rgb, hole: seen };
+}
+
+/**
+ * @param {Uint8Array} square
+ * @param {number} size pixels a side
+ * @param {number} bytes a pixel
+ */
+function transpose(square, size, bytes) {
+  const turned = new Uint8Array(square.length);
+  for (let y = 0, to = 0; y < size; y++) {
+    for (let x = 0; x < size; x++) for (let c = 0; c < bytes; c++, to++) turned[to] = square[(x * size + y) * bytes + c];
+  }
+  return turned;
 }
 
 /**
@@ -290,20 +432,57 @@ export function visible(window, { width, height }) {
 }
 
 /**
- * Where and how much of a window is pasted: its part of the painted mask, feathered.
+ * Which pixels a window fills.
  *
- * @param {Uint8Array} mask the painted mask; only its part near `window.hole` is used
+ * @param {Window} window
+ * @param {number} width px, of the picture
+ * @param {Area} area
+ * @returns {Uint8Array} 1 for those, 0 for others
+ */
+function ownHole({ owners, number }, width, { left, top, width: across, height }) {
+  const own = new Uint8Array(across * height);
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let j = (top + y) * width + left, end = j + across; j < end; j++, i++) own[i] = owners[j] === number ? 1 : 0;
+  }
+  return own;
+}
+
+/**
+ * Take what a window fills from what is left to fill.
+ *
+ * @param {Uint8Array} hole of the picture, 0 or 1; changed in place
+ * @param {Window} window
+ * @param {{width: number, height: number}} picture
+ */
+export function closeHole(hole, window, picture) {
+  const { left, top, width, height } = visible(window, picture);
+  for (let y = top; y < top + height; y++) {
+    for (let i = y * picture.width + left, end = i + width; i < end; i++) if (window.owners[i] === window.number) hole[i] = 0;
+  }
+}
+
+/**
+ * Where and how much of a window is pasted: its part of the hole, feathered.
+ *
+ * @param {Uint8Array} mask the painted mask; as released, its values near the window's holes feather them
  * @param {number} width
  * @param {number} height
  * @param {Window} window
+ * @param {Coverage} coverage
  * @param {Constants} constants
  * @returns {Paste}
  */
-export function pasting(mask, width, height, window, constants) {
-  const area = painted(mask, width, visible(window, { width, height }), blurReach(constants));
-  const cut = (/** @type {Uint8Array} */ all) => region(all, width, area.left, area.top, area.width, area.height);
-  const own = ownMask(cut(mask), cut(window.hole), area.width, area.height, constants);
-  return { ...area, weights: feather(own, area.width, area.height, constants) };
+export function pasting(mask, width, height, window, coverage, constants) {
+  const seen = visible(window, { width, height });
+  if (coverage === 'as-released') {
+    const area = painted(mask, width, seen, blurReach(constants));
+    const values = region(mask, width, area.left, area.top, area.width, area.height);
+    const own = ownValues(values, ownHole(window, width, area), area.width, area.height, constants);
+    return { ...area, weights: blur(own, area.width, area.height, constants), coverage };
+  }
+  const area = painted(ownHole(window, width, seen), seen.width, { ...seen, left: 0, top: 0 }, constants.feather_width - 1);
+  const moved = { ...area, left: area.left + seen.left, top: area.top + seen.top };
+  return { ...moved, weights: feather(ownHole(window, width, moved), area.width, area.height, constants), coverage };
 }
 
 /**
@@ -341,20 +520,51 @@ function painted(mask, stride, { left, top, width, height }, reach) {
  * @param {Paste} paste of this window
  * @param {Constants} constants
  */
-export function uncrop(rgb, image, window, { left, top, width, height, weights }, { image_size: size }) {
-  const { side } = window;
-  const scaled = side === size ? rgb : resize(rgb, size, side, BICUBIC);
+export function uncrop(rgb, image, window, paste, { image_size: size }) {
+  const { left, top, width, height, weights } = paste;
+  const whole = { left: window.left, top: window.top, width: size };
+  const [pixels, place] = window.side === size ? [rgb, whole] : enlarge(rgb, size, window, visible(window, image));
+  const blend = paste.coverage === 'as-released' ? blendAsReleased : blendRounded;
   for (let y = top, i = 0; y < top + height; y++) {
     for (let x = left; x < left + width; x++, i++) {
       if (weights[i] === 0) continue;
-      const a = weights[i] / 255;
-      const from = 3 * ((y - window.top) * side + x - window.left);
+      const from = 3 * ((y - place.top) * place.width + x - place.left);
       const to = 4 * (y * image.width + x);
-      for (let c = 0; c < 3; c++) {
-        image.data[to + c] = Math.trunc(((scaled[from + c] / 255) * a + (image.data[to + c] / 255) * (1 - a)) * 255);
-      }
+      for (let c = 0; c < 3; c++) image.data[to + c] = blend(pixels[from + c], image.data[to + c], weights[i]);
     }
   }
+}
+
+/** @typedef {(made: number, old: number, weight: number) => number} Blend bytes */
+
+/** @type {Blend} */
+function blendRounded(made, old, weight) {
+  return Math.floor((made * weight + old * (255 - weight) + 127) / 255);
+}
+
+/** @type {Blend} */
+function blendAsReleased(made, old, weight) {
+  const a = weight / 255;
+  return Math.trunc(((made / 255) * a + (old / 255) * (1 - a)) * 255);
+}
+
+/**
+ * The part of a square of RGB bytes that lies in an area of the picture, scaled up to the window, without the rest.
+ *
+ * @param {Uint8Array} rgb
+ * @param {number} size px
+ * @param {Window} window
+ * @param {Area} area
+ * @returns {[Uint8Array, Area]}
+ */
+function enlarge(rgb, size, window, area) {
+  const edge = (/** @type {number} */ px) => (px * size) / window.side;
+  const [x, y] = [area.left - window.left, area.top - window.top];
+  const across = fixedTaps(edge(x), edge(x + area.width), size, area.width, BICUBIC);
+  const down = fixedTaps(edge(y), edge(y + area.height), size, area.height, BICUBIC);
+  const wide = new Uint8Array(size * area.width * 3);
+  for (let row = 0; row < size; row++) mixPixels(rgb.subarray(3 * row * size), across, wide.subarray(3 * row * area.width));
+  return [mixRows(wide, 3 * area.width, down), area];
 }
 
 /**
@@ -377,7 +587,7 @@ export function region(all, stride, left, top, width, height) {
 }
 
 /**
- * The mask of this window's holes: soft edges stay with the nearest hole, those of other holes are left to their windows.
+ * The mask where this window's holes are nearest: soft edges of other holes are left to their windows.
  *
  * @param {Uint8Array} mask
  * @param {Uint8Array} own
@@ -385,7 +595,7 @@ export function region(all, stride, left, top, width, height) {
  * @param {number} height
  * @param {Constants} constants
  */
-function ownMask(mask, own, width, height, constants) {
+function ownValues(mask, own, width, height, constants) {
   const others = isHole(mask, constants);
   for (let i = 0; i < others.length; i++) others[i] &= ~own[i];
   if (!others.includes(1)) return mask;
@@ -432,19 +642,72 @@ export function squaredDistance(ones, width, height) {
   return d;
 }
 
+// -- weights of the new picture ----------------------------------------------------------------------------------------
+
+/**
+ * Weights of the new picture, 255 for all of it: that in the whole hole, less with the distance outside, none from
+ * `feather_width` px on.
+ *
+ * @param {Uint8Array} hole 0 or 1
+ * @param {number} width
+ * @param {number} height
+ * @param {Constants} constants
+ * @returns {Uint8Array}
+ */
+export function feather(hole, width, height, { feather_width: reach }) {
+  const fading = Uint8Array.from({ length: reach * reach + 1 }, (_, squared) => {
+    const t = 1 - Math.sqrt(squared) / reach;
+    return Math.floor(255 * (t * t * (3 - 2 * t)) + 0.5);
+  });
+  return nearness(hole, width, height, reach).map((squared) => fading[squared]);
+}
+
+/**
+ * For every pixel, the squared distance to the nearest 1, at most `reach` squared; `reach` is at most 15 px.
+ *
+ * @param {Uint8Array} ones
+ * @param {number} width
+ * @param {number} height
+ * @param {number} reach px
+ * @returns {Uint8Array}
+ */
+export function nearness(ones, width, height, reach) {
+  const far = reach * reach;
+  const along = new Uint8Array(ones.length).fill(far); // along the row alone
+  const spread = (/** @type {number} */ start, /** @type {number} */ stride, /** @type {number} */ count) => {
+    for (let x = 0, i = start, away = reach; x < count; x++, i += stride) {
+      away = ones[i] ? 0 : Math.min(away + 1, reach);
+      along[i] = Math.min(along[i], away * away);
+    }
+  };
+  for (let y = 0; y < height; y++) {
+    spread(y * width, 1, width);
+    spread((y + 1) * width - 1, -1, width);
+  }
+  const near = along.slice();
+  for (let k = 1; k < reach; k++) {
+    const step = k * width;
+    for (let i = step; i < near.length; i++) {
+      if (along[i - step] + k * k < near[i]) near[i] = along[i - step] + k * k;
+      if (along[i] + k * k < near[i - step]) near[i - step] = along[i] + k * k;
+    }
+  }
+  return near;
+}
+
 // -- Pillow's Gaussian blur --------------------------------------------------------------------------------------------
 
 const BLUR_PASSES = 3;
 const BLUR_ONE = 2 ** 24; // fixed point
 
-/** How far, px, a mask spreads when it is feathered. */
+/** How far, px, a mask spreads when it is blurred. */
 function blurReach(/** @type {Constants} */ { mask_blur_radius }) {
   return BLUR_PASSES * (Math.trunc(boxRadius(mask_blur_radius)) + 1);
 }
 
 /**
- * Weights of the new picture, 255 for all of it: the mask through Pillow's Gaussian blur, which is three extended box
- * blurs (Gwosdek et al. 2011) a direction, each rounded to bytes.
+ * Weights of the new picture as released, 255 for all of it: the mask through Pillow's Gaussian blur, which is three
+ * extended box blurs (Gwosdek et al. 2011) a direction, each rounded to bytes.
  *
  * @param {Uint8Array} mask
  * @param {number} width
@@ -452,7 +715,7 @@ function blurReach(/** @type {Constants} */ { mask_blur_radius }) {
  * @param {Constants} constants
  * @returns {Uint8Array}
  */
-export function feather(mask, width, height, { mask_blur_radius }) {
+export function blur(mask, width, height, { mask_blur_radius }) {
   const radius = boxRadius(mask_blur_radius);
   const bytes = new Uint8Array(mask);
   const line = new Uint8Array(Math.max(width, height) + 2 * (Math.trunc(radius) + 1));
@@ -525,19 +788,22 @@ function sinc(/** @type {number} */ x) {
 }
 
 /**
- * For every pixel of the new grid, the first pixel of the old one that it reads and the weights of those from there on.
+ * For every pixel of a new grid over a part of an old one, the first old pixel that it reads and the weights of those from
+ * there on.
  *
- * @param {number} from px
- * @param {number} to px
+ * @param {number} start px of the old grid, where the part begins; in float32, as Pillow has it
+ * @param {number} stop px, where it ends
+ * @param {number} from px, of the old grid
+ * @param {number} to px, of the new one
  * @param {Filter} filter
  * @returns {{first: number, weights: number[]}[]}
  */
-function taps(from, to, filter) {
-  const scale = from / to;
+function taps(start, stop, from, to, filter) {
+  const scale = round(round(stop) - round(start)) / to;
   const stretch = Math.max(scale, 1);
   const reach = filter.support * stretch;
   return Array.from({ length: to }, (_, i) => {
-    const centre = (i + 0.5) * scale;
+    const centre = round(start) + (i + 0.5) * scale;
     const first = Math.max(Math.trunc(centre - reach + 0.5), 0);
     const end = Math.min(Math.trunc(centre + reach + 0.5), from);
     const weights = Array.from({ length: end - first }, (_, k) => filter.weight((k + first - centre + 0.5) * (1 / stretch)));
@@ -548,64 +814,61 @@ function taps(from, to, filter) {
 
 const RESIZE_ONE = 2 ** 22; // fixed point
 
+/** @typedef {{first: number, weights: Int32Array}[]} Taps `weights` in fixed point */
+
 /**
- * Resize a square of RGB bytes: along rows, then along columns, each pass rounded to bytes.
- *
- * @param {Uint8Array} rgb
- * @param {number} from px
- * @param {number} to px
+ * @param {number} start
+ * @param {number} stop
+ * @param {number} from
+ * @param {number} to
  * @param {Filter} filter
- * @returns {Uint8Array}
+ * @returns {Taps} see `taps`
  */
-export function resize(rgb, from, to, filter) {
-  const fixed = taps(from, to, filter).map(({ first, weights }) => ({
+function fixedTaps(start, stop, from, to, filter) {
+  return taps(start, stop, from, to, filter).map(({ first, weights }) => ({
     first,
     weights: Int32Array.from(weights, (w) => w * RESIZE_ONE + (w < 0 ? -0.5 : 0.5)), // truncates
   }));
-  const narrow = resample(rgb, fixed, from, 3, 3 * from, 3 * to);
-  return resample(narrow, fixed, to, 3 * to, 3, 3);
 }
 
 /**
- * One pass. `lines` lines of three channels are read and written; `step` leads from pixel to pixel along a line.
+ * One line of RGB bytes through its taps, rounded to bytes.
  *
- * @param {Uint8Array} source
- * @param {{first: number, weights: Int32Array}[]} fixed
- * @param {number} lines
- * @param {number} step
- * @param {number} sourceLine numbers from line to line
- * @param {number} targetLine
- * @returns {Uint8Array}
+ * @param {Uint8Array} line
+ * @param {Taps} across
+ * @param {Uint8Array} target gets a pixel for each of them
  */
-function resample(source, fixed, lines, step, sourceLine, targetLine) {
-  const target = new Uint8Array(lines * fixed.length * 3);
-  for (let line = 0; line < lines; line++) {
-    for (let i = 0; i < fixed.length; i++) {
-      const { first, weights } = fixed[i];
-      for (let c = 0; c < 3; c++) {
-        let sum = RESIZE_ONE / 2;
-        let at = line * sourceLine + first * step + c;
-        for (let k = 0; k < weights.length; k++, at += step) sum += source[at] * weights[k];
-        target[line * targetLine + i * step + c] = Math.min(Math.max(Math.floor(sum / RESIZE_ONE), 0), 255);
-      }
+function mixPixels(line, across, target) {
+  for (let i = 0; i < across.length; i++) {
+    const { first, weights } = across[i];
+    for (let c = 0; c < 3; c++) {
+      let sum = RESIZE_ONE / 2;
+      for (let k = 0, at = 3 * first + c; k < weights.length; k++, at += 3) sum += line[at] * weights[k];
+      target[3 * i + c] = Math.min(Math.max(Math.floor(sum / RESIZE_ONE), 0), 255);
     }
   }
-  return target;
 }
 
 /**
- * Scale a mask so that every new pixel that the hole touches at all belongs to it.
+ * Whole rows of bytes through their taps, rounded to bytes.
  *
- * @param {Uint8Array} hole (from, from) of 0 and 1
- * @param {number} from px
- * @param {number} to px
- * @returns {Uint8Array} (to, to)
+ * @param {Uint8Array} rows
+ * @param {number} stride bytes of a row
+ * @param {Taps} down
+ * @param {Int32Array} [at] which row to read for each that the taps name; the same where it is missing
+ * @returns {Uint8Array} a row for each of the taps
  */
-function shrinkHole(hole, from, to) {
-  const reads = taps(from, to, BOX).map(({ first, weights }) => weights.flatMap((w, k) => (w > 0 ? [first + k] : [])));
-  const rows = new Uint8Array(from * to);
-  for (let y = 0; y < from; y++) {
-    for (let x = 0; x < to; x++) rows[y * to + x] = reads[x].some((i) => hole[y * from + i]) ? 1 : 0;
+function mixRows(rows, stride, down, at) {
+  const target = new Uint8Array(down.length * stride);
+  const sums = new Float64Array(stride);
+  for (let i = 0; i < down.length; i++) {
+    const { first, weights } = down[i];
+    sums.fill(RESIZE_ONE / 2);
+    for (let k = 0; k < weights.length; k++) {
+      const start = (at ? at[first + k] : first + k) * stride;
+      for (let x = 0; x < stride; x++) sums[x] += rows[start + x] * weights[k];
+    }
+    for (let x = 0; x < stride; x++) target[i * stride + x] = Math.min(Math.max(Math.floor(sums[x] / RESIZE_ONE), 0), 255);
   }
-  return Uint8Array.from({ length: to * to }, (_, i) => (reads[Math.floor(i / to)].some((y) => rows[y * to + (i % to)]) ? 1 : 0));
+  return target;
 }

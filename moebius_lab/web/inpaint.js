@@ -2,7 +2,7 @@
 
 import { EngineError, cancelled } from './errors.js';
 import { ddimSteps } from './ddim.js';
-import { crop, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
+import { closeHole, crop, describeWindows, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
 import { Generator, randn } from './random.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
@@ -42,13 +42,15 @@ export function median(values) {
 
 /**
  * @param {Settings} settings
+ * @param {Constants} constants
  * @throws {EngineError} code 'bad-input'
  */
-function checkSettings({ guidance, noise_offset, seed, init }) {
+function checkSettings({ guidance, noise_offset, seed, init, coverage }, { coverages }) {
   const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
   if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be numbers.');
   if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
   if (init !== 'image' && init !== 'noise') throw bad(`The start must be "image" or "noise", not "${init}".`);
+  if (!coverages.includes(coverage)) throw bad(`The coverage must be ${coverages.join(' or ')}, not ${coverage}.`);
 }
 
 /**
@@ -60,16 +62,18 @@ function checkSettings({ guidance, noise_offset, seed, init }) {
  * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
  * @param {Constants} constants
  * @param {number[][]} preview see `sketch`
- * @param {(progress: StepProgress) => void} onProgress called after every step of every window
+ * @param {(progress: StepProgress) => void} onProgress called before the first and after every step of every window
  * @param {() => Promise<boolean>} stopped asked before every step
  */
 export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
   const began = performance.now();
   const leftToFill = holeToFill(image, mask, constants);
-  checkSettings(settings);
+  checkSettings(settings, constants);
   const steps = ddimSteps(settings.steps, settings.strength, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
-  const windows = planWindows(leftToFill, image.width, image.height, constants);
+  const windows = planWindows(leftToFill, image.width, image.height, settings.coverage, constants);
+  const plan = describeWindows(windows, constants.image_size);
+  onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, plan });
   const times = new Times();
   const stopIfAsked = async () => {
     if (await stopped()) throw cancelled();
@@ -77,15 +81,15 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
   for (const [index, window] of windows.entries()) {
     const seen = crop(result, leftToFill, window, constants.image_size);
     const [known, paste] = await meanwhile(encodeSeen(backend, seen, settings, constants, times, stopIfAsked), () =>
-      pasting(mask, image.width, image.height, window, constants),
+      pasting(mask, image.width, image.height, window, settings.coverage, constants),
     );
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
-      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step };
+      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step, plan };
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
     const planes = await sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked);
     uncrop(toBytes(planes), result, window, paste, constants);
-    if (index + 1 < windows.length) for (let i = 0; i < leftToFill.length; i++) leftToFill[i] &= ~window.hole[i];
+    closeHole(leftToFill, window, image);
   }
   const { encode, step, decode } = times;
   return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
@@ -198,7 +202,7 @@ async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked
   }));
   await stopIfAsked();
   const hiddenImage = await encode(hidden);
-  return { mask: maskToLatent(seen.hole, constants), image: latent(image, ofImage), masked: latent(hiddenImage, ofMasked), noise };
+  return { mask: maskToLatent(seen.hole, settings.coverage, constants), image: latent(image, ofImage), masked: latent(hiddenImage, ofMasked), noise };
 }
 
 /**

@@ -1,6 +1,7 @@
 // The page: opening pictures, the mask's history, running the model, choosing among results, saving.
 
 import { Autosave } from './autosave.js';
+import { stepsRun } from './ddim.js';
 import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
 import { History, KEEP, Mask } from './mask.js';
@@ -281,7 +282,8 @@ function readSettings() {
   }
   const [steps, guidance, seed, variants, strength, offset] = names.map((name) => field(name).valueAsNumber);
   const init = /** @type {'image'|'noise'} */ (element('init', HTMLSelectElement).value);
-  return { settings: { steps, strength, guidance, seed, noise_offset: offset, init }, variants };
+  const coverage = /** @type {Settings['coverage']} */ (element('coverage', HTMLSelectElement).value);
+  return { settings: { steps, strength, guidance, seed, noise_offset: offset, init, coverage }, variants };
 }
 
 function setDefaults() {
@@ -290,6 +292,7 @@ function setDefaults() {
   for (const name of /** @type {const} */ (['steps', 'guidance', 'strength'])) field(name).value = String(constants[name]);
   field('noise-offset').value = String(constants.noise_offset);
   element('init', HTMLSelectElement).value = 'image';
+  element('coverage', HTMLSelectElement).value = constants.coverages[0];
   update();
 }
 
@@ -363,16 +366,17 @@ function finish(result) {
 }
 
 /** @param {StepProgress} progress @param {number} variant @param {number} variants */
-function showProgress({ window, windows, step, steps, msPerStep, preview }, variant, variants) {
+function showProgress({ window, windows, step, steps, msPerStep, plan, preview }, variant, variants) {
   const total = variants * windows * steps;
   const done = (variant * windows + window) * steps + step;
-  const parts = [
-    variants > 1 ? `Variant ${variant + 1} of ${variants}` : '',
-    windows > 1 ? `part ${window + 1} of ${windows}` : '',
-    `step ${step} of ${steps}`,
-    `${Math.round(msPerStep)} ms a step`,
-    `about ${duration(((total - done) * msPerStep) / 1000)} left`,
-  ];
+  const left = (/** @type {number} */ ms) => `about ${duration(((total - done) * ms) / 1000)} left`;
+  const parts = [variants > 1 ? `Variant ${variant + 1} of ${variants}` : ''];
+  if (step) {
+    parts.push(windows > 1 ? `window ${window + 1} of ${windows}` : '', `step ${step} of ${steps}`);
+    parts.push(`${Math.round(msPerStep)} ms a step`, left(msPerStep));
+  } else {
+    parts.push(plan, `${steps} step${steps > 1 ? 's' : ''}${windows > 1 ? ' each' : ''}`, pace ? left(pace) : '');
+  }
   runBar.value = done / total;
   write('run-text', parts.filter(Boolean).join(' · '));
   if (preview && running) editor.show({ left: preview.left, top: preview.top, canvas: canvasOf(preview) });
@@ -591,7 +595,7 @@ function update() {
 }
 
 function hint() {
-  const steps = Math.round(field('steps').valueAsNumber * field('strength').valueAsNumber);
+  const steps = stepsRun(field('steps').valueAsNumber, field('strength').valueAsNumber);
   const time = pace ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.` : 'The result appears in place.';
   if (!work) write('run-text', 'Open a picture first.');
   else if (outcome) write('run-text', outcome);

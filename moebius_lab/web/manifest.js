@@ -6,7 +6,7 @@ import { EngineError, reason } from './errors.js';
 export const FORMAT = 3;
 
 /**
- * @typedef {object} Constants the numbers of config.py; see there
+ * @typedef {object} Constants constants of config.py; see there
  * @property {number} image_size
  * @property {number} latent_size
  * @property {number} latent_channels
@@ -19,6 +19,8 @@ export const FORMAT = 3;
  * @property {number} strength
  * @property {number} guidance
  * @property {number} noise_offset
+ * @property {('whole'|'as-released')[]} coverages the default first
+ * @property {number} feather_width
  * @property {number} mask_blur_radius
  * @property {number} mask_threshold
  * @property {number} window_margin

@@ -9,7 +9,7 @@ import { constants } from './fixtures.mjs';
 const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;
 const count = channels * s * s;
 const round = Math.fround;
-const settings = { steps: 2, strength: 1, guidance: 2, seed: 7, noise_offset: 0.5, init: 'noise' };
+const settings = { steps: 2, strength: 1, guidance: 2, seed: 7, noise_offset: 0.5, init: 'noise', coverage: 'whole' };
 const preview = Array.from({ length: channels + 1 }, () => [0, 0, 0]);
 
 /** A white picture with a hole in its upper rows. */
@@ -64,6 +64,36 @@ test('the second encoding sees grey in the hole, the first what is under it', as
   assert.ok(masked.every((value, i) => value === (i % (S * S) < (S * S) / 2 ? 0 : 1)));
   assert.deepEqual([...image.data.subarray(0, 4)], [0, 0, 0, 255]);
   assert.deepEqual([...image.data.subarray(-4)], [255, 255, 255, 255]);
+});
+
+test('what a run will cost is told before it computes anything', async () => {
+  const backend = new Plain();
+  const told = [];
+  await inpaint(backend, job('noise'), constants, preview, (progress) => told.push([backend.encoded.length, progress]), async () => false);
+  assert.deepEqual(told[0], [0, { window: 0, windows: 1, step: 0, steps: 2, msPerStep: 0, plan: `1 window of ${S} px` }]);
+  assert.deepEqual(told.slice(1).map(([, { step, plan }]) => [step, plan]), [1, 2].map((step) => [step, `1 window of ${S} px`]));
+});
+
+test('a thin hole that misses the corners of its cells is told and replaced; as released it is neither', async () => {
+  for (const [coverage, cells, left] of [['whole', s, 0], ['as-released', 0, 192]]) {
+    const wire = job('noise');
+    wire.mask.fill(0);
+    for (let y = 0; y < S; y++) wire.mask.fill(255, y * S + 41, y * S + 43);
+    wire.settings.coverage = coverage;
+    const backend = new Plain();
+    const { image } = await inpaint(backend, wire, constants, preview, () => {}, async () => false);
+    assert.equal(backend.mask.reduce((sum, told) => sum + told, 0), cells, coverage);
+    const red = Array.from({ length: S }, (_, x) => image.data[4 * (60 * S + x)]); // the model's picture is black, the old one white
+    assert.ok(Math.abs(red[41] - left) < 4 && red[41] === red[42], `${coverage}: ${red[41]}`);
+    assert.ok(red.every((value, x) => value === 255 || (x > 41 - constants.feather_width && x < 42 + constants.feather_width)));
+  }
+});
+
+test('a coverage that there is not is refused', async () => {
+  const bad = job('noise');
+  bad.settings.coverage = 'most';
+  const running = inpaint(new Plain(), bad, constants, preview, () => {}, async () => false);
+  await assert.rejects(running, { code: 'bad-input', message: /whole or as-released/ });
 });
 
 test('an encoding that fails is told once', async () => {
