@@ -1,13 +1,13 @@
 """Every file that is kept, damaged in every way: made again with one line that says so, or refused with one that says what to do."""
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
 
 import numpy as np
 import pytest
+from damage import damages, spoil
 
 from moebius_lab import bundle, parity, report, results
 from moebius_lab.__main__ import main
@@ -17,30 +17,6 @@ from moebius_lab.publish import PublishError, plan, write_site
 from moebius_lab.verify import verify_reference
 
 GRAPH = "onnx/int8/vae_decoder"
-DAMAGES = {
-    "emptied": lambda data: b"",
-    "cut": lambda data: data[: len(data) // 2],
-    "zeros in the middle": lambda data: data[: len(data) // 3] + bytes(len(data) // 3) + data[len(data) // 3 * 2 :],
-    "another JSON": lambda data: b'[{"format": 99}]',
-    "values of other types": lambda data: spoilt(data),
-}
-damages = pytest.mark.parametrize("damage", DAMAGES)
-
-
-def spoilt(data: bytes) -> bytes:
-    """A JSON object with every value replaced; what is no JSON object, turned over."""
-    try:
-        return json.dumps(dict.fromkeys(json.loads(data), 7)).encode()
-    except (ValueError, TypeError):
-        return data[::-1]
-
-
-def spoil(path, damage) -> None:
-    before = path.read_bytes()
-    path.write_bytes(DAMAGES[damage](before))
-    assert path.read_bytes() != before
-
-
 @pytest.fixture(scope="module")
 def made(small, tmp_path_factory):
     """A folder with all that a run of SMALL keeps: graphs, a loop, a preview, a bundle, evidence."""

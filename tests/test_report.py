@@ -11,9 +11,10 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from damage import damages, spoil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from moebius_lab import report
+from moebius_lab import provenance, report
 from moebius_lab.inpaint_panel import Inpaint
 from moebius_lab.links import broken_links
 from moebius_lab.mask_painter import MaskPainter, jpeg
@@ -109,3 +110,164 @@ def test_the_commit_hook_strips_outputs_and_widget_state_and_leaves_clean_notebo
     subprocess.run([sys.executable, *command[1:], "ran.ipynb", "clean.ipynb"], cwd=tmp_path, check=True)
     for name in ("ran.ipynb", "clean.ipynb"):
         assert (tmp_path / name).read_bytes() == clean.read_bytes()
+
+
+# -- what a notebook is made from --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The package without its large files, and the notebooks, copied so that a test may edit them."""
+    root, package = tmp_path_factory.mktemp("sources"), report.PACKAGE
+    shutil.copytree(package, root / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jpg", "heldout"))
+    shutil.copytree(report.SOURCE_FOLDER, root / "notebooks")
+    return root
+
+
+@pytest.fixture
+def signatures(sources, monkeypatch):
+    """How the notebooks' digests are taken from those copies."""
+    for module in (report, provenance):
+        monkeypatch.setattr(module, "PACKAGE", sources / report.PACKAGE.name)
+    monkeypatch.setattr(report, "SOURCE_FOLDER", sources / "notebooks")
+    return lambda **parameters: report._signatures(parameters, report.NOTEBOOKS)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [name for name in report.NOTEBOOKS if before[name] != after[name]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["figures.py", "browser_runner.js", "web/engine.js", "web/style.css", "web/index.html", "web/package-lock.json", "training/vae.py", "demo/README.md"],
+)
+def test_an_edit_anywhere_in_the_package_dates_every_notebook(sources, signatures, name):
+    """The page's modules and the widget's were left out: notebooks that run them kept what older ones had done."""
+    before, path = signatures(), sources / report.PACKAGE.name / name
+    content = path.read_bytes()
+    path.write_bytes(content + b"\n")
+    assert changed(before, signatures()) == list(report.NOTEBOOKS)
+    path.write_bytes(content)
+    assert changed(before, signatures()) == []
+
+
+def test_a_notebook_dates_itself_and_those_after_it_and_a_file_that_it_reads_dates_it(sources, signatures):
+    before, folder = signatures(), sources / "notebooks"
+    path = folder / "03_parity.ipynb"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"# 3 ", b"# III "))
+    assert changed(before, signatures()) == ["03_parity", "04_webgpu_bundle", "05_benchmark"]
+    path.write_bytes(content)
+    (folder / "results" / "another-machine.json").write_text("{}", encoding="utf-8")
+    assert changed(before, signatures()) == ["05_benchmark"]
+    (folder / "results" / "another-machine.json").unlink()
+    (folder / "nothing-reads-this.json").write_text("{}", encoding="utf-8")
+    assert changed(before, signatures()) == []
+
+
+def test_parameters_and_the_files_that_they_name_date_notebooks(signatures, tmp_path):
+    image, weights = tmp_path / "image.png", tmp_path / "weights"
+    image.write_bytes(b"one")
+    weights.mkdir()
+    (weights / "vae.safetensors").write_bytes(b"one")
+    parameters = {"network": "small", "weights": str(weights), "image": str(image)}
+    before = signatures(**parameters)
+    assert changed(before, signatures(**parameters)) == [] and changed(before, signatures(**parameters | {"precision": "int8"}))
+    for path in (image, weights / "vae.safetensors"):
+        path.write_bytes(b"another")
+        after = signatures(**parameters)
+        assert changed(before, after) == list(report.NOTEBOOKS)
+        before = after
+
+
+def test_a_browser_that_is_installed_later_dates_notebooks(signatures, tmp_path, monkeypatch):
+    """After a run without Chromium that says how to get one, the next run found every notebook finished."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "none"))
+    without = signatures()
+    assert report.machine_offers()["browser"] == "none"
+    seen = [without]
+    for version in ("156", "157"):
+        program = tmp_path / "chromium"
+        program.write_text(f"#!/bin/sh\necho Chromium {version}\n", encoding="utf-8")
+        program.chmod(0o755)
+        assert report.machine_offers()["browser"].endswith(f"Chromium {version}")
+        seen.append(signatures())
+        assert changed(seen[-2], seen[-1]) == list(report.NOTEBOOKS)
+    program.unlink()
+    assert signatures() == without
+
+
+def test_another_version_of_a_library_dates_notebooks(signatures, monkeypatch):
+    before, version = signatures(), provenance.version
+    for library in ("torch", "matplotlib", "playwright"):
+        monkeypatch.setattr(provenance, "version", lambda name, library=library: "0" if name == library else version(name))
+        assert changed(before, signatures()) == list(report.NOTEBOOKS)
+
+
+# -- what a notebook left ----------------------------------------------------------------------------------------------
+
+CELL = """
+import json, pathlib
+from PIL import Image
+for name in ("results", "pictures"):
+    pathlib.Path(output_dir, name).mkdir(exist_ok=True)
+pathlib.Path(output_dir, "results", "a.json").write_text(json.dumps({"numbers": list(range(1000))}), encoding="utf-8")
+Image.effect_noise((64, 64), 50).save(pathlib.Path(output_dir, "pictures", "noise.png"))
+"""
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """A folder in which one small notebook was executed, and the folder of that notebook."""
+    root = tmp_path_factory.mktemp("left")
+    (root / "notebooks").mkdir()
+    parameters = new_code_cell('output_dir = ""', metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = new_notebook(cells=[new_markdown_cell("# A"), parameters, new_code_cell(CELL)], metadata=kernel)
+    nbformat.write(notebook, root / "notebooks" / "a.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "SOURCE_FOLDER", root / "notebooks")
+        report.run_notebooks(root / "run", {}, ("a",))
+    return root
+
+
+KEPT = ("notebooks/a.json", "notebooks/a.ipynb", "results/a.json", "pictures/noise.png")
+
+
+def test_the_stamp_names_all_that_a_notebook_left(left):
+    stamp = json.loads((left / "run" / KEPT[0]).read_text(encoding="utf-8"))
+    assert {file["name"] for file in stamp["files"]} == set(KEPT[1:])
+    assert report._is_finished(left / "run", "a", stamp["signature"]) and not report._is_finished(left / "run", "a", "other")
+
+
+@damages
+@pytest.mark.parametrize("name", KEPT)
+def test_a_notebook_whose_files_are_damaged_is_run_again_and_the_report_is_written_meanwhile(left, tmp_path, capsys, name, damage):
+    signature = json.loads((left / "run" / KEPT[0]).read_text(encoding="utf-8"))["signature"]
+    folder = shutil.copytree(left / "run", tmp_path / "run")
+    spoil(folder / name, damage)
+    assert not report._is_finished(folder, "a", signature)
+    [line] = capsys.readouterr().err.splitlines()
+    assert name in line and "again" in line
+    index = report.write_report(folder, ("a",), {"a": signature})
+    assert "a" in index.read_text(encoding="utf-8") and json.loads((folder / "results.json").read_text(encoding="utf-8")) is not None
+
+
+def test_a_damaged_notebook_is_made_whole_by_the_next_run(left, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(left / "run", tmp_path / "run")
+    monkeypatch.setattr(report, "SOURCE_FOLDER", left / "notebooks")
+    for name in KEPT:
+        (folder / name).write_bytes(b"")
+    report.run_notebooks(folder, {}, ("a",))
+    stamp = json.loads((folder / KEPT[0]).read_text(encoding="utf-8"))
+    assert report._is_finished(folder, "a", stamp["signature"])
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["a"]["numbers"][-1] == 999
+
+
+def test_a_notebook_from_before_a_change_is_marked_and_its_results_are_left_out(left, tmp_path):
+    """A run that stops early showed what followed as if it belonged to it."""
+    folder = shutil.copytree(left / "run", tmp_path / "run")
+    index = report.write_report(folder, ("a",), {"a": "of the code as it is now"})
+    assert "from before the last change, not run again" in index.read_text(encoding="utf-8")
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == {}
