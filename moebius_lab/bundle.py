@@ -49,6 +49,7 @@ from .files import (
     misfit,
     read_json,
     record,
+    replace_folder,
     require_room,
     say,
     write_json,
@@ -175,12 +176,7 @@ def npm_packages(development: bool = False) -> Path:
     with TemporaryDirectory(dir=folder.parent) as name:
         made = Path(name) / folder.name
         _install(files, made, development)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(made, folder)
-        except OSError:  # another process was quicker; what it made is as good
-            if not (folder / STAMP).is_file():
-                raise
+        replace_folder(made, folder)
     return modules
 
 

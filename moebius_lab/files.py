@@ -6,6 +6,7 @@ to somebody is read by `read_json`, which raises. What a file has to hold is sta
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -136,10 +137,10 @@ def say(line: str) -> None:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A place next to `path` to write to; what stands there becomes `path` when the block ends, and goes if it fails.
 
-    The folder is made if missing; a link stays one, and permissions stay as they were. The place's name ends in `.part`: name the
-    format where a library goes by the ending.
+    The folder is made if missing. The place's name ends in `.part`: name the format where a library goes by the ending. A link
+    keeps leading to the file, and the file keeps its permissions.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -160,6 +161,17 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file whole or not at all; numbers of other libraries become floats."""
     write_whole(path, json.dumps(value, indent=1, default=float) + "\n")
+
+
+def replace_folder(made: Path, folder: Path) -> None:
+    """Put a folder that is finished into the place of another, which goes; where another process was quicker, its own stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.replace(made, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 # -- digests and room --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from . import LabError
 from .checkpoint import check_state, find_weights, load_checkpoint, load_vae, make_vae, read_state_dict
 from .config import DETERMINISTIC, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
 from .export import export_graph, export_straightforward
-from .files import STORED_FILE, changed_file, file_sha256, kept_json, listed, record, say, write_json
+from .files import STORED_FILE, changed_file, file_sha256, kept_json, listed, record, replace_folder, say, write_json
 from .precision import STAMP, per_graph, store
 from .provenance import facts_digest, made_by
 from .unet import MoebiusNet
@@ -79,15 +78,15 @@ class Graphs:
             straightforward = form == STRAIGHTFORWARD
             fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
             on_graph(graph if form == "fp32" else f"{graph}, {form}")
-            shutil.rmtree(folder, ignore_errors=True)
-            with TemporaryDirectory(dir=self.folder) as exported:
+            with TemporaryDirectory(dir=self.folder) as work:
                 if straightforward:
-                    source = export_straightforward(self.net, exported)
+                    source = export_straightforward(self.net, work)
                 else:
-                    source = fp32 or export_graph(graph, self.net, self.vae, exported)
-                files = store(source, "fp32" if straightforward else form, folder)
-            made_from = self.made_from(_part(graph))
-            write_json(folder / STAMP, {"made_from": made_from, "files": [asdict(file) for file in files]})
+                    source = fp32 or export_graph(graph, self.net, self.vae, work)
+                made = Path(work) / "stored"
+                files = store(source, "fp32" if straightforward else form, made)
+                write_json(made / STAMP, {"made_from": self.made_from(_part(graph)), "files": [asdict(file) for file in files]})
+                replace_folder(made, folder)
         return folder / f"{graph}.onnx"
 
     def stored_files(self, graph: str, form: str) -> list[dict]:

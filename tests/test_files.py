@@ -21,6 +21,7 @@ from moebius_lab.files import (
     read_arrays,
     read_json,
     record,
+    replace_folder,
     require_room,
     write_json,
     write_whole,
@@ -49,6 +50,24 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"name": object()})
     assert read_json(path, SHAPE, "") == WHOLE and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_and_permissions_stay(tmp_path):
+    path, link = tmp_path / "a.json", tmp_path / "link.json"
+    write_json(path, {})
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_json(link, WHOLE)
+    assert link.is_symlink() and read_json(path, SHAPE, "") == WHOLE and path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    made, folder = tmp_path / "made", tmp_path / "new" / "folder"
+    for content in ("one", "two"):
+        made.mkdir()
+        write_whole(made / content, content)
+        replace_folder(made, folder)
+        assert [path.name for path in folder.iterdir()] == [content] and not made.exists()
 
 
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
