@@ -1,4 +1,4 @@
-"""Every constant of the port: the three networks, their autoencoders, and the diffusion schedule.
+"""Every constant of the port: the networks, their autoencoders, and the diffusion schedule.
 
 Nothing else in the package, and nothing on the web page, states one of these numbers again: Python imports them from
 here, and the page reads them from the manifest that `moebius_lab` writes.
@@ -176,6 +176,20 @@ SMALL = NetworkConfig(
     encoder_hid_dim=64,
     vae=VaeConfig((16, 32, 32, 32), layers_per_block=1, norm_num_groups=8, scaling_factor=0.13025),
 )
-"""The smallest network of the same make, filled with deterministic numbers: for tests that need speed, not pictures."""
+"""A small network of the same make, filled with deterministic numbers: the reference outputs of `tests/data` are of it."""
 
-NETWORKS = {config.name: config for config in (MOEBIUS, DEMO, SMALL)}
+TINY = NetworkConfig(
+    name="tiny",
+    image_size=128,
+    block_out_channels=(16, 32, 48),
+    cross_attention_dim=32,
+    encoder_hid_dim=32,
+    vae=VaeConfig((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.13025),
+    layers_per_block=1,
+    heads=4,
+    position_kernel=7,
+    norm_groups=8,
+)
+"""The smallest, one block a resolution, also of deterministic numbers: for WebGPU on a processor, where each operator costs."""
+
+NETWORKS = {config.name: config for config in (MOEBIUS, DEMO, SMALL, TINY)}
