@@ -1,17 +1,23 @@
-# run: notebooks and report.  test: the tests.  lab: JupyterLab.  demo: the page.  Each makes .venv first if it is missing.
+# run: notebooks and report.  test: all tests.  test-fast: those that take no browser and no notebook.  lab: JupyterLab.
+# demo: the page.  Each makes .venv first if it is missing.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo
 OUTPUT ?= build
+WORKERS ?= 2
 VENV = .venv
 INSTALLED = $(VENV)/.installed
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lab demo
+.PHONY: run test test-fast lab demo
 run: $(INSTALLED)
 	$(VENV)/bin/python -m moebius_lab run --network $(NETWORK) --weights $(WEIGHTS) --output-dir $(OUTPUT)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m 'not slow'
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks

@@ -70,6 +70,7 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
 def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys):
     output = tmp_path / "all.json"
@@ -112,6 +113,7 @@ def test_unknown_names_are_refused(small, tmp_path):
         run(small, tmp_path / "r.json", measures=("beauty",))
 
 
+@pytest.mark.slow
 def test_wasm_in_chromium_is_measured(small, tmp_path, monkeypatch):
     monkeypatch.setitem(profiles.LIMIT_SIDES, PROCESSOR, 256)  # for speed; so small, the difference may drown in the spread
     monkeypatch.setattr(profiles, "COPIED", (256, 256))
@@ -125,6 +127,7 @@ def test_wasm_in_chromium_is_measured(small, tmp_path, monkeypatch):
     assert {entry["where"] for entry in data["profiles"]} == {PROCESSOR} and len(data["profiles"]) > 10
 
 
+@pytest.mark.slow
 def test_from_the_cache_to_ready_and_a_first_visit(small, tmp_path):
     data = run(small, tmp_path / "r.json", ("chromium-wasm", "torch-cuda"), ("int8",), ("load",))
     assert not data["evidence"] and not data["missing"]  # nothing was opened that is not measured
@@ -186,6 +189,7 @@ def test_activations_alive_at_once(tmp_path):
     assert inventory.peak_activations(tmp_path / "g.onnx") == 3 * 400
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_of_its_own(small):
     found = footprint._child_peak(small, "onnxruntime-cpu", "fp32")
     assert 100 < found["process"] < 4000  # MB

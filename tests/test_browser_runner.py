@@ -13,6 +13,8 @@ from moebius_lab.config import BACKENDS, DEMO, SMALL
 from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.precision import per_graph
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runner(small_bundle):

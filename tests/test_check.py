@@ -10,15 +10,17 @@ from moebius_lab.config import GRAPHS
 from moebius_lab.publish import write_site
 from moebius_lab.serve import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
-def port(small, tmp_path_factory):
-    """A port of SMALL as it is published: the page on one origin, under a sub-path and without headers of its own, the
+def port(tiny, tmp_path_factory):
+    """A port of TINY as it is published: the page on one origin, under a sub-path and without headers of its own, the
     weights on another."""
     folder = tmp_path_factory.mktemp("port")
     (folder / "weights").mkdir()
     with Server(folder / "weights", open_to_all=True) as weights:
-        write_bundle(small, folder / "bundle", ("fp16-storage", "fp32"), weights_base=weights.url)
+        write_bundle(tiny, folder / "bundle", ("fp16-storage", "fp32"), weights_base=weights.url)
         write_site(folder / "bundle", folder / "site")
         shutil.copytree(folder / "bundle" / "weights", folder / "weights", dirs_exist_ok=True)
         with Server(folder / "site", prefix="/project/", isolated=False) as page:

@@ -135,6 +135,7 @@ def test_border_error_finds_the_row_and_channel_that_are_not_seen():
     assert worst_border_ratio(errors) == pytest.approx(errors["bottom"][1] / errors["inside"][1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fill_of_few_steps_keeps_the_picture_and_its_colours():
     picture, mask = held_out_pairs()["redPyramid"]
     backend = demo_backend()
@@ -158,6 +159,7 @@ def test_measures_know_equal_smooth_and_noisy():
     assert texture_ratio(smooth, hole) < 0.1 < 0.7 < texture_ratio(picture, hole) < 1.4 < texture_ratio(noisy, hole)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_in_its_smoke_form(tmp_path):
     source = report.SOURCE_FOLDER / "A_train_demo.ipynb"
     executed = tmp_path / "A.ipynb"

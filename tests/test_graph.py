@@ -161,6 +161,7 @@ def test_noise_graph_is_the_published_network(config):
     assert_same(graph.NoiseGraph(net)(x[:, :4], x[:, 4:5], x[:, 5:], t), expected)
 
 
+@pytest.mark.slow
 def test_noise_graph_at_full_size_gives_the_release_s_numbers():
     with np.load(DATA / "unet_moebius.npz") as data:
         latent, ids, noise = (torch.from_numpy(data[k]) for k in ("latent", "input_ids", "noise"))

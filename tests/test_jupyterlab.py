@@ -34,7 +34,7 @@ from moebius_lab.browser_runner import BrowserRunner
 from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.workbench import prepare
 
-bench = prepare("small", "deterministic", {image!r}, {mask!r}, {output!r})
+bench = prepare("tiny", "deterministic", {image!r}, {mask!r}, {output!r})
 runner = BrowserRunner({bundle!r}, bench.config, "webgpu")
 runner
 # %%
@@ -61,7 +61,7 @@ THE_READER_S_PART = {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, picture_files):
-    """A JupyterLab server of its own, with a copy of notebook 01 on SMALL; yields its folder and address."""
+    """A JupyterLab server of its own, with a copy of notebook 01 on TINY; yields its folder and address."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(SOURCE_FOLDER / "01_feasibility.ipynb", 4)
     [cell] = [cell for cell in notebook.cells if cell.metadata.get("tags") == ["parameters"]]
@@ -73,8 +73,8 @@ def lab(tmp_path_factory, picture_files):
 
 
 def parameters_for(folder, picture_files) -> str:
-    """Lines for a notebook's parameters: SMALL, the test's picture, a folder under `folder`."""
-    parameters = {"network": "small", "weights": "deterministic", "output_dir": str(folder / "build")}
+    """Lines for a notebook's parameters: TINY, the test's picture, a folder under `folder`."""
+    parameters = {"network": "tiny", "weights": "deterministic", "output_dir": str(folder / "build")}
     parameters |= dict(zip(("image", "mask"), map(str, picture_files)))
     return "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
 
@@ -246,11 +246,11 @@ def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
 
 
 def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
-    lab, playwright, small, small_bundle, picture_files
+    lab, playwright, tiny_bundle, picture_files
 ):
     folder, url = lab
     image, mask = map(str, picture_files)
-    code = IN_THE_PAGE.format(image=image, mask=mask, output=str(folder / "build"), bundle=str(small_bundle))
+    code = IN_THE_PAGE.format(image=image, mask=mask, output=str(folder / "build"), bundle=str(tiny_bundle))
     write_notebook(folder / "runner.ipynb", code)
     browser = playwright.chromium.launch(**launch_options("software"))
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
@@ -265,9 +265,9 @@ def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
 
 
 @pytest.mark.parametrize("name", THE_READER_S_PART)
-def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, small, picture_files, name):
+def test_notebooks_3_to_5_run_in_the_page_that_shows_them(lab, page, tiny, picture_files, name):
     folder, url = lab
-    shutil.copytree(small.folder / "onnx", folder / "build" / "onnx", dirs_exist_ok=True)
+    shutil.copytree(tiny.folder / "onnx", folder / "build" / "onnx", dirs_exist_ok=True)
     sources = {cell.id: cell.source for cell in nbformat.read(SOURCE_FOLDER / f"{name}.ipynb", 4).cells}
     given, *rest = [sources.get(cell, cell) for cell in THE_READER_S_PART[name]]
     given += parameters_for(folder, picture_files)

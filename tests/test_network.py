@@ -15,6 +15,7 @@ from moebius_lab.unet import MoebiusNet
 from moebius_lab.verify import verify_reference
 
 
+@pytest.mark.slow
 def test_all_reference_files_hold_the_full_size_network_included():
     checks = verify_reference(DATA)
     assert {check.name.split(":")[0] for check in checks} == {

@@ -15,18 +15,28 @@ PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "ou
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, picture_files, small):
-    """All five notebooks, executed on SMALL."""
-    folder = tmp_path_factory.mktemp("run")
-    shutil.copytree(small.folder / "onnx", folder / "onnx")
+def finished(tmp_path_factory, picture_files, tiny):
+    """All five notebooks, executed on TINY, what is measured only twice: folder, contents page, and how to run them again."""
+    folder, source = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("source") / "notebooks"
+    shutil.copytree(tiny.folder / "onnx", folder / "onnx")
+    shutil.copytree(report.SOURCE_FOLDER, source)
+    measuring = nbformat.read(source / "05_benchmark.ipynb", 4)
+    [cell] = [cell for cell in measuring.cells if cell.metadata.get("tags") == ["parameters-more"]]
+    cell.source = "repeats = 2\npatience = 4.0"
+    nbformat.write(measuring, source / "05_benchmark.ipynb")
     image, mask = map(str, picture_files)
-    parameters = {"network": "small", "weights": "deterministic", "image": image, "mask": mask}
-    index = report.run_notebooks(folder, parameters)
-    return folder, parameters, index
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "SOURCE_FOLDER", source)
+            return report.run_notebooks(folder, {"network": "tiny", "weights": "deterministic", "image": image, "mask": mask})
+
+    return folder, run(), run
 
 
+@pytest.mark.slow
 def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
-    folder, _, index = finished
+    folder, index, _ = finished
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert list(results) == list(report.NOTEBOOKS)
     rows = results["03_parity"]["rows"]
@@ -49,6 +59,7 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
         assert picture.name in index.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_notebooks_run_alone_on_the_demo_network(tmp_path):
     for name in ("01_feasibility", "04_webgpu_bundle"):
         report.run_notebooks(tmp_path / name, {}, names=(name,))
@@ -58,24 +69,52 @@ def test_notebooks_run_alone_on_the_demo_network(tmp_path):
         assert '"network": "demo"' in (tmp_path / name / "results.json").read_text(encoding="utf-8")
 
 
-def test_a_second_run_repeats_nothing_and_a_change_repeats_what_follows(finished, capsys):
-    folder, parameters, _ = finished
+@pytest.mark.slow
+def test_a_second_run_repeats_nothing_and_a_cut_one_goes_on(finished, capsys):
+    folder, _, run = finished
     executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in report.NOTEBOOKS}
     before = {name: path.stat().st_mtime_ns for name, path in executed.items()}
-    report.run_notebooks(folder, parameters)
+    run()
     assert {name: path.stat().st_mtime_ns for name, path in executed.items()} == before
-    (folder / "notebooks" / "05_benchmark.json").unlink()  # as if the run had been cut there
-    report.run_notebooks(folder, parameters)
+    (folder / "notebooks" / "02_export.json").unlink()  # as if the run had been cut there
+    run()
     again = {name for name, path in executed.items() if path.stat().st_mtime_ns != before[name]}
-    assert again == {"05_benchmark"}
+    assert again == {"02_export"}
+
+
+def write_notebooks(folder, cells: dict[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, code in cells.items():
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), folder / f"{name}.ipynb")
+
+
+@pytest.mark.slow
+def test_a_change_repeats_what_follows(tmp_path, monkeypatch):
+    source, names = tmp_path / "notebooks", ("a", "b", "c")
+    write_notebooks(source, {name: f"print({name!r})" for name in names})
+    monkeypatch.setattr(report, "SOURCE_FOLDER", source)
+    image = tmp_path / "image.png"
+    image.write_bytes(b"one picture")
+    executed = {name: tmp_path / "out" / "notebooks" / f"{name}.ipynb" for name in names}
+
+    def repeated() -> str:
+        before = {name: path.stat().st_mtime_ns for name, path in executed.items() if path.is_file()}
+        report.run_notebooks(tmp_path / "out", {"image": str(image)}, names)
+        return "".join(name for name, path in executed.items() if path.stat().st_mtime_ns != before.get(name))
+
+    assert repeated() == "abc" and repeated() == ""
+    write_notebooks(source, {"b": "print('another b')"})
+    assert repeated() == "bc"
+    (tmp_path / "out" / "notebooks" / "c.json").unlink()
+    assert repeated() == "c"
+    image.write_bytes(b"another picture")
+    assert repeated() == "abc"
 
 
 def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
     source = tmp_path / "notebooks"
-    source.mkdir()
     cells = {"a": "print('fine')", "b": "print('begun')\nraise RuntimeError('no such luck')", "c": "print('never')"}
-    for name, code in cells.items():
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), source / f"{name}.ipynb")
+    write_notebooks(source, cells)
     monkeypatch.setattr(report, "SOURCE_FOLDER", source)
     with pytest.raises(report.NotebookError) as error:
         report.run_notebooks(tmp_path / "out", {}, names=("a", "b", "c"))
@@ -103,6 +142,7 @@ def test_bad_parameters_are_refused_by_the_first_cell(tmp_path, bad, words):
         prepare(**({"output_dir": str(tmp_path)} | bad))
 
 
+@pytest.mark.slow
 def test_a_bad_parameter_ends_a_notebook_in_its_first_cell(tmp_path):
     with pytest.raises(report.NotebookError, match=r"05_benchmark.ipynb, cell [234]: LabError: there is no backend 'cuda'"):
         report.run_notebooks(tmp_path, {"backend": "cuda"}, names=("05_benchmark",))

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import LONGEST_FIRST
 from PIL import Image
 
 from moebius_lab.pictures import LIMIT
@@ -86,6 +87,10 @@ def test_what_counts_as_text_without_an_encoding(call, bad):
 
 def test_every_text_names_its_encoding():
     assert not {place: calls for place, program in programs().items() if (calls := without_encoding(program))}
+
+
+def test_the_suite_begins_with_files_that_there_are():
+    assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in LONGEST_FIRST)
 
 
 def test_code_is_linted():

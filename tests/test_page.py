@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from moebius_lab.bundle import WEB, write_bundle
 from moebius_lab.imaging import feather
 from moebius_lab.serve import Server
-from moebius_lab.workbench import demo_photographs, prepare
+from moebius_lab.workbench import demo_photographs
 
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
@@ -25,11 +25,10 @@ WATCH = """
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    photo, mask = demo_photographs()["bison"]
-    write_bundle(prepare("demo", "demo", str(photo), str(mask), str(folder / "run")), folder / "bundle", ("fp16-storage",))
-    with Server(folder / "bundle") as server:
+def site(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / "bundle"
+    write_bundle(demo, folder, ("fp16-storage",))
+    with Server(folder) as server:
         yield server
 
 

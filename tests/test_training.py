@@ -261,6 +261,7 @@ def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
     assert not {s["file"] for s in held_out} & {s["file"] for s in sources if s["use"] == "train"}
 
 
+@pytest.mark.slow
 def test_smoke_recipe_runs_and_resumes(tmp_path):
     log = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)
     assert [log[part]["steps"] for part in ("vae", "denoiser", "decoder")] == [4, 6, 4]
