@@ -266,7 +266,7 @@ print(int(peak() - before))
 @pytest.mark.parametrize("height, width, size", [(1000, 16000, 512), (200, 24000, 128), (24000, 200, 128)])
 def test_memory_goes_with_the_picture_s_area(height, width, size):
     code = PEAK.format(height=height, width=width, size=size)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert int(done.stdout) < 20 * height * width + 10 * size * max(height, width) + 60e6, done.stdout
 
 
