@@ -38,7 +38,8 @@ def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_pat
     out = tmp_path / "out.png"
     options = ["-o", str(out), "--backend", backend, "--steps", "3", "--graphs-dir", str(small.folder), *SMALL]
     assert main(["inpaint", image, mask, *options]) == 0
-    assert capsys.readouterr().out.strip() == str(out)
+    said = capsys.readouterr()
+    assert said.out.strip() == str(out) and "1 window of 128 px, 2 steps, about" in said.err
     before, after, outside = read_image(image), read_image(out), feather(read_mask(mask)) == 0
     assert np.array_equal(after[outside], before[outside]) and not np.array_equal(after, before)
 

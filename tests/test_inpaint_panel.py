@@ -35,11 +35,11 @@ def shown(panel) -> np.ndarray:
 
 
 def test_the_result_is_the_loops_picture_for_the_settings_of_the_controls(panel, painter, backend):
-    panel.seed.value, panel.guidance.value = 5, 1.5
+    panel.seed.value, panel.guidance.value, panel.coverage.value = 5, 1.5, "as-released"
     picture = panel.run(timeout=60)
-    expected = inpaint(backend, painter.image, painter.mask, Settings(steps=3, seed=5, guidance=1.5))
+    expected = inpaint(backend, painter.image, painter.mask, Settings(steps=3, seed=5, guidance=1.5, coverage="as-released"))
     np.testing.assert_array_equal(np.asarray(picture), expected)
-    assert panel.result is picture
+    assert panel.result is picture and Inpaint(painter, {"PyTorch": backend}).coverage.value == "whole"
     assert "PyTorch: filled in" in panel._message.value and panel._bar.value == panel._bar.max
     assert not panel._run_button.disabled and panel._cancel_button.disabled
 
