@@ -144,7 +144,7 @@ def describe_cost(windows: list[Window], size: int, settings: Settings, step_sec
     words = f"{describe_windows(windows, size)}, {steps:,} step{'s' if steps > 1 else ''}"
     if not step_seconds:
         return words
-    seconds = steps * step_seconds
+    seconds = max(steps * step_seconds, 1)
     return f"{words}, about {f'{seconds / 60:,.0f} min' if seconds >= 100 else f'{seconds:.0f} s'}"
 
 
