@@ -216,8 +216,7 @@ def inpaint_picture(
     """`inpaint` for a picture as it was read: what the model makes is pasted into the stored pixels, in their own colours.
 
     Returns:
-        The picture with its own profile, transparency and EXIF block; `stored` is equal in every pixel that the feathered mask
-        does not touch.
+        The picture with its own profile, transparency and EXIF block; `stored` stays where the result of `inpaint` does.
     """
     if picture.stored is picture.rgb:
         rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel)

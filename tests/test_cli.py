@@ -44,7 +44,7 @@ def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_pat
     assert np.array_equal(after[outside], before[outside]) and not np.array_equal(after, before)
 
 
-def test_transparency_comes_back(small, picture_files, tmp_path):
+def test_transparency_comes_back(picture_files, tmp_path):
     image = Image.open(picture_files[0]).convert("RGBA")
     alpha = Image.linear_gradient("L").resize(image.size)
     image.putalpha(alpha)
@@ -55,7 +55,7 @@ def test_transparency_comes_back(small, picture_files, tmp_path):
 
 
 @pytest.mark.parametrize("ending, quality, is_exact", [(".png", None, True), (".tif", None, True), (".webp", None, True), (".webp", 80, False), (".jpg", None, False)])
-def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(small, picture_files, tmp_path, ending, quality, is_exact):
+def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(picture_files, tmp_path, ending, quality, is_exact):
     pixels = np.asarray(Image.open(picture_files[0]))
     image, out = tmp_path / "in.png", tmp_path / f"out{ending}"
     image.write_bytes(cases.png(pixels, cases.iccp(cases.DISPLAY_P3)))
@@ -67,7 +67,7 @@ def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(small, pict
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted([image.name, out.name])
 
 
-def test_what_a_file_cannot_hold_is_said_before_the_model_runs(small, picture_files, tmp_path, capsys, monkeypatch):
+def test_what_a_file_cannot_hold_is_said_before_the_model_runs(picture_files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.asarray(Image.open(picture_files[0]))
     (tmp_path / "in.png").write_bytes(cases.png(pixels, cases.iccp(cases.DISPLAY_P3)))

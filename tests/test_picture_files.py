@@ -476,18 +476,19 @@ def test_a_written_file_keeps_its_link_and_its_permissions(tmp_path):
 # -- through the model -------------------------------------------------------------------------------------------------
 
 
-def test_the_panel_gives_a_picture_back_in_its_own_profile(small):
+def test_the_panel_gives_a_picture_back_in_its_own_profile(tmp_path):
+    backend = prepare("small", "deterministic", RGB, HOLE, str(tmp_path)).torch_backend
     hole = np.zeros((140, 300), np.uint8)
     hole[50:80, 20:60] = hole[60:90, 230:260] = 255
     pixels = np.random.default_rng(0).integers(0, 256, (140, 300, 4), dtype=np.uint8)
     painter = MaskPainter(png(pixels, iccp(DISPLAY_P3)), hole)
-    panel = Inpaint(painter, {"PyTorch": small.torch_backend})
+    panel = Inpaint(painter, {"PyTorch": backend})
     panel.steps.value = 2
     result = panel.run(timeout=120)
     assert result.mode == "RGBA" and result.info["icc_profile"] == DISPLAY_P3
     far = ndimage.distance_transform_edt(hole == 0) > 20
     assert np.array_equal(np.asarray(result)[far], pixels[far]) and np.array_equal(np.asarray(result)[..., 3], pixels[..., 3])
-    plain = Inpaint(MaskPainter(painter.image, hole), {"PyTorch": small.torch_backend})
+    plain = Inpaint(MaskPainter(painter.image, hole), {"PyTorch": backend})
     plain.steps.value = 2
     in_srgb = np.asarray(plain.run(timeout=120)).astype(int)
     core = ndimage.distance_transform_edt(hole > 0) > 12
