@@ -71,6 +71,7 @@ BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
 PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
 MANIFEST = record(
     version=TEXT,
+    page=TEXT,
     network=TEXT,
     weights=TEXT,
     weights_base=TEXT,

@@ -81,20 +81,20 @@ def test_one_reload_brings_a_new_version_and_an_older_tab_goes_on_with_its_own(s
         assert folders_asked(server) == {f"page-{second}"}
         kept(page)
         page.click("#load")
-        expect(page.locator("#load-text")).to_contain_text("Ready")
+        expect(page.locator("#load-text")).to_contain_text("Ready", timeout=60_000)
 
         server.requests.clear()
         older.click("#load")  # its worker and modules are not on the server any more, its weights neither
         notice = older.locator(".notice[role=alert]")
-        expect(notice).to_contain_text("A newer version of this page was published")
+        expect(notice).to_contain_text("A newer version of this page was published", timeout=30_000)
         assert not folders_asked(server) and versions_kept(older) == {first, second}
         notice.get_by_role("button", name="Reload the page").click()
-        expect(older.locator(f"script[src*='{second}']")).to_have_count(1)
+        expect(older.locator(f"script[src*='{second}']")).to_have_count(1, timeout=30_000)
         older.click("#load")
-        expect(older.locator("#load-text")).to_contain_text("Ready")
+        expect(older.locator("#load-text")).to_contain_text("Ready", timeout=60_000)
     page.reload()
     assert version(page) == second and page.title()
-    expect(page.locator("#choice")).to_be_enabled()
+    expect(page.locator("#choice")).to_be_enabled(timeout=30_000)
 
 
 def test_versions_that_no_tab_runs_are_removed(small, folder, context):
@@ -122,7 +122,7 @@ def test_a_version_that_is_half_deployed_is_not_kept(small, folder, context):
         assert versions_kept(page) == {first}
         page.reload()
         assert version(page) == first  # all of it is kept here, whatever the server has
-        expect(page.locator("#choice")).to_be_enabled()
+        expect(page.locator("#choice")).to_be_enabled(timeout=30_000)
         (folder / "index.html").write_bytes(new)
         page.reload()
         assert version(page) != first
@@ -135,10 +135,10 @@ def test_a_page_and_a_manifest_of_two_versions_are_not_used_together(folder, con
         page.route("**/manifest.json*", lambda route: route.fulfill(body=other, content_type="application/json"))
         page.goto(server.url)
         notice = page.locator(".notice[role=alert]")
-        expect(notice).to_contain_text("A newer version of this page was published")
+        expect(notice).to_contain_text("A newer version of this page was published", timeout=30_000)
         page.unroute("**/manifest.json*")
         notice.get_by_role("button", name="Reload the page").click()
-        expect(page.locator("#choice")).to_be_enabled()
+        expect(page.locator("#choice")).to_be_enabled(timeout=30_000)
 
 
 @pytest.mark.parametrize("missing", ["style.css", "main.js"])
@@ -161,7 +161,7 @@ def test_a_server_that_hangs_gives_way_to_what_is_kept(folder, context):
         address = server.url
     with Silent(address):
         page.goto(address, timeout=30_000)
-        expect(page.locator("#choice")).to_be_enabled()
+        expect(page.locator("#choice")).to_be_enabled(timeout=30_000)
 
 
 class Silent:

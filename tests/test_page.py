@@ -514,7 +514,7 @@ def test_a_reload_restores_picture_and_mask(visit):
     mask = mask_of(page)
     is_kept(page)
     page.reload()
-    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
     is_kept(page)
     assert (mask_of(page) == mask).all() and (downloaded(page, "#save") == np.asarray(original)).all()
     page.click("#storage summary")
@@ -563,24 +563,24 @@ def test_each_tab_keeps_its_own_picture_and_mask(visit):
     for page in (second, first):
         is_kept(page)
         page.reload()
-        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
         assert np.array_equal(mask_of(page), masks[page])
 
     with first.context.expect_page() as opened:
         first.evaluate("void window.open(location.href)")  # as a duplicate is made: with a copy of the tab's storage
     third = opened.value
-    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.")
+    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
     assert np.array_equal(mask_of(third), masks[first])
     third.click("#clear")
     is_kept(third)
     first.reload()
-    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.")
+    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
     assert np.array_equal(mask_of(first), masks[first])
 
     second.close()
     fourth = first.context.new_page()
     fourth.goto(first.url)
-    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.")
+    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
     assert np.array_equal(mask_of(fourth), masks[second])
 
 
@@ -592,7 +592,7 @@ def test_of_closed_tabs_only_the_last_are_kept(visit):
     hours = {f"closed{i}": now - i * 3_600_000 for i in range(12)} | {"month": now - 31 * 86_400_000}
     saved_slots(page, *[(f"mask {name}", {"id": name, "saved": at}) for name, at in hours.items()])
     page.reload()
-    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
     kept = {key.split()[1] for key in saved_slots(page)}
     assert kept >= {f"closed{i}" for i in range(8)} and len(kept) == 9  # with this tab's own
 
