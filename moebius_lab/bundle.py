@@ -63,7 +63,7 @@ from .provenance import made_by
 from .results import reasons
 from .workbench import Workbench, demo_photographs
 
-FORMAT = 3
+FORMAT = 4
 """Of manifest.json; `web/manifest.js` reads this one and refuses others."""
 
 PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
@@ -75,7 +75,7 @@ MANIFEST = record(
     network=TEXT,
     weights=TEXT,
     weights_base=TEXT,
-    constants=mapping(NUMBER),
+    constants=mapping({"anyOf": [NUMBER, listed(NUMBER)]}),
     layouts=mapping(TEXT),
     preview=PREVIEW,
     precisions=mapping(

@@ -3,7 +3,7 @@
 import { EngineError, reason } from './errors.js';
 
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
-export const FORMAT = 3;
+export const FORMAT = 4;
 
 /**
  * @typedef {object} Constants constants of config.py; see there
