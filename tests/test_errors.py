@@ -26,9 +26,9 @@ SMALL = ["--network", "small", "--weights", "deterministic"]
 
 
 def one_line(capsys, code: int, *arguments: str) -> str:
-    """What a command says that ends with `code`: a single line on standard error, bars of progress apart."""
+    """What a command says that ends with `code`: a single line on standard error, after what it says of its progress."""
     assert main(list(arguments)) == code
-    said = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not re.search("step/s| window of ", line)]
     assert len(said) == 1 and said[0].startswith("moebius_lab: "), said
     return said[0]
 
