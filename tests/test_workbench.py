@@ -5,14 +5,14 @@ import pytest
 
 from moebius_lab.config import MOEBIUS
 from moebius_lab.files import NUMBER, listed
-from moebius_lab.inpaint import inpaint
+from moebius_lab.inpaint import Settings, inpaint
 from moebius_lab.inventory import graph_gflop
 
 
 def test_a_loop_is_the_backend_s_and_is_run_again_only_when_something_changed(small):
     loop = small.loop("fp32")
-    seen = []
-    assert np.array_equal(loop.picture, inpaint(small.onnx_backend, small.image, small.mask, on_progress=seen.append))
+    seen, released = [], Settings(coverage="as-released")
+    assert np.array_equal(loop.picture, inpaint(small.onnx_backend, small.image, small.mask, released, seen.append))
     assert loop.steps == 19 and loop.seconds > 0
     assert np.array_equal(loop.latents, np.concatenate([p.latent.numpy() for p in seen]))
     assert np.array_equal(loop.clean, np.concatenate([p.clean.numpy() for p in seen]))
