@@ -266,7 +266,8 @@ def wide_table(rows: list[Row]) -> pd.DataFrame:
 def _measured(row: Row) -> str:
     asked = row.tolerance.removeprefix("max ").removesuffix(" dB")
     got, sign = (f"{row.max_error:.2g}", ("≤", ">")) if row.precision == "fp32" else (f"{row.psnr_db:.1f}", ("≥", "<"))
-    return f"{got} {sign[0]} {asked}" if row.ok else f"DIFFERENT: {got} {sign[1]} {asked}"
+    # no-break spaces: a narrow page breaks between columns, not inside a cell
+    return f"{got}\u00a0{sign[0]}\u00a0{asked}" if row.ok else f"DIFFERENT: {got}\u00a0{sign[1]}\u00a0{asked}"
 
 
 def answer(rows: list[Row], missing: dict[str, str]) -> str:

@@ -122,8 +122,8 @@ def test_the_table_for_reading_has_graphs_down_and_precisions_across():
     assert list(table.index) == [
         ("vae_encoder", "mean", "CPU"), ("vae_encoder", "mean", "a browser"), ("step", "noise", "CPU"), ("step", "noise", "a browser"),
     ]  # fmt: skip
-    assert list(table.loc[("step", "noise", "CPU")]) == ["1e-05 ≤ 0.0001", "60.0 ≥ 40"]
-    assert list(table.loc[("step", "noise", "a browser")]) == ["DIFFERENT: 0.01 > 0.0001", ""]
+    assert list(table.loc[("step", "noise", "CPU")]) == ["1e-05\u00a0≤\u00a00.0001", "60.0\u00a0≥\u00a040"]
+    assert list(table.loc[("step", "noise", "a browser")]) == ["DIFFERENT: 0.01\u00a0>\u00a00.0001", ""]
     assert (table != "").sum().sum() == len(rows), "every row is in it once"
 
 
