@@ -1,22 +1,37 @@
 """The training code: data readers, masks, fast forms, and the whole recipe in small."""
 
 import copy
+import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from moebius_lab import LabError
 from moebius_lab.checkpoint import make_vae
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.lambda_layer import CrossLambda, SelfLambda
-from moebius_lab.training import data, decoder, denoiser, masks
-from moebius_lab.training.__main__ import SMOKE, STAGES, load_weights, run, smoke_tiles, start_from_shipped
+from moebius_lab.training import album, data, decoder, denoiser, generated, masks, speed
+from moebius_lab.training.__main__ import (
+    DEMO_FOLDER,
+    SMOKE,
+    STAGES,
+    load_weights,
+    planned_seconds,
+    run,
+    save_half,
+    smoke_album,
+    start_from_shipped,
+)
 from moebius_lab.training.fast_forms import toeplitz, use_fast_forms
-from moebius_lab.training.vae import agreed, random_crops
+from moebius_lab.training.vae import agreed
 from moebius_lab.unet import MoebiusNet
 
 
@@ -121,7 +136,7 @@ def _pool(count: int = 8) -> dict[str, torch.Tensor]:
     hole = torch.zeros(count, 1, s, s, dtype=torch.bool)
     hole[:, :, 4:9, 4:9] = True
     latent = torch.randn(count, 4, s, s).half()
-    return {"latent": latent, "masked": latent * ~hole, "mask": hole}
+    return {"latent": latent, "masked": latent * ~hole, "mask": hole, "released": hole}
 
 
 def test_training_begins_with_centred_first_kernels():
@@ -204,12 +219,148 @@ def test_schedule_matches_the_scheduler_of_the_pipeline():
     assert torch.allclose(denoiser.alphas_cumprod().float(), scheduler().alphas_cumprod, atol=1e-6)
 
 
-def test_crops_have_their_shape_and_range():
+CPU = torch.device("cpu")
+
+
+def _picture(h: int, w: int, colour: int) -> np.ndarray:
+    """Rows get brighter, and every picture has a colour of its own."""
+    return np.stack([np.linspace(0, 250, h).astype(np.uint8)[:, None].repeat(w, 1)] * 2 + [np.full((h, w), colour, np.uint8)], 2)
+
+
+def test_windows_lie_inside_one_picture_and_keep_its_rows():
     torch.manual_seed(0)
-    tiles = torch.randint(256, (3, 320, 320, 3), dtype=torch.uint8)
-    for _ in range(4):
-        crops = random_crops(tiles, 5, 256)
-        assert crops.shape == (5, 3, 256, 256) and crops.min() >= -1 and crops.max() <= 1 and crops.std() > 0.1
+    pictures = [("photograph", _picture(100, 70, 10)), ("photograph", _picture(64, 300, 90)), ("texture", _picture(40, 50, 200))]
+    kept = album.Album(pictures, CPU, 64, bank=16)
+    assert len(kept) == 3 and int(kept.sides.min()) == 64  # the texture was enlarged
+    seen = set()
+    for _ in range(40):
+        windows = kept.windows(8)
+        assert windows.shape == (8, 3, 64, 64) and windows.min() >= 0 and windows.max() <= 1
+        blue = windows[:, 2].flatten(1)
+        assert (blue.max(1)[0] - blue.min(1)[0] < 1e-5).all()  # of one picture alone
+        assert (windows[:, 0].diff(dim=1) > -1e-5).all()  # rows in their order
+        seen |= {round(float(v) * 255) for v in blue[:, 0]}
+    assert seen == {10, 90, 200}
+
+
+def test_photographs_are_the_majority_of_windows():
+    pictures = [("photograph", _picture(80, 80, 10))] + [("texture", _picture(200, 200, 200))] * 20
+    kept = album.Album(pictures, CPU, 64, bank=16)
+    assert float(kept.weights[1:].sum()) == pytest.approx(album.TEXTURE_SHARE) and float(kept.weights.sum()) == pytest.approx(1)
+
+
+def test_random_windows_are_coloured_anew_and_some_are_grey():
+    torch.manual_seed(0)
+    x = torch.rand(400, 3, 8, 8)
+    changed = album.recoloured(x)
+    grey = ((changed.amax(1) - changed.amin(1)).amax((1, 2)) < 1e-6).float().mean()
+    assert 0.02 < grey < 0.12 and changed.min() >= 0 and changed.max() <= 1
+    windows = album.random_windows(smoke_album(CPU, 64), 20)
+    assert windows.shape == (20, 3, 64, 64) and windows.min() >= -1 and windows.max() <= 1 and windows.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", generated.KINDS)
+def test_generated_pictures_are_in_range_and_differ(kind, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(generated, "KINDS", (kind,))
+    pictures = generated.generated_pictures(6, 48, CPU)
+    assert pictures.shape == (6, 3, 48, 48) and torch.isfinite(pictures).all() and pictures.min() >= 0 and pictures.max() <= 1
+    assert all((a - b).abs().mean() > 0.01 for a, b in zip(pictures, pictures[1:]))
+    assert pictures.flatten(1).std(1).median() > 0.02
+
+
+def test_bricks_go_on_in_straight_rows():
+    """The joints of a wall without perspective are rows: what a picture of clouds never has."""
+    torch.manual_seed(3)
+    wall, clouds = generated._wall(12, 128, CPU), generated._clouds(12, 128, CPU)
+
+    def edges(pictures):  # how much sharper the sharpest line is than the median line, whichever way it runs
+        return [max(float(p.mean(0).diff(dim=d).abs().mean(1 - d).max() / p.mean(0).diff(dim=d).abs().mean().clamp_min(1e-6)) for d in (0, 1)) for p in pictures]
+
+    assert np.mean(edges(wall)) > 1.3 * np.mean(edges(clouds))
+
+
+def test_a_pool_is_renewed_where_it_is_oldest():
+    class Numbers:
+        drawn = 0
+
+        def encode(self, count):
+            fresh = torch.arange(self.drawn, self.drawn + count)
+            self.drawn += count
+            return {"latent": fresh}
+
+    pool = denoiser.Pool(Numbers(), 6)
+    place = pool["latent"].data_ptr()
+    pool.renew(4)
+    assert pool["latent"].tolist() == [6, 7, 8, 9, 4, 5]
+    pool.renew(4)
+    assert pool["latent"].tolist() == [12, 13, 8, 9, 10, 11] and pool["latent"].data_ptr() == place  # a captured step reads there
+
+
+def test_masks_of_the_pool_are_whole_cells_and_those_of_as_released():
+    torch.manual_seed(0)
+    hole = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    hole[0, 9:20, 9:20] = 1
+    small = smoke_album(CPU, 64)
+    encoded = denoiser.Encoder(make_vae(SMALL).eval(), 1.0, small, hole, 4).encode(6)
+    assert {k: tuple(v.shape[1:]) for k, v in encoded.items()} == {"latent": (4, 8, 8), "masked": (4, 8, 8), "mask": (1, 8, 8), "released": (1, 8, 8)}
+    assert len(encoded["mask"]) == 6 and (encoded["mask"].sum((1, 2, 3)) == 4).all() and (encoded["released"].sum((1, 2, 3)) < 4).all()
+
+
+def test_planned_seconds_are_read_and_others_refused():
+    assert planned_seconds(["vae=300", "denoiser=9.5"]) == {"vae_seconds": 300.0, "denoiser_seconds": 9.5}
+    for word in ("vae", "vae=soon", "data=3"):
+        with pytest.raises(LabError, match="--seconds"):
+            planned_seconds([word])
+
+
+@pytest.mark.slow
+def test_speed_measures_and_lists_a_step():
+    lines = speed.measure("small", 2, 1)
+    assert "fast forms off by" in lines[0] and "ms" in lines[1] and "windows" in lines[2] and len(lines) > 10
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    log = run(SMOKE, tmp_path, ("vae", "decoder"), 0.0, smoke=True)
+    assert log["vae"]["steps"] == 0 and "decoder" not in log and not (tmp_path / "vae_plain.safetensors").exists()
+    log = run(SMOKE, tmp_path, ("vae",), 1e9, smoke=True)
+    assert log["vae"]["steps"] == 4 and (tmp_path / "vae_plain.safetensors").exists()
+
+
+TOGETHER = """
+import torch
+from moebius_lab.training import parallel
+parallel.start()
+torch.manual_seed(parallel.rank())
+layer = torch.nn.BatchNorm1d(2)
+torch.nn.init.normal_(layer.weight)
+parallel.same_start(layer)
+layer.running_mean.fill_(parallel.rank())
+parallel.share_buffers(layer)
+gradients = [torch.full((2, 2), float(parallel.rank())), torch.ones(3) * 2 * parallel.rank()]
+parallel.average(gradients)
+line = torch.nn.Linear(2, 1, bias=False)
+parallel.same_start(line)
+shared = parallel.together(line)
+shared(torch.full((1, 2), float(parallel.rank()))).sum().backward()
+value = parallel.agree(parallel.rank() + 5.0)
+first, = parallel.mean([torch.tensor(float(parallel.rank()))])
+print([parallel.world(), layer.running_mean.tolist(), gradients[0].flatten().tolist(), gradients[1].tolist(), line.weight.grad.tolist(), value, first,
+       round((layer.weight.sum() + line.weight.sum()).item(), 6)], flush=True)
+parallel.stop()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_gradients_buffers_and_clock(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("[2"))
+    assert len(lines) == 2 and lines[0] == lines[1], done.stderr[-2000:]
+    assert json.loads(lines[0])[:-1] == [2, [0.5, 0.5], [0.5] * 4, [1.0] * 3, [[0.5, 0.5]], 5.0, 0.5]
 
 
 def _rcc(content: bytes, packed: bool) -> bytes:
@@ -242,21 +393,53 @@ def test_licences_are_read_and_missing_ones_refused():
     with pytest.raises(KeyError):
         data.look_up(entries, "a.png")
     assert data.parse_gcompris_readme("Copyright: C\nLicense: Public Domain\nFiles:\nx.webp\n\nother\n") == {"x.webp": ("C", "Public domain")}
+    readme = "Copyright: C\nLicense: CC-BY-SA 4.0\ny.webp\nComment: based on a photo by D, license CC-BY 2.0, source\n\n"
+    painted = "Copyright: C\nLicense: Public domain\nz.webp\nComment: based on an original painting by E, Public domain image.\n"
+    assert data.parse_gcompris_readme(readme + painted) == {"y.webp": ("C; based on a photo by D", "CC-BY-SA 4.0")}
 
 
-def test_every_tile_is_of_full_size_and_no_more_than_asked():
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (700, 900, 3), dtype=np.uint8)
-    tiles = data.cut_tiles(picture, rng, 1.5, 7)
-    assert len(tiles) == 7 and all(t.shape == (data.TILE, data.TILE, 3) for t in tiles)
-    assert data.cut_tiles(picture[:260, :260], rng, 1, 2)[0].shape == (data.TILE, data.TILE, 3)
+def test_the_largest_jpeg_of_a_theme_is_found():
+    def jpeg(side):
+        buffer = io.BytesIO()
+        Image.fromarray(_picture(side, side, 60)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    theme = b"header" + jpeg(20) + b"\xff\xd8\xff no picture" + jpeg(48) + b"between" + jpeg(32)
+    assert Image.open(io.BytesIO(data.largest_jpeg(theme))).size == (48, 48)
+    with pytest.raises(ValueError, match="no JPEG"):
+        data.largest_jpeg(b"nothing here")
+
+
+def test_an_album_keeps_what_is_trained_on_and_lays_the_rest_aside(tmp_path, monkeypatch):
+    sources = [
+        (data.Source("p", "a.jpg", "CC0-1.0", "A", "train", "photograph"), _picture(1500, 2200, 40)),
+        (data.Source("p", "b.dds", "CC0-1.0", "A", "train", "texture"), _picture(300, 300, 200)),
+        (data.Source("p", "d/c.png.cached.dds", "CC0-1.0", "A", "held-out", "photograph"), _picture(1200, 1800, 99)),
+    ]
+    monkeypatch.setattr(data, "pictures", lambda folder: iter(sources))
+    assert data.make_album(tmp_path, tmp_path / "album.zip") == [source for source, _ in sources]
+    (kind, large), (other, small) = data.read_album(tmp_path / "album.zip")
+    assert (kind, other) == ("photograph", "texture") and min(large.shape[:2]) == data.MOST_SIDE["photograph"] and small.shape == (300, 300, 3)
+    assert abs(int(large[5, 5, 2]) - 40) < 6
+    assert max(Image.open(tmp_path / "held_out" / "c.png").size) == 1024
+
+
+def test_held_out_windows_repeat_and_have_a_hole(tmp_path):
+    Image.fromarray(_picture(500, 700, 80)).save(tmp_path / "x.png")
+    Image.fromarray(_picture(300, 280, 20)).save(tmp_path / "y.png")
+    data.make_windows(tmp_path, tmp_path / "one", ["x", "y"])
+    data.make_windows(tmp_path, tmp_path / "two", ["y"])
+    assert (tmp_path / "one" / "y.webp").read_bytes() == (tmp_path / "two" / "y.webp").read_bytes()
+    mask = np.asarray(Image.open(tmp_path / "one" / "x_mask.png"))
+    assert Image.open(tmp_path / "one" / "x.webp").size == mask.shape == (256, 256)
+    assert data.WINDOW_AREAS[0] <= (mask > 0).mean() <= data.WINDOW_AREAS[1]
 
 
 def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
     sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
     held_out = [s for s in sources if s["use"] == "held-out"]
-    assert len(held_out) == len(data.HELD_OUT) >= 10
-    assert all(s["tiles"] == 0 for s in held_out)
+    assert len(held_out) == len(data.HELD_OUT) >= 32
+    assert sum(s["kind"] == "photograph" for s in sources if s["use"] == "train") > 200
     assert all(s["licence"] for s in sources)
     assert not {s["file"] for s in held_out} & {s["file"] for s in sources if s["use"] == "train"}
 
@@ -306,21 +489,33 @@ def test_a_decoder_is_trained_further_from_its_log_alone(tmp_path):
     torch.save({"log": {"steps": 40, "seconds": 480.0, "curve": [[40, 0.1, 0.2]]}}, file)
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1
     average, log = decoder.train_decoder(
-        vae, torch.from_numpy(smoke_tiles(2)), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1, size=64
+        vae, smoke_album(CPU, 64), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1
     )
     assert log["steps"] == 42 and log["seconds"] > 480 and log["curve"][0] == [40, 0.1, 0.2]
     assert not all(torch.equal(a, b) for a, b in zip(average, decoder.decoder_parameters(vae)))
     again = decoder.train_decoder(
-        vae, torch.from_numpy(smoke_tiles(2)), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1, size=64
+        vae, smoke_album(CPU, 64), pictures, file, seconds=480, stop_after=1e9, max_steps=2, batch=1
     )[1]
     assert again["steps"] == 42  # the new plan is done
 
 
 def test_shipped_weights_start_unshifted_and_their_encoder_encodes(tmp_path):
-    start_from_shipped(tmp_path, ("encode", "denoiser"))
+    start_from_shipped(tmp_path, ("denoiser",))
     kernels = torch.load(tmp_path / "denoiser.pt", weights_only=True)["network"][denoiser.FIRST_KERNELS]
     assert torch.equal(kernels, denoiser.unshifted(kernels))
     assert load_file(tmp_path / "vae_plain.safetensors").keys() == make_vae(DEMO).state_dict().keys()
     (tmp_path / "all").mkdir()
     start_from_shipped(tmp_path / "all", STAGES)
     assert not (tmp_path / "all" / "vae_plain.safetensors").exists()  # the vae stage makes it
+
+
+def test_an_unfinished_training_goes_before_the_shipped_weights(tmp_path):
+    (tmp_path / "left").mkdir()
+    vae = make_vae(DEMO)
+    save_half(vae, tmp_path / "left" / "vae.safetensors")
+    start_from_shipped(tmp_path, ("denoiser",), tmp_path / "left")
+    for name in ("vae_plain", "vae"):
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "left" / "vae.safetensors").read_bytes()
+    shipped = load_weights(DEMO_FOLDER / "denoiser.safetensors")
+    started = torch.load(tmp_path / "denoiser.pt", weights_only=True)["network"]
+    assert all(torch.equal(started[k], shipped[k]) for k in shipped if k != denoiser.FIRST_KERNELS)

@@ -1,4 +1,8 @@
-"""`python -m moebius_lab.training`: the whole recipe, stage after stage, each resuming from its own checkpoint."""
+"""`python -m moebius_lab.training`: the whole recipe, stage after stage, each resuming from its own checkpoint.
+
+With `torchrun --nproc-per-node N -m moebius_lab.training` on N GPUs: a batch in each, the gradients averaged. Time on GPUs comes in pieces:
+`--seconds` says what each stage is planned for, `--stop-after` how long this piece lasts; the same command goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,18 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .. import LabError
 from ..checkpoint import make_vae
 from ..config import DEMO, SMALL, NetworkConfig
-from . import data, denoiser, masks
+from . import data, denoiser, masks, parallel
+from .album import Album
 from .decoder import decoder_parameters, mix_decoders, train_decoder
 from .fast_forms import use_fast_forms
+from .generated import generated_pictures
 from .vae import held_out_psnr, latent_std, train_vae
 
-STAGES = ("data", "vae", "encode", "denoiser", "decoder", "save")
-SEED = 20261124
+STAGES = ("data", "vae", "decoder", "denoiser", "save")
+SEED = 20261125
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 DECODER_SHARE = 1.0  # how far the shipped decoder goes from the first training (0) to the second (1)
 
@@ -52,14 +59,16 @@ class Plan:
     decoder_batch: int
 
 
-FULL = Plan(DEMO, 8192, 640, 10**9, 32, 65536, 256, 1440, 10**9, 128, 480, 10**9, 32)
+FULL = Plan(DEMO, 4096, 640, 10**9, 32, 16384, 128, 1440, 10**9, 128, 480, 10**9, 32)
 SMOKE = Plan(SMALL, 16, 1e9, 4, 2, 8, 4, 1e9, 6, 2, 1e9, 4, 2)
 
 
-def smoke_tiles(count: int = 8) -> np.ndarray:
-    """(count, 320, 320, 3) uint8 synthetic tiles: all that a smoke run trains on."""
-    rng = np.random.default_rng(SEED)
-    return np.stack([data.synthetic_tile(rng) for _ in range(count)])
+def smoke_album(device: torch.device, size: int) -> Album:
+    """Generated pictures alone, of which four pass for photographs: all that a smoke run trains on."""
+    torch.manual_seed(SEED)
+    drawn = [generated_pictures(1, size + 40, torch.device("cpu"))[0].permute(1, 2, 0) for _ in range(5)]
+    kinds = ("photograph",) * 4 + ("texture",)
+    return Album([(kind, (x * 255).byte().numpy()) for kind, x in zip(kinds, drawn)], device, size, bank=16)
 
 
 def held_out_pictures(folder: Path, size: int) -> torch.Tensor:
@@ -90,21 +99,33 @@ class Workshop:
         return self.deadline - time.time()
 
     def say(self, text: str) -> None:
-        """Print, and keep the log beside the checkpoints."""
+        """Print, and keep the log beside the checkpoints; the first process alone does it."""
+        if not parallel.is_first():
+            return
         (self.work / "training_log.json").write_text(json.dumps(self.log), encoding="utf-8")
         print(text, flush=True)
 
-    def tiles(self) -> torch.Tensor:
-        """(n, 320, 320, 3) uint8 on the device."""
-        tiles = torch.from_numpy(smoke_tiles() if self.smoke else data.read_tiles(self.work / "tiles.zip")).to(self.device)
-        self.log["tiles"] = len(tiles)
-        return tiles
-
-    def held_out(self) -> torch.Tensor:
-        """(k, 3, size, size) on the device; in a smoke run, as there are no photographs, tiles."""
+    def album(self) -> Album:
+        """The training pictures on the device."""
         size = self.plan.network.image_size
         if self.smoke:
-            return torch.from_numpy(smoke_tiles(4)[:, :size, :size]).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
+            return smoke_album(self.device, size)
+        pictures = [picture for file in sorted(self.work.glob("album*.zip")) for picture in data.read_album(file)]
+        if not pictures:
+            raise LabError(f"no album in {self.work}: run the stage 'data' first")
+        self.log["pictures"] = {kind: sum(k == kind for k, _ in pictures) for kind in ("photograph", "texture")}
+        return Album(pictures, self.device, size)
+
+    def holes(self) -> torch.Tensor:
+        """(m, size, size) uint8 on the device."""
+        size = self.plan.network.image_size
+        return torch.from_numpy(masks.random_masks(self.plan.mask_count, SEED + parallel.rank(), size)).to(self.device)
+
+    def held_out(self) -> torch.Tensor:
+        """(k, 3, size, size) on the device; in a smoke run, as there are no photographs, generated pictures."""
+        size = self.plan.network.image_size
+        if self.smoke:
+            return generated_pictures(4, size, self.device) * 2 - 1
         return held_out_pictures(self.work / "held_out", size).to(self.device)
 
     def vae(self) -> AutoencoderKL:
@@ -115,48 +136,41 @@ class Workshop:
 
 
 def data_stage(shop: Workshop) -> None:
-    if not shop.smoke and not (shop.work / "tiles.zip").exists():
+    if not shop.smoke and not list(shop.work.glob("album*.zip")):
         data.fetch_packages(shop.work / "packages")
-        data.write_sources(data.make_tiles(shop.work / "packages", shop.work / "tiles.zip"))
+        data.write_sources(data.make_album(shop.work / "packages", shop.work / "album.zip"))
 
 
 def vae_stage(shop: Workshop) -> None:
     plan, weights_file = shop.plan, shop.work / "vae_plain.safetensors"
     if weights_file.exists():
         return
-    tiles, size = shop.tiles(), plan.network.image_size
-    holes = torch.from_numpy(masks.random_masks(plan.mask_count, SEED, size)).to(shop.device)
+    album = shop.album()
     vae, log = train_vae(
-        tiles, holes, shop.held_out(), plan.network, shop.work / "vae.pt", seconds=plan.vae_seconds, stop_after=shop.left,
-        max_steps=plan.vae_steps, batch=plan.vae_batch, size=size,
+        album, shop.holes(), shop.held_out(), plan.network, shop.work / "vae.pt", seconds=plan.vae_seconds, stop_after=shop.left,
+        max_steps=plan.vae_steps, batch=plan.vae_batch,
     )  # fmt: skip
-    log["latent_std"] = latent_std(vae, tiles, size)
+    log["latent_std"] = parallel.agree(latent_std(vae, album))
     log["scaling_factor"] = round(1 / log["latent_std"], 4)
     shop.log["vae"] = log
-    save_half(vae, weights_file)
+    if shop.left > 0 and parallel.is_first():
+        save_half(vae, weights_file)
     shop.say(f"vae: {log['steps']} steps, held-out PSNR {log['held_out_psnr_db']:.2f} dB, scaling factor {log['scaling_factor']}")
 
 
-def encode_stage(shop: Workshop) -> None:
-    plan, pool_file = shop.plan, shop.work / "pool.pt"
-    if pool_file.exists():
-        return
-    holes = torch.from_numpy(masks.random_masks(plan.mask_count, SEED, plan.network.image_size)).to(shop.device)
-    vae, factor = use_fast_forms(shop.vae()), shop.log["vae"]["scaling_factor"]
-    pool = denoiser.encode_pool(vae, factor, shop.tiles(), holes, plan.pool, plan.encode_batch)
-    torch.save(pool, pool_file)
-    shop.say(f"encode: {len(pool['latent'])} latents, std {pool['latent'].float().std():.3f}")
-
-
 def denoiser_stage(shop: Workshop) -> None:
-    plan = shop.plan
-    pool = torch.load(shop.work / "pool.pt", map_location=shop.device, weights_only=True)
+    plan, vae = shop.plan, use_fast_forms(shop.vae()).to(memory_format=torch.channels_last)
+    encoder = denoiser.Encoder(vae, shop.log["vae"]["scaling_factor"], shop.album(), shop.holes(), plan.encode_batch)
+    pool = denoiser.Pool(encoder, plan.pool)
+    shop.say(f"denoiser: {plan.pool} latents, std {pool['latent'].float().std():.3f}")
     trainer, log = denoiser.train_denoiser(
         plan.network, pool, shop.work / "denoiser.pt", seconds=plan.denoiser_seconds, stop_after=shop.left,
         max_steps=plan.denoiser_steps, batch=plan.denoiser_batch,
     )  # fmt: skip
     shop.log["denoiser"] = log
-    save_half(denoiser.averaged_network(plan.network, trainer), shop.work / "denoiser.safetensors")
+    network = denoiser.averaged_network(plan.network, trainer)
+    if parallel.is_first():
+        save_half(network, shop.work / "denoiser.safetensors")
     shop.say(f"denoiser: {log['steps']} steps, {log['seconds']:.0f} s, loss {log['curve'][-1]}")
 
 
@@ -165,62 +179,86 @@ def decoder_stage(shop: Workshop) -> None:
     held_out = shop.held_out()
     if not second_file.exists():
         average, shop.log["decoder"] = train_decoder(
-            vae, shop.tiles(), held_out, shop.work / "decoder.pt", seconds=plan.decoder_seconds, stop_after=shop.left,
-            max_steps=plan.decoder_steps, batch=plan.decoder_batch, size=plan.network.image_size,
+            vae, shop.album(), held_out, shop.work / "decoder.pt", seconds=plan.decoder_seconds, stop_after=shop.left,
+            max_steps=plan.decoder_steps, batch=plan.decoder_batch,
         )  # fmt: skip
-        save_half(mix_decoders(vae, average, 1.0), second_file)
+        if parallel.agree(shop.left) <= 0:
+            return
+        if parallel.is_first():
+            save_half(mix_decoders(vae, average, 1.0), second_file)
+        parallel.wait()
     second = make_vae(plan.network)
     second.load_state_dict(load_weights(second_file))
     mixed = mix_decoders(shop.vae(), decoder_parameters(second), DECODER_SHARE)
-    save_half(mixed, shop.work / "vae.safetensors")
+    if parallel.is_first():
+        save_half(mixed, shop.work / "vae.safetensors")
     shop.log["decoder"] |= {"share": DECODER_SHARE, "mixed_held_out_psnr_db": held_out_psnr(mixed, held_out)}
     shop.say(f"decoder: {shop.log['decoder']['steps']} steps, held-out PSNR {shop.log['decoder']['held_out_psnr_db']} dB")
 
 
 def save_stage(shop: Workshop) -> None:
-    if not shop.smoke:
+    if not shop.smoke and parallel.is_first():
         for name in ("vae.safetensors", "denoiser.safetensors", "training_log.json"):
             (DEMO_FOLDER / name).write_bytes((shop.work / name).read_bytes())
 
 
-def start_from_shipped(work: Path, stages: tuple[str, ...]) -> None:
+def start_from_shipped(work: Path, stages: tuple[str, ...], further: Path = DEMO_FOLDER) -> None:
     """Lay the shipped weights and log where the first stages look for their checkpoints, unless there are some.
 
     First kernels of the denoiser that became shifts are moved back to the middle. Where the autoencoder is not to be
     trained, the shipped one, whose encoder the denoiser knows, encodes.
+
+    Args:
+        work: the work folder.
+        stages: what will be run.
+        further: a folder with weights or a log that go before the shipped ones, of a training that was not finished.
     """
-    log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
+
+    def newest(name: str) -> Path:
+        return further / name if (further / name).exists() else DEMO_FOLDER / name
+
+    log = json.loads(newest("training_log.json").read_text(encoding="utf-8"))
     for name, key, part in (("vae", "vae", "vae"), ("denoiser", "network", "denoiser")):
         file = work / f"{name}.pt"
         if not file.exists():
-            weights = load_weights(DEMO_FOLDER / f"{name}.safetensors")
+            weights = load_weights(newest(f"{name}.safetensors"))
             if name == "denoiser":
                 weights[denoiser.FIRST_KERNELS] = denoiser.unshifted(weights[denoiser.FIRST_KERNELS])
             torch.save({key: weights, "steps": log[part]["steps"], "log": log[part]}, file)
     if not (decoder := work / "decoder.pt").exists():
         torch.save({"log": log["decoder"]}, decoder)
-    if "vae" not in stages and not (work / "vae_plain.safetensors").exists():
-        (work / "vae_plain.safetensors").write_bytes((DEMO_FOLDER / "vae.safetensors").read_bytes())
+    for stage, name in (("vae", "vae_plain"), ("decoder", "vae")):
+        if stage not in stages and not (file := work / f"{name}.safetensors").exists():
+            file.write_bytes(newest("vae.safetensors").read_bytes())
     log_file = work / "training_log.json"
     if not log_file.exists():
         log_file.write_text(json.dumps(log), encoding="utf-8")
 
 
 def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smoke: bool) -> dict:
-    """Run the stages, in their own order, and return the training log (also written to `work/training_log.json`)."""
+    """Run the stages, in their own order, and return the training log (also written to `work/training_log.json`).
+
+    A stage whose plan is not done when `stop_after` seconds have passed saves its state and ends the run; the next run goes on.
+    """
     began = time.time()
     work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(SEED + int(began) * (not smoke))  # a resumed run must not see the same batches again
-    cuda = torch.cuda.is_available()
+    device = parallel.start()
+    torch.manual_seed(SEED + (int(began) + 1000 * parallel.rank()) * (not smoke))  # neither another run's batches nor process's
     log_file = work / "training_log.json"
     log = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else {"seed": SEED}
-    log["hardware"] = torch.cuda.get_device_name() if cuda else "CPU"
+    cards = parallel.world() if device.type == "cuda" else 1
+    log["hardware"] = (f"{cards} x " if cards > 1 else "") + (torch.cuda.get_device_name() if device.type == "cuda" else "CPU")
     log["torch"] = torch.__version__
-    shop = Workshop(plan, work, smoke, torch.device("cuda" if cuda else "cpu"), log, began + stop_after)
-    for name, stage in zip(STAGES, (data_stage, vae_stage, encode_stage, denoiser_stage, decoder_stage, save_stage)):
+    parallel.wait()
+    shop = Workshop(plan, work, smoke, device, log, began + stop_after)
+    for name, stage in zip(STAGES, (data_stage, vae_stage, decoder_stage, denoiser_stage, save_stage)):
         if name in stages:
             stage(shop)
+            parallel.wait()
             shop.say(f"{name}: {time.time() - began:.0f} s since the start")
+            if parallel.agree(shop.left) <= 0:
+                shop.say(f"{stop_after:.0f} s are over: the same command goes on from here")
+                break
     return shop.log
 
 
@@ -236,19 +274,45 @@ def save_half(module: nn.Module, path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moebius_lab.training", description=__doc__)
-    parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and tiles; a second run resumes from it")
+    parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and album; a second run resumes from it")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which to save and stop")
-    parser.add_argument("--from-shipped", action="store_true", help="train the shipped weights further, not new ones")
-    parser.add_argument("--pool", type=int, default=FULL.pool, help="pictures that are encoded for the denoiser")
+    parser.add_argument(
+        "--from-shipped", nargs="?", type=Path, const=DEMO_FOLDER, metavar="FOLDER",
+        help="train the shipped weights further, not new ones; what FOLDER has of a training that was not finished goes before them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", nargs="+", default=[], metavar="STAGE=S", help="training time that vae, decoder and denoiser are planned for, all runs together"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine")
     args = parser.parse_args()
-    if args.from_shipped:
+    parallel.start()
+    if args.from_shipped and parallel.is_first():
         args.work_dir.mkdir(parents=True, exist_ok=True)
-        start_from_shipped(args.work_dir, tuple(args.stages))
-    plan = SMOKE if args.smoke else replace(FULL, pool=args.pool)
+        start_from_shipped(args.work_dir, tuple(args.stages), args.from_shipped)
+    parallel.wait()
+    plan = SMOKE if args.smoke else replace(FULL, **planned_seconds(args.seconds))
     run(plan, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
+    parallel.stop()
     return 0
+
+
+def planned_seconds(words: list[str]) -> dict[str, float]:
+    """["vae=300"] -> {"vae_seconds": 300.0}.
+
+    Raises:
+        LabError: a word names no trained stage, or no number.
+    """
+    found = {}
+    for word in words:
+        stage, _, seconds = word.partition("=")
+        try:
+            found[f"{stage}_seconds"] = float(seconds)
+        except ValueError:
+            raise LabError(f"--seconds takes words like denoiser=900, not {word!r}") from None
+        if stage not in ("vae", "decoder", "denoiser"):
+            raise LabError(f"--seconds knows vae, decoder and denoiser, not {stage!r}")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Photographs with known licences, fetched as Debian packages, cut into tiles for training.
+"""Photographs and textures with known licences, fetched as Debian packages and kept as an album for training.
 
-The packages are downloaded and unpacked, never installed. Three kinds of container are read: plain files, Qt resource
-files (`.rcc`, of GCompris) and Quake archives (`.pk3`, which are zip files). Every picture keeps its licence and author
-as its package states them, and `sources.json` beside this file is the record of what was trained on and what was
-held out. The split is by source file: no crop of a held-out picture is ever trained on.
+The packages are downloaded and unpacked, never installed. Read are plain files, Qt resource files (`.rcc`, of GCompris), game
+archives (`.pk3` and `.zip`, with DDS textures in them) and Enlightenment's themes (`.edj`, with JPEG in them). Every picture keeps its
+licence and author as its package states them, and `sources.json` beside this file is the record of what was trained on and
+what was held out. The split is by source file: no crop of a held-out picture is ever trained on.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-TILE = 320  # px, side of a stored tile: leaves room for a random 256 px crop
-TILE_QUALITY = 90  # WebP quality of a stored tile
-SHORT_SIDES = (330, 480, 700, 1000, 1500, 2400)  # px, the scales at which a photograph is cut
-SYNTHETIC_TILES = 160
+from .masks import random_mask
+
+LEAST_SIDE = {"photograph": 320, "texture": 256}
+"""px: a picture whose shorter side is less is left out."""
+MOST_SIDE = {"photograph": 1024, "texture": 512}
+"""px: a picture whose shorter side is more is made smaller for the album; so a window sees up to a quarter of its side."""
+ALBUM_QUALITY = 86  # WebP quality of a picture in the album
+WINDOW = 256  # px, side of a held-out window ...
+WINDOW_AREAS = (0.02, 0.12)  # ... and the share of it that its hole takes
 SOURCES_FILE = Path(__file__).with_name("sources.json")
 
 PACKAGES = (
@@ -38,10 +43,23 @@ PACKAGES = (
     "plasma-workspace-wallpapers",
     "gcompris-qt-data",
     "ufoai-textures",
+    "enlightenment-data",
+    "plasma-workspace-data",
+    "scratch",
+    "0ad-data",
 )
-GCOMPRIS_ACTIVITIES = ("erase", "explore_world_animals", "explore_farm_animals", "explore_monuments", "explore_world_music", "clickgame")
+GCOMPRIS_ACTIVITIES = ("erase", "explore_world_animals", "explore_farm_animals", "explore_monuments", "explore_world_music", "clickgame", "details")
 PLASMA_PHOTOGRAPHS = ("BytheWater", "ColdRipple", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey", "Kite", "OneStandsOut", "summer_1am")
 UFOAI_FOLDERS = ("tex_nature", "tex_terrain", "tex_dirt", "tex_streets", "tex_material", "tex_buildings")
+ENLIGHTENMENT_PHOTOGRAPHS = (
+    "Bamboo", "Foggy-Trees", "God-Rays", "Green-Maple", "Lichen-Branches", "Mountain", "Peaks", "Red-Maple",
+    "Sea-of-Lanterns", "Snow-Trees", "Spruce-Needles", "Sunset-Clouds", "Sunset-Hills", "White-Flower", "Yellow-Flower",
+)  # fmt: skip
+SCRATCH_DRAWN = (
+    "chalkboard", "party-room", "room1", "room2", "room3", "spotlight-stage", "woods-and-bench", "brick-wall1", "school1", "school2",
+    "graffiti", "mural-faro",
+)  # fmt: skip
+TERRAIN_EVERY = 3  # every third of 0 A.D.'s terrain textures: many are shades of one another
 DRAWN = ("umang_by_Abhishek_Mudgal", "analogpattern_by_Peter_Nerlich", "Fossa_by_Jasper_Roks", "Painting-Colors", "Infinite-Sea")
 
 HELD_OUT = (
@@ -61,6 +79,22 @@ HELD_OUT = (
     "explore_monuments/resource/wonders/greatWallofChina.webp",
     "explore_monuments/resource/france/montStMichel.webp",
     "explore_monuments/resource/usa/fortSumter.webp",
+    "backgrounds/Bamboo.edj",
+    "backgrounds/Green-Maple.edj",
+    "backgrounds/Snow-Trees.edj",
+    "photos/Books.png",
+    "photos/Cat.png",
+    "photos/Owl.png",
+    "photos/Pancakes.png",
+    "photos/Soccer.png",
+    "Nature/garden-rock.jpg",
+    "Nature/gravel-desert.jpg",
+    "Outdoors/brick-wall2.jpg",
+    "Outdoors/hallway_outdoors.jpg",
+    "Outdoors/train-tracks1.jpg",
+    "Outdoors/wooden-house.jpg",
+    "types/savanna/grass_03.png.cached.dds",
+    "types/temperate/paving_001.png.cached.dds",
 )
 """Ends of the paths of the pictures that are never trained on; the demo photographs are among them."""
 
@@ -75,7 +109,6 @@ class Source:
     author: str
     use: str  # "train" or "held-out"
     kind: str  # "photograph" or "texture"
-    tiles: int = 0  # how many tiles were cut from it
 
 
 # -- fetching and reading containers -----------------------------------------------------------------------------------
@@ -173,14 +206,18 @@ def look_up(entries: list[tuple[list[str], str, str]], path: str) -> tuple[str, 
 
 
 def parse_gcompris_readme(text: str) -> dict[str, tuple[str, str]]:
-    """{file: (author, licence)} of a GCompris README: paragraphs of Copyright, License and a list of files."""
+    """{file: (author, licence)} of a GCompris README: paragraphs of Copyright, License and a list of files.
+
+    Where a comment says whose picture the file is made from, that stands behind the author. Paintings are left out.
+    """
     table = {}
     for paragraph in re.split(r"\n\s*\n", text):
         author = re.search(r"Copyright:\s*(.*)", paragraph)
         licence = re.search(r"License:\s*(.*)", paragraph)
-        if author and licence:
+        origin = re.search(r"Comment:\s*(based on .*?),? (?:license|Public)", paragraph)
+        if author and licence and "original painting" not in paragraph:
             for name in re.findall(r"(?:^|\s)(\S+\.webp)\s*$", paragraph, flags=re.M):
-                table[name] = author[1].strip(), licence[1].strip().replace("Domain", "domain")
+                table[name] = "; ".join([author[1].strip(), *([origin[1]] if origin else [])]), licence[1].strip().replace("Domain", "domain")
     return table
 
 
@@ -194,7 +231,7 @@ def pictures(folder: Path) -> Iterator[tuple[Source, np.ndarray]]:
         for path, author, licence, kind, blob in _READERS[package](root):
             with Image.open(io.BytesIO(blob)) as image:
                 rgb = np.asarray(image.convert("RGB"))
-            if min(rgb.shape[:2]) < (TILE if kind == "photograph" else 256):
+            if min(rgb.shape[:2]) < LEAST_SIDE[kind]:
                 continue
             use = "held-out" if path.endswith(HELD_OUT) else "train"
             yield Source(package, path, licence, author, use, kind), rgb
@@ -251,6 +288,56 @@ def _ufoai_textures(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
                         yield path, author, licence, "texture", files.read(path)
 
 
+def _enlightenment_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    author, licence = look_up(_copyright_of(root), "data/backgrounds")
+    for name in ENLIGHTENMENT_PHOTOGRAPHS:
+        theme = (root / f"usr/share/enlightenment/data/backgrounds/{name}.edj").read_bytes()
+        yield f"backgrounds/{name}.edj", author, licence, "photograph", largest_jpeg(theme)
+
+
+def largest_jpeg(blob: bytes) -> bytes:
+    """The JPEG with most pixels of those that lie somewhere in `blob`, from its first byte on.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = []
+    for start in re.finditer(b"\xff\xd8\xff", blob):
+        try:
+            with Image.open(io.BytesIO(blob[start.start() :])) as image:
+                found.append((image.width * image.height, -start.start()))
+        except OSError:
+            continue  # three bytes that happen to look like a beginning
+    if not found:
+        raise ValueError("no JPEG in this file")
+    return blob[-max(found)[1] :]
+
+
+def _plasma_avatars(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    for file in sorted(root.glob("usr/share/plasma/avatars/photos/*.png")):
+        about = file.with_name(f"{file.name}.license").read_text(encoding="utf-8")
+        author = re.search(r"SPDX-FileCopyrightText:\s*(.*?)(?: <.*)?$", about, flags=re.M)
+        licence = re.search(r"SPDX-License-Identifier:\s*(.*)", about)
+        if author and licence:
+            yield f"photos/{file.name}", author[1], licence[1], "photograph", file.read_bytes()
+
+
+def _scratch_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    author, licence = look_up(_copyright_of(root), "Media/Backgrounds")
+    for file in sorted(root.glob("usr/share/scratch/Media/Backgrounds/*/*.jpg")):
+        if not file.stem.startswith(SCRATCH_DRAWN):
+            yield "/".join(file.parts[-2:]), author, licence, "photograph", file.read_bytes()
+
+
+def _terrain_textures(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    author, licence = look_up(_copyright_of(root), "binaries/data/mods/public/art")
+    with zipfile.ZipFile(root / "usr/share/games/0ad/mods/public/public.zip") as files:
+        paths = [path for path in files.namelist() if "/terrain/types/" in path and not re.search(r"_(norm|spec)\w*\.", path)]
+        for i, path in enumerate(sorted(paths)):
+            if path.endswith(".dds") and (i % TERRAIN_EVERY == 0 or path.endswith(HELD_OUT)):
+                yield path.removeprefix("art/textures/terrain/"), author, licence, "texture", files.read(path)
+
+
 _READERS = {
     "lomiri-wallpapers-16.04": _plain_photographs,
     "lomiri-wallpapers-20.04": _plain_photographs,
@@ -258,82 +345,26 @@ _READERS = {
     "plasma-workspace-wallpapers": _plasma_photographs,
     "gcompris-qt-data": _gcompris_photographs,
     "ufoai-textures": _ufoai_textures,
+    "enlightenment-data": _enlightenment_photographs,
+    "plasma-workspace-data": _plasma_avatars,
+    "scratch": _scratch_photographs,
+    "0ad-data": _terrain_textures,
 }
 
 
-# -- tiles -------------------------------------------------------------------------------------------------------------
+# -- the album ---------------------------------------------------------------------------------------------------------
 
 
-def cut_tiles(rgb: np.ndarray, rng: np.random.Generator, density: float, most: int) -> list[np.ndarray]:
-    """Random tiles of one picture at several scales.
-
-    Args:
-        rgb: (h, w, 3) uint8, both sides at least `TILE`, or a texture that is enlarged to it.
-        rng: where the positions come from.
-        density: tiles a scale, in units of how many tiles would cover the scaled picture once.
-        most: no more than this many tiles in all.
-
-    Returns:
-        (320, 320, 3) uint8 tiles. Pictures are only ever made smaller, so that no tile is blurred by enlargement;
-        textures under 320 px are the exception.
-    """
-    short = min(rgb.shape[:2])
-    if short < TILE:
-        scaled = cv2.resize(rgb, None, fx=TILE / short, fy=TILE / short, interpolation=cv2.INTER_CUBIC)
-        return [np.ascontiguousarray(scaled[:TILE, :TILE])]
-    tiles = []
-    for side in [s for s in SHORT_SIDES if s < 0.9 * short] + [short]:
-        f = min(1.0, side / short)
-        size = max(TILE, round(rgb.shape[1] * f)), max(TILE, round(rgb.shape[0] * f))
-        scaled = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        cover = scaled.shape[0] * scaled.shape[1] / TILE**2
-        for _ in range(max(1, round(density * cover))):
-            y = rng.integers(scaled.shape[0] - TILE + 1)
-            x = rng.integers(scaled.shape[1] - TILE + 1)
-            tiles.append(scaled[y : y + TILE, x : x + TILE])
-    order = rng.permutation(len(tiles))[:most]
-    return [np.ascontiguousarray(tiles[i]) for i in order]
-
-
-def synthetic_tile(rng: np.random.Generator) -> np.ndarray:
-    """A (320, 320, 3) uint8 picture of smooth gradients, sometimes with straight edges, stripes or fine noise.
-
-    Clean skies and walls, and lines that go on behind a hole, are rarer in photographs than in what people erase.
-    """
-    corners = rng.uniform(20, 235, (2, 2, 3)) * 0.5 + rng.uniform(20, 235, 3) * 0.5
-    picture = cv2.resize(corners.astype(np.float32), (TILE, TILE), interpolation=cv2.INTER_LINEAR)
-    y, x = np.mgrid[:TILE, :TILE].astype(np.float32)
-    for _ in range(rng.integers(0, 4)):
-        angle, offset = rng.uniform(0, np.pi), rng.uniform(-120, 120)
-        along = (x - TILE / 2) * np.cos(angle) + (y - TILE / 2) * np.sin(angle) - offset
-        if rng.random() < 0.5:
-            shade = np.clip(along / rng.uniform(0.7, 6) + 0.5, 0, 1)  # an edge, sharp or soft
-        else:
-            shade = 0.5 + 0.5 * np.tanh(rng.uniform(1, 6) * np.sin(along * 2 * np.pi / rng.uniform(10, 70)))  # stripes
-        picture += shade[..., None] * rng.uniform(-60, 60, 3)
-    grain = cv2.GaussianBlur(rng.standard_normal((TILE, TILE, 1)).astype(np.float32), (0, 0), rng.uniform(0.4, 2.0))
-    picture += grain[..., None] / grain.std() * rng.choice([0, 0, 1.5, 4, 10])
-    return np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def _webp(tile: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "WEBP", quality=TILE_QUALITY, method=4)
-    return buffer.getvalue()
-
-
-def make_tiles(packages: Path, target: Path, seed: int = 0) -> list[Source]:
-    """Cut the training pictures into `target`, a zip of WebP tiles, and save the held-out ones beside it.
+def make_album(packages: Path, target: Path) -> list[Source]:
+    """Keep the training pictures in `target`, a zip of WebP files, and save the held-out ones beside it.
 
     Args:
         packages: the folder that `fetch_packages` filled.
         target: the zip to write; held-out originals go to `held_out/` beside it, as PNG of at most 1,024 px.
-        seed: of every random choice.
 
     Returns:
         One record a picture, in reading order, which `write_sources` keeps.
     """
-    rng = np.random.default_rng(seed)
     sources = []
     held_out = target.parent / "held_out"
     held_out.mkdir(parents=True, exist_ok=True)
@@ -343,17 +374,37 @@ def make_tiles(packages: Path, target: Path, seed: int = 0) -> list[Source]:
             if source.use == "held-out":
                 f = min(1.0, 1024 / max(rgb.shape[:2]))
                 smaller = cv2.resize(rgb, None, fx=f, fy=f, interpolation=cv2.INTER_AREA)
-                Image.fromarray(smaller).save(held_out / (Path(source.file).stem + ".png"))
+                Image.fromarray(smaller).save(held_out / (Path(source.file).name.partition(".")[0] + ".png"))
                 continue
-            big = min(rgb.shape[:2]) > 1100
-            most = {"photograph": 48 if big else 20, "texture": 2}[source.kind]
-            tiles = cut_tiles(rgb, rng, 1.5, most)
-            for i, tile in enumerate(tiles):
-                archive.writestr(f"{len(sources):04d}_{i:02d}.webp", _webp(tile))
-            source.tiles = len(tiles)
-        for i in range(SYNTHETIC_TILES):
-            archive.writestr(f"synthetic_{i:03d}.webp", _webp(synthetic_tile(rng)))
+            f = min(1.0, MOST_SIDE[source.kind] / min(rgb.shape[:2]))
+            smaller = cv2.resize(rgb, None, fx=f, fy=f, interpolation=cv2.INTER_AREA)
+            buffer = io.BytesIO()
+            Image.fromarray(smaller).save(buffer, "WEBP", quality=ALBUM_QUALITY, method=4)
+            archive.writestr(f"{len(sources):04d}_{source.kind}.webp", buffer.getvalue())
     return sources
+
+
+def make_windows(originals: Path, target: Path, names: list[str], seed: int = 21) -> None:
+    """Cut a 256 px window with a hole out of some held-out originals, as `evaluate` reads them.
+
+    Args:
+        originals: the folder `held_out` beside the album.
+        target: where NAME.webp and NAME_mask.png go.
+        names: stems of the originals; each has its own random numbers, so one more changes no other.
+        seed: of scale, place and hole.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        rgb = np.asarray(Image.open(originals / f"{name}.png"))
+        f = min(1.0, rng.uniform(270, 400) / min(rgb.shape[:2]))
+        smaller = cv2.resize(rgb, None, fx=f, fy=f, interpolation=cv2.INTER_AREA)
+        y, x = (int(rng.integers(side - WINDOW + 1)) for side in smaller.shape[:2])
+        hole = random_mask(rng, WINDOW)
+        while not WINDOW_AREAS[0] <= hole.mean() <= WINDOW_AREAS[1]:
+            hole = random_mask(rng, WINDOW)
+        Image.fromarray(smaller[y : y + WINDOW, x : x + WINDOW]).save(target / f"{name}.webp", "WEBP", quality=90, method=6)
+        Image.fromarray(hole * 255).save(target / f"{name}_mask.png", optimize=True)
 
 
 def write_sources(sources: list[Source], path: Path = SOURCES_FILE) -> None:
@@ -362,15 +413,14 @@ def write_sources(sources: list[Source], path: Path = SOURCES_FILE) -> None:
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def read_tiles(path: Path) -> np.ndarray:
-    """All tiles of a zip that `make_tiles` wrote, (n, 320, 320, 3) uint8, in name order."""
+def read_album(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Kind and pixels, uint8 (h, w, 3), of every picture that `make_album` kept, in name order."""
     with zipfile.ZipFile(path) as archive:
-        encoded = [np.frombuffer(archive.read(name), np.uint8) for name in sorted(archive.namelist())]
-    tiles = np.empty((len(encoded), TILE, TILE, 3), np.uint8)
+        names = sorted(archive.namelist())
+        encoded = [np.frombuffer(archive.read(name), np.uint8) for name in names]
 
-    def decode(i: int) -> None:
-        tiles[i] = cv2.cvtColor(cv2.imdecode(encoded[i], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    def decode(blob: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(cv2.imdecode(blob, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
     with ThreadPoolExecutor() as threads:
-        list(threads.map(decode, range(len(encoded))))
-    return tiles
+        return [(name.partition("_")[2].partition(".")[0], rgb) for name, rgb in zip(names, threads.map(decode, encoded))]

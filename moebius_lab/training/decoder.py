@@ -14,6 +14,7 @@ is kept at last is a mean of the decoder before and after: the share is a dial b
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,13 +22,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .vae import agreed, held_out_psnr, random_crops, some_latents
+from . import parallel
+from .album import Album, random_windows
+from .vae import CHECK_EVERY, compiled_parts, held_out_psnr
 
 PEAK_LR = 2e-4
 CRITIC_LR = 2e-4
 EMA_DECAY = 0.998
 WARMUP_SHARE = 0.05  # of the training: the critic learns alone, then is listened to more and more
-LIKENESS = 1.2  # norm of the gradient towards a real look, over that towards the original
+LIKENESS = 2.0  # norm of the gradient towards a real look, over that towards the original
 FEATURE_WEIGHT = 4.0
 TEXTURE_WEIGHT = 3.0
 TEXTURE_WINDOW = 16  # px
@@ -92,9 +95,20 @@ def mix_decoders(vae: AutoencoderKL, second: list[Tensor], share: float) -> Auto
     return vae
 
 
+class Decoding(nn.Module):
+    """The decoder from latent to picture, as one module, which is what several processes can train together."""
+
+    def __init__(self, vae: AutoencoderKL, decode: Callable) -> None:
+        super().__init__()
+        self.before, self.decoder, self.decode = vae.post_quant_conv, vae.decoder, decode
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decode(self.before(z)).float()
+
+
 def train_decoder(
     vae: AutoencoderKL,
-    tiles: Tensor,
+    album: Album,
     held_out: Tensor,
     checkpoint: Path,
     *,
@@ -102,21 +116,19 @@ def train_decoder(
     stop_after: float,
     max_steps: int,
     batch: int,
-    size: int,
 ) -> tuple[list[Tensor], dict]:
     """Train the decoder alone; resumes from `checkpoint`.
 
     Args:
         vae: the trained autoencoder; it is as given again when this returns.
-        tiles: (n, t, t, 3) uint8 training tiles, on the device that trains.
+        album: the training pictures, on the device that trains.
         held_out: (k, 3, size, size) in [-1, 1]: pictures that are only ever measured.
         checkpoint: file that holds weights, critic, optimizers, mean and log; or a log alone, of earlier trainings that made
             the decoder of `vae`: then a new plan begins, and the log goes on counting.
         seconds: training time of the whole plan, all calls together.
-        stop_after: seconds that this call may take, set-up included.
-        max_steps: an upper end on the plan's steps. The learning rate falls to nothing as the nearest of the three ends comes.
-        batch: pictures a step.
-        size: px, side of a crop.
+        stop_after: seconds that this call may take, set-up included; the next one goes on where it stopped.
+        max_steps: an upper end on the plan's steps. The learning rate falls to nothing as the nearer of the plan's two ends comes.
+        batch: pictures a step, in each process.
 
     Returns:
         The running mean of the trained parameters, in the order of `decoder_parameters`, and the log: steps, seconds,
@@ -126,14 +138,12 @@ def train_decoder(
         FloatingPointError: the loss is no longer finite.
     """
     began = time.time()
-    device = tiles.device
+    device = album.device
     cuda = device.type == "cuda"
     parameters = decoder_parameters(vae)
     given = [p.detach().clone() for p in parameters]
     average = [p.detach().clone() for p in parameters]
     critic = PatchCritic().to(device)
-    optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.5, 0.99), weight_decay=0)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), CRITIC_LR, betas=(0.5, 0.95), weight_decay=0)
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
     plan = {"steps": 0, "seconds": 0.0}  # what the log had when the plan began
 
@@ -142,70 +152,80 @@ def train_decoder(
             for parameter, value in zip(parameters, values):
                 parameter.copy_(value)
 
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else {}
+    if state:
         log = state["log"]
         plan = state.get("plan", {key: log[key] for key in plan})
-        if "parameters" in state:
-            put(state["parameters"])
-            average = state["average"]
-            critic.load_state_dict(state["critic"])
-            optimizer.load_state_dict(state["optimizer"])
-            critic_optimizer.load_state_dict(state["critic_optimizer"])
-    decode = vae.decoder
-    if cuda:
-        decode = agreed(torch.compile(vae.decoder), vae.decoder, some_latents(vae, random_crops(tiles, batch, size)))
-        print(f"decoder: compiled in {time.time() - began:.0f} s", flush=True)
-    seconds = min(seconds, log["seconds"] - plan["seconds"] + stop_after - (time.time() - began))
+    if "parameters" in state:
+        put(state["parameters"])
+        average = state["average"]
+        critic.load_state_dict(state["critic"])
+    _, decode = compiled_parts(vae, random_windows(album, batch), encoder=False)
+    encode = torch.compile(vae.encoder) if cuda else vae.encoder
+    optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.5, 0.99), weight_decay=0, fused=cuda)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), CRITIC_LR, betas=(0.5, 0.95), weight_decay=0, fused=cuda)
+    if "parameters" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        critic_optimizer.load_state_dict(state["critic_optimizer"])
+    vae.encoder.requires_grad_(False)
+    decoding, judged = parallel.together(Decoding(vae, decode)), parallel.together(critic.to(memory_format=torch.channels_last))
+    if parallel.is_first():
+        print(f"decoder: ready in {time.time() - began:.0f} s", flush=True)
 
     def save() -> None:
-        states = {name: part.state_dict() for name, part in (("critic", critic), ("optimizer", optimizer), ("critic_optimizer", critic_optimizer))}
-        torch.save(states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}, checkpoint)
+        if parallel.is_first():
+            parts = {"critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
+            states = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}, checkpoint)
 
-    begun, last_save, before = time.time(), time.time(), log["seconds"]
-    while (spent := log["seconds"] - plan["seconds"]) < seconds and (steps := log["steps"] - plan["steps"]) < max_steps:
-        progress = max(spent / seconds, steps / max_steps)
+    begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
+    curve: list[Tensor] = []
+    while steps < max_steps:
+        if steps % CHECK_EVERY == 0:
+            log["seconds"] = before + parallel.agree(time.time() - begun)
+            if log["seconds"] - plan["seconds"] >= seconds or parallel.agree(time.time() - began) >= stop_after:
+                break
+        progress = max((log["seconds"] - plan["seconds"]) / seconds, steps / max_steps)
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LR * min(1.0, (steps + 1) / 200, (1 - progress) / 0.5 + 0.01)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            x = random_crops(tiles, batch, size)
+            x = random_windows(album, batch).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
+                mean, logvar = vae.quant_conv(encode(x)).float().chunk(2, dim=1)
                 z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
-            y = decode(vae.post_quant_conv(z)).float()
+            y = decoding(z)
             seen = y.detach().requires_grad_()
-            real, real_features = critic(x)
-            made, made_features = critic(seen)
+            opinions, features = judged(torch.cat([x, seen]))
+        (real, made), halves = opinions.float().chunk(2), [f.chunk(2) for f in features]
         fidelity = fidelity_loss(x, seen)
-        likeness = likeness_loss(x, seen, made, made_features, real_features)
+        likeness = likeness_loss(x, seen, made, [m for _, m in halves], [r for r, _ in halves])
         (near,) = torch.autograd.grad(fidelity, seen)
         (like,) = torch.autograd.grad(likeness, seen, retain_graph=True)
         critic_optimizer.zero_grad(set_to_none=True)
-        critic_loss = F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean()
-        critic_loss.backward()
+        (F.relu(1 - real).mean() + F.relu(1 + made).mean()).backward()
         listened = LIKENESS * min(1.0, max(0.0, progress / WARMUP_SHARE - 1))
         optimizer.zero_grad(set_to_none=True)
         y.backward(near + listened * near.norm() / like.norm().clamp_min(1e-12) * like)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         critic_optimizer.step()
+        steps += 1
         log["steps"] += 1
-        keep = min(EMA_DECAY, (steps + 1) / (11 + steps))
         with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - keep)
-        if log["steps"] % 50 == 0 or steps + 1 == max_steps:
-            values = fidelity.item(), likeness.item()
+            torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (steps + 1) / (11 + steps)))
+        curve.append(torch.stack([fidelity.detach(), likeness.detach()]))
+        if log["steps"] % 100 == 0 or steps == max_steps:
+            values = parallel.mean(torch.stack(curve).mean(0))
+            curve.clear()
             if not all(abs(value) < float("inf") for value in values):
                 raise FloatingPointError(f"the decoder's losses are {values} at step {log['steps']}")
             log["curve"].append([log["steps"], *(round(value, 5) for value in values)])
-        if cuda and log["steps"] % 10 == 0:
-            torch.cuda.synchronize()  # so that the clock below is honest
-        log["seconds"] = before + time.time() - begun
-        if log["steps"] % 500 == 0:
-            print(f"decoder {log['steps']} steps {log['seconds']:.0f} s losses {log['curve'][-1][1:]}", flush=True)
+            if log["steps"] % 500 == 0 and parallel.is_first():
+                print(f"decoder {log['steps']} steps {log['seconds']:.0f} s losses {log['curve'][-1][1:]}", flush=True)
         if time.time() - last_save > 60:
             save()
             last_save = time.time()
+    log["seconds"] = before + parallel.agree(time.time() - begun)
     save()
     log["held_out_psnr_db"] = {}
     for share in SHARES:

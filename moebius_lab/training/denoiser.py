@@ -1,7 +1,7 @@
 """Diffusion training of the DEMO denoiser on a pool of encoded pictures.
 
-Encoding costs more than a training step, so a pool of (latent, masked latent, mask) is made once and drawn from. Two
-things go beyond the usual recipe:
+Encoding costs more than a training step, so a pool of (latent, masked latent, mask) is made and drawn from, and a part of it is
+made anew every few steps: what leaves it is never seen again. Three things go beyond the usual recipe:
 
 - **The start is no clean noise.** The pipeline starts at t = 900 from `add_noise(image latent)`: an eighth of what is to
   be erased leaks in. At high t the network is therefore shown starts with another picture's latent inside the hole, or
@@ -10,6 +10,8 @@ things go beyond the usual recipe:
 - **The unconditional row ignores the context.** There is no text here; guidance needs some other contrast. Samples with
   the unconditional ids get another picture's masked latent, so that row learns the picture without its surroundings,
   and guidance then strengthens the agreement with the surroundings.
+- **Every cell that the hole touches is hole**, as the pipeline says by default; a share of the samples has the release's mask, which
+  looks at one pixel of each cell, so that *as released* is known too.
 """
 
 from __future__ import annotations
@@ -33,19 +35,24 @@ from ..config import (
 )
 from ..imaging import mask_to_latent
 from ..unet import MoebiusNet
-from .fast_forms import use_fast_forms
-from .vae import random_crops
+from . import parallel
+from .album import Album, random_windows
+from .fast_forms import channels_last, use_fast_forms
 
 PEAK_LR = 7e-4
 WARMUP_STEPS = 300
 EMA_DECAY = 0.9992
 CONDITION_DROPOUT = 0.12
+RELEASED_MASK_SHARE = 0.2  # of the samples have the mask of *as released*
 OUTSIDE_WEIGHT = 0.1  # of the loss outside the hole, where the answer is given
 MIN_SNR = 5.0  # loss weight min(snr, 5) / snr: less for nearly clean latents (Hang et al. 2023)
 LEAK_FROM = 850  # timesteps at and above which the start is disturbed
 FOREIGN_SHARE, EMPTY_SHARE = 0.45, 0.30  # of those: hole from another picture; no picture at all
-PRINT_EVERY = 200  # steps
-SAVE_EVERY = 120  # seconds
+PRINT_EVERY = 1000  # steps
+CHECK_EVERY = 50  # steps between two looks at the clock
+SAVE_EVERY = 100  # seconds
+RENEWED = 256  # pictures of the pool that are encoded anew ...
+RENEW_EVERY = 100  # ... after so many steps
 FIRST_KERNELS = "diff_model.conv_in.conv_dw.weight"
 """Key of the first convolution's depthwise kernels (9, 1, 3, 3): one an input channel, with no way around them."""
 SHIFTED = 0.1  # middle tap over strongest tap, under which a first kernel is a mere shift
@@ -57,45 +64,75 @@ def alphas_cumprod() -> Tensor:
     return (1 - betas).cumprod(0)
 
 
-@torch.no_grad()
-def encode_pool(vae: AutoencoderKL, scale: float, tiles: Tensor, masks: Tensor, count: int, batch: int) -> dict[str, Tensor]:
-    """Encode random crops with random holes.
+class Encoder:
+    """Random windows with random holes, as latents.
 
     Args:
-        vae: in evaluation mode, on the tiles' device.
+        vae: in evaluation mode, on the album's device.
         scale: the scaling factor.
-        tiles: (n, t, t, 3) uint8.
+        album: the training pictures.
         masks: (m, s, s) uint8, 1 in the hole; flipped and turned at random.
-        count, batch: how many pictures, and how many at a time.
-
-    Returns:
-        float16 `latent` and `masked` (count, 4, s/8, s/8), both scaled posterior samples; bool `mask` (count, 1, s/8,
-        s/8), every cell that the hole touches.
+        batch: pictures at a time.
     """
-    size = masks.shape[-1]
-    cuda = tiles.device.type == "cuda"
-    parts: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": []}
-    for _ in range(0, count, batch):
-        x = random_crops(tiles, batch, size)
-        hole = masks[torch.randint(len(masks), (batch,), device=tiles.device)][:, None].float()
-        for axes in ((2,), (3,)):
-            hole = torch.where(torch.rand(batch, 1, 1, 1, device=hole.device) < 0.5, hole.flip(axes), hole)
-        hole = torch.where(torch.rand(batch, 1, 1, 1, device=hole.device) < 0.5, hole.transpose(2, 3), hole)
-        with torch.autocast(tiles.device.type, torch.bfloat16, enabled=cuda):
-            both = vae.encode(torch.cat([x, x * (1 - hole)])).latent_dist.sample()
-        latent, masked = (both.float() * scale).half().chunk(2)
-        parts["latent"].append(latent)
-        parts["masked"].append(masked)
-        parts["mask"].append(mask_to_latent(hole) > 0.5)
-    return {name: torch.cat(part)[:count] for name, part in parts.items()}
+
+    def __init__(self, vae: AutoencoderKL, scale: float, album: Album, masks: Tensor, batch: int) -> None:
+        self.vae, self.scale, self.album, self.masks, self.batch = vae, scale, album, masks, batch
+
+    @torch.no_grad()
+    def encode(self, count: int) -> dict[str, Tensor]:
+        """Encode `count` windows.
+
+        Returns:
+            float16 `latent` and `masked` (count, 4, s/8, s/8), both scaled posterior samples; bool `mask` (count, 1, s/8,
+            s/8), every cell that the hole touches; bool `released`, the same by the nearest-neighbour mask of *as released*.
+        """
+        device = self.album.device
+        parts: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": [], "released": []}
+        for _ in range(0, count, self.batch):
+            x = random_windows(self.album, self.batch)
+            hole = self.masks[torch.randint(len(self.masks), (self.batch,), device=device)][:, None].float()
+            for axes in ((2,), (3,)):
+                hole = torch.where(torch.rand(self.batch, 1, 1, 1, device=device) < 0.5, hole.flip(axes), hole)
+            hole = torch.where(torch.rand(self.batch, 1, 1, 1, device=device) < 0.5, hole.transpose(2, 3), hole)
+            pictures = torch.cat([x, x * (1 - hole)]).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                both = self.vae.encode(pictures).latent_dist.sample()
+            latent, masked = (both.float() * self.scale).half().contiguous().chunk(2)
+            parts["latent"].append(latent)
+            parts["masked"].append(masked)
+            parts["mask"].append(mask_to_latent(hole) > 0.5)
+            parts["released"].append(mask_to_latent(hole, "as-released") > 0.5)
+        return {name: torch.cat(part)[:count] for name, part in parts.items()}
 
 
-def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
+class Pool:
+    """Encoded pictures to draw from; the oldest are replaced while training."""
+
+    def __init__(self, encoder: Encoder, count: int) -> None:
+        self.encoder, self.oldest = encoder, 0
+        self.parts = encoder.encode(count)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def renew(self, count: int) -> None:
+        """Replace `count` pictures, at most all."""
+        size = len(self.parts["latent"])
+        fresh = self.encoder.encode(min(count, size))
+        place = (self.oldest + torch.arange(len(fresh["latent"]), device=fresh["latent"].device)) % size
+        for name, part in fresh.items():
+            self.parts[name][place] = part
+        self.oldest = (self.oldest + len(place)) % size
+
+
+def diffusion_loss(network: nn.Module, pool: Pool | dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
     """The weighted epsilon loss of one random batch; a scalar. `schedule` is `alphas_cumprod()` in float32."""
     device = schedule.device
     pick = torch.randint(len(pool["latent"]), (batch,), device=device)
     x0, masked = pool["latent"][pick].float(), pool["masked"][pick].float()
-    mask = pool["mask"][pick].float()
+    hole = pool["mask"][pick].float()
+    released = torch.rand(batch, 1, 1, 1, device=device) < RELEASED_MASK_SHARE
+    mask = torch.where(released, pool["released"][pick].float(), hole)
 
     t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
     alpha = schedule[t][:, None, None, None]
@@ -103,7 +140,7 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
 
     chance = torch.rand(batch, 1, 1, 1, device=device)
     high = (t >= LEAK_FROM)[:, None, None, None]
-    foreign = x0 + mask * (x0.roll(1, 0) - x0)
+    foreign = x0 + hole * (x0.roll(1, 0) - x0)
     start = torch.where(high & (chance < FOREIGN_SHARE), foreign, x0)
     start = torch.where(high & (chance > 1 - EMPTY_SHARE), torch.zeros_like(x0), start)
     noisy = alpha.sqrt() * start + (1 - alpha).sqrt() * noise
@@ -115,7 +152,7 @@ def diffusion_loss(network: nn.Module, pool: dict[str, Tensor], batch: int, sche
     masked = torch.where(dropped[:, :, None, None], masked.roll(1, 0), masked)
 
     predicted = network(torch.cat([noisy, mask, masked], dim=1), t, ids).float()
-    near = F.max_pool2d(mask, 3, 1, 1)  # the hole and the ring of cells around it
+    near = F.max_pool2d(hole, 3, 1, 1)  # the hole and the ring of cells around it
     weight = OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * near
     snr = alpha / (1 - alpha)
     error = (predicted - target).pow(2) * weight * (snr.clamp(max=MIN_SNR) / snr)
@@ -153,50 +190,60 @@ def unshifted(kernels: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Network, averaged network and optimizer, with one step that can be captured in a CUDA graph."""
+    """Network, averaged network and optimizer. On a card a step is two CUDA graphs, between which all processes share gradients."""
 
-    def __init__(self, config: NetworkConfig, pool: dict[str, Tensor], batch: int) -> None:
+    def __init__(self, config: NetworkConfig, pool: Pool | dict[str, Tensor], batch: int) -> None:
         self.pool, self.batch = pool, batch
         self.device = pool["latent"].device
         self.cuda = self.device.type == "cuda"
-        self.network = use_fast_forms(MoebiusNet(config)).to(self.device)
+        self.network = channels_last(use_fast_forms(MoebiusNet(config)).to(self.device))
         centre_first_kernels(self.network)
+        parallel.same_start(self.network)
         self.average = [p.detach().clone() for p in self.network.parameters()]
+        self.trained = [p for p in self.network.parameters() if p.requires_grad]
         self.rate = torch.tensor(0.0, device=self.device)
         self.keep = torch.tensor(0.0, device=self.device)
-        trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, foreach=self.cuda
+            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, foreach=self.cuda
         )
         self.schedule = alphas_cumprod().float().to(self.device)
         self.loss = torch.zeros((), device=self.device)
         self.steps = 0
         self.since = 0  # the step at which weights alone were taken up: warm-up and average begin there
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
 
-    def _step(self) -> None:
+    def _gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
             loss = diffusion_loss(self.network, self.pool, self.batch, self.schedule)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
+        self.loss.lerp_(loss.detach(), 0.02)
+
+    def _update(self) -> None:
+        nn.utils.clip_grad_norm_(self.trained, 1.0, foreach=True)
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_mul_(self.average, self.keep)
             torch._foreach_add_(self.average, torch._foreach_mul(list(self.network.parameters()), 1 - self.keep))
-            self.loss.mul_(0.98).add_(loss.detach(), alpha=0.02)
+
+    def _share(self) -> None:
+        parallel.average([p.grad for p in self.trained])
 
     def capture(self) -> None:
-        """Record one step as a CUDA graph, after warm-up steps on a side stream; they count as training steps."""
+        """Record a step's two halves as CUDA graphs, after warm-up steps on a side stream; they count as training steps."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(4):
-                self._step()
+                self._gradients()
+                self._share()
+                self._update()
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._step()
+        self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+        with torch.cuda.graph(self.graphs[0]):
+            self._gradients()
+        with torch.cuda.graph(self.graphs[1], pool=self.graphs[0].pool()):
+            self._update()
         self.steps += 4
 
     def step(self, rate: float) -> None:
@@ -204,10 +251,10 @@ class Trainer:
         self.rate.fill_(rate)
         done = self.steps - self.since
         self.keep.fill_(min(EMA_DECAY, (1 + done) / (10 + done)))
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._step()
+        halves = [graph.replay for graph in self.graphs] or [self._gradients, self._update]
+        halves[0]()
+        self._share()
+        halves[1]()
         self.steps += 1
 
     def state(self) -> dict:
@@ -217,6 +264,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "since": self.since,
+            "loss": self.loss,
         }
 
     def load(self, state: dict) -> None:
@@ -229,6 +277,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
+            self.loss.copy_(state["loss"])
         self.steps = state["steps"]
         self.since = state["since"] if "optimizer" in state else self.steps
 
@@ -248,7 +297,7 @@ def averaged_network(config: NetworkConfig, trainer: Trainer, batches: int = 40)
 
 
 @torch.no_grad()
-def recalibrate(network: MoebiusNet, pool: dict[str, Tensor], batch: int, batches: int) -> MoebiusNet:
+def recalibrate(network: MoebiusNet, pool: Pool | dict[str, Tensor], batch: int, batches: int) -> MoebiusNet:
     """Measure every BatchNorm's mean and variance anew over training batches; returns the network, in evaluation mode."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -259,6 +308,7 @@ def recalibrate(network: MoebiusNet, pool: dict[str, Tensor], batch: int, batche
     schedule = alphas_cumprod().float().to(pool["latent"].device)
     for _ in range(batches):
         diffusion_loss(network, pool, batch, schedule)
+    parallel.share_buffers(network)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     return network.eval()
@@ -266,7 +316,7 @@ def recalibrate(network: MoebiusNet, pool: dict[str, Tensor], batch: int, batche
 
 def train_denoiser(
     config: NetworkConfig,
-    pool: dict[str, Tensor],
+    pool: Pool | dict[str, Tensor],
     checkpoint: Path,
     *,
     seconds: float,
@@ -279,14 +329,13 @@ def train_denoiser(
 
     Args:
         config: the network.
-        pool: what `encode_pool` made.
-        checkpoint: full state, written every two minutes and at the end.
+        pool: what to draw from; a `Pool` is renewed while training.
+        checkpoint: full state, written every `SAVE_EVERY` seconds and at the end.
         seconds: training time of the whole plan, all calls together: the learning rate rises over `WARMUP_STEPS` steps,
-            stays, and falls to nothing over the last half. A checkpoint of weights alone begins a new plan, which is
-            no longer than this call.
+            stays, and falls to nothing over the last half. A checkpoint of weights alone begins a new plan.
         stop_after: seconds that this call may take, set-up included; the next one goes on where it stopped.
         max_steps: an upper end on steps, for small runs.
-        batch: latents a step.
+        batch: latents a step, in each process.
         peak: learning rate between rise and fall.
 
     Returns:
@@ -298,43 +347,50 @@ def train_denoiser(
     began = time.time()
     trainer = Trainer(config, pool, batch)
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
-    plan_began, resumed = 0.0, True
+    plan_began = 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
         trainer.load(state)
-        log, resumed = state["log"], "optimizer" in state
-        plan_began = state["plan_began"] if resumed else log["seconds"]
+        log = state["log"]
+        plan_began = state["plan_began"] if "optimizer" in state else log["seconds"]
     trainer.network.train()
     if trainer.cuda:
         trainer.rate.fill_(1e-6)
         trainer.keep.fill_(1.0)
         trainer.capture()
         torch.cuda.synchronize()
-        print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
+        if parallel.is_first():
+            print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
     before, begun, last_save = log["seconds"], time.time(), time.time()
-    if not resumed:
-        seconds = min(seconds, stop_after - (time.time() - began))
 
     def save() -> None:
         log["steps"] = trainer.steps
-        torch.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
+        if parallel.is_first():
+            torch.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
 
     first = trainer.steps
-    while log["seconds"] - plan_began < seconds and trainer.steps < max_steps and time.time() - began < stop_after:
+    while trainer.steps < max_steps:
+        done = trainer.steps - first
+        if done % CHECK_EVERY == 0:
+            log["seconds"] = before + parallel.agree(time.time() - begun)
+            if log["seconds"] - plan_began >= seconds or parallel.agree(time.time() - began) >= stop_after:
+                break
+        if done % RENEW_EVERY == 0 and done and isinstance(pool, Pool):
+            pool.renew(RENEWED)
         progress = max((log["seconds"] - plan_began) / seconds, trainer.steps / max_steps)
         rise = min(1.0, (trainer.steps - trainer.since + 1) / WARMUP_STEPS)
         trainer.step(peak * rise * min(1.0, 2 * (1 - progress) + 0.005))
         if trainer.steps % 100 == 0 or trainer.steps == max_steps:
-            value = trainer.loss.item()  # waits for the device, so the clock below is honest
+            (value,) = parallel.mean([trainer.loss])
             if not value < float("inf"):
                 raise FloatingPointError(f"the denoiser's loss is {value} at step {trainer.steps}")
             log["curve"].append([trainer.steps, round(value, 5)])
-        log["seconds"] = before + time.time() - begun
-        if trainer.steps % PRINT_EVERY == 0:
-            pace = (time.time() - begun) / (trainer.steps - first)
-            print(f"denoiser {trainer.steps} steps {log['seconds']:.0f} s loss {log['curve'][-1][1]} {1000 * pace:.1f} ms", flush=True)
+            if trainer.steps % PRINT_EVERY == 0 and parallel.is_first():
+                pace = (time.time() - begun) / (done + 1)
+                print(f"denoiser {trainer.steps} steps {log['seconds']:.0f} s loss {value:.5f} {1000 * pace:.1f} ms", flush=True)
         if time.time() - last_save > SAVE_EVERY:
             save()
             last_save = time.time()
+    log["seconds"] = before + parallel.agree(time.time() - begun)
     save()
     return trainer, log

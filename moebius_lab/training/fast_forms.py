@@ -1,12 +1,11 @@
-"""The denoiser's slow layers in forms that train fast; weights, keys and results stay those of `unet.py`.
+"""The slow layers of denoiser and autoencoder in forms that train fast; weights, keys and results stay the published ones.
 
-Each function takes the place of one method, on one network (`use_fast_forms`); the classes stay as published. The
-proofs are in the docstrings, and `tests/test_training.py` compares each form with the published one.
+`use_fast_forms` gives a module's layers classes whose forward pass is written differently. The proofs are in the docstrings, and
+`tests/test_training.py` compares each form with the published one. Depthwise convolutions, whose library kernels are slow
+backwards, have kernels of our own on a card.
 """
 
 from __future__ import annotations
-
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 
 from ..lambda_layer import CrossLambda, SelfLambda
 from ..unet import ChannelLayerNorm
+
+if torch.cuda.is_available():
+    from .depthwise import depthwise
 
 
 def toeplitz(kernel: Tensor, side: int) -> Tensor:
@@ -31,54 +33,90 @@ def toeplitz(kernel: Tensor, side: int) -> Tensor:
     return windows.reshape(kernel.shape[0], side * side, side * side)
 
 
-def _self_lambda(layer: SelfLambda, x: Tensor) -> Tensor:
-    """`SelfLambda.forward` with lambda_p as one matrix product, and both lambdas summed before q is applied.
+class FastSelfLambda(SelfLambda):
+    """`SelfLambda` with lambda_p as one matrix product, and both lambdas summed before q is applied.
 
     q^T lambda_c + q^T lambda_p = q^T (lambda_c + lambda_p), and lambda_p[k, v, n] = sum_m T[k, n, m] v[v, m] + bias[k].
     """
-    B, C, h, w = x.shape
-    q = layer.norm_q(layer.to_q(x)).reshape(B, layer.heads, layer.width, h * w)
-    k = layer.to_k(x).flatten(2).softmax(dim=-1)  # (B, K, N)
-    v = layer.norm_v(layer.to_v(x)).flatten(2)  # (B, V, N)
-    lambda_c = torch.einsum("bkn,bvn->bkv", k, v)
-    matrix = toeplitz(layer.pos_conv.weight[:, 0, 0].to(v.dtype), h)  # (K, N, N)
-    flat = v.reshape(1, B * layer.width, h * w)
-    lambda_p = torch.matmul(flat, matrix.transpose(1, 2)).reshape(layer.width, B, layer.width, h * w)  # (K, B, V, N)
-    both = lambda_p.transpose(0, 1) + (lambda_c + layer.pos_conv.bias[:, None])[..., None]  # (B, K, V, N)
-    y = (q[:, :, :, None] * both[:, None]).sum(2)  # (B, H, V, N)
-    return y.reshape(B, C, h, w).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, h, w = x.shape
+        q = self.norm_q(self.to_q(x)).reshape(B, self.heads, self.width, h * w)
+        k = self.to_k(x).flatten(2).softmax(dim=-1)  # (B, K, N)
+        v = self.norm_v(self.to_v(x)).flatten(2)  # (B, V, N)
+        lambda_c = torch.einsum("bkn,bvn->bkv", k, v)
+        matrix = toeplitz(self.pos_conv.weight[:, 0, 0].to(v.dtype), h)  # (K, N, N)
+        flat = v.reshape(1, B * self.width, h * w)
+        lambda_p = torch.matmul(flat, matrix.transpose(1, 2)).reshape(self.width, B, self.width, h * w)  # (K, B, V, N)
+        both = lambda_p.transpose(0, 1) + (lambda_c + self.pos_conv.bias[:, None])[..., None]  # (B, K, V, N)
+        y = (q[:, :, :, None] * both[:, None]).sum(2)  # (B, H, V, N)
+        return y.reshape(B, C, h, w).to(x.dtype)
 
 
-def _cross_lambda(layer: CrossLambda, x: Tensor, context: Tensor) -> Tensor:
-    """`CrossLambda.forward` as attention without softmax: nothing of size N x K x V is made.
+class FastCrossLambda(CrossLambda):
+    """`CrossLambda` as attention without softmax: nothing of size N x K x V is made.
 
     y[v, n] = sum_k q[k, n] sum_m (E[n, m, k] + k[m, k]) v[v, m] = sum_m S[n, m] v[v, m]: the sums change places.
     """
-    B, C, h, w = x.shape
-    q = layer.norm_q(layer.to_q(x)).reshape(B, layer.heads, layer.width, h * w)
-    k = layer.to_k(context).softmax(dim=1)  # (B, M, K)
-    v = layer.norm_v(layer.to_v(context).transpose(1, 2))  # (B, V, M)
-    embedding = layer.rel_pos_emb.squeeze(-1).permute(1, 2, 0).to(q.dtype)  # (M, K, N)
-    scores = (q[:, :, None] * (embedding + k[..., None].to(q.dtype))[:, None]).sum(3)  # (B, H, M, N)
-    y = (scores[:, :, None] * v[:, None, :, :, None].to(q.dtype)).sum(3)  # (B, H, V, N)
-    return y.reshape(B, C, h, w).to(x.dtype)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        B, C, h, w = x.shape
+        q = self.norm_q(self.to_q(x)).reshape(B, self.heads, self.width, h * w)
+        k = self.to_k(context).softmax(dim=1)  # (B, M, K)
+        v = self.norm_v(self.to_v(context).transpose(1, 2))  # (B, V, M)
+        embedding = self.rel_pos_emb.squeeze(-1).permute(1, 2, 0).to(q.dtype)  # (M, K, N)
+        scores = (q[:, :, None] * (embedding + k[..., None].to(q.dtype))[:, None]).sum(3)  # (B, H, M, N)
+        y = (scores[:, :, None] * v[:, None, :, :, None].to(q.dtype)).sum(3)  # (B, H, V, N)
+        return y.reshape(B, C, h, w).to(x.dtype)
 
 
-def _group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
-    """`GroupNorm.forward` in the type of `x`; autocast would write float32. The sums are float32 in any case."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.group_norm(x, layer.num_groups, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
+class FastGroupNorm(nn.GroupNorm):
+    """`GroupNorm` in the type of `x`; autocast would write float32. The sums are float32 in any case."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
-def _layer_norm(layer: ChannelLayerNorm, x: Tensor) -> Tensor:
-    """`ChannelLayerNorm.forward` in the type of `x`, likewise."""
-    with torch.autocast(x.device.type, enabled=False):
-        rows = x.permute(0, 2, 3, 1)
-        normed = F.layer_norm(rows, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
-        return normed.permute(0, 3, 1, 2)
+class FastLayerNorm(ChannelLayerNorm):
+    """`ChannelLayerNorm` in the type of `x`, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.permute(0, 2, 3, 1)
+            normed = F.layer_norm(rows, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            return normed.permute(0, 3, 1, 2)
 
 
-FORMS = {SelfLambda: _self_lambda, CrossLambda: _cross_lambda, nn.GroupNorm: _group_norm, ChannelLayerNorm: _layer_norm}
+class PointwiseConv(nn.Conv2d):
+    """A 1 x 1 convolution as one matrix product over all cells; channels last, so nothing is moved for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A padded 3 x 3 depthwise convolution by a kernel of our own on a card; on a processor, the library's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda:
+            return super().forward(x)
+        taps = self.weight.to(x.dtype).reshape(-1, 9)
+        bias = torch.zeros_like(taps[:, 0]) if self.bias is None else self.bias.to(x.dtype)
+        with torch.autocast("cuda", enabled=False):
+            return depthwise(x.permute(0, 2, 3, 1).contiguous(), taps.contiguous(), bias).permute(0, 3, 1, 2)
+
+
+FORMS = {SelfLambda: FastSelfLambda, CrossLambda: FastCrossLambda, nn.GroupNorm: FastGroupNorm, ChannelLayerNorm: FastLayerNorm}
+
+
+def _form(module: nn.Module) -> type[nn.Module] | None:
+    if type(module) is nn.Conv2d and module.stride == (1, 1):
+        if module.kernel_size == (1, 1) and module.groups == 1:
+            return PointwiseConv
+        if module.kernel_size == (3, 3) and module.padding == (1, 1) and module.groups == module.in_channels == module.out_channels > 1:
+            return DepthwiseConv
+    return FORMS.get(type(module))
 
 
 def use_fast_forms(network: nn.Module) -> nn.Module:
@@ -91,7 +129,15 @@ def use_fast_forms(network: nn.Module) -> nn.Module:
         The same network.
     """
     for module in network.modules():
-        form = FORMS.get(type(module))
+        form = _form(module)
         if form is not None:
-            module.forward = MethodType(form, module)
+            module.__class__ = form
+    return network
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay the kernels of the network's two-dimensional convolutions so that channels come last; in place, values as they were."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return network

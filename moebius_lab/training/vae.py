@@ -16,42 +16,16 @@ from torch import Tensor, nn
 
 from ..checkpoint import make_vae
 from ..config import NetworkConfig
+from . import parallel
+from .album import Album, random_windows
 
 KL_WEIGHT = 1e-6
 MASKED_SHARE = 0.1  # share of the pictures that have a grey hole: the encoder meets them when inpainting
 PEAK_LR = 5e-4
 WARMUP_STEPS = 200
-SQUARE_WEIGHT = 5.0  # of the mean square, beside the L1 terms: PSNR is measured in squares
-
-
-def random_crops(tiles: Tensor, count: int, size: int) -> Tensor:
-    """Random crops with flips and mild colour changes.
-
-    Args:
-        tiles: (n, t, t, 3) uint8 on any device.
-        count: how many.
-        size: px, side of a crop; a quarter of the batches are crops of up to t px made smaller.
-
-    Returns:
-        (count, 3, size, size) float32 in [-1, 1].
-    """
-    n, t = tiles.shape[:2]
-    device = tiles.device
-    side = size if torch.rand(()) < 0.7 else int(torch.randint(size, t + 1, ()))
-    pick = torch.randint(n, (count,), device=device)
-    rows = torch.randint(t - side + 1, (count, 1), device=device) + torch.arange(side, device=device)
-    columns = torch.randint(t - side + 1, (count, 1), device=device) + torch.arange(side, device=device)
-    crops = tiles[pick[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).float() / 255
-    if side != size:
-        crops = F.interpolate(crops, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    flip = torch.rand(count, 1, 1, 1, device=device) < 0.5
-    crops = torch.where(flip, crops.flip(3), crops)
-    gamma = torch.exp(0.2 * torch.randn(count, 1, 1, 1, device=device))
-    gains = 1 + 0.06 * torch.randn(count, 3, 1, 1, device=device)
-    grey = crops.mean(1, keepdim=True)
-    saturation = 1 + 0.25 * torch.randn(count, 1, 1, 1, device=device)
-    crops = (grey + (crops - grey) * saturation).clamp(1e-4, 1) ** gamma * gains
-    return crops.clamp(0, 1) * 2 - 1
+EMA_DECAY = 0.998
+CHECK_EVERY = 20  # steps between two looks at the clock
+SQUARE_WEIGHT = 8.0  # of the mean square, beside the L1 terms: PSNR is measured in squares
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -71,19 +45,26 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return (-10 * error.log10()).mean()
 
 
-def agreed(compiled: Callable, plain: nn.Module, x: Tensor) -> Callable:
+def agreed(compiled: Callable, plain: nn.Module, x: Tensor, through: bool = True) -> Callable:
     """`compiled` if it computes what `plain` does, output and gradient, row by row of the picture; else `plain`.
+
+    Args:
+        compiled, plain: two forms of one module.
+        x: what both are given.
+        through: whether training asks for the gradient of `x`, as of the decoder's latents; else that of the parameters is
+            compared, as a whole: the compiler would have to work twice.
 
     A network trained in a form that differs in a few rows would learn to rely on the difference, and show it only
     when it runs in the published form. Relative differences up to 0.1 of a row's strength are the bfloat16's.
     """
     answers = []
     for function in (compiled, plain):
-        given = x.detach().clone().requires_grad_()
+        given = x.detach().clone().requires_grad_(through)
         with torch.autocast(x.device.type, torch.bfloat16):
             out = function(given).float()
-        torch.manual_seed(0)
-        (gradient,) = torch.autograd.grad((out * torch.randn_like(out)).sum(), given)
+        draw = torch.randn(out.shape, device=x.device, generator=torch.Generator(x.device).manual_seed(0))
+        gradients = torch.autograd.grad((out * draw).sum(), [given] if through else list(plain.parameters()))
+        gradient = gradients[0] if through else torch.cat([g.flatten() for g in gradients]).view(1, 1, 1, -1)
         answers.append((out.detach(), gradient))
     for theirs, ours in zip(*answers):
         error = ((theirs - ours).pow(2).mean((0, 1, 3)) / ours.pow(2).mean((0, 1, 3)).clamp_min(1e-12)).sqrt()  # a row each
@@ -106,8 +87,33 @@ def held_out_psnr(vae: AutoencoderKL, held_out: Tensor) -> float:
     return float(torch.stack([psnr(a[None], b[None]) for x, y in pairs for a, b in zip(x, y)]).mean())
 
 
+class Reconstruction(nn.Module):
+    """The autoencoder from picture to picture, as one module, which is what several processes can train together."""
+
+    def __init__(self, vae: AutoencoderKL, encode: Callable, decode: Callable) -> None:
+        super().__init__()
+        self.vae, self.encode, self.decode = vae, encode, decode
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, s, s) -> mean and log variance of the posterior (B, 4, s/8, s/8), and the picture of a sample of it."""
+        mean, logvar = self.vae.quant_conv(self.encode(x)).float().chunk(2, dim=1)
+        logvar = logvar.clamp(-30, 20)
+        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        return mean, logvar, self.decode(self.vae.post_quant_conv(z)).float()
+
+
+def compiled_parts(vae: AutoencoderKL, x: Tensor, encoder: bool = True) -> tuple[Callable, Callable]:
+    """Encoder, unless it is not trained, and decoder, channels last, compiled on a card and checked on the pictures `x`."""
+    if x.device.type != "cuda":
+        return vae.encoder, vae.decoder
+    vae.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    encode = agreed(torch.compile(vae.encoder), vae.encoder, x, through=False) if encoder else vae.encoder
+    return encode, agreed(torch.compile(vae.decoder), vae.decoder, some_latents(vae, x))
+
+
 def train_vae(
-    tiles: Tensor,
+    album: Album,
     masks: Tensor,
     held_out: Tensor,
     config: NetworkConfig,
@@ -117,95 +123,103 @@ def train_vae(
     stop_after: float,
     max_steps: int,
     batch: int,
-    size: int,
 ) -> tuple[AutoencoderKL, dict]:
     """Train until `seconds` of training time or `max_steps`, whichever comes first; resumes from `checkpoint`.
 
     Args:
-        tiles: (n, t, t, 3) uint8 training tiles, on the device that trains.
+        album: the training pictures, on the device that trains.
         masks: (m, size, size) uint8 holes, same device.
         held_out: (k, 3, size, size) in [-1, 1]: pictures that are only ever measured.
         config: the network whose autoencoder is trained.
-        checkpoint: file that holds weights, optimizer and log, written every minute and at the end; weights and log alone
-            are enough to start from.
-        seconds: training time of the whole plan, all calls together.
-        stop_after: seconds that this call may take, set-up included.
-        max_steps: an upper end on steps. The learning rate falls to nothing as the nearest of the three ends comes.
-        batch: pictures a step.
-        size: px, side of a crop.
+        checkpoint: file that holds weights, their mean, optimizer and log, written every minute and at the end; weights and log
+            alone begin a new plan, and the log goes on counting.
+        seconds: training time of the plan, all calls together.
+        stop_after: seconds that this call may take, set-up included; the next one goes on where it stopped.
+        max_steps: an upper end on steps. The learning rate falls to nothing as the nearer of the plan's two ends comes.
+        batch: pictures a step, in each process.
 
     Returns:
-        The autoencoder in evaluation mode and its log: steps, seconds, curve, held-out PSNR (dB).
+        The autoencoder, its weights their running mean, in evaluation mode, and its log: steps, seconds, curve, held-out PSNR (dB).
 
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
     began = time.time()
-    device = tiles.device
+    device = album.device
     cuda = device.type == "cuda"
-    vae = make_vae(config).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), PEAK_LR, betas=(0.9, 0.99), weight_decay=0.01)
+    vae = make_vae(config).to(device).train()
     log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
-    since = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    plan = {"steps": 0, "seconds": 0.0}  # what the log had when the plan began
+    state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else {}
+    if state:
         vae.load_state_dict(state["vae"])
         log = state["log"]
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        else:
-            since = log["steps"]
-    encode, decode = vae.encoder, vae.decoder
-    if cuda:
-        x = random_crops(tiles, batch, size)
-        encode = agreed(torch.compile(vae.encoder), vae.encoder, x)
-        decode = agreed(torch.compile(vae.decoder), vae.decoder, some_latents(vae, x))
-        print(f"vae: compiled in {time.time() - began:.0f} s", flush=True)
-    seconds = min(seconds, log["seconds"] + stop_after - (time.time() - began))
+        plan = state.get("plan", {key: log[key] for key in plan})
+    parameters = list(vae.parameters())
+    average = [p.detach().clone() for p in parameters]
+    encode, decode = compiled_parts(vae, random_windows(album, batch))
+    optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        average = state["average"]
+    reconstruct = parallel.together(Reconstruction(vae, encode, decode))
+    if parallel.is_first():
+        print(f"vae: ready in {time.time() - began:.0f} s", flush=True)
 
     def save() -> None:
-        torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, checkpoint)
+        if parallel.is_first():
+            state = {"vae": vae.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "log": log, "plan": plan}
+            torch.save(state, checkpoint)
 
-    begun, last_save, before = time.time(), time.time(), log["seconds"]
-    while log["seconds"] < seconds and log["steps"] < max_steps:
-        progress = max(log["seconds"] / seconds, log["steps"] / max_steps)
+    begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
+    curve: list[Tensor] = []
+    while steps < max_steps:
+        if steps % CHECK_EVERY == 0:
+            log["seconds"] = before + parallel.agree(time.time() - begun)
+            if log["seconds"] - plan["seconds"] >= seconds or parallel.agree(time.time() - began) >= stop_after:
+                break
+        progress = max((log["seconds"] - plan["seconds"]) / seconds, steps / max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * min(1.0, (log["steps"] - since + 1) / WARMUP_STEPS, (1 - progress) / 0.5 + 0.01)
-        x = random_crops(tiles, batch, size)
+            group["lr"] = PEAK_LR * min(1.0, (steps + 1) / WARMUP_STEPS, (1 - progress) / 0.5 + 0.01)
+        x = random_windows(album, batch)
         hole = masks[torch.randint(len(masks), (batch,), device=device)][:, None].float()
         x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < MASKED_SHARE, x * (1 - hole), x)
+        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            mean, logvar = vae.quant_conv(encode(x)).float().chunk(2, dim=1)
-            logvar = logvar.clamp(-30, 20)
-            z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-            y = decode(vae.post_quant_conv(z)).float()
+            mean, logvar, y = reconstruct(x)
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
         reconstruction = reconstruction_loss(x, y)
         optimizer.zero_grad(set_to_none=True)
         (reconstruction + KL_WEIGHT * kl).backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        steps += 1
         log["steps"] += 1
-        if log["steps"] % 50 == 0 or log["steps"] == max_steps:
-            value = reconstruction.item()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (steps + 1) / (11 + steps)))
+        curve.append(reconstruction.detach())
+        if log["steps"] % 100 == 0 or steps == max_steps:
+            (value,) = parallel.mean([torch.stack(curve).mean()])
+            curve.clear()
             if not value < float("inf"):
                 raise FloatingPointError(f"the autoencoder's loss is {value} at step {log['steps']}")
             log["curve"].append([log["steps"], round(value, 5)])
-        if cuda and log["steps"] % 10 == 0:
-            torch.cuda.synchronize()  # so that the clock below is honest
-        log["seconds"] = before + time.time() - begun
-        if log["steps"] % 500 == 0:
-            print(f"vae {log['steps']} steps {log['seconds']:.0f} s loss {log['curve'][-1][1]}", flush=True)
+            if log["steps"] % 500 == 0 and parallel.is_first():
+                print(f"vae {log['steps']} steps {log['seconds']:.0f} s loss {value:.5f}", flush=True)
         if time.time() - last_save > 60:
             save()
             last_save = time.time()
-    log["held_out_psnr_db"] = held_out_psnr(vae, held_out)
+    log["seconds"] = before + parallel.agree(time.time() - begun)
     save()
+    with torch.no_grad():
+        for parameter, mean_of_it in zip(parameters, average):
+            parameter.copy_(mean_of_it)
+    log["held_out_psnr_db"] = held_out_psnr(vae.eval(), held_out)
     return vae, log
 
 
 @torch.no_grad()
-def latent_std(vae: AutoencoderKL, tiles: Tensor, size: int, batches: int = 8) -> float:
+def latent_std(vae: AutoencoderKL, album: Album, batches: int = 16) -> float:
     """Standard deviation of posterior samples over random training crops; the scaling factor is its inverse."""
-    z = torch.cat([vae.encode(random_crops(tiles, 16, size)).latent_dist.sample() for _ in range(batches)])
+    z = torch.cat([vae.encode(random_windows(album, 16)).latent_dist.sample() for _ in range(batches)])
     return float(z.float().std())
