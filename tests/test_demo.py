@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import cv2
 import nbformat
 import numpy as np
 import papermill
@@ -20,18 +22,25 @@ from moebius_lab.training import card, data
 from moebius_lab.training.denoiser import alphas_cumprod
 from moebius_lab.training.evaluate import (
     DEMO_FOLDER,
+    GREYED,
+    MEASURES,
     border_error,
+    chroma,
     contact_sheet,
     demo_backend,
     evaluate,
     evaluate_pair,
+    greyed,
     held_out_border_error,
     held_out_pairs,
     hole_psnr,
+    measures,
+    patchmatch_fill,
     reconstruction_psnr,
     texture_ratio,
     worst_border_ratio,
 )
+from moebius_lab.training.perceptual import PerceptualDistance
 from moebius_lab.unet import MoebiusNet
 
 
@@ -89,7 +98,7 @@ def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
     sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
     held_out = {s["file"].rpartition("/")[2].partition("_by_")[0].partition(".")[0] for s in sources if s["use"] == "held-out"}
     pairs = held_out_pairs()
-    assert len(pairs) >= 10 and set(pairs) <= held_out
+    assert len(pairs) >= 32 and set(pairs) <= held_out
     text = card.CARD.read_text(encoding="utf-8")
     for name, (picture, mask) in pairs.items():
         assert picture.shape == (256, 256, 3) and mask.shape == (256, 256)
@@ -115,14 +124,14 @@ def test_the_committed_evaluation_is_what_the_shipped_weights_give(backend, some
         told = report["pictures"][name]
         assert reconstruction_psnr(backend, picture) == pytest.approx(told["reconstruction_psnr_db"], abs=0.1)
         if name in ("bee", "redPyramid"):
-            rows, _ = evaluate_pair(backend, picture, mask, Settings(**report["settings"]))
+            rows, _ = evaluate_pair(backend, picture, mask, Settings(**report["settings"]), tuple(report["seeds"]))
             for method, numbers in rows.items():
                 assert numbers["psnr_db"] == pytest.approx(told[method]["psnr_db"], abs=1), (name, method)
 
 
 def test_the_model_card_says_what_was_measured():
     report, text = card.read_json("evaluation.json"), card.CARD.read_text(encoding="utf-8")
-    assert report["texture_wins"] >= 0.9 * report["count"]
+    assert report["texture_wins"] >= card.TEXTURE_AIM * report["count"]
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
 
 
@@ -182,6 +191,63 @@ def test_measures_know_equal_smooth_and_noisy():
     noisy[hole] = rng.integers(0, 2, (int(hole.sum()), 3)) * 255
     assert hole_psnr(picture, picture, hole) > 100 > hole_psnr(smooth, picture, hole)
     assert texture_ratio(smooth, hole) < 0.1 < 0.7 < texture_ratio(picture, hole) < 1.4 < texture_ratio(noisy, hole)
+
+
+@pytest.fixture(scope="module")
+def distance():
+    return PerceptualDistance()
+
+
+def test_perceptual_distance_grows_with_the_fault_and_looks_only_at_the_hole(distance):
+    picture, mask = held_out_pairs()["sheep"]
+    hole = is_hole(mask)
+    outside, blurred, flat = picture.copy(), picture.copy(), picture.copy()
+    rows = hole.any(1).argmax()
+    outside[: max(0, rows - 64)] = 0
+    blurred[hole] = cv2.GaussianBlur(picture, (0, 0), 2)[hole]
+    flat[hole] = picture[hole].mean(0)
+    near, far = distance.between(blurred, picture, hole), distance.between(flat, picture, hole)
+    assert distance.between(picture, picture, hole) == pytest.approx(0, abs=1e-5) and 0.3 < near < far < 10
+    assert distance.between(outside, picture, hole) < 0.3 * near
+
+
+def test_chroma_of_a_grey_picture_is_none_and_of_a_colour_cast_its_strength():
+    picture, mask = held_out_pairs()["paving_001"]
+    hole = is_hole(mask)
+    grey = greyed(picture)
+    cast = grey.copy()
+    cast[..., 0] = np.clip(cast[..., 0].astype(int) + 20, 0, 255)
+    assert chroma(grey, hole) < 0.5 < 8 < chroma(cast, hole) < 25
+
+
+def test_patchmatch_fills_only_the_hole_and_from_the_picture(distance):
+    picture, mask = held_out_pairs()["paving_001"]
+    hole = is_hole(mask)
+    holed = picture.copy()
+    holed[hole] = 255
+    filled = patchmatch_fill(holed, hole)
+    assert (filled[~hole] == picture[~hole]).all() and hole_psnr(filled, picture, hole) > hole_psnr(holed, picture, hole) + 3
+    assert np.array_equal(filled, patchmatch_fill(holed, hole))  # the same seed
+    row = measures(filled, picture, hole, distance)
+    assert set(row) == set(MEASURES) and row["perceptual"] < measures(holed, picture, hole, distance)["perceptual"]
+
+
+def test_report_says_how_it_stands_against_patchmatch():
+    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+    every = report["pictures"].values()
+    for key, wins in report["wins_over_patchmatch"].items():
+        better = [p["ours"][key] > p["patchmatch"][key] for p in every]
+        assert wins == (sum(better) if key in ("psnr_db", "ssim") else len(better) - sum(better)), key
+    assert report["seeds"] and set(report["chroma_of_greyed"]) == set(GREYED)
+
+
+def test_a_training_that_is_not_finished_fits_the_network():
+    """Weights that wait for their denoiser, while there are any, load strictly and say their scale."""
+    folder = Path(__file__).parents[1] / "training_state"
+    if folder.exists():
+        make_vae(DEMO).load_state_dict(load_file(folder / "vae.safetensors"), strict=True)
+        log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+        assert log["vae"]["held_out_psnr_db"] > 26 and f"{log['vae']['scaling_factor']}" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

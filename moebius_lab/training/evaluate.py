@@ -1,14 +1,15 @@
 """Held-out photographs: how well the demo checkpoint fills, in numbers and in one picture.
 
 `python -m moebius_lab.training.evaluate` fills every picture of `demo/heldout/`, none of whose source files was trained
-on, and writes `evaluation.json` and a contact sheet. The fill starts from noise, not from the picture: the truth inside
-the hole is never seen.
+on, with several seeds, and writes `evaluation.json` and a contact sheet. The fill starts from noise, not from the picture: the
+truth inside the hole is never seen. Beside it stand what a user would take instead: PatchMatch, and OpenCV's two methods.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from .. import LabError, errors
 from ..backends import Backend, TorchBackend
 from ..checkpoint import load_checkpoint, load_vae
 from ..config import CONDITIONAL_IDS, DEMO
@@ -27,11 +29,17 @@ from ..inpaint import Settings, inpaint
 from ..picture_files import read_image, read_mask
 from ..unet import MoebiusNet
 from .denoiser import alphas_cumprod
+from .perceptual import PerceptualDistance
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
 BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
 OPENCV_RADIUS = 5  # px, the neighbourhood that Telea and Navier-Stokes look at
+PATCHMATCH_SEED = 0
+SEEDS = (0, 1, 2)  # of the fills whose measures are averaged
+GREYED = ("brick-wall2", "garden-rock", "greatWallofChina", "paving_001")  # held-out pictures that are filled without their colours too
+METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
+MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
 
 
 def demo_backend(denoiser: Path = DEMO_FOLDER / "denoiser.safetensors") -> TorchBackend:
@@ -79,29 +87,79 @@ def texture_error(ratio: float) -> float:
     return float(abs(np.log2(max(ratio, 1e-6))))
 
 
-def evaluate_pair(backend: Backend, picture: np.ndarray, mask: np.ndarray, settings: Settings) -> tuple[dict, dict[str, np.ndarray]]:
-    """Fill one hole with the network and with OpenCV's two methods.
+def chroma(filled: np.ndarray, hole: np.ndarray) -> float:
+    """Root mean square of the chroma (YCrCb) in the hole, in levels: 0 is grey."""
+    colour = cv2.cvtColor(filled, cv2.COLOR_RGB2YCrCb)[hole][:, 1:].astype(float) - 128
+    return float(np.sqrt((colour**2).sum(1).mean()))
+
+
+def greyed(picture: np.ndarray) -> np.ndarray:
+    """The picture without its colours."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def patchmatch_fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """PatchMatch (Barnes et al. 2009), with the package's defaults.
+
+    Raises:
+        LabError: the package is not installed.
+    """
+    try:
+        import patchmatch
+    except ImportError as missing:
+        raise LabError("the comparison with PatchMatch needs a package: pip install pypatchmatch") from missing
+    patchmatch.set_verbose(False)
+    patchmatch.set_random_seed(PATCHMATCH_SEED)
+    return patchmatch.inpaint(picture, hole.astype(np.uint8))
+
+
+def measures(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray, distance: PerceptualDistance | None) -> dict[str, float]:
+    """Every measure of one fill that needs no other fill; the perceptual one if its network is given."""
+    ratio = texture_ratio(filled, hole)
+    found = {
+        "psnr_db": round(hole_psnr(filled, truth, hole), 3),
+        "ssim": round(hole_ssim(filled, truth, hole), 4),
+        "texture": round(ratio, 4),
+        "texture_error": round(texture_error(ratio), 4),
+    }
+    if distance is not None:
+        found["perceptual"] = round(distance.between(filled, truth, hole), 4)
+    return found
+
+
+def evaluate_pair(
+    backend: Backend,
+    picture: np.ndarray,
+    mask: np.ndarray,
+    settings: Settings,
+    seeds: tuple[int, ...] = (0,),
+    distance: PerceptualDistance | None = None,
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Fill one hole with the network and with what a user would take instead.
+
+    Args:
+        backend: the network.
+        picture, mask: uint8 (H, W, 3) and (H, W).
+        settings: of the network's fills, but for the seed.
+        seeds: the measures of the network's fills are means over these.
+        distance: measures how far a fill looks from the truth; with it PatchMatch is tried too.
 
     Returns:
-        {method: {psnr_db, ssim, texture, texture_error}} and {method: filled picture}.
+        {method: measures} and {method: filled picture}, that of the first seed.
     """
-    hole = feather(mask) > 0  # every pixel that pasting may change
+    hole, core = feather(mask) > 0, is_hole(mask)  # every pixel that pasting may change, and the hole itself
     area = hole.astype(np.uint8)
+    fills = [inpaint(backend, picture, mask, replace(settings, seed=seed)) for seed in seeds]
     filled = {
-        "ours": inpaint(backend, picture, mask, settings),
+        "ours": fills[0],
         "telea": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_TELEA),
         "navier_stokes": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_NS),
     }
-    core = is_hole(mask)
-    rows = {}
-    for method, result in filled.items():
-        ratio = texture_ratio(result, core)
-        rows[method] = {
-            "psnr_db": round(hole_psnr(result, picture, core), 3),
-            "ssim": round(hole_ssim(result, picture, core), 4),
-            "texture": round(ratio, 4),
-            "texture_error": round(texture_error(ratio), 4),
-        }
+    if distance is not None:
+        filled["patchmatch"] = patchmatch_fill(picture, hole)
+    rows = {method: measures(result, picture, core, distance) for method, result in filled.items()}
+    every = [rows["ours"], *(measures(fill, picture, core, distance) for fill in fills[1:])]
+    rows["ours"] = {key: round(float(np.mean([row[key] for row in every])), 4) for key in rows["ours"]}
     return rows, filled
 
 
@@ -170,7 +228,7 @@ def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, .
     return sheet
 
 
-SHEET_TITLES = ("input", "hole", "ours", "OpenCV Telea", "truth")
+SHEET_TITLES = {"ours": "ours", "patchmatch": "PatchMatch", "telea": "OpenCV Telea"}
 
 
 def held_out_border_error(backend: TorchBackend, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
@@ -184,48 +242,70 @@ def held_out_border_error(backend: TorchBackend, pairs: dict[str, tuple[np.ndarr
     return border_error(backend.net, scale * latents, holes, scale * masked)
 
 
-def evaluate(backend: TorchBackend, pairs: dict[str, tuple[np.ndarray, np.ndarray]], settings: Settings) -> tuple[dict, Image.Image]:
-    """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet."""
-    report: dict = {"settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init, "seed": settings.seed}}
+def evaluate(
+    backend: TorchBackend,
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]],
+    settings: Settings,
+    seeds: tuple[int, ...] = (0,),
+    distance: PerceptualDistance | None = None,
+) -> tuple[dict, Image.Image]:
+    """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet. Arguments as of `evaluate_pair`."""
+    report: dict = {"settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init}, "seeds": list(seeds)}
     report["pictures"], rows = {}, []
+    methods = [m for m in METHODS if m != "patchmatch" or distance is not None]
+    shown_methods = [m for m in SHEET_TITLES if m in methods]
     for name, (picture, mask) in pairs.items():
-        numbers, filled = evaluate_pair(backend, picture, mask, settings)
+        numbers, filled = evaluate_pair(backend, picture, mask, settings, seeds, distance)
         report["pictures"][name] = numbers | {
             "truth_texture": round(texture_ratio(picture, is_hole(mask)), 4),  # far from 1 where the hole hid something else
             "reconstruction_psnr_db": round(reconstruction_psnr(backend, picture), 3),
         }
         shown = np.where(is_hole(mask)[..., None], 128, picture).astype(np.uint8)
-        rows.append((name, [shown, np.repeat(mask[..., None], 3, 2), filled["ours"], filled["telea"], picture]))
-    every = report["pictures"].values()
+        rows.append((name, [shown, np.repeat(mask[..., None], 3, 2), *(filled[m] for m in shown_methods), picture]))
+        print(f"{name}: {numbers['ours']}", flush=True)
+    every = list(report["pictures"].values())
 
     def mean(method: str, key: str) -> float:
         return round(float(np.mean([p[method][key] for p in every])), 3)
 
-    report["mean"] = {m: {k: mean(m, k) for k in ("psnr_db", "ssim", "texture", "texture_error")} for m in ("ours", "telea", "navier_stokes")}
+    report["mean"] = {m: {key: mean(m, key) for key in every[0][m]} for m in methods}
     report["mean"]["reconstruction_psnr_db"] = round(float(np.mean([p["reconstruction_psnr_db"] for p in every])), 3)
+    report["mean"]["truth_texture_error"] = round(float(np.mean([texture_error(p["truth_texture"]) for p in every])), 3)
     report["texture_wins"] = sum(
         p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"]) for p in every
     )
+    if distance is not None:
+        report["wins_over_patchmatch"] = {
+            key: sum((p["ours"][key] > p["patchmatch"][key]) == (key in ("psnr_db", "ssim")) for p in every) for key in MEASURES if key != "texture"
+        }
+    report["chroma_of_greyed"] = {
+        name: round(chroma(inpaint(backend, greyed(picture), mask, settings), is_hole(mask)), 2)
+        for name, (picture, mask) in pairs.items()
+        if name in GREYED
+    }
     report["count"] = len(pairs)
     report["border_error"] = held_out_border_error(backend, pairs)
     report["worst_border_ratio"] = round(worst_border_ratio(report["border_error"]), 2)
-    return report, contact_sheet(rows, SHEET_TITLES)
+    return report, contact_sheet(rows, ("input", "hole", *(SHEET_TITLES[m] for m in shown_methods), "truth"))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moebius_lab.training.evaluate", description=__doc__)
     parser.add_argument("--sheet", type=Path, default=Path("build/evaluation.png"), help="where the contact sheet goes")
     parser.add_argument("--report", type=Path, default=DEMO_FOLDER / "evaluation.json")
     parser.add_argument("--denoiser", type=Path, default=DEMO_FOLDER / "denoiser.safetensors", help="weights to look at")
     parser.add_argument("--guidance", type=float, default=Settings.guidance)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     args = parser.parse_args()
-    report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), Settings(guidance=args.guidance, init="noise"))
+    settings = Settings(guidance=args.guidance, init="noise")
+    report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance())
     args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.sheet)
-    print(json.dumps(report["mean"], indent=1), f"texture better than both: {report['texture_wins']} of {report['count']}")
+    print(json.dumps(report["mean"], indent=1), f"of {report['count']} nearer than PatchMatch: {report['wins_over_patchmatch']}")
     print(json.dumps(report["border_error"]), f"worst side over inside: {report['worst_border_ratio']}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    errors.leave(errors.run(main))
