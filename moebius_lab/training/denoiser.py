@@ -240,9 +240,10 @@ class Trainer:
                 self._update()
         torch.cuda.current_stream().wait_stream(stream)
         self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
-        with torch.cuda.graph(self.graphs[0]):
+        mode = "thread_local"  # threads of the processes' communication may ask the card things meanwhile
+        with torch.cuda.graph(self.graphs[0], capture_error_mode=mode):
             self._gradients()
-        with torch.cuda.graph(self.graphs[1], pool=self.graphs[0].pool()):
+        with torch.cuda.graph(self.graphs[1], pool=self.graphs[0].pool(), capture_error_mode=mode):
             self._update()
         self.steps += 4
 
