@@ -16,7 +16,7 @@ from . import LabError, config
 from .config import COVERAGES, GUIDANCE, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
 
 if TYPE_CHECKING:
-    from .workbench import Workbench
+    from .port.graphs import Graphs
 
 RESULTS = Path("notebooks/results")
 """Where the repository keeps what was measured on other machines."""
@@ -167,8 +167,8 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from .files import require_room
-    from .report import require_notebooks, run_notebooks
-    from .workbench import prepare
+    from .notebook.report import require_notebooks, run_notebooks
+    from .notebook.workbench import prepare
 
     require_notebooks()
     names = ("image", "mask")
@@ -187,15 +187,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    bench = _bench(options, options.output_dir)
-    for path in bench.stored(on_graph=lambda name: print(f"exporting {name}", flush=True)).values():
+    graphs = _graphs(options, options.output_dir)
+    for path in graphs.stored(on_graph=lambda name: print(f"exporting {name}", flush=True)).values():
         print(path)
     return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from .checkpoint import DENOISER_REPO, VAE_REPO, find_weights
-    from .hub import Hub, default_folder
+    from .model.checkpoint import DENOISER_REPO, VAE_REPO, find_weights
+    from .model.hub import Hub, default_folder
 
     if options.unpinned:
         hub = Hub(default_folder())
@@ -207,23 +207,20 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace, folder: str) -> Workbench:
-    """For commands that want networks and graphs; its own picture is never looked at."""
-    import numpy as np
+def _graphs(options: argparse.Namespace, folder: str) -> Graphs:
+    """For commands that want networks and graphs, and no picture."""
+    from .port.graphs import Graphs, find_network
 
-    from .workbench import Workbench, find_network
-
-    picture, mask = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
-    bench = Workbench(find_network(options.network), options.weights, picture, mask, Path(folder).resolve(), options.precision)
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    return bench
+    graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
+    graphs.folder.mkdir(parents=True, exist_ok=True)
+    return graphs
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from .publish import plan, upload, weights_base
+    from .page.publish import plan, upload, weights_base
 
-    bench = _bench(options, options.output_dir)
-    files = plan(bench, options.bundle or bench.folder / "bundle", options.repo)
+    graphs = _graphs(options, options.output_dir)
+    files = plan(graphs, options.bundle or graphs.folder / "bundle", options.repo)
     for file in files:
         print(f"{file.bytes:>12,}  {file.sha256}  {file.path}")
     print(f"{sum(file.bytes for file in files):>12,}  bytes in {len(files)} files for {options.repo}", flush=True)
@@ -238,7 +235,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .check import check_port
+    from .evidence.check import check_port
 
     def say(words: str) -> None:
         print(words, flush=True)
@@ -252,7 +249,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace) -> int:
-    from .publish import write_site
+    from .page.publish import write_site
 
     print(f"{options.folder}  {write_site(options.bundle, options.folder, options.report) / 1e6:.1f} MB")
     return 0
@@ -263,9 +260,9 @@ def _inpaint(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from .imaging import check_picture_and_mask, plan_windows
-    from .inpaint import Settings, describe_cost, inpaint_picture
-    from .picture_files import plan_output, read_mask, read_picture
+    from .inpainting.imaging import check_picture_and_mask, plan_windows
+    from .inpainting.loop import Settings, describe_cost, inpaint_picture
+    from .inpainting.picture_files import plan_output, read_mask, read_picture
 
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     picture, mask = read_picture(options.image), read_mask(options.mask)
@@ -274,10 +271,10 @@ def _inpaint(options: argparse.Namespace) -> int:
     remarks = [f"{options.image}: {remark}" for remark in picture.remarks]
     for remark in (*remarks, *output.remarks):
         print(f"moebius_lab: {remark}", file=sys.stderr)
-    bench = _bench(options, options.graphs_dir)
-    backend = bench.torch_backend if options.backend == "torch" else bench.onnx_backend
-    size = bench.config.image_size
-    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, bench.least_step_seconds)
+    graphs = _graphs(options, options.graphs_dir)
+    backend = graphs.torch_backend if options.backend == "torch" else graphs.onnx_backend
+    size = graphs.config.image_size
+    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, graphs.least_step_seconds)
     print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 
@@ -292,12 +289,12 @@ def _inpaint(options: argparse.Namespace) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    from .bundle import write_bundle
+    from .page.bundle import write_bundle
 
-    bench = _bench(options, options.output_dir)
-    folder = bench.folder / "bundle"
+    graphs = _graphs(options, options.output_dir)
+    folder = graphs.folder / "bundle"
     manifest = write_bundle(
-        bench, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True)
+        graphs, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True)
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")
@@ -305,7 +302,7 @@ def _bundle(options: argparse.Namespace) -> int:
 
 
 def _browser(options: argparse.Namespace) -> int:
-    from .browser import bring_chromium
+    from .page.browser import bring_chromium
 
     path = bring_chromium(lambda words: print(words, flush=True))
     if path:
@@ -314,8 +311,8 @@ def _browser(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .bundle import read_manifest
-    from .serve import Server
+    from .page.bundle import read_manifest
+    from .page.serve import Server
 
     read_manifest(options.folder)
     with Server(options.folder, options.port) as server:
@@ -325,8 +322,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _pictures(options: argparse.Namespace) -> int:
-    from .pictures import make_pictures
-    from .workbench import prepare
+    from .notebook.pictures import make_pictures
+    from .notebook.workbench import prepare
 
     bench = prepare(output_dir=options.output_dir)
     for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
@@ -335,8 +332,8 @@ def _pictures(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from .benchmark import run
-    from .workbench import prepare
+    from .evidence.benchmark.run import run
+    from .notebook.workbench import prepare
 
     bench = prepare(options.network, options.weights, output_dir=options.output_dir)
     names = [tuple(getattr(options, name)) for name in ("backends", "precisions", "measures")]
@@ -352,7 +349,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    from . import results
+    from .evidence.benchmark import results
 
     files = options.files or sorted(str(path) for path in RESULTS.glob("*.json"))
     if options.merge:
@@ -369,7 +366,7 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import verify_reference
+    from .evidence.reference import verify_reference
 
     print(f"{'':44} {'max':>9} {'mean':>9}  tolerance")
 

@@ -25,7 +25,7 @@ PARTS = ("denoiser", "vae")
 """What a set of weights consists of."""
 
 BACKENDS = ("torch", "onnx", "browser")
-"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`browser_runner`)."""
+"""What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`notebook.browser_backend`)."""
 
 PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
 """Forms in which graphs are stored; see `precision`."""

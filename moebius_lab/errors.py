@@ -182,3 +182,13 @@ def _as_it_is(error: UnicodeError) -> tuple[bytes, int]:
         is_byte = 0xDC80 <= ord(character) <= 0xDCFF  # as os.fsdecode makes of what is no text
         pieces.append(bytes([ord(character) - 0xDC00]) if is_byte else character.encode("ascii", "backslashreplace"))
     return b"".join(pieces), error.end
+
+
+
+
+def reasons(missing: dict[str, str]) -> str:
+    """What is missing and why, in one line without a last full stop: those that share a reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for what, reason in missing.items():
+        by_reason.setdefault(reason, []).append(what)
+    return ". ".join(f"{'; '.join(names)} ({reason})" for reason, names in by_reason.items())

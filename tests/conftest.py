@@ -15,13 +15,13 @@ from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from moebius_lab.browser import find_chromium
-from moebius_lab.bundle import write_bundle
 from moebius_lab.config import PRECISIONS, STRAIGHTFORWARD
-from moebius_lab.workbench import Workbench, prepare
+from moebius_lab.notebook.workbench import Workbench, prepare
+from moebius_lab.page.browser import find_chromium
+from moebius_lab.page.bundle import write_bundle
 
 DATA = Path(__file__).parent / "data"
-LONGEST_FIRST = ("notebooks", "page", "browser", "jupyterlab", "benchmark", "training", "check", "graph", "demo")
+LONGEST_FIRST = ("notebooks", "page", "browser", "jupyterlab", "benchmark", "training", "check", "denoiser", "demo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from moebius_lab.__main__ import _parser, main
 from moebius_lab.config import GRAPHS
-from moebius_lab.imaging import feather
-from moebius_lab.picture_files import read_image, read_mask, read_picture
+from moebius_lab.inpainting.imaging import feather
+from moebius_lab.inpainting.picture_files import read_image, read_mask, read_picture
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
 

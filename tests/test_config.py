@@ -6,9 +6,10 @@ import re
 import nbformat
 import pytest
 
-from moebius_lab import bundle, config
+from moebius_lab import config
+from moebius_lab.notebook.report import SOURCE_FOLDER
+from moebius_lab.page import bundle
 from moebius_lab.provenance import PACKAGE
-from moebius_lab.report import SOURCE_FOLDER
 
 NAMES = {name for name, value in vars(config).items() if isinstance(value, int | float)}
 TELLING = {config.BETA_START, config.BETA_END, config.STRENGTH, config.NOISE_OFFSET, config.RUNTIME_DOMAIN}
@@ -18,7 +19,11 @@ TELLING |= {network.vae.scaling_factor for network in config.NETWORKS.values()}
 
 def programs() -> dict[str, ast.Module]:
     """The Python outside config.py and the training, each notebook's cells as one program."""
-    modules = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py") if path.name != "config.py"}
+    modules = {
+        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "config.py" and "training" not in path.parts
+    }
     notebooks = {
         path.name: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         for path in SOURCE_FOLDER.glob("*.ipynb")

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from damage import damages, spoil
 
-from moebius_lab import bundle, parity, report, results
 from moebius_lab.__main__ import main
-from moebius_lab.bundle import read_manifest, write_bundle
-from moebius_lab.hub import Hub, HubError
-from moebius_lab.publish import PublishError, plan, write_site
-from moebius_lab.verify import verify_reference
+from moebius_lab.evidence import parity
+from moebius_lab.evidence.benchmark import results
+from moebius_lab.evidence.reference import verify_reference
+from moebius_lab.model.hub import Hub, HubError
+from moebius_lab.notebook import report
+from moebius_lab.page import bundle
+from moebius_lab.page.bundle import read_manifest, write_bundle
+from moebius_lab.page.publish import PublishError, plan, write_site
 
 GRAPH = "onnx/int8/vae_decoder"
 @pytest.fixture(scope="module")

@@ -12,6 +12,5 @@
     denoiser   the pool of encoded pictures, and the diffusion training itself
     speed      how long a step takes, and where
     evaluate   held-out photographs: numbers, and the contact sheet that a person judges
-    perceptual how far a fill looks from the truth
     card       the model card's numbers, written from what evaluate and the training left
 """

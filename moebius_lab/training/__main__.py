@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import LabError
-from ..checkpoint import make_vae
 from ..config import DEMO, SMALL, NetworkConfig
+from ..model.checkpoint import make_vae
 from . import data, denoiser, masks, parallel
 from .album import Album
 from .decoder import decoder_parameters, mix_decoders, train_decoder

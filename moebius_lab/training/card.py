@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from .. import LabError
-from .evaluate import DEMO_FOLDER
+from ..evidence.evaluation import DEMO_FOLDER
 
 CARD = DEMO_FOLDER / "README.md"
 TEXTURE_AIM = 0.9  # share of the held-out pictures on which the texture must be better than both OpenCV methods'

@@ -25,16 +25,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ..config import (
-    BETA_END,
-    BETA_START,
     CONDITIONAL_IDS,
     NOISE_OFFSET,
     TRAIN_TIMESTEPS,
     UNCONDITIONAL_IDS,
     NetworkConfig,
 )
-from ..imaging import mask_to_latent
-from ..unet import MoebiusNet
+from ..inpainting.imaging import mask_to_latent
+from ..model.ddim import alphas_cumprod
+from ..model.unet import MoebiusNet
 from . import parallel
 from .album import Album, random_windows
 from .fast_forms import channels_last, use_fast_forms
@@ -56,12 +55,6 @@ RENEW_EVERY = 100  # ... after so many steps
 FIRST_KERNELS = "diff_model.conv_in.conv_dw.weight"
 """Key of the first convolution's depthwise kernels (9, 1, 3, 3): one an input channel, with no way around them."""
 SHIFTED = 0.1  # middle tap over strongest tap, under which a first kernel is a mere shift
-
-
-def alphas_cumprod() -> Tensor:
-    """(1000,) float64: the cumulative product of 1 - beta on the "scaled_linear" schedule."""
-    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)
 
 
 class Encoder:

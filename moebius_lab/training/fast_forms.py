@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lambda_layer import CrossLambda, SelfLambda
-from ..unet import ChannelLayerNorm
+from ..model.lambda_layer import CrossLambda, SelfLambda
+from ..model.unet import ChannelLayerNorm
 
 if torch.cuda.is_available():
     from .depthwise import depthwise

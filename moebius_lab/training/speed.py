@@ -16,9 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .. import LabError, errors
-from ..checkpoint import make_vae
 from ..config import DEMO, NETWORKS
-from ..unet import MoebiusNet
+from ..model.checkpoint import make_vae
+from ..model.unet import MoebiusNet
 from . import denoiser, masks, parallel
 from .album import Album, random_windows
 from .fast_forms import use_fast_forms

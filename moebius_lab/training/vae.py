@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..checkpoint import make_vae
 from ..config import NetworkConfig
+from ..model.checkpoint import make_vae
 from . import parallel
 from .album import Album, random_windows
 

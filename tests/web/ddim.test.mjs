@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { cumulativeAlphas, ddimSteps } from '../../moebius_lab/web/ddim.js';
+import { cumulativeAlphas, ddimSteps } from '../../moebius_lab/page/web/ddim.js';
 import { constants, fixtures } from './fixtures.mjs';
 
 test('cumulative alphas are those of the scheduler', () => {

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ddimSteps } from '../../moebius_lab/web/ddim.js';
-import { inpaint } from '../../moebius_lab/web/inpaint.js';
-import { Generator, randn } from '../../moebius_lab/web/random.js';
+import { ddimSteps } from '../../moebius_lab/page/web/ddim.js';
+import { inpaint } from '../../moebius_lab/page/web/inpaint.js';
+import { Generator, randn } from '../../moebius_lab/page/web/random.js';
 import { constants } from './fixtures.mjs';
 
 const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { HOLE, History, KEEP, Mask, SmoothPath, union } from '../../moebius_lab/web/mask.js';
+import { HOLE, History, KEEP, Mask, SmoothPath, union } from '../../moebius_lab/page/web/mask.js';
 
 const W = 150;
 const H = 130; // two tiles and a bit each way

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { inflateSync } from 'node:zlib';
 
-import { contentsOf, maskToPng, orientationOf, pictureToPng, resizeMask, sizeInHeader, turn } from '../../moebius_lab/web/picture_files.js';
+import { contentsOf, maskToPng, orientationOf, pictureToPng, resizeMask, sizeInHeader, turn } from '../../moebius_lab/page/web/picture_files.js';
 
 /** The pixels of a PNG whose rows all use one filter type. @param {Buffer} png @param {number} channels */
 function decode(png, channels) {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { Generator, randn } from '../../moebius_lab/web/random.js';
+import { Generator, randn } from '../../moebius_lab/page/web/random.js';
 import { fixtures, floats, ulp } from './fixtures.mjs';
 
 test("torch's numbers, in torch's order, for long and short draws", () => {

@@ -16,7 +16,7 @@ Map.groupBy ??= (items, key) => { // browsers have it; Node does from 21
   return groups;
 };
 
-const { RecordedLoop, placeTogether, recordGraph } = await import('../../moebius_lab/web/recorded.js');
+const { RecordedLoop, placeTogether, recordGraph } = await import('../../moebius_lab/page/web/recorded.js');
 
 class Buffer {
   constructor({ size, usage }) {

@@ -1,0 +1,1 @@
+"""Everything that a machine can be measured for: contenders, timing, memory, profiles, results."""

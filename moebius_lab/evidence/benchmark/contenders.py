@@ -1,0 +1,370 @@
+"""Who takes part in a benchmark: every backend, opened with one form of the graphs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from ... import LabError
+from ...config import CONTENDERS, GRAPHS
+from ...inpainting.backends import Backend, step_feeds
+from ...inpainting.loop import Settings, inpaint
+from ...model.ddim import Step
+from ...page.browser import Browser, has_nvidia
+from ...page.bundle import MEASURED, OFFERS
+from ...port.denoiser import StepGraph
+from ...port.export import example_inputs, torch_graphs
+from ...port.sessions import OnnxBackend, open_session, webgpu_session
+from ..loops import Loops
+from .profiles import (
+    CARD,
+    COPIED,
+    LIMIT_CHAIN,
+    LIMIT_SIDES,
+    PROCESSOR,
+    OperatorTime,
+    limit_feeds,
+    limit_graphs,
+    operator_times,
+)
+from .results import CAPTURED, DECODE, DISPATCHED, ENCODE, STEP
+
+SOFTWARE = "this machine has no graphics card; Chromium's software adapter says nothing about speed"
+NAMES = {
+    "torch-cpu": "PyTorch eager, CPU",
+    "torch-cuda": "PyTorch eager, CUDA",
+    "onnxruntime-cpu": "ONNX Runtime, CPU",
+    "webgpu-native": "WebGPU, native",
+    "chromium-webgpu": CAPTURED,
+    "chromium-wasm": "Chromium, wasm, all threads",
+}
+READER = "this notebook's browser"
+PROFILE_RUNS = 3
+STEPS_A_ROUND = 3  # where a step takes milliseconds: the round's time is their median
+Work = Callable[[], object]
+"""Something to time: it returns when it is finished, or returns the milliseconds that it measured itself, as a float."""
+
+
+class Reader(Backend, Protocol):
+    """The browser of the person who reads a notebook, connected (`notebook.browser_backend.BrowserRunner`)."""
+
+    evidence: str  # what really runs, in the page's words
+    choice: dict[str, str]  # provider and precision that were asked for
+    loaded: dict  # what the page says of itself
+
+    def time(self, graph: str, feeds: dict, times: int) -> tuple[dict, list[float]]:
+        """Run one graph on arrays by name: its outputs, and the milliseconds of each run."""
+
+
+@dataclass
+class Entrant:
+    """One backend with one form of the graphs, ready to run."""
+
+    backend: str
+    form: str
+    where: str  # profiles.PROCESSOR or CARD
+    evidence: str  # what really runs, in the runtime's words
+    works: dict[str, Work] = field(default_factory=dict)  # by what they are: STEP, ENCODE, DECODE
+    fill: Callable[[Settings], object] | None = None  # the whole picture
+    limit: Callable[[str], float] | None = None  # "product" or "copy" -> ms of one repetition
+    profile: Callable[[], list[OperatorTime]] | None = None  # of a step
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.backend, self.form
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An entrant that may or may not open here."""
+
+    backend: str
+    form: str
+    open: Callable[[ExitStack], Entrant]
+
+
+class TorchGraphs:
+    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends.
+
+    Where they are compiled, it is the step alone: the encoder runs twice and the decoder once a picture.
+    """
+
+    def __init__(self, bench: Loops, device: str, kind: torch.dtype, compiled: bool = False) -> None:
+        self.config, self.device, self.kind, self.name = bench.config, device, kind, f"PyTorch, {device}"
+        as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights beside all sessions
+        net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
+        modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
+        self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        outputs = self.modules[graph](*(x.to(self.device, self.kind) for x in inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(y.float().cpu() for y in outputs)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.run("vae_encoder", [image])
+
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        return self.run("step", step_feeds(latents, mask, masked_latents, step, guidance).values())[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.run("vae_decoder", [latent])[0]
+
+    @torch.inference_mode()
+    def finished(self, graph: str, inputs: list[Tensor]) -> None:
+        """Run one graph on inputs that are there already, until the device is done."""
+        self.modules[graph](*inputs)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _torch(bench: Loops, backend: str, device: str, form: str, compiled: bool, stack: ExitStack) -> Entrant:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabError("this machine has no CUDA device")
+    kind = {"fp32": torch.float32, "fp16": torch.float16}[form]
+    graphs = TorchGraphs(bench, device, kind, compiled)
+    stack.callback(graphs.modules.clear)
+    inputs = {g: [x.to(device, kind) for x in feeds.values()] for g, feeds in example_inputs(bench.config).items()}
+    works = {what: partial(graphs.finished, graph, inputs[graph]) for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)}
+    works[STEP]()
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    tf32 = f", TF32 in convolutions: {torch.backends.cudnn.allow_tf32}" if device == "cuda" else ""
+    entrant = Entrant(
+        backend,
+        form,
+        CARD if device == "cuda" else PROCESSOR,
+        f"PyTorch {torch.__version__}, {name}{tf32}",
+        works,
+        partial(inpaint, graphs, bench.image, bench.mask),
+    )
+    if not compiled:
+        entrant.limit = partial(_torch_limit, device, kind)
+        entrant.profile = partial(_torch_profile, device, works[STEP])
+    return entrant
+
+
+def _torch_limit(device: str, kind: torch.dtype, limit: str) -> float:
+    where = CARD if device == "cuda" else PROCESSOR
+    few, often = LIMIT_CHAIN[limit]
+    x = torch.from_numpy(limit_feeds(limit_graphs(limit, where)[0])["x"]).to(device, kind)
+    a = x.expand(LIMIT_SIDES[where] if limit == "product" else COPIED[0], -1).contiguous()
+    b = torch.empty_like(a)
+
+    def chain(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            torch.mm(a, a, out=b) if limit == "product" else torch.add(a, 1.0, out=b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) * 1000
+
+    chain(few)
+    return (chain(often) - chain(few)) / (often - few)
+
+
+def start_profiler() -> None:
+    """Start PyTorch's profiler in this thread, which has to be the one that imported PyTorch, and let it say nothing.
+
+    Kineto, the library below it, otherwise writes to standard error: that it was first called in another thread, and at each profile
+    when it starts and stops (level 5 of its log, the highest). What fails is an exception all the same.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU]):
+        pass
+
+
+def _torch_profile(device: str, step: Work) -> list[OperatorTime]:
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    step()
+    with profile(activities=activities) as seen:
+        for _ in range(PROFILE_RUNS):
+            step()
+    rows = []
+    for event in seen.key_averages():
+        micros = {PROCESSOR: event.self_cpu_time_total, CARD: getattr(event, "self_device_time_total", 0)}
+        rows += [
+            OperatorTime(event.key, where, event.count / PROFILE_RUNS, total / PROFILE_RUNS / 1000)
+            for where, total in micros.items()
+            if total > 0 and (where == CARD or device == "cpu")
+        ]
+    return sorted(rows, key=lambda row: -row.ms)
+
+
+def _cuda_graph(bench: Loops, stack: ExitStack) -> Entrant:
+    """The rewritten step as one captured CUDA graph: what this card could do without any launch overhead."""
+    if not torch.cuda.is_available():
+        raise LabError("this machine has no CUDA device")
+    step = StepGraph(copy.deepcopy(bench.net)).cuda()
+    inputs = [tensor.cuda() for tensor in example_inputs(bench.config)["step"].values()]
+    with torch.inference_mode():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which is still copying
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step(*inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(*inputs)
+
+    def work() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    stack.callback([step, *inputs].clear)  # which keeps them until then: the recording reads their memory, and does not hold it
+    evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
+    return Entrant("PyTorch, rewritten, CUDA graph", "fp32", CARD, evidence, {STEP: work})
+
+
+def _onnx(bench: Loops, backend: str, form: str, where: str, open_: Callable, limits: dict[str, Path], stack: ExitStack) -> Entrant:
+    paths = bench.stored(form)
+    onnx = OnnxBackend(paths, bench.config, open_)
+    stack.callback(onnx.sessions.clear)
+    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    wanted = {"vae_encoder": ["mean", "std"], "step": ["next_latents"], "vae_decoder": ["image"]}
+    works = {
+        what: partial(onnx.sessions[graph].run, wanted[graph], feeds[graph])
+        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+    }
+
+    def limit(name: str) -> float:
+        graphs = limit_graphs(name, where)
+        sessions = {g: limit_sessions.get(g) or limit_sessions.setdefault(g, open_(limits[g])) for g in graphs}
+        return _per_repetition(name, where, lambda graph, feeds: _milliseconds(partial(sessions[graph].run, None, feeds)))
+
+    limit_sessions: dict = {}
+    stack.callback(limit_sessions.clear)
+    providers = ", ".join(onnx.sessions["step"].get_providers())
+    evidence = f"ONNX Runtime {onnxruntime.__version__}, {providers}"
+    profile = partial(_session_profile, open_, paths["step"], feeds["step"])
+    fill = partial(inpaint, onnx, bench.image, bench.mask)
+    return Entrant(backend, form, where, evidence, works, fill, limit if form == "fp32" else None, profile)
+
+
+def _milliseconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+def _per_repetition(limit: str, where: str, run: Callable[[str, dict], float]) -> float:
+    """Milliseconds of one repetition of a limit's operator: what the longer of two chains takes more than the shorter."""
+    few, often = LIMIT_CHAIN[limit]
+    short, long = (run(graph, limit_feeds(graph)) for graph in limit_graphs(limit, where))
+    return (long - short) / (often - few)
+
+
+def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorTime]:
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_(path, profile=str(Path(folder) / "profile"))
+        for _ in range(PROFILE_RUNS + 1):
+            session.run(["next_latents"], feeds)
+        return operator_times(Path(session.end_profiling()).read_text(encoding="utf-8"), PROFILE_RUNS)
+
+
+def chromium_name(provider: str, captured: bool = False, threads: int = 0) -> str:
+    """What a run in Chromium is called in every table: by its provider, by what was done with the step, by its threads."""
+    if provider == "wasm":
+        return "Chromium, wasm, 1 thread" if threads == 1 else NAMES["chromium-wasm"]
+    return CAPTURED if captured else DISPATCHED
+
+
+def _chromium(
+    bench: Loops, bundle: Callable[[], Path], provider: str, form: str, capture: bool, threads: int, limits: bool, stack: ExitStack
+) -> Entrant:
+    if provider == "webgpu" and not has_nvidia():  # before a bundle is made for nothing
+        raise LabError(SOFTWARE)
+    browser = stack.enter_context(Browser(bundle(), provider, form, capture=capture, threads=threads))
+    if capture and not browser.loaded["captured"]:
+        raise LabError("the step was not captured: some of it runs on the processor")
+    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    times = STEPS_A_ROUND if provider == "webgpu" else 1
+    where = CARD if provider == "webgpu" else PROCESSOR
+
+    def run(graph: str, feeds: dict) -> float:
+        return float(browser.time(graph, feeds, 1)[1][0])
+
+    return Entrant(
+        chromium_name(provider, capture, threads),
+        form,
+        where,
+        f"Chromium {browser.version}; {browser.evidence}",
+        {
+            STEP: lambda: float(statistics.median(browser.time_steps(feeds["step"], times))),
+            ENCODE: partial(run, "vae_encoder", feeds["vae_encoder"]),
+            DECODE: partial(run, "vae_decoder", feeds["vae_decoder"]),
+        },
+        lambda settings: float(browser.inpaint(bench.image, bench.mask, settings)[1]["total"]),
+        partial(_per_repetition, where=where, run=run) if limits else None,
+        None if capture else lambda: operator_times(browser.profile("step", feeds["step"], PROFILE_RUNS), PROFILE_RUNS),
+    )
+
+
+def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
+    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    evidence = f"{runner.name}; {runner.evidence}"
+    where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
+    works = {
+        what: lambda graph=graph: float(runner.time(graph, feeds[graph], 1)[1][0])
+        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+    }
+    return Entrant(READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask))
+
+
+def candidates(
+    bench: Loops,
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    bundle: Callable[[], Path],
+    limits: dict[str, Path],
+    runner: Reader | None = None,
+) -> list[Candidate]:
+    """Whom to open, in the order of `config.CONTENDERS`; `bundle` makes the one that holds the precisions, when it is first needed."""
+    found: list[Candidate] = []
+
+    def add(backend: str, form: str, open_: Callable, *arguments: object) -> None:
+        found.append(Candidate(backend, form, partial(open_, bench, *arguments)))
+
+    for name in (name for name in CONTENDERS if name in backends):
+        if name.startswith("torch"):
+            device, compiled = ("cuda" if "cuda" in name else "cpu"), name.endswith("compiled")
+            label = f"PyTorch {'compiled' if compiled else 'eager'}, {device.upper()}"
+            forms = ("fp32", "fp16") if device == "cuda" else ("fp32",)
+            if compiled:  # which takes minutes for each
+                forms = tuple(form for form in forms if form in precisions) or forms[:1]
+            for form in forms:
+                add(label, form, _torch, label, device, form, compiled)
+            if name == "torch-cuda":
+                add("PyTorch, rewritten, CUDA graph", "fp32", _cuda_graph)
+        for form in precisions:
+            if name == "onnxruntime-cpu":
+                add("ONNX Runtime, CPU", form, _onnx, "ONNX Runtime, CPU", form, PROCESSOR, open_session, limits)
+            elif name == "webgpu-native":
+                add("WebGPU, native", form, _onnx, "WebGPU, native", form, CARD, webgpu_session, limits)
+            elif name == "chromium-webgpu":
+                for capture in (False, True):
+                    add(chromium_name("webgpu", capture), form, _chromium, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
+            elif name == "chromium-wasm" and "wasm" in (OFFERS | MEASURED)[form].providers:
+                for threads in (1, 0):
+                    add(chromium_name("wasm", threads=threads), form, _chromium, bundle, "wasm", form, False, threads, form == "fp32")
+    if runner is not None:
+        add(READER, runner.choice["precision"], _reader, runner)
+    return found

@@ -1,0 +1,207 @@
+"""What a model costs besides time: peaks of memory, from the cache to ready, and the budget of a first visit."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ... import LabError
+from ...config import NETWORKS
+from ...inpainting.loop import Settings
+from ...inpainting.photographs import demo_photographs
+from ...inpainting.picture_files import read_mask, read_picture
+from ...page.browser import Browser, card_index, has_nvidia
+from ...page.bundle import page_bytes, read_manifest
+from ...page.serve import Server
+from ...port.precision import files_of
+from ..inventory import peak_activations
+from ..loops import Loops
+from .contenders import NAMES, SOFTWARE, candidates, chromium_name
+from .results import Results, Row
+
+LINE_MBIT = 100.0  # of a first visit, Mbit/s
+LOADED = ("fp16-storage", "int8")  # forms whose way from the cache to ready is measured
+LOADS = 3
+FEW_STEPS = Settings(steps=2, strength=1.0)  # of the picture whose peak is taken: more steps take no more memory
+GRAPHS = "graphs"
+
+Lacks = Callable[[str, tuple[str, str], str], None]
+
+
+# -- from the cache to ready -------------------------------------------------------------------------------------------
+
+
+def loads(
+    bench: Loops, bundle: Callable[[], Path], providers: tuple[str, ...], precisions: tuple[str, ...], results: Results, lacks: Lacks
+) -> None:
+    """Load the model in a browser that visits for the first time and, started anew, comes again; add the rows."""
+    for provider in providers:
+        for form in (form for form in LOADED if form in precisions):
+            key = (chromium_name(provider, captured=True), form)  # as the page does, unless a graph cannot be captured
+            if provider == "webgpu" and not has_nvidia():
+                lacks("from the cache to ready", key, SOFTWARE)
+                continue
+            try:
+                rows = _visit(bench, bundle(), provider, form)
+            except LabError as error:
+                lacks("from the cache to ready", key, str(error))
+            else:
+                results.add("rows", [vars(row) for row in rows])
+
+
+def _visit(bench: Loops, bundle: Path, provider: str, form: str) -> list[Row]:
+    with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with Browser(server.url, provider, form, profile_folder=folder) as browser:
+            key = (chromium_name(provider, browser.loaded["captured"]), form)
+            first = browser.loaded["milliseconds"]
+            picture = browser.inpaint(bench.image, bench.mask)[1]["total"]
+        again = []
+        for _ in range(LOADS):
+            with Browser(server.url, provider, form, profile_folder=folder) as browser:
+                again.append(browser.loaded["milliseconds"])
+    q1, _, q3 = statistics.quantiles(again, n=4, method="inclusive")
+    ready = statistics.median(again)
+    page, weights = first_visit_bytes(read_manifest(bundle), form, provider)
+    transfer = {what: bytes_ * 8 / (LINE_MBIT * 1e6) for what, bytes_ in (("page and runtime", page), ("weights", weights))}
+    budget = f"first visit, {LINE_MBIT:.0f} Mbit/s"
+    whole = sum(transfer.values()) + (ready + picture) / 1000
+    computed = [Row(f"{budget}: {what}, computed", *key, "s", s, s, s, 1) for what, s in transfer.items()]
+    return [
+        Row("from the cache to ready", *key, "ms", ready, q1, q3, LOADS),
+        Row("first load from this machine's own server", *key, "ms", first, first, first, 1),
+        Row("first picture", *key, "ms", picture, picture, picture, 1),
+        *computed,
+        Row(f"{budget}: to the first picture", *key, "s", whole, whole, whole, 1),
+    ]
+
+
+def first_visit_bytes(manifest: dict, precision: str, provider: str) -> tuple[int, int]:
+    """Bytes that a first visit fetches: page, runtime and its module as served; the weights of one precision."""
+    build = manifest["runtime"]["builds"]["wasm" if provider == "wasm" else "jspi"]
+    return page_bytes() + build["wasm"]["bytes"], manifest["precisions"][precision]["bytes"]
+
+
+# -- peaks of memory ---------------------------------------------------------------------------------------------------
+
+
+def peaks(
+    bench: Loops,
+    bundle: Callable[[], Path],
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    results: Results,
+    lacks: Lacks,
+    left: Callable[[], bool],
+) -> None:
+    """The peak of every backend in processes of its own, while one short picture or each graph runs once; add the rows."""
+    for form in precisions:
+        paths = bench.stored(form)
+        stored = sum(file["bytes"] for path in paths.values() for file in files_of(path))
+        live = max(peak_activations(path) for path in paths.values())
+        for what, size in (("stored weights", stored), ("activations alive at once", live)):
+            results.add("rows", [vars(Row(what, GRAPHS, form, "MB", *[size / 1e6] * 3, 1))])
+    for backend in (name for name in backends if not name.endswith("compiled")):
+        for form in ("fp32",) if backend.startswith("torch") else precisions:
+            name = NAMES[backend]
+            if not left():
+                lacks("peak memory", (name, form), "the time limit of the whole run was over")
+                continue
+            try:
+                if "chromium" in backend:
+                    name, found = _browser_peak(bench, bundle(), backend, form)
+                else:
+                    found = _child_peak(bench, backend, form)
+            except LabError as error:
+                lacks("peak memory", (name, form), str(error))
+                continue
+            results.add("rows", [vars(Row(f"peak memory, {what}", name, form, "MB", *[mb] * 3, 1)) for what, mb in found.items()])
+
+
+@contextmanager
+def card_memory() -> Iterator[dict[str, float]]:
+    """Watch how far the card's memory in use rises (MB) above what it is now; nothing where there is no card."""
+    seen: dict[str, float] = {}
+    if not has_nvidia():
+        yield seen
+        return
+    ask = ["nvidia-smi", "-i", str(card_index()), "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    before = float(subprocess.run(ask, capture_output=True, check=True, encoding="utf-8").stdout)
+    watch = subprocess.Popen([*ask, "-lms", "50"], stdout=subprocess.PIPE, encoding="utf-8")
+
+    def read() -> None:
+        for line in watch.stdout:
+            if line.strip().isdigit():
+                seen["card"] = max(seen.get("card", 0.0), (float(line) - before) * 2**20 / 1e6)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        watch.terminate()
+        watch.wait()
+        thread.join()
+
+
+def _browser_peak(bench: Loops, bundle: Path, backend: str, form: str) -> tuple[str, dict[str, float]]:
+    """What ran, as the tables call it, and the peaks of its processes and of the card."""
+    provider = backend.removeprefix("chromium-")
+    if provider == "webgpu" and not has_nvidia():
+        raise LabError(SOFTWARE)
+    with card_memory() as card, Browser(bundle, provider, form) as browser:
+        browser.inpaint(bench.image, bench.mask, FEW_STEPS)
+        processes = browser.process_ids()
+        found = {"page": 0.0, "browser's GPU process": 0.0}
+        for process, kind in processes.items():
+            name = {"renderer": "page", "GPU": "browser's GPU process"}.get(kind)
+            if name:
+                found[name] = max(found[name], _peak_of(process))
+        name = chromium_name(provider, browser.loaded["captured"])
+    return name, found | card
+
+
+def _peak_of(process: int | str) -> float:
+    """The most memory that a process has had in its life, MB."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"the memory of a process is read from /proc, which is not there ({error.strerror})") from None
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+
+def _child_peak(bench: Loops, backend: str, form: str) -> dict[str, float]:
+    """The same in a Python process of its own that runs each graph once."""
+    job = {"backend": backend, "form": form, "network": bench.config.name, "weights": bench.weights, "folder": str(bench.folder)}
+    with card_memory() as card:
+        command = [sys.executable, "-m", "moebius_lab.evidence.benchmark.footprint", json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise LabError((done.stderr.strip().splitlines() or ["the process ended without a word"])[-1])
+    return json.loads(done.stdout.splitlines()[-1]) | (card if backend in ("torch-cuda", "webgpu-native") else {})
+
+
+def _child(job: dict) -> None:
+    from contextlib import ExitStack
+
+
+    folder = job["folder"]
+    image, mask = next(iter(demo_photographs().values()))
+    bench = Loops(NETWORKS[job["network"]], job["weights"], Path(folder), image=read_picture(image).rgb, mask=read_mask(mask))
+    backend, form = job["backend"], job["form"]
+    [candidate, *_] = candidates(bench, (backend,), (form,), lambda: Path(folder), {})
+    with ExitStack() as stack:
+        for work in candidate.open(stack).works.values():
+            work()
+        print(json.dumps({"process": _peak_of("self")}))
+
+
+if __name__ == "__main__":
+    _child(json.loads(sys.argv[1]))

@@ -1,0 +1,276 @@
+"""Measurements as tidy rows in a JSON file: written as they come, and made into the README's tables.
+
+A file has one machine, one network and one code, and no table has rows of two files:
+
+    {"format": 1, "date": ..., "network": ..., "weights": ..., "image_size": ..., "made_from": ..., "code": ..., "method": ...,
+     "machine": {...}, "rows": [...], "missing": [...], "evidence": [...], "profiles": [...]}
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ... import LabError
+from ...files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, write_json, write_whole
+
+FORMAT = 1
+CAPTURED, DISPATCHED = "Chromium, WebGPU, captured", "Chromium, WebGPU"
+"""Backends of the page on WebGPU: each graph captured once and replayed, and each operator dispatched in every run."""
+KEY = ("what", "backend", "form", "steps")
+"""Columns that name a row; a later row of the same name replaces an earlier one."""
+SAME = {"machine": "machine", "network": "network", "weights": "weights", "made_from": "code", "code": "code"}
+"""Entries that everything in a file shares, and what each is called: `made_from` dates the graphs, `code` what runs them."""
+LISTS = ("rows", "missing", "evidence", "profiles")
+_NAMED = {"backend": TEXT, "form": TEXT}
+SHAPE = record(
+    date=TEXT,
+    network=TEXT,
+    weights=TEXT,
+    made_from=TEXT,
+    method=TEXT,
+    release_steps=COUNT,
+    machine=record(processor=TEXT, cores=COUNT, cards=listed(record(name=TEXT))),
+    rows=listed(record(what=TEXT, unit=TEXT, median=NUMBER, q1=NUMBER, q3=NUMBER, repeats=COUNT, steps=COUNT, **_NAMED)),
+    missing=listed(record(what=TEXT, reason=TEXT, **_NAMED)),
+    evidence=listed(record(evidence=TEXT, **_NAMED)),
+    profiles=listed(record(operator=TEXT, where=TEXT, calls=NUMBER, ms=NUMBER, **_NAMED)),
+)
+"""What a file holds, as a JSON Schema."""
+ADVICE = "name another file, or remove it and measure again"
+STEP, ENCODE, DECODE, PICTURE = "guided step", "encode", "decode", "whole picture"
+METHOD = (
+    "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
+    "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
+    "worker measures; a round of its WebGPU step is the median of three. A whole picture goes from pixels to pixels."
+)
+"""How `benchmark.run` measures; a file of another method says its own."""
+BEGIN, END = "<!-- made by `python -m moebius_lab results --readme README.md`: -->", "<!-- until here -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of one backend: the median of its repetitions, with quartiles."""
+
+    what: str  # "guided step", "whole picture", "peak memory, card", ...
+    backend: str
+    form: str  # a precision of ours; "straightforward"; of PyTorch the type that it computes in
+    unit: str  # ms, s, MB, GFLOP/s or GB/s
+    median: float
+    q1: float
+    q3: float
+    repeats: int
+    steps: int = 0  # of a whole picture
+
+
+class Results:
+    """A file of measurements that is whole at any moment, so that who is stopped loses nothing.
+
+    Args:
+        path: the file; what stands in it is kept and added to.
+        head: everything but the lists.
+
+    Raises:
+        LabError: the file holds something else, or measurements of another machine, network or code.
+    """
+
+    def __init__(self, path: str | Path, head: dict) -> None:
+        self.path = Path(path)
+        self.data = {"format": FORMAT} | head | {name: [] for name in LISTS}
+        if self.path.is_file():
+            old = read(self.path)
+            for key, what in SAME.items():
+                if old.get(key) != self.data.get(key):
+                    raise LabError(f"{path} holds measurements of another {what}; write to another file, or remove it")
+            self.data |= {name: old[name] for name in LISTS}
+
+    def add(self, name: str, entries: list[dict]) -> None:
+        """Add entries to one of `LISTS`, in the place of those of the same name, and write the file."""
+        merge_into(self.data[name], entries)
+        if name == "rows":  # what was measured is not missing any more
+            done = {_key(entry) for entry in entries}
+            self.data["missing"] = [entry for entry in self.data["missing"] if _key(entry) not in done]
+        self.write()
+
+    def write(self) -> None:
+        write_json(self.path, self.data)
+
+
+def _key(entry: dict) -> tuple:
+    return tuple(entry.get(column) for column in KEY) + (entry.get("operator"), entry.get("where"))
+
+
+def merge_into(entries: list[dict], newer: list[dict]) -> None:
+    """Add `newer` to a list of a results file; an entry of the same name gives way."""
+    names = {_key(entry) for entry in newer}
+    entries[:] = [entry for entry in entries if _key(entry) not in names] + newer
+
+
+def read(path: str | Path) -> dict:
+    """One file of results.
+
+    Raises:
+        LabError: no such file, or one of another form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LabError(f"{path}: there is no such file; make one with `python -m moebius_lab benchmark`")
+    data = read_json(path, {}, ADVICE)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise LabError(f"{path} is no file of measurements of form {FORMAT}; {ADVICE}")
+    if words := misfit(data, SHAPE):
+        raise LabError(f"{path} is damaged ({words}); {ADVICE}")
+    return data
+
+
+def read_all(paths: list[str | Path]) -> list[dict]:
+    """Several results files, the oldest first.
+
+    Raises:
+        LabError: there is none, or one of another form.
+    """
+    if not paths:
+        raise LabError("there are no results; make some with `python -m moebius_lab benchmark`")
+    return sorted((read(path) for path in paths), key=lambda data: data["date"])
+
+
+def merge(paths: list[str | Path], output: str | Path) -> dict:
+    """One file out of several of the same machine, network and code, as when a time limit cut a run in two; the last one wins.
+
+    Raises:
+        LabError: they differ in machine, network, weights or code.
+    """
+    files = [read(path) for path in paths]
+    whole = files[0]
+    for data, path in zip(files[1:], paths[1:]):
+        for name, what in SAME.items():
+            if data.get(name) != whole.get(name):
+                raise LabError(f"{path} is of another {what} than {paths[0]}; only files of one machine, network and code can be merged")
+        for name in LISTS:
+            merge_into(whole[name], data[name])
+        whole |= {name: data[name] for name in ("date", "method")}
+    done = {_key(row) for row in whole["rows"]}
+    whole["missing"] = [entry for entry in whole["missing"] if _key(entry) not in done]
+    write_json(output, whole)
+    return whole
+
+
+def machine_name(machine: dict) -> str:
+    """A machine in a few words: its card, or else its processor; and its processor's cores."""
+    cards = machine.get("cards") or []
+    return f"{cards[0]['name'] if cards else machine['processor']}, {machine['cores']} cores"
+
+
+def run_name(data: dict) -> str:
+    """One file in a few words: network, machine, time and code. Whatever is measured together has one of these."""
+    digest = data.get("code") or data["made_from"]  # older files name the graphs' code alone
+    code = digest[:8] if re.fullmatch("[0-9a-f]{64}", digest) else "not recorded"
+    return f"{data['network']} on {machine_name(data['machine'])}, {data['date']}, code {code}"
+
+
+def table(files: list[dict]) -> pd.DataFrame:
+    """The rows of several files under one another; `run` names the file, and rows of two files are never one quantity."""
+    heads = ("network", "weights", "release_steps")
+    rows = [{"run": run_name(data)} | {name: data[name] for name in heads} | row for data in files for row in data["rows"]]
+    return pd.DataFrame(rows)
+
+
+def newest(files: list[dict]) -> list[dict]:
+    """Of each network and kind of machine the file that was measured last, whole; the others are of other hosts or other code."""
+    found = {(data["network"], machine_name(data["machine"])): data for data in sorted(files, key=lambda data: data["date"])}
+    return [found[key] for key in sorted(found)]
+
+
+# -- the README --------------------------------------------------------------------------------------------------------
+
+FORMS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
+"""The order of columns; other forms follow."""
+COSTS = (
+    "from the cache to ready",
+    "first visit, 100 Mbit/s: to the first picture",
+    "peak memory, page",
+    "peak memory, browser's GPU process",
+    "peak memory, process",
+    "peak memory, card",
+    "stored weights",
+    "activations alive at once",
+)
+"""The rows of the second table, in order: what a model costs besides time."""
+
+
+def readme_table(files: list[dict]) -> str:
+    """Every file's tables in Markdown: the newest of each network and kind of machine open, those before them folded away.
+
+    A file is one machine and one code, and each table is made from one file.
+    """
+    shown = newest(files)
+    before = [data for data in sorted(files, key=lambda data: data["date"], reverse=True) if data not in shown]
+    parts = [section(data) for data in shown]
+    if before:
+        parts += ["<details><summary>Before that, on other hosts or with other code</summary>", *map(section, before), "</details>"]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(data: dict) -> str:
+    """One file in Markdown: its name, the times, the fastest first, and load and memory; its method, where it is another."""
+    method = "" if data["method"] == METHOD else f"Method: {data['method']}"
+    parts = [f"**{run_name(data)}**", method, _times(data), _costs(data)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _times(data: dict) -> str:
+    frame = table([data])
+    steps = frame[frame.what == STEP].sort_values("median")
+    if steps.empty:
+        return ""
+    filled = frame[(frame.what == PICTURE) & (frame.steps == frame.release_steps)]
+    pictures = {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in filled.itertuples()}
+    lines = [f"| backend | form | guided step, ms | picture of {data['release_steps']} steps, s |", "|---|---|---|---|"]
+    for row in steps.itertuples():
+        step = f"{_digits(row.median)} ({_digits(row.q1)} to {_digits(row.q3)})"
+        lines.append(f"| {row.backend} | {row.form} | {step} | {pictures.get((row.backend, row.form), '')} |")
+    return "\n".join(lines)
+
+
+def _costs(data: dict) -> str:
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in data["rows"]:
+        if row["what"] in COSTS:
+            cells.setdefault((row["what"], row["backend"]), {})[row["form"]] = _quantity(row["median"], row["unit"])
+    if not cells:
+        return ""
+    found = {form for values in cells.values() for form in values}
+    forms = [form for form in FORMS if form in found] + sorted(found.difference(FORMS))
+    lines = [f"| load and memory | backend | {' | '.join(forms)} |", f"|---|---|{'---|' * len(forms)}"]
+    for (what, backend), values in sorted(cells.items(), key=lambda item: (COSTS.index(item[0][0]), item[0][1])):
+        lines.append(f"| {what} | {backend} | {' | '.join(values.get(form, '') for form in forms)} |")
+    return "\n".join(lines)
+
+
+def _quantity(number: float, unit: str) -> str:
+    """A number with its unit: seconds for milliseconds, and GB for MB, where there are thousands."""
+    larger = {"ms": "s", "MB": "GB"}.get(unit)
+    return f"{number / 1000:.3g} {larger}" if larger and number >= 1000 else f"{number:.3g} {unit}"
+
+
+def _digits(number: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+
+
+def write_readme(path: str | Path, files: list[dict]) -> None:
+    """Put the tables into a file, between the two marks.
+
+    Raises:
+        LabError: the file lacks them.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise LabError(f"{path} must hold the two lines {BEGIN!r} and {END!r} once each")
+    made = f"{BEGIN}\n\n{readme_table(files)}\n{END}"
+    new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL)
+    write_whole(path, new)

@@ -1,0 +1,311 @@
+"""Held-out photographs: how well the demo checkpoint fills, in numbers and in one picture.
+
+`python -m moebius_lab.evidence.evaluation` fills every picture of `demo/heldout/`, none of whose source files was trained
+on, with several seeds, and writes `evaluation.json` and a contact sheet. The fill starts from noise, not from the picture: the
+truth inside the hole is never seen. Beside it stand what a user would take instead: PatchMatch, and OpenCV's two methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from .. import LabError, errors
+from ..config import CONDITIONAL_IDS, DEMO
+from ..inpainting.backends import Backend, TorchBackend
+from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
+from ..inpainting.loop import Settings, inpaint
+from ..inpainting.picture_files import read_image, read_mask
+from ..model.checkpoint import load_checkpoint, load_vae
+from ..model.ddim import alphas_cumprod
+from ..model.unet import MoebiusNet
+from .perceptual import PerceptualDistance
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
+BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
+OPENCV_RADIUS = 5  # px, the neighbourhood that Telea and Navier-Stokes look at
+PATCHMATCH_SEED = 0
+SEEDS = (0, 1, 2)  # of the fills whose measures are averaged
+GREYED = ("brick-wall2", "garden-rock", "greatWallofChina", "paving_001")  # held-out pictures that are filled without their colours too
+METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
+MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
+
+
+def demo_backend(denoiser: Path = DEMO_FOLDER / "denoiser.safetensors") -> TorchBackend:
+    """The shipped demo checkpoint in PyTorch on the CPU, or another denoiser with its autoencoder."""
+    return TorchBackend(load_checkpoint(denoiser, DEMO), load_vae(DEMO_FOLDER / "vae.safetensors", DEMO))
+
+
+def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: (picture uint8 (256, 256, 3), mask uint8 (256, 256))} of a folder of NAME.webp and NAME_mask.png."""
+    return {
+        file.stem: (read_image(file), read_mask(file.with_name(f"{file.stem}_mask.png"))) for file in sorted(folder.glob("*.webp"))
+    }
+
+
+def hole_psnr(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """Peak signal-to-noise ratio over the hole's pixels, dB; both pictures uint8 (H, W, 3), hole bool (H, W)."""
+    error = np.mean((filled[hole].astype(float) - truth[hole].astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def hole_ssim(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """Structural similarity (scikit-image, 7 px windows), averaged over the hole's pixels; 1 is equal."""
+    _, similarity = structural_similarity(filled, truth, channel_axis=2, full=True)
+    return float(similarity[hole].mean())
+
+
+def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = 24) -> float:
+    """Laplacian energy in the hole over that of a ring of `ring` px around it: 1 is equal texture, 0 is smooth.
+
+    Pixels within 4 px of the hole's edge count for neither side, so that a seam is not taken for texture.
+    """
+    grey = cv2.cvtColor(filled, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    energy = cv2.Laplacian(grey, cv2.CV_32F) ** 2
+    area = hole.astype(np.uint8)
+    inside = cv2.erode(area, np.ones((9, 9), np.uint8)) > 0
+    if not inside.any():
+        inside = hole
+    near = cv2.dilate(area, np.ones((9, 9), np.uint8)) > 0
+    around = (cv2.dilate(area, np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0) & ~near
+    return float(energy[inside].mean() / (energy[around].mean() + 1e-3))
+
+
+def texture_error(ratio: float) -> float:
+    """How far a texture ratio is from 1, symmetric in too little and too much: |log2 ratio|."""
+    return float(abs(np.log2(max(ratio, 1e-6))))
+
+
+def chroma(filled: np.ndarray, hole: np.ndarray) -> float:
+    """Root mean square of the chroma (YCrCb) in the hole, in levels: 0 is grey."""
+    colour = cv2.cvtColor(filled, cv2.COLOR_RGB2YCrCb)[hole][:, 1:].astype(float) - 128
+    return float(np.sqrt((colour**2).sum(1).mean()))
+
+
+def greyed(picture: np.ndarray) -> np.ndarray:
+    """The picture without its colours."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def patchmatch_fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """PatchMatch (Barnes et al. 2009), with the package's defaults.
+
+    Raises:
+        LabError: the package is not installed.
+    """
+    try:
+        import patchmatch
+    except ImportError as missing:
+        raise LabError("the comparison with PatchMatch needs a package: pip install pypatchmatch") from missing
+    patchmatch.set_verbose(False)
+    patchmatch.set_random_seed(PATCHMATCH_SEED)
+    return patchmatch.inpaint(picture, hole.astype(np.uint8))
+
+
+def measures(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray, distance: PerceptualDistance | None) -> dict[str, float]:
+    """Every measure of one fill that needs no other fill; the perceptual one if its network is given."""
+    ratio = texture_ratio(filled, hole)
+    found = {
+        "psnr_db": round(hole_psnr(filled, truth, hole), 3),
+        "ssim": round(hole_ssim(filled, truth, hole), 4),
+        "texture": round(ratio, 4),
+        "texture_error": round(texture_error(ratio), 4),
+    }
+    if distance is not None:
+        found["perceptual"] = round(distance.between(filled, truth, hole), 4)
+    return found
+
+
+def evaluate_pair(
+    backend: Backend,
+    picture: np.ndarray,
+    mask: np.ndarray,
+    settings: Settings,
+    seeds: tuple[int, ...] = (0,),
+    distance: PerceptualDistance | None = None,
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Fill one hole with the network and with what a user would take instead.
+
+    Args:
+        backend: the network.
+        picture, mask: uint8 (H, W, 3) and (H, W).
+        settings: of the network's fills, but for the seed.
+        seeds: the measures of the network's fills are means over these.
+        distance: measures how far a fill looks from the truth; with it PatchMatch is tried too.
+
+    Returns:
+        {method: measures} and {method: filled picture}, that of the first seed.
+    """
+    hole, core = feather(mask) > 0, is_hole(mask)  # every pixel that pasting may change, and the hole itself
+    area = hole.astype(np.uint8)
+    fills = [inpaint(backend, picture, mask, replace(settings, seed=seed)) for seed in seeds]
+    filled = {
+        "ours": fills[0],
+        "telea": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_TELEA),
+        "navier_stokes": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_NS),
+    }
+    if distance is not None:
+        filled["patchmatch"] = patchmatch_fill(picture, hole)
+    rows = {method: measures(result, picture, core, distance) for method, result in filled.items()}
+    every = [rows["ours"], *(measures(fill, picture, core, distance) for fill in fills[1:])]
+    rows["ours"] = {key: round(float(np.mean([row[key] for row in every])), 4) for key in rows["ours"]}
+    return rows, filled
+
+
+@torch.no_grad()
+def reconstruction_psnr(backend: Backend, picture: np.ndarray) -> float:
+    """PSNR of encoding and decoding one picture, dB: the upper end of what any fill can reach."""
+    x = to_unit_range(picture)
+    mean, _ = backend.encode(x)
+    y = backend.decode(mean).clamp(-1, 1)
+    return float(-10 * torch.log10((x - y).pow(2).mean() / 4))
+
+
+@torch.inference_mode()
+def border_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, seed: int = 0) -> dict[str, list[float]]:
+    """Squared error of the predicted noise, a latent channel each, along every side of the window and inside it.
+
+    Only cells outside the hole count, where the answer is given: a side that is much worse than the inside is a fault of
+    the network, not a hard picture.
+
+    Args:
+        network: in evaluation mode.
+        latents: (B, 4, s, s), scaled.
+        mask: (B, 1, s, s), 1 in the hole.
+        masked: (B, 4, s, s), scaled latents of the pictures without what is in the hole.
+        seed: of the noise, drawn anew at each of `BORDER_TIMESTEPS`.
+
+    Returns:
+        {"inside", "top", "bottom", "left", "right": [four means]}.
+    """
+    generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
+    ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
+    known = 1 - F.max_pool2d(mask, 3, 1, 1)  # a cell beside the hole may hold some of it
+    total = torch.zeros(latents.shape[1:])
+    for timestep in BORDER_TIMESTEPS:
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
+        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
+        total += ((predicted - noise) ** 2 * known).sum(0) / len(BORDER_TIMESTEPS)
+    count = known.sum(0)
+
+    def mean(rows: slice, columns: slice) -> list[float]:
+        return [round(float(v), 5) for v in total[:, rows, columns].sum((1, 2)) / count[:, rows, columns].sum()]
+
+    every, first, last, inner = slice(None), slice(0, 1), slice(-1, None), slice(1, -1)
+    sides = {"inside": (inner, inner), "top": (first, every), "bottom": (last, every), "left": (every, first), "right": (every, last)}
+    return {name: mean(*cells) for name, cells in sides.items()}
+
+
+def worst_border_ratio(errors: dict[str, list[float]]) -> float:
+    """The largest error on a side over that inside, same channel; near 1 where the border is no worse."""
+    return max(e / i for name, side in errors.items() if name != "inside" for e, i in zip(side, errors["inside"]))
+
+
+def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, ...]) -> Image.Image:
+    """Pictures in rows with the column titles above and the row's name below each row."""
+    side, gap, line = rows[0][1][0].shape[0], 4, 16
+    sheet = Image.new("RGB", (len(titles) * (side + gap), line + len(rows) * (side + line)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((column * (side + gap) + 4, 2), title, fill="black")
+    for i, (name, pictures) in enumerate(rows):
+        y = line + i * (side + line)
+        for column, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (column * (side + gap), y))
+        draw.text((4, y + side + 1), name, fill="black")
+    return sheet
+
+
+SHEET_TITLES = {"ours": "ours", "patchmatch": "PatchMatch", "telea": "OpenCV Telea"}
+
+
+def held_out_border_error(backend: TorchBackend, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
+    """`border_error` on held-out pictures with their own holes."""
+    rows = []
+    for picture, mask in pairs.values():
+        x, hole = to_unit_range(picture), mask_to_hole(mask)
+        rows.append((backend.encode(x)[0], mask_to_latent(hole), backend.encode(x * (1 - hole))[0]))
+    latents, holes, masked = (torch.cat(column) for column in zip(*rows))
+    scale = backend.config.vae.scaling_factor
+    return border_error(backend.net, scale * latents, holes, scale * masked)
+
+
+def evaluate(
+    backend: TorchBackend,
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]],
+    settings: Settings,
+    seeds: tuple[int, ...] = (0,),
+    distance: PerceptualDistance | None = None,
+) -> tuple[dict, Image.Image]:
+    """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet. Arguments as of `evaluate_pair`."""
+    report: dict = {"settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init}, "seeds": list(seeds)}
+    report["pictures"], rows = {}, []
+    methods = [m for m in METHODS if m != "patchmatch" or distance is not None]
+    shown_methods = [m for m in SHEET_TITLES if m in methods]
+    for name, (picture, mask) in pairs.items():
+        numbers, filled = evaluate_pair(backend, picture, mask, settings, seeds, distance)
+        report["pictures"][name] = numbers | {
+            "truth_texture": round(texture_ratio(picture, is_hole(mask)), 4),  # far from 1 where the hole hid something else
+            "reconstruction_psnr_db": round(reconstruction_psnr(backend, picture), 3),
+        }
+        shown = np.where(is_hole(mask)[..., None], 128, picture).astype(np.uint8)
+        rows.append((name, [shown, np.repeat(mask[..., None], 3, 2), *(filled[m] for m in shown_methods), picture]))
+        print(f"{name}: {numbers['ours']}", flush=True)
+    every = list(report["pictures"].values())
+
+    def mean(method: str, key: str) -> float:
+        return round(float(np.mean([p[method][key] for p in every])), 3)
+
+    report["mean"] = {m: {key: mean(m, key) for key in every[0][m]} for m in methods}
+    report["mean"]["reconstruction_psnr_db"] = round(float(np.mean([p["reconstruction_psnr_db"] for p in every])), 3)
+    report["mean"]["truth_texture_error"] = round(float(np.mean([texture_error(p["truth_texture"]) for p in every])), 3)
+    report["texture_wins"] = sum(
+        p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"]) for p in every
+    )
+    if distance is not None:
+        report["wins_over_patchmatch"] = {
+            key: sum((p["ours"][key] > p["patchmatch"][key]) == (key in ("psnr_db", "ssim")) for p in every) for key in MEASURES if key != "texture"
+        }
+    report["chroma_of_greyed"] = {
+        name: round(chroma(inpaint(backend, greyed(picture), mask, settings), is_hole(mask)), 2)
+        for name, (picture, mask) in pairs.items()
+        if name in GREYED
+    }
+    report["count"] = len(pairs)
+    report["border_error"] = held_out_border_error(backend, pairs)
+    report["worst_border_ratio"] = round(worst_border_ratio(report["border_error"]), 2)
+    return report, contact_sheet(rows, ("input", "hole", *(SHEET_TITLES[m] for m in shown_methods), "truth"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m moebius_lab.evidence.evaluation", description=__doc__)
+    parser.add_argument("--sheet", type=Path, default=Path("build/evaluation.png"), help="where the contact sheet goes")
+    parser.add_argument("--report", type=Path, default=DEMO_FOLDER / "evaluation.json")
+    parser.add_argument("--denoiser", type=Path, default=DEMO_FOLDER / "denoiser.safetensors", help="weights to look at")
+    parser.add_argument("--guidance", type=float, default=Settings.guidance)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    args = parser.parse_args()
+    settings = Settings(guidance=args.guidance, init="noise")
+    report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance())
+    args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(args.sheet)
+    print(json.dumps(report["mean"], indent=1), f"of {report['count']} nearer than PatchMatch: {report['wins_over_patchmatch']}")
+    print(json.dumps(report["border_error"]), f"worst side over inside: {report['worst_border_ratio']}")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.leave(errors.run(main))

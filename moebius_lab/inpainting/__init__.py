@@ -1,0 +1,1 @@
+"""Picture to picture: files, windows and pasting, the sampling loop, and what it runs on."""

@@ -1,0 +1,231 @@
+"""The one sampling loop in Python, for any backend, and what puts a picture of any size through it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import LabError
+from ..config import COVERAGES, GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
+from ..model.ddim import Step, ddim_steps
+from .backends import Backend
+from .imaging import (
+    Window,
+    check_picture_and_mask,
+    crop,
+    describe_windows,
+    is_hole,
+    mask_to_hole,
+    mask_to_latent,
+    plan_windows,
+    to_bytes,
+    to_unit_range,
+    uncrop,
+)
+from .picture_files import Picture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person chooses; the defaults are the release's example, but for `coverage`."""
+
+    steps: int = STEPS  # 1..1000, length of the schedule
+    strength: float = STRENGTH  # (0, 1], share of the schedule that is run
+    guidance: float = GUIDANCE  # 1 is the conditional prediction alone
+    noise_offset: float = NOISE_OFFSET  # weight of one normal number per channel, added to the noise
+    seed: int = 0  # of torch's CPU generator
+    init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
+    coverage: Literal["whole", "as-released"] = "whole"  # see `config.COVERAGES`; "whole" replaces all of the hole
+
+    def __post_init__(self) -> None:
+        ddim_steps(self.steps, self.strength)  # raises for values outside their ranges
+        if self.init not in ("image", "noise"):
+            raise LabError(f'init must be "image" or "noise", not {self.init!r}')
+        if self.coverage not in COVERAGES:
+            raise LabError(f"coverage must be one of {', '.join(COVERAGES)}, not {self.coverage!r}")
+        if not np.isfinite([self.guidance, self.noise_offset]).all():
+            raise LabError("guidance and noise offset must be finite numbers")
+        if not 0 <= self.seed < 2**63:
+            raise LabError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Handed to the callback after every step."""
+
+    window: int  # from 0
+    windows: int
+    step: int  # steps done in this window, from 1
+    steps: int
+    latent: Tensor  # (1, 4, s, s) after the step, scaled
+    clean: Tensor  # (1, 4, s, s), the picture predicted at this step (x0), scaled: for a preview
+
+
+class Cancelled(Exception):
+    """Raised by the loop when its `cancel` event was set; the picture that was given is untouched."""
+
+
+def sample(
+    backend: Backend,
+    image: Tensor,
+    hole: Tensor,
+    settings: Settings,
+    on_step: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Tensor:
+    """Denoise one model window.
+
+    Random numbers are drawn in the release's order from one CPU generator: image posterior, masked posterior, noise,
+    offset, all of them whatever `init` is.
+
+    Args:
+        backend: where the networks run.
+        image: (1, 3, S, S) in [-1, 1].
+        hole: (1, 1, S, S), 1 in the hole.
+        settings: see `Settings`.
+        on_step: called as on_step(done, total, latent, clean) after every step.
+        cancel: checked before every step.
+
+    Returns:
+        The decoded window (1, 3, S, S), in about [-1, 1].
+
+    Raises:
+        Cancelled: `cancel` was set.
+        FloatingPointError: the network returned a number that is not finite.
+    """
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
+    s = backend.config.latent_size
+    factor = backend.config.vae.scaling_factor
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def encode(x: Tensor) -> Tensor:
+        mean, std = backend.encode(x)
+        return factor * (mean + std * normal(1, LATENT_CHANNELS, s, s))
+
+    steps = ddim_steps(settings.steps, settings.strength)
+    image_latent = encode(image)
+    masked_latent = encode(image * (1 - hole))
+    noise = normal(1, LATENT_CHANNELS, s, s)
+    noise = noise + settings.noise_offset * normal(1, LATENT_CHANNELS, 1, 1)
+    latent = steps[0].signal * image_latent + steps[0].sigma * noise if settings.init == "image" else noise
+    mask = mask_to_latent(hole, settings.coverage)
+
+    for i, step in enumerate(steps):
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"cancelled after {i} of {len(steps)} steps")
+        following = backend.step(latent, mask, masked_latent, step, settings.guidance)
+        if not torch.isfinite(following).all():
+            raise FloatingPointError(f"{backend.name}: the denoiser returned numbers that are not finite at step {i + 1}")
+        clean = predicted_clean(latent, following, step)
+        latent = following
+        if on_step is not None:
+            on_step(i + 1, len(steps), latent, clean)
+    return backend.decode(latent / factor)
+
+
+def describe_cost(windows: list[Window], size: int, settings: Settings, step_seconds: float = 0.0) -> str:
+    """What filling through `windows` (of `plan_windows`) will cost, in words: "54 windows of 512 px, 1,026 steps, about 3 min".
+
+    Args:
+        windows: the plan.
+        size: px, side of the model's input.
+        settings: see `Settings`.
+        step_seconds: how long a step takes, for the time; 0 where nobody knows.
+    """
+    steps = len(windows) * len(ddim_steps(settings.steps, settings.strength))
+    words = f"{describe_windows(windows, size)}, {steps:,} step{'s' if steps > 1 else ''}"
+    if not step_seconds:
+        return words
+    seconds = max(steps * step_seconds, 1)
+    return f"{words}, about {f'{seconds / 60:,.0f} min' if seconds >= 100 else f'{seconds:.0f} s'}"
+
+
+def predicted_clean(latent: Tensor, following: Tensor, step: Step) -> Tensor:
+    """x0, what the latent would be without its noise, from the latents before and after a step.
+
+    The step was next = latent_scale x + noise_scale e, which gives the noise e back; x0 = (x - sigma e) / signal.
+    """
+    e = (following - step.latent_scale * latent) / step.noise_scale
+    return (latent - step.sigma * e) / step.signal
+
+
+def inpaint(
+    backend: Backend,
+    image: np.ndarray,
+    mask: np.ndarray,
+    settings: Settings = Settings(),
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    on_fill: Callable[[np.ndarray, Window], None] | None = None,
+) -> np.ndarray:
+    """Fill the hole of a picture of any size.
+
+    Args:
+        backend: where the networks run.
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W): the hole is where it is 128 or more. As released, all its values blend the result in.
+        settings: see `Settings`.
+        on_progress: called after every step of every window.
+        cancel: set it, from any thread, to stop before the next step.
+        on_fill: called as on_fill(made, window) with what the model made of each window, as `uncrop` takes it.
+
+    Returns:
+        uint8 (H, W, 3): new in the whole hole, and equal to `image` in every pixel that is `FEATHER_WIDTH` px or more
+        from it. As released: a blend also inside, and equal to `image` where `imaging.feather` has no weight.
+
+    Raises:
+        ImageError: picture and mask do not go together, or the mask is empty or everything.
+        Cancelled: `cancel` was set.
+    """
+    check_picture_and_mask(image, mask)
+    size = backend.config.image_size
+    result = image
+    left_to_fill = is_hole(mask)
+    windows = plan_windows(mask, size, settings.coverage)
+    for i, window in enumerate(windows):
+
+        def report(done: int, total: int, latent: Tensor, clean: Tensor, i: int = i) -> None:
+            if on_progress is not None:
+                on_progress(Progress(i, len(windows), done, total, latent, clean))
+
+        seen, seen_mask = crop(result, left_to_fill, window, size)
+        raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
+        if on_fill is not None:
+            on_fill(raw, window)
+        result = uncrop(raw, result, mask, window, settings.coverage)
+        left_to_fill[window.visible] &= window.owners[window.visible] != window.number
+    return result
+
+
+def inpaint_picture(
+    backend: Backend,
+    picture: Picture,
+    mask: np.ndarray,
+    settings: Settings = Settings(),
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Picture:
+    """`inpaint` for a picture as it was read: what the model makes is pasted into the stored pixels, in their own colours.
+
+    Returns:
+        The picture with its own profile, transparency and EXIF block; `stored` stays where the result of `inpaint` does.
+    """
+    if picture.stored is picture.rgb:
+        rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel)
+        return picture.filled(rgb, rgb)
+    stored = picture.stored_rgb
+
+    def keep(made: np.ndarray, window: Window) -> None:
+        nonlocal stored
+        stored = uncrop(picture.in_its_profile(made), stored, mask, window, settings.coverage)
+
+    rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, keep)
+    return picture.filled(rgb, stored)

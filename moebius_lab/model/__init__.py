@@ -1,0 +1,1 @@
+"""The published network in PyTorch: its layers, its schedule, its weights from files and hubs."""

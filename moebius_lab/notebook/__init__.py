@@ -1,0 +1,1 @@
+"""What notebooks are made with: the workbench, widgets, figures, and the report."""

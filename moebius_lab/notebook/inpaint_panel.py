@@ -1,0 +1,267 @@
+"""Run the model on a painted mask from the notebook, without blocking it: progress, preview, cancel, before and after."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import ipywidgets
+import numpy as np
+import traitlets
+from PIL import Image
+
+from .. import LabError
+from ..config import COVERAGES, PREVIEW_SHARE
+from ..inpainting.backends import Backend
+from ..inpainting.imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
+from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture
+from .mask_painter import MaskPainter, jpeg, message, row
+from .widgets import style_of
+
+SHOWN_WIDTH = 720  # px, of preview and result on screen
+
+
+class Inpaint(ipywidgets.VBox):
+    """A panel that fills what was painted. The same work is done by its buttons and by `start`, `cancel` and `wait`.
+
+    `result` is a trait: the filled picture as a PIL image of the full size, with the profile and the transparency of the
+    painter's source, None before the first run.
+
+    Args:
+        painter: picture and mask are taken from it when a run starts.
+        backends: by the name to choose them by; a function is called for its backend when that is first used.
+        settings: what the controls begin with; strength, noise offset and init stay as given.
+
+    Raises:
+        LabError: there is no backend.
+    """
+
+    result = traitlets.Instance(Image.Image, allow_none=True, read_only=True)
+
+    def __init__(
+        self,
+        painter: MaskPainter,
+        backends: dict[str, Backend | Callable[[], Backend]],
+        settings: Settings = Settings(),
+    ) -> None:
+        if not backends:
+            raise LabError('name at least one backend, for example {"PyTorch": bench.torch_backend}')
+        self.painter, self._settings, self._backends = painter, settings, dict(backends)
+        self._thread: threading.Thread | None = None
+        self._cancel = threading.Event()
+        self._failure: BaseException | None = None
+        self._pace: dict[str, float] = {}  # s a step of the last run, by backend
+        self._pair: tuple[np.ndarray, np.ndarray] | None = None  # before and after, as shown
+        super().__init__()
+        self._make_controls()
+        self.children = [
+            row(self.backend, self.steps, self.guidance, self.seed, self.coverage),
+            row(self._run_button, self._cancel_button, self._bar),
+            self._message,
+            self._slider,
+            self._view,
+            style_of(self),
+        ]
+
+    def _make_controls(self) -> None:
+        start = self._settings
+        wide, narrow = {"width": "15rem"}, {"width": "9.5rem"}
+        style = {"description_width": "4.5rem"}
+        self.backend = ipywidgets.Dropdown(options=list(self._backends), description="Backend", layout=wide, style=style)
+        self.steps = ipywidgets.BoundedIntText(start.steps, min=1, max=1000, description="Steps", layout=narrow, style=style)
+        self.guidance = ipywidgets.BoundedFloatText(
+            start.guidance, min=0, max=20, step=0.1, description="Guidance", layout=narrow, style=style
+        )
+        self.seed = ipywidgets.BoundedIntText(
+            start.seed, min=0, max=2**31 - 1, description="Seed", layout=narrow, style=style
+        )
+        self.coverage = ipywidgets.Dropdown(
+            options=COVERAGES, value=start.coverage, description="Coverage", layout={"width": "13rem"}, style=style
+        )
+        self._run_button = ipywidgets.Button(description="Fill the hole", icon="play", button_style="primary")
+        self._cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
+        self._run_button.on_click(lambda _: self._start_or_say_why_not())
+        self._cancel_button.on_click(lambda _: self.cancel())
+        self._bar = ipywidgets.IntProgress(min=0, max=1, layout={"width": "18rem"})
+        self._message = ipywidgets.HTML(message("Paint the hole above, then fill it."))
+        self._slider = ipywidgets.IntSlider(
+            50, 0, 100, description="before | after", readout=False, layout={"width": "22rem", "display": "none"},
+            style={"description_width": "6.5rem"},
+        )  # fmt: skip
+        self._slider.observe(lambda change: self._show_pair(), "value")
+        self._view = ipywidgets.Image(
+            format="jpeg", layout={"display": "none", "max_width": "100%", "align_self": "flex-start"}
+        )
+
+    # -- in Python -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin a run in a thread of its own and return at once.
+
+        Raises:
+            LabError: one is running already, or picture, mask or settings cannot be used.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise LabError("a run is under way: wait for it, or cancel it")
+        image, mask = self.painter.image, self.painter.mask
+        check_picture_and_mask(image, mask)
+        names = ("steps", "guidance", "seed", "coverage")
+        settings = replace(self._settings, **{name: getattr(self, name).value for name in names})
+        self._cancel.clear()
+        self._failure = None
+        self._busy(True)
+        self._bar.value, self._bar.bar_style = 0, ""
+        self._message.value = message("Loading the model.")
+        self._slider.layout.display = "none"
+        self._thread = threading.Thread(target=self._work, args=(image, mask, settings), name="inpaint", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Stop the run before its next step; the last result stays."""
+        self._cancel.set()
+
+    def wait(self, timeout: float | None = None) -> Image.Image:
+        """Wait for the run to end and return its picture.
+
+        Raises:
+            LabError: no run was started, or `timeout` (s) is over.
+            Cancelled: it was cancelled.
+            Exception: what went wrong in the run.
+        """
+        if self._thread is None:
+            raise LabError("nothing was started: call start() or run()")
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise LabError(f"still running after {timeout} s: wait longer, or cancel()")
+        if self._failure is not None:
+            raise self._failure
+        return self.result
+
+    def run(self, timeout: float | None = None) -> Image.Image:
+        """`start`, then `wait`: for a cell that needs the picture."""
+        self.start()
+        return self.wait(timeout)
+
+    def picture(self) -> Image.Image:
+        """Before and after side by side, or what the painter shows if there is no result: a still."""
+        if self._pair is None:
+            return self.painter.picture()
+        return Image.fromarray(np.concatenate(self._pair, axis=1))
+
+    def _repr_mimebundle_(self, **kwargs):
+        return super()._repr_mimebundle_(**kwargs) | {"image/jpeg": jpeg(self.picture())}
+
+    # -- in the thread ---------------------------------------------------------------------------------------------
+
+    def _work(self, image: np.ndarray, mask: np.ndarray, settings: Settings) -> None:
+        began = time.perf_counter()
+        try:
+            backend = self._chosen_backend()
+            watch = _Watch(self, backend, image, mask, settings)
+            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel)
+            self._pair = _shown(image), _shown(filled.rgb)
+            self.set_trait("result", filled.image())
+            seconds = time.perf_counter() - began
+            self._pace[backend.name] = watch.pace
+            self._message.value = message(f"{backend.name}: filled in {seconds:.1f} s")
+            self._bar.value, self._bar.bar_style = self._bar.max, "success"
+        except Cancelled as stop:
+            self._failure = stop
+            self._message.value = message(str(stop))
+            self._bar.bar_style = "warning"
+        except Exception as error:  # whatever it is belongs under the reader's eyes, and to whoever calls wait()
+            self._failure = error
+            text = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+            self._message.value = message(text, alarm=True)
+            self._bar.bar_style = "danger"
+        finally:
+            self._show_pair()
+            self._busy(False)
+
+    def _chosen_backend(self) -> Backend:
+        name = self.backend.value
+        made = self._backends[name]
+        if not hasattr(made, "decode"):
+            made = self._backends[name] = made()
+        return made
+
+    def _busy(self, busy: bool) -> None:
+        self._run_button.disabled, self._cancel_button.disabled = busy, not busy
+
+    def _show_progress(self, done: int, total: int, text: str) -> None:
+        self._bar.max, self._bar.value = total, done
+        self._message.value = message(text)
+
+    def _show_preview(self, picture: np.ndarray) -> None:
+        self._show(_shown(picture))
+
+    # -- on screen -------------------------------------------------------------------------------------------------
+
+    def _start_or_say_why_not(self) -> None:
+        try:
+            self.start()
+        except LabError as error:
+            self._message.value = message(str(error), alarm=True)
+
+    def _show_pair(self) -> None:
+        """Before on the left of the slider's place, after on the right."""
+        if self._pair is None:
+            self._view.layout.display = "none"
+            return
+        before, after = self._pair
+        edge = round(before.shape[1] * self._slider.value / 100)
+        seen = after.copy()
+        seen[:, :edge] = before[:, :edge]
+        seen[:, max(edge - 1, 0) : edge + 1] = 255
+        self._slider.layout.display = None
+        self._show(seen)
+
+    def _show(self, picture: np.ndarray) -> None:
+        self._view.value = jpeg(Image.fromarray(picture))
+        self._view.layout.display = None
+
+
+class _Watch:
+    """The loop's callback: progress at every step, and previews as often as their share of the time allows."""
+
+    def __init__(self, panel: Inpaint, backend: Backend, image: np.ndarray, mask: np.ndarray, settings: Settings) -> None:
+        self.panel, self.backend, self.mask, self.coverage = panel, backend, mask, settings.coverage
+        self.filled = image  # with the windows that are finished
+        size = backend.config.image_size
+        self.windows = plan_windows(mask, size, settings.coverage)
+        cost = describe_cost(self.windows, size, settings, panel._pace.get(backend.name, 0.0))
+        panel._message.value = message(f"{backend.name}: {cost}")
+        self.pace = 0.0  # s a step so far, previews included
+        self.began = time.perf_counter()
+        self.previews = 0.0  # s spent on them
+
+    def __call__(self, progress: Progress) -> None:
+        done, total = progress.window * progress.steps + progress.step, progress.windows * progress.steps
+        self.pace = (time.perf_counter() - self.began) / done
+        left = self.pace * (total - done)
+        where = f", window {progress.window + 1} of {progress.windows}" if progress.windows > 1 else ""
+        text = f"{self.backend.name}: step {progress.step} of {progress.steps}{where}, {left:.0f} s left"
+        self.panel._show_progress(done, total, text)
+        ends_window = progress.step == progress.steps
+        if done < total and (ends_window or self.previews <= PREVIEW_SHARE * (time.perf_counter() - self.began)):
+            self._preview(progress, ends_window)
+
+    def _preview(self, progress: Progress, ends_window: bool) -> None:
+        start = time.perf_counter()
+        decoded = self.backend.decode(progress.clean / self.backend.config.vae.scaling_factor)
+        picture = uncrop(to_bytes(decoded), self.filled, self.mask, self.windows[progress.window], self.coverage)
+        if ends_window:
+            self.filled = picture
+        self.panel._show_preview(picture)
+        self.previews += time.perf_counter() - start
+
+
+def _shown(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3), scaled down to at most `SHOWN_WIDTH` px."""
+    height, width = picture.shape[:2]
+    if width <= SHOWN_WIDTH:
+        return picture
+    size = (SHOWN_WIDTH, max(1, round(height * SHOWN_WIDTH / width)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))

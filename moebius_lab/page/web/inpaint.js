@@ -1,0 +1,356 @@
+// The one sampling loop of the page, for any backend, and what puts a picture of any size through it; as loop.py.
+
+import { EngineError, cancelled } from './errors.js';
+import { ddimSteps } from './ddim.js';
+import { closeHole, crop, describeWindows, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
+import { Generator, randn } from './random.js';
+
+/** @typedef {import('./manifest.js').Constants} Constants */
+/** @typedef {import('./engine.js').Picture} Picture */
+/** @typedef {import('./engine.js').Settings} Settings */
+/** @typedef {import('./engine.js').StepProgress} StepProgress */
+/** @typedef {import('./ddim.js').Step} Step */
+
+/**
+ * One denoising that is under way; its latents stay where the backend keeps them.
+ *
+ * @typedef {object} Denoising
+ * @property {(step: Step) => Promise<void>} step ends when the step has been computed
+ * @property {() => Promise<Float32Array>} latents (1, 4, s, s) as they are now
+ * @property {() => void} close
+ */
+
+/**
+ * @typedef {object} Backend
+ * @property {string} provider
+ * @property {(image: Float32Array) => Promise<{mean: Float32Array, std: Float32Array}>} encode (1, 3, S, S) in [-1, 1]
+ * @property {(latents: Float32Array, mask: Float32Array, maskedLatents: Float32Array, guidance: number) => Promise<Denoising>} denoise
+ * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
+ */
+
+const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
+const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
+
+const round = Math.fround;
+
+/** @param {number[]} values @returns {number} */
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/**
+ * @param {Settings} settings
+ * @param {Constants} constants
+ * @throws {EngineError} code 'bad-input'
+ */
+function checkSettings({ guidance, noise_offset, seed, init, coverage }, { coverages }) {
+  const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
+  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be numbers.');
+  if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
+  if (init !== 'image' && init !== 'noise') throw bad(`The start must be "image" or "noise", not "${init}".`);
+  if (!coverages.includes(coverage)) throw bad(`The coverage must be ${coverages.join(' or ')}, not ${coverage}.`);
+}
+
+/**
+ * Fill the hole of a picture of any size.
+ *
+ * Random numbers are drawn in the release's order: image posterior, masked posterior, noise, offset.
+ *
+ * @param {Backend} backend
+ * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
+ * @param {Constants} constants
+ * @param {number[][]} preview see `sketch`
+ * @param {(progress: StepProgress) => void} onProgress called before the first and after every step of every window
+ * @param {() => Promise<boolean>} stopped asked before every step
+ */
+export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
+  const began = performance.now();
+  const leftToFill = holeToFill(image, mask, constants);
+  checkSettings(settings, constants);
+  const steps = ddimSteps(settings.steps, settings.strength, constants);
+  const result = { width: image.width, height: image.height, data: image.data.slice() };
+  const windows = planWindows(leftToFill, image.width, image.height, settings.coverage, constants);
+  const plan = describeWindows(windows, constants.image_size);
+  onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, plan });
+  const times = new Times();
+  const stopIfAsked = async () => {
+    if (await stopped()) throw cancelled();
+  };
+  for (const [index, window] of windows.entries()) {
+    const seen = crop(result, leftToFill, window, constants.image_size);
+    const [known, paste] = await meanwhile(encodeSeen(backend, seen, settings, constants, times, stopIfAsked), () =>
+      pasting(mask, image.width, image.height, window, settings.coverage, constants),
+    );
+    const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
+      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step, plan };
+      onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
+    };
+    const planes = await sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked);
+    uncrop(toBytes(planes), result, window, paste, constants);
+    closeHole(leftToFill, window, image);
+  }
+  const { encode, step, decode } = times;
+  return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
+}
+
+/**
+ * The visible part of a window with a prediction pasted in; the picture itself stays.
+ *
+ * @param {Float32Array} planes
+ * @param {Picture} picture
+ * @param {import('./imaging.js').Window} window
+ * @param {import('./imaging.js').Paste} paste
+ * @param {Constants} constants
+ */
+function previewOf(planes, picture, window, paste, constants) {
+  const { left, top, width, height } = visible(window, picture);
+  const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
+  const moved = (/** @type {{left: number, top: number}} */ place) => ({ left: place.left - left, top: place.top - top });
+  uncrop(toBytes(planes), part, { ...window, ...moved(window) }, { ...paste, ...moved(paste) }, constants);
+  return { left, top, ...part };
+}
+
+class Times {
+  constructor() {
+    /** @type {Record<'encode'|'step'|'decode', number[]>} */
+    this.all = { encode: [], step: [], decode: [] };
+  }
+
+  /**
+   * @template T
+   * @param {'encode'|'step'|'decode'} what
+   * @param {Promise<T>} work
+   */
+  async of(what, work) {
+    const began = performance.now();
+    const value = await work;
+    this.all[what].push(performance.now() - began);
+    return value;
+  }
+
+  get encode() {
+    return median(this.all.encode);
+  }
+
+  get step() {
+    return median(this.all.step);
+  }
+
+  get decode() {
+    return median(this.all.decode);
+  }
+}
+
+/** One turn of the event loop. */
+export function nextTask() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve(undefined);
+    };
+    port2.postMessage(0);
+  });
+}
+
+/**
+ * Work for the processor while the device computes, which it begins once this thread has returned to the event loop.
+ *
+ * @template A, B
+ * @param {Promise<A>} computing
+ * @param {() => B} work
+ */
+function meanwhile(computing, work) {
+  return Promise.all([computing, nextTask().then(work)]);
+}
+
+/** @typedef {{mask: Float32Array, image: Float32Array, masked: Float32Array, noise: Float32Array}} Known latents of a window */
+
+/**
+ * Encode one model window, and draw all its random numbers.
+ *
+ * @param {Backend} backend
+ * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
+ * @param {Settings} settings
+ * @param {Constants} constants
+ * @param {Times} times
+ * @param {() => Promise<void>} stopIfAsked
+ * @returns {Promise<Known>}
+ */
+async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked) {
+  const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
+  const cells = s * s;
+  const draw = () => {
+    const generator = new Generator(settings.seed);
+    const [ofImage, ofMasked, noise] = [0, 1, 2].map(() => randn(channels * cells, generator));
+    const offset = randn(channels, generator).map((n) => round(settings.noise_offset) * n);
+    for (let i = 0; i < noise.length; i++) noise[i] += offset[Math.floor(i / cells)];
+    return { ofImage, ofMasked, noise };
+  };
+  const encode = (/** @type {Float32Array} */ planes) => times.of('encode', backend.encode(planes));
+  const scale = round(factor);
+  const latent = (/** @type {{mean: Float32Array, std: Float32Array}} */ { mean, std }, /** @type {Float32Array} */ normal) =>
+    normal.map((n, i) => scale * round(mean[i] + round(std[i] * n)));
+
+  const planes = toUnitRange(seen.rgb);
+  await stopIfAsked();
+  const [image, { hidden, ofImage, ofMasked, noise }] = await meanwhile(encode(planes), () => ({
+    hidden: masked(planes, seen.hole),
+    ...draw(),
+  }));
+  await stopIfAsked();
+  const hiddenImage = await encode(hidden);
+  return { mask: maskToLatent(seen.hole, settings.coverage, constants), image: latent(image, ofImage), masked: latent(hiddenImage, ofMasked), noise };
+}
+
+/**
+ * Denoise one model window.
+ *
+ * @param {Backend} backend
+ * @param {Known} known
+ * @param {Settings} settings
+ * @param {Step[]} steps
+ * @param {Constants} constants
+ * @param {number[][]} preview
+ * @param {Times} times
+ * @param {(step: number, preview: Float32Array|null) => void} report
+ * @param {() => Promise<void>} stopIfAsked
+ * @returns {Promise<Float32Array>} the decoded window (1, 3, S, S)
+ */
+async function sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked) {
+  const { image, noise } = known;
+  const signal = round(steps[0].signal);
+  const sigma = round(steps[0].sigma);
+  const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * image[i]) + round(sigma * n));
+
+  const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
+  const denoising = await backend.denoise(start, known.mask, known.masked, settings.guidance);
+  const previews = new PreviewBudget(times.encode, steps.length, constants.preview_share);
+  /** @type {Float32Array|null} the latents before the next step, where they are known here */
+  let before = start;
+  try {
+    for (const [i, step] of steps.entries()) {
+      await stopIfAsked();
+      const kind = i + 1 < steps.length ? previews.next(times.all.step.at(-1)) : 'none';
+      if (kind !== 'none') before ??= await denoising.latents();
+      await times.of('step', denoising.step(step));
+      let planes = null;
+      if (kind === 'none') {
+        before = null;
+      } else {
+        const after = await denoising.latents();
+        const clean = predictedClean(/** @type {Float32Array} */ (before), after, step);
+        planes = kind === 'decoded' ? await previews.spend(() => decode(clean)) : sketch(clean, preview, constants);
+        before = after;
+      }
+      report(i + 1, planes);
+    }
+    await stopIfAsked();
+    const latents = await denoising.latents();
+    if (!latents.every(Number.isFinite)) {
+      throw new EngineError('shader', 'The model returned numbers that are not finite. Choose another precision, or wasm.');
+    }
+    return await times.of('decode', decode(latents));
+  } finally {
+    denoising.close();
+  }
+}
+
+/**
+ * @param {Float32Array} planes (3, S, S)
+ * @param {Uint8Array} hole (S, S)
+ * @returns {Float32Array} a copy, 0 (grey) in the hole
+ */
+function masked(planes, hole) {
+  const shown = planes.slice();
+  for (let i = 0; i < hole.length; i++) {
+    if (hole[i]) shown[i] = shown[i + hole.length] = shown[i + 2 * hole.length] = 0;
+  }
+  return shown;
+}
+
+/**
+ * x0: what the latents would be without their noise, from the latents before and after a step.
+ *
+ * @param {Float32Array} before
+ * @param {Float32Array} after
+ * @param {Step} step
+ */
+export function predictedClean(before, after, { signal, sigma, latentScale, noiseScale }) {
+  return before.map((x, i) => (x - (sigma * (after[i] - latentScale * x)) / noiseScale) / signal);
+}
+
+/**
+ * A coarse picture of latents without the decoder: the colours that fit them best, linearly, smoothly enlarged.
+ *
+ * @param {Float32Array} latents (4, s, s), scaled
+ * @param {number[][]} preview a row of red, green and blue for each channel, and one for the constant
+ * @param {Constants} constants
+ * @returns {Float32Array} (3, S, S) in about [-1, 1]
+ */
+export function sketch(latents, preview, { image_size: S, latent_size: s, latent_channels: channels }) {
+  const planes = new Float32Array(3 * S * S);
+  const small = new Float32Array(s * s);
+  const cell = (/** @type {number} */ pixel) => Math.min(Math.max(((pixel + 0.5) * s) / S - 0.5, 0), s - 1);
+  for (let colour = 0; colour < 3; colour++) {
+    small.fill(preview[channels][colour]);
+    for (let k = 0; k < channels; k++) {
+      for (let i = 0; i < s * s; i++) small[i] += preview[k][colour] * latents[k * s * s + i];
+    }
+    for (let y = 0, i = colour * S * S; y < S; y++) {
+      const v = cell(y);
+      const top = Math.floor(v) * s;
+      const bottom = Math.min(Math.ceil(v), s - 1) * s;
+      for (let x = 0; x < S; x++, i++) {
+        const u = cell(x);
+        const [left, right, across, down] = [Math.floor(u), Math.ceil(u), u % 1, v % 1];
+        const above = small[top + left] * (1 - across) + small[top + right] * across;
+        const below = small[bottom + left] * (1 - across) + small[bottom + right] * across;
+        planes[i] = above * (1 - down) + below * down;
+      }
+    }
+  }
+  return planes;
+}
+
+/**
+ * Previews are decoded as often as their share of the time allows, and sketched at the other steps where those are slow.
+ * Before a step was seen it is taken to be as long as an encoding, and a decoding twice as long.
+ */
+export class PreviewBudget {
+  /**
+   * @param {number} encode ms
+   * @param {number} steps of a window
+   * @param {number} share of a run's time that may go into decoding previews
+   */
+  constructor(encode, steps, share) {
+    this.began = performance.now();
+    this.spent = 0;
+    this.last = 2 * encode;
+    this.encode = encode;
+    this.steps = steps;
+    this.share = share;
+  }
+
+  /**
+   * @param {number} [step] ms that the last step took
+   * @returns {'decoded'|'sketched'|'none'}
+   */
+  next(step = this.encode) {
+    if (step * this.steps < BRIEF) return 'none';
+    const passed = performance.now() - this.began;
+    if (this.spent + this.last <= this.share * (passed + this.last)) return 'decoded';
+    return step > SLOW_STEP ? 'sketched' : 'none';
+  }
+
+  /** @param {() => Promise<Float32Array>} work */
+  async spend(work) {
+    const began = performance.now();
+    const planes = await work();
+    this.last = performance.now() - began;
+    this.spent += this.last;
+    return planes;
+  }
+}

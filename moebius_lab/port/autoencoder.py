@@ -1,0 +1,111 @@
+"""Exact rewrites of the autoencoder, made before it is exported; `denoiser.py` has the denoiser's.
+
+    PooledGroupNorm              GroupNorm in operators that take channels last as well as first
+    PhaseUpsample                nearest x2 and 3x3 convolution as four 2x2 convolutions of the small picture
+    fuse_depth_to_space          their results put together by one node, after export
+
+`tests/port/test_autoencoder.py` compares with diffusers' own forms.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+POOLED = 8  # px, side of the squares whose numbers are summed one after another
+ATTENTION_NORM = "group_norm"  # the name of an attention's norm in diffusers
+PUT_TOGETHER = (0, 3, 4, 1, 5, 2)  # (B, row phase, column phase, C, h, w) -> (B, C, h, row phase, w, column phase)
+
+
+def square(side: int) -> int:
+    """The largest divisor of `side` up to `POOLED`; `side` itself where there is none but 1."""
+    return max((d for d in range(2, POOLED + 1) if side % d == 0), default=side)
+
+
+class PooledGroupNorm(nn.Module):
+    """GroupNorm of a picture (1, C, h, w), its means taken over squares of up to `POOLED` px, then over squares of those.
+
+    A mean of many numbers is the mean of the means of equal parts. So mean = E[x] and var = E[(x - mean)^2] of a group are
+    means of squares, of their squares, and at last of the group's channels; what remains is BatchNormalization with a
+    group's numbers for each of its channels. In exact arithmetic nothing changes.
+
+    In float32 it does where a runtime adds one number after another, as ONNX Runtime's InstanceNormalization does in
+    WebAssembly: 512 px make groups of one and two million numbers, whose variance then comes out wrong in the fourth digit.
+    Here nobody adds more than 64 at a time. And nothing here says in which order channels and cells lie, where
+    GroupNorm's usual form reshapes (C, h, w) to (groups, n): on a GPU, whose convolutions read channels last, the runtime
+    would transpose the picture before and after every norm.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        together = norm.num_channels // norm.num_groups
+        self.register_buffer("spread", torch.full((together, together), 1 / together))  # a group's channels to their mean, each
+
+    def group_means(self, x: Tensor) -> Tensor:
+        """(1, C, h, w) -> (C,): for each channel the mean of its group."""
+        while x.shape[2] * x.shape[3] > 1:
+            x = F.avg_pool2d(x, (square(x.shape[2]), square(x.shape[3])))
+        x = x.permute(0, 2, 3, 1)  # one cell: nothing moves, but the runtime's own transposition, if it makes one, is undone
+        return (x.reshape(self.norm.num_groups, -1) @ self.spread).flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, h, w) -> the same shape."""
+        centre = self.group_means(x)
+        d = x - centre.reshape(1, 1, 1, -1).permute(0, 3, 1, 2)
+        variance = self.group_means(d * d)
+        return F.batch_norm(x, centre, variance, self.norm.weight, self.norm.bias, eps=self.norm.eps)
+
+
+class PhaseUpsample(nn.Module):
+    """Nearest x2 and 3x3 convolution as four 2x2 convolutions of the small picture, one for each phase of the large one.
+
+    In one dimension, with u[2i] = u[2i+1] = x[i] and y[j] = w0 u[j-1] + w1 u[j] + w2 u[j+1],
+
+        y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
+        y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
+
+    and zero padding of u is zero padding of x. So 4 products a pixel of the large picture and pair of channels, where the
+    convolution of the doubled picture has 9. The kernels of the phases are sums of the stored one's taps, made in the graph:
+    the runtime makes them once, when it is loaded, and no more is stored than before.
+    """
+
+    def __init__(self, upsample: Upsample2D) -> None:
+        super().__init__()
+        self.conv = upsample.conv
+
+    @staticmethod
+    def halves(kernels: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Kernels of three taps along `axis` -> those of the even and the odd phase, of two taps."""
+        w0, w1, w2 = kernels.unbind(axis)
+        return torch.stack((w0, w1 + w2), axis), torch.stack((w0 + w1, w2), axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, h, w) -> (1, out, 2 h, 2 w)."""
+        phases = []
+        for row, lines in enumerate(self.halves(self.conv.weight, 2)):
+            for column, kernels in enumerate(self.halves(lines, 3)):
+                padded = F.pad(x, (1 - column, column, 1 - row, row))  # an even phase reads the cell before, an odd one that behind
+                phases.append(F.conv2d(padded, kernels, self.conv.bias))
+        B, C, h, w = phases[0].shape
+        return torch.cat(phases, 1).reshape(B, 2, 2, C, h, w).permute(PUT_TOGETHER).reshape(B, C, 2 * h, 2 * w)
+
+
+def rewritten(vae: AutoencoderKL) -> AutoencoderKL:
+    """A copy of `vae`, which shares its weights, with the rewrites of this module in place; for one picture at a time.
+
+    The norm inside the attention, whose input is (1, C, N), stays as it is: it is small.
+    """
+    vae = copy.deepcopy(vae, {id(parameter): parameter for parameter in vae.parameters()})
+    for module in list(vae.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm) and name != ATTENTION_NORM:
+                setattr(module, name, PooledGroupNorm(child))
+            elif isinstance(child, Upsample2D):
+                setattr(module, name, PhaseUpsample(child))
+    return vae

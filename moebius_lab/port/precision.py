@@ -1,0 +1,388 @@
+"""How a graph's weights are stored, and in what arithmetic they run: two different things.
+
+| precision | a weight in the file | arithmetic | what is lost |
+|---|---|---|---|
+| fp32 | float32 | float32 | nothing |
+| fp16-storage | float16 and a Cast | float32 | rounding to 11 bits, once: 71 dB a step at full size; nothing where `narrowest_type` says float16 |
+| fp16 | float16 | float16, but norms, softmax and what follows the last layer | rounding at every operation |
+| int8 | int8, one float16 scale for 128 numbers; float16 where a channel has fewer | float32 | rounding to 8 bits, once |
+| int4 | 4 bits in the large matrices, one float16 scale for 32 numbers; int8 elsewhere | float32 | rounding to 4 bits, once |
+
+The published Places2 denoiser has 32 bits and the autoencoder 16. What loses nothing of them is therefore
+"fp32,vae_encoder=fp16-storage,vae_decoder=fp16-storage". A denoiser published in 16 bits would lose too, though less (74 dB), because the
+rewrites fold norms into convolutions and make new numbers of both.
+
+These are forms of one graph. Asked for the port as a whole, fp16 means the denoiser: the autoencoder's activations are
+known to pass 65504 in half precision, and it runs twice and once a picture, so it is stored in 16 bits and computes in 32.
+
+int4 is an experiment: it halves int8's files and does not keep the picture (`notes.md` has the numbers).
+
+The runtimes fold a Cast, Reshape or Transpose of a constant when they load a graph. They fold DequantizeLinear only with the session option
+`session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
+product. `sessions` lets them fold, for speed; the page does not, for memory and a quick start (`bundle.OFFERS`).
+
+Weights go to files of at most `max_chunk_bytes` beside the graph, in the order in which the graph lists them, so that a
+page can fetch them in parallel, go on where it stopped, and check each by its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from ml_dtypes import bfloat16
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from .. import LabError
+from ..config import GRAPHS, PRECISIONS
+from ..files import STORED_FILE, listed, read_json, record, require_room
+from .passes import EXACT, INLINE_BYTES, _half, _read, halve_arithmetic, lift_constants, share_tables
+
+PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
+
+CHUNK_BYTES = 64_000_000  # largest file of weights
+PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
+NARROW_FROM = 4096  # numbers; a tensor with fewer stays float32: it weighs nothing and may be a bias or a scale
+ALIGNMENT = 64  # bytes, of a tensor's start in its file
+NIBBLES_FROM = 65_536  # numbers; from here on int4 stores 4 bits
+GROUP = {8: 128, 4: 32}  # numbers that share a scale, by their bits
+
+STAMP = "files.json"  # next to a stored graph: every file's name, bytes and SHA-256, the graph's own first
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file that `store` wrote."""
+
+    name: str  # relative to the folder
+    bytes: int
+    sha256: str
+
+
+def per_graph(precision: str) -> dict[str, str]:
+    """The form of each graph, from one word for all of them or from a list such as "int8,vae_decoder=fp32".
+
+    Raises:
+        LabError: an unknown precision or graph, or a graph without a precision.
+    """
+    forms: dict[str, str] = {}
+    for graph, _, form in (part.strip().rpartition("=") for part in precision.split(",")):
+        if form not in PRECISIONS:
+            raise LabError(f"precision {form!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if graph and graph not in GRAPHS:
+            raise LabError(f"there is no graph {graph!r}; the graphs are {', '.join(GRAPHS)}")
+        if graph:
+            forms[graph] = form
+        else:
+            forms |= {name: PER_GRAPH.get(form, {}).get(name, form) for name in GRAPHS}
+    missing = [graph for graph in GRAPHS if graph not in forms]
+    if missing:
+        raise LabError(f"{precision!r} gives {missing[0]} no precision; begin with one for all, as in int8,vae_decoder=fp32")
+    return {graph: forms[graph] for graph in GRAPHS}
+
+
+def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes: int = CHUNK_BYTES) -> list[StoredFile]:
+    """Write a graph once more, with its weights in `precision`.
+
+    One tensor is in memory at a time. Inputs and outputs of the graph stay float32 in every precision.
+
+    Args:
+        graph: an .onnx file, with weights inside or beside it.
+        precision: one of `PRECISIONS`.
+        folder: made if missing; receives NAME.onnx and NAME.000.bin, NAME.001.bin, ... and must not be the graph's own.
+        max_chunk_bytes: largest file of weights.
+
+    Returns:
+        The graph's file first, then the weights', in the order of their numbers.
+
+    Raises:
+        LabError: unknown precision; a weight larger than a file may be, or not representable; a graph that exceeds
+            protobuf's 2 GB without its weights; a disk with too little room. Nothing is written.
+    """
+    graph, folder = Path(graph), Path(folder)
+    if precision not in PRECISIONS:
+        raise LabError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if folder.resolve() == graph.parent.resolve():
+        raise LabError(f"{folder} holds the graph that is read: choose another folder")
+    model = onnx.load(str(graph), load_external_data=False)
+    lift_constants(model.graph)
+    share_tables(model.graph, graph.parent)
+    sources = {tensor.name: tensor for tensor in model.graph.initializer}
+    plan = _plan(model.graph, precision)
+    _check_fit(model, plan, graph, max_chunk_bytes)
+    _check_room(plan, folder)
+    if precision == "fp16":
+        halve_arithmetic(model.graph)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    chunks = _Chunks(folder, graph.stem, max_chunk_bytes)
+    made, nodes = [], []
+    for name, form in plan.items():
+        array = _read(sources[name], graph.parent)
+        for tensor_name, stored, extra in _stored_forms(name, array, form, wanted):
+            made.append(chunks.add(tensor_name, stored))
+            nodes += extra
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(made)
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes + rest)
+    body = model.SerializeToString()
+    (folder / graph.name).write_bytes(body)
+    return [StoredFile(graph.name, len(body), hashlib.sha256(body).hexdigest()), *chunks.close()]
+
+
+def files_of(graph: str | Path) -> list[dict]:
+    """Name, bytes and SHA-256 of the files of a stored graph, its own first, as they were recorded when it was made.
+
+    Args:
+        graph: the .onnx file, as `Graphs.stored` returns it.
+
+    Raises:
+        LabError: there is no record, or a damaged one.
+    """
+    advice = "make the graph again with `python -m moebius_lab export`"
+    return read_json(Path(graph).with_name(STAMP), record(files=listed(STORED_FILE)), advice)["files"]
+
+
+def narrowest_type(array: np.ndarray) -> str:
+    """The narrowest of "float16", "bfloat16" and "float32" that holds every number of a float32 array exactly.
+
+    Weights that were published with 16 bits show it here after they were widened, unless a rewrite made other numbers of them;
+    fp16-storage loses nothing of a tensor for which this is "float16".
+    """
+    for name, dtype in (("float16", np.float16), ("bfloat16", bfloat16)):
+        with np.errstate(over="ignore"):
+            if np.array_equal(array, array.astype(dtype).astype(np.float32)):
+                return name
+    return "float32"
+
+
+def narrowest_types(arrays: Iterable[np.ndarray]) -> dict[str, float]:
+    """The share of all numbers in float32 arrays, by the `narrowest_type` of the array; arrays of other types do not count."""
+    counts: dict[str, int] = {}
+    for array in arrays:
+        if array.dtype == np.float32:
+            kind = narrowest_type(array)
+            counts[kind] = counts.get(kind, 0) + array.size
+    return {kind: count / sum(counts.values()) for kind, count in counts.items()}
+
+
+def float_weights(graph: Path) -> Iterator[np.ndarray]:
+    """The float32 tensors that a graph file and the files beside it hold, but for tables (`EXACT`) and single numbers."""
+    for tensor in onnx.load(str(graph)).graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 1 and EXACT not in tensor.name:
+            yield numpy_helper.to_array(tensor)
+
+
+def quantize_groups(array: np.ndarray, size: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round to whole numbers, symmetrically, one scale for each `size` neighbours in memory: array ~ scale x integer.
+
+    Args:
+        array: float32 of any shape; the last group is filled up with zeros.
+        size: numbers in a group.
+        largest: the largest magnitude of an integer, 127 for 8 bits and 7 for 4.
+
+    Returns:
+        (int8 (groups, size) in -largest..largest, float16 scales (groups,)). The error of a number is at most half its
+        group's scale, which is the group's largest magnitude / `largest`, rounded up to 16 bits.
+    """
+    groups = np.pad(array.reshape(-1), (0, -array.size % size)).reshape(-1, size)
+    exact = np.abs(groups).max(axis=1) / largest
+    scale = exact.astype(np.float16)
+    scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
+    scale[scale == 0] = 1
+    return np.rint(groups / scale[:, None].astype(np.float32)).astype(np.int8), scale
+
+
+def pack_nibbles(integers: np.ndarray) -> np.ndarray:
+    """int8 (groups, size) in -8..7 -> uint8 (groups, size / 2): first half of a group in the low bits, both 8 higher."""
+    low, high = np.split((integers + 8).astype(np.uint8), 2, axis=1)
+    return low | high << 4
+
+
+# -- what becomes of each tensor ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one initializer is stored: `kind` is "same", "cast", "half", "int8" or "int4"."""
+
+    kind: str
+    bytes: int
+    transposed: bool = False  # stored with its output channels first, so that a group lies in one channel
+
+
+def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
+    outputs_last = _matrices_with_outputs_last(graph)
+    plan = {}
+    for tensor in graph.initializer:
+        count = math.prod(tensor.dims)
+        weight = tensor.data_type == TensorProto.FLOAT and EXACT not in tensor.name
+        large = weight and len(tensor.dims) > 1 and count >= NARROW_FROM
+        if precision == "fp16-storage" and large:
+            plan[tensor.name] = _Form("cast", 2 * count)
+        elif precision in ("int8", "int4") and large and _channel_length(tensor, outputs_last) < GROUP[8]:
+            plan[tensor.name] = _Form("cast", 2 * count)  # depthwise kernels: a group would mix channels of unlike scale
+        elif precision in ("int8", "int4") and large:
+            bits = 4 if precision == "int4" and count >= NIBBLES_FROM else 8
+            size = GROUP[bits]
+            groups = -(-count // size)
+            plan[tensor.name] = _Form(f"int{bits}", groups * (size * bits // 8 + 2), tensor.name in outputs_last)
+        elif precision == "fp16" and weight:
+            plan[tensor.name] = _Form("half", 2 * count)
+        else:
+            plan[tensor.name] = _Form("same", count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return plan
+
+
+def _channel_length(tensor: TensorProto, outputs_last: set[str]) -> int:
+    """How many numbers make one output channel."""
+    return math.prod(tensor.dims) // tensor.dims[-1 if tensor.name in outputs_last else 0]
+
+
+def _matrices_with_outputs_last(graph: GraphProto) -> set[str]:
+    """The two-dimensional weights (in, out); everything else, a convolution's kernel too, has its outputs first."""
+    dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    names = set()
+    for node in graph.node:
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        if node.op_type in ("MatMul", "Gemm") and not transposed and dims.get(node.input[1]) == 2:
+            names.add(node.input[1])
+    return names
+
+
+def _stored_forms(
+    name: str, array: np.ndarray, form: _Form, wanted: set[str]
+) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
+    """The tensors, each with the nodes that read it, that stand for initializer `name`."""
+    if form.kind == "same":
+        yield name, array, []
+    elif form.kind == "cast":
+        yield name + ".f16", _to_half(name, array), [helper.make_node("Cast", [name + ".f16"], [name], to=TensorProto.FLOAT)]
+    elif form.kind == "half":  # `halve_arithmetic` decided who reads which
+        if name in wanted:
+            yield name, array, []
+        if _half(name) in wanted:
+            yield _half(name), _to_half(name, array), []
+    else:
+        yield from _grouped(name, array.T if form.transposed else array, 4 if form.kind == "int4" else 8, form.transposed)
+
+
+def _grouped(name: str, array: np.ndarray, bits: int, transposed: bool) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
+    """An array in groups of integers, and the nodes that restore it, transposed again where it was."""
+    integers, scale = quantize_groups(array, GROUP[bits], 2 ** (bits - 1) - 1)
+    packed, shape, cut = f"{name}.i{bits}", f"{name}.shape", array.size % GROUP[bits] != 0
+    nodes = []
+    if bits == 4:
+        yield packed, pack_nibbles(integers), []
+        yield f"{name}.mask", np.uint8(15), []
+        yield f"{name}.four", np.uint8(4), []
+        yield f"{name}.eight", np.full(len(scale), 8, np.uint8), []
+        nodes += [
+            helper.make_node("BitwiseAnd", [packed, f"{name}.mask"], [f"{name}.low"]),
+            helper.make_node("BitShift", [packed, f"{name}.four"], [f"{name}.high"], direction="RIGHT"),
+            helper.make_node("Concat", [f"{name}.low", f"{name}.high"], [f"{name}.both"], axis=1),
+        ]
+    else:
+        yield packed, integers, []
+    source = [f"{name}.both", f"{name}.scale.f32", f"{name}.eight"] if bits == 4 else [packed, f"{name}.scale.f32"]
+    flat = f"{name}.flat" if cut else f"{name}.groups"
+    nodes += [
+        helper.make_node("Cast", [f"{name}.scale"], [f"{name}.scale.f32"], to=TensorProto.FLOAT),
+        helper.make_node("DequantizeLinear", source, [f"{name}.groups"], axis=0),
+    ]
+    if cut:
+        for key, value in (("line", [-1]), ("first", [0]), ("last", [array.size])):
+            yield f"{name}.{key}", np.array(value, np.int64), []
+        nodes += [
+            helper.make_node("Reshape", [f"{name}.groups", f"{name}.line"], [f"{name}.padded"]),
+            helper.make_node("Slice", [f"{name}.padded", f"{name}.first", f"{name}.last"], [flat]),
+        ]
+    nodes.append(helper.make_node("Reshape", [flat, shape], [f"{name}.T" if transposed else name]))
+    if transposed:
+        nodes.append(helper.make_node("Transpose", [f"{name}.T"], [name], perm=[1, 0]))
+    yield shape, np.array(array.shape, np.int64), []
+    yield f"{name}.scale", scale, nodes
+
+
+def _to_half(name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = array.astype(np.float16)
+    if not np.array_equal(np.isfinite(stored), np.isfinite(array)):
+        raise LabError(f"weight {name} has numbers beyond 65504, too large for 16 bits: store this graph in fp32 or int8")
+    return stored
+
+
+# -- float16 arithmetic ------------------------------------------------------------------------------------------------
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _check_fit(model: ModelProto, plan: dict[str, _Form], graph: Path, max_chunk_bytes: int) -> None:
+    largest = max(plan, key=lambda name: plan[name].bytes, default=None)
+    if largest and plan[largest].bytes > max_chunk_bytes:
+        size = plan[largest].bytes
+        raise LabError(f"weight {largest} takes {size} bytes, more than a file's {max_chunk_bytes}: allow larger files")
+    inline = sum(form.bytes for form in plan.values() if form.bytes <= INLINE_BYTES)
+    structure = sum(node.ByteSize() for node in model.graph.node) + inline
+    if structure > PROTOBUF_LIMIT:
+        limit = f"protobuf allows {PROTOBUF_LIMIT}: split the graph"
+        raise LabError(f"{graph} takes {structure} bytes without its weights; {limit}")
+
+
+def _check_room(plan: dict[str, _Form], folder: Path) -> None:
+    needed = int(sum(form.bytes for form in plan.values()) * 1.02) + 8_000_000  # the graph itself, alignment
+    require_room(folder, needed, "a stored graph")
+
+
+class _Chunks:
+    """Files of weights, filled one after the other, each hashed as it is written."""
+
+    def __init__(self, folder: Path, stem: str, limit: int) -> None:
+        self.folder, self.stem, self.limit = folder, stem, limit
+        self.done: list[StoredFile] = []
+        self.file, self.hash, self.size = None, hashlib.sha256(), 0
+
+    def add(self, name: str, array: np.ndarray) -> TensorProto:
+        """Write a tensor's numbers and return the initializer that refers to them; a small one holds them itself."""
+        if array.nbytes <= INLINE_BYTES:
+            return numpy_helper.from_array(array, name)
+        padding = -self.size % ALIGNMENT
+        if self.file and self.size + padding + array.nbytes > self.limit:
+            self._finish()
+            padding = 0
+        if not self.file:
+            self.file = open(self.folder / self._name(), "wb")
+        self._write(b"\0" * padding)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._name()), ("offset", self.size), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._write(np.ascontiguousarray(array).tobytes())
+        return tensor
+
+    def close(self) -> list[StoredFile]:
+        if self.file:
+            self._finish()
+        return self.done
+
+    def _name(self) -> str:
+        return f"{self.stem}.{len(self.done):03}.bin"
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.hash.update(data)
+        self.size += len(data)
+
+    def _finish(self) -> None:
+        self.file.close()
+        self.done.append(StoredFile(self._name(), self.size, self.hash.hexdigest()))
+        self.file, self.hash, self.size = None, hashlib.sha256(), 0

@@ -1,0 +1,122 @@
+"""ONNX Runtime on the three graphs: sessions on the CPU and on its native WebGPU provider, and the backend over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from .. import LabError
+from ..config import GPU_LAYOUTS, GRAPHS, NetworkConfig
+from ..inpainting.backends import step_feeds
+from ..model.ddim import Step
+from .passes import gather_cells
+
+
+class OnnxBackend:
+    """ONNX Runtime on the three graphs, in any precision.
+
+    Args:
+        paths: the file of each graph in `GRAPHS`, as `Graphs.stored` returns them.
+        config: the network that they were exported from.
+        open_: how a file becomes a session: `open_session`, on the CPU, or `webgpu_session`.
+
+    Raises:
+        LabError: a file is missing, cannot be read, or belongs to another network.
+    """
+
+    def __init__(
+        self, paths: dict[str, Path], config: NetworkConfig, open_: Callable[[Path], onnxruntime.InferenceSession] | None = None
+    ) -> None:
+        self.config = config
+        self.sessions = {graph: (open_ or open_session)(paths[graph]) for graph in GRAPHS}
+        side = self.sessions["step"].get_inputs()[0].shape[-1]
+        if side != config.latent_size:
+            raise LabError(
+                f"{paths['step']}: this graph takes {side} x {side} latents, the {config.name} network has "
+                f"{config.latent_size}; name the network that it was exported from"
+            )
+        used = sorted({session.get_providers()[0] for session in self.sessions.values()})
+        self.name = "ONNX Runtime, " + ", ".join(used)
+
+    def run(self, graph: str, inputs: dict[str, Tensor], outputs: list[str] | None = None) -> list[Tensor]:
+        """Run one graph on inputs by name; its outputs, or those named, in their order."""
+        feeds = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
+        return [torch.from_numpy(y) for y in self.sessions[graph].run(outputs, feeds)]
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.run("vae_encoder", {"image": image})
+        return mean, std
+
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        return self.run("step", step_feeds(latents, mask, masked_latents, step, guidance), ["next_latents"])[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.run("vae_decoder", {"latent": latent})[0]
+
+
+def session_options(profile: str = "") -> onnxruntime.SessionOptions:
+    """What every session needs, on any provider, for graphs stored in any precision; `profile` as in `open_session`."""
+    options = onnxruntime.SessionOptions()
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
+    return options
+
+
+def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
+    """Load a graph in ONNX Runtime on the CPU, stored in any precision; `passes.gather_cells` suits it to that provider.
+
+    Args:
+        path: the graph.
+        profile: prefix of a profile's file name; empty for none.
+
+    Raises:
+        LabError: the file is missing or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
+    options = session_options(profile)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent))
+    try:
+        model = gather_cells(onnx.load(str(path), load_external_data=False))
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        line = str(error).splitlines()[0]
+        raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
+
+
+def webgpu_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
+    """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
+
+    Convolutions run in the layout that the page takes for this graph (`config.GPU_LAYOUTS`), in NCHW where it has none.
+
+    Args:
+        path: a graph in any precision.
+        profile: prefix of a profile's file name; empty for none.
+
+    Raises:
+        LabError: the package is missing, there is no device for it, or a node would not run there.
+    """
+    try:
+        import onnxruntime_ep_webgpu as plugin
+    except ImportError:
+        raise LabError("the native WebGPU provider needs `pip install onnxruntime-ep-webgpu`") from None
+    if not any(device.ep_name == plugin.get_ep_name() for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library("webgpu", plugin.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
+    if not devices:
+        raise LabError("the native WebGPU provider finds no device: it needs a graphics card and the Vulkan loader")
+    options = session_options(profile)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_provider_for_devices(devices[:1], {"preferredLayout": GPU_LAYOUTS.get(Path(path).stem, "NCHW")})
+    try:
+        return onnxruntime.InferenceSession(str(path), options)
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        raise LabError(f"{path}: the native WebGPU provider does not take it ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,276 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from moebius_lab import LabError
+from moebius_lab.__main__ import main
+from moebius_lab.evidence import inventory
+from moebius_lab.evidence.benchmark import contenders, footprint, profiles, results
+from moebius_lab.evidence.benchmark import run as benchmark
+from moebius_lab.evidence.benchmark.contenders import Candidate, Entrant, candidates
+from moebius_lab.evidence.benchmark.profiles import (
+    CARD,
+    LIMIT_CHAIN,
+    PROCESSOR,
+    limit_feeds,
+    limit_graphs,
+    operator_times,
+    write_limits,
+)
+from moebius_lab.evidence.benchmark.results import Results
+from moebius_lab.evidence.benchmark.run import _Run, answer, measure, run, summary
+from moebius_lab.inpainting.loop import Settings
+from moebius_lab.port.export import operator_counts
+
+
+def test_a_timing_is_the_median_with_quartiles_after_warm_up():
+    calls = []
+    values = iter([100.0, 1.0, 2.0, 3.0, 4.0, 9.0])  # the first round does not count
+
+    def work() -> float:
+        calls.append(1)
+        return next(values)
+
+    times, missing = measure("a step", {"a clock of its own": work}, repeats=5, warmup=1)
+    row = summary("a step", ("clock", "fp32"), times["a clock of its own"])
+    assert len(calls) == 6 and not missing
+    assert (row.median, row.q1, row.q3, row.repeats, row.unit) == (3.0, 2.0, 4.0, 5, "ms")
+    assert summary("once", ("clock", "fp32"), [7.0]).q1 == 7.0
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+    def takes(self, seconds: float):
+        """Work that takes so long."""
+
+        def work() -> None:
+            self.now += seconds
+
+        return work
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(benchmark, "time", clock)
+    return clock
+
+
+def test_backends_take_turns(clock):
+    order = []
+    takes = {"a": clock.takes(0.002), "b": clock.takes(0.003)}
+    times, missing = measure("turns", {name: lambda name=name: (order.append(name), takes[name]())[1] for name in "ab"}, repeats=3, warmup=1)
+    assert order == list("abababab") and not missing
+    assert times == {"a": pytest.approx([2, 2, 2]), "b": pytest.approx([3, 3, 3])}
+
+
+def test_a_slow_backend_has_fewer_rounds_and_one_that_is_too_slow_says_so(clock):
+    def broken():
+        raise RuntimeError("no such card\nand more")
+
+    works = {"slow": clock.takes(100), "slower": clock.takes(300), "quick": clock.takes(0), "broken": broken}
+    times, missing = measure("x", works, repeats=5, warmup=1, patience=250)
+    assert {key: len(values) for key, values in times.items()} == {"slow": 2, "quick": 5}
+    assert missing == {
+        "broken": "RuntimeError: no such card",
+        "slower": "one run takes 300 s, longer than the 250 s allowed",
+    }
+    late, reasons = measure("x", {"a": clock.takes(0)}, deadline=clock.now - 1)
+    assert not late and reasons == {"a": "the time limit of the whole run was over"}
+    times, missing = measure("x", {"a": clock.takes(10)}, repeats=5, warmup=0, deadline=clock.now + 25)
+    assert len(times["a"]) == 3 and not missing  # rounds that have begun are counted
+
+
+def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
+    def fails(stack):
+        raise LabError("no such card")
+
+    results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
+    one = _Run(small, results, 3, 1.0, time.monotonic() + 60)
+    with ExitStack() as stack:
+        one.open([Candidate("a card", "fp32", fails), Candidate("this", "fp32", lambda s: Entrant("this", "fp32", PROCESSOR, "seen"))], stack)
+    written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [(m["backend"], m["reason"]) for m in written["missing"]] == [("a card", "no such card")]
+    assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
+def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys):
+    output = tmp_path / "all.json"
+    arguments = ["--network", "small", "--weights", "deterministic", "--output-dir", str(small.folder), "--output", str(output)]
+    arguments += ["--backends", "torch-cuda", "torch-cpu", "onnxruntime-cpu", "webgpu-native", "--precisions", "fp32"]
+    arguments += ["--measures", "step", "limits", "profile", "--repeats", "2"]
+    assert main(["benchmark", *arguments]) == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    found = {(row["what"], row["backend"]) for row in data["rows"]}
+    for backend in ("PyTorch eager, CPU", "ONNX Runtime, CPU"):
+        assert {(what, backend) for what in ("guided step", "large matrix product", "large copy")} <= found
+    assert all(row["median"] > 0 and row["q1"] <= row["median"] <= row["q3"] for row in data["rows"])
+    missing = {entry["backend"]: entry["reason"] for entry in data["missing"]}
+    assert "no CUDA device" in missing["PyTorch eager, CUDA"] and "onnxruntime-ep-webgpu" in missing["WebGPU, native"]
+    assert "CPUExecutionProvider" in {entry["backend"]: entry["evidence"] for entry in data["evidence"]}["ONNX Runtime, CPU"]
+    profile = [entry for entry in data["profiles"] if entry["backend"] == "ONNX Runtime, CPU"]
+    assert {"MatMul", "Conv"} <= {entry["operator"] for entry in profile} and all(entry["ms"] > 0 for entry in profile)
+    assert "missing: guided step, PyTorch eager, CUDA" in capsys.readouterr().out
+
+
+def test_a_whole_picture_is_not_begun_where_it_would_take_too_long(small, tmp_path):
+    results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
+    results.add("rows", [vars(summary("guided step", (name, "fp32"), [ms])) for name, ms in (("slow", 9000.0), ("quick", 1.0))])
+    one = _Run(small, results, 3, 60.0, time.monotonic() + 60)
+    filled = []
+    one.lacks("guided step", ("slowest", "fp32"), "one run takes 80 s, longer than the 60 s allowed")
+    names = ("slow", "quick", "slowest")
+    one.entrants = [Entrant(name, "fp32", PROCESSOR, "", fill=lambda s, name=name: filled.append(name)) for name in names]
+    one.pictures(Settings(), repeats=2, warmup=0)
+    assert filled == ["quick", "quick"]
+    reasons = {entry["backend"]: entry["reason"] for entry in results.data["missing"] if entry["steps"] == 19}
+    assert "19 steps take about 171 s" in reasons["slow"] and "one run takes 80 s" in reasons["slowest"]
+    assert results.data["rows"][-1]["what"] == "whole picture" and results.data["rows"][-1]["steps"] == 19
+
+
+def test_unknown_names_are_refused(small, tmp_path):
+    with pytest.raises(LabError, match="backend 'abacus' is unknown; choose from torch-cuda"):
+        run(small, tmp_path / "r.json", backends=("abacus",))
+    with pytest.raises(LabError, match="measurement 'beauty' is unknown"):
+        run(small, tmp_path / "r.json", measures=("beauty",))
+
+
+@pytest.mark.slow
+def test_wasm_in_chromium_is_measured(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(profiles.LIMIT_SIDES, PROCESSOR, 256)  # for speed; so small, the difference may drown in the spread
+    monkeypatch.setattr(profiles, "COPIED", (256, 256))
+    data = run(small, tmp_path / "r.json", ("chromium-wasm",), ("fp32",), ("step", "limits", "profile"), 2)
+    rows = {(row["what"], row["backend"]): row for row in data["rows"]}
+    for backend in ("Chromium, wasm, 1 thread", "Chromium, wasm, all threads"):
+        assert rows["guided step", backend]["median"] > 0
+        for what in ("large matrix product", "large copy"):
+            reasons = [entry["reason"] for entry in data["missing"] if (entry["what"], entry["backend"]) == (what, backend)]
+            assert (what, backend) in rows or reasons == ["too short to be told from the spread of two runs"]
+    assert {entry["where"] for entry in data["profiles"]} == {PROCESSOR} and len(data["profiles"]) > 10
+
+
+@pytest.mark.slow
+def test_from_the_cache_to_ready_and_a_first_visit(small, tmp_path):
+    data = run(small, tmp_path / "r.json", ("chromium-wasm", "torch-cuda"), ("int8",), ("load",))
+    assert not data["evidence"] and not data["missing"]  # nothing was opened that is not measured
+    rows = {row["what"]: row for row in data["rows"]}
+    ready, whole = rows["from the cache to ready"], rows["first visit, 100 Mbit/s: to the first picture"]
+    assert (ready["unit"], whole["unit"]) == ("ms", "s") and whole["median"] > ready["median"] / 1000 > 0
+    parts = ("page and runtime, computed", "weights, computed")
+    computed = sum(rows[f"first visit, 100 Mbit/s: {part}"]["median"] for part in parts)
+    assert whole["median"] == pytest.approx(computed + (ready["median"] + rows["first picture"]["median"]) / 1000)
+
+
+# -- profiles and limits -----------------------------------------------------------------------------------------------
+
+
+def test_a_profile_is_summed_by_operator_without_the_first_run():
+    def run_at(ts, conv, product):
+        return [
+            {"cat": "Node", "name": "c_kernel_time", "ts": ts + 1, "dur": conv, "args": {"op_name": "Conv"}},
+            {"cat": "Node", "name": "m_kernel_time", "ts": ts + 2, "dur": product, "args": {"op_name": "MatMul"}},
+            {"cat": "Session", "name": "model_run", "ts": ts, "dur": 50, "args": {}},
+        ]
+
+    card = [{"cat": "Api", "name": f"n{i}&Conv&Conv2dMM", "ts": i, "dur": d, "args": {}} for i, d in enumerate((9000, 100, 300))]
+    events = run_at(0, 9999, 9999) + run_at(100, 10, 30) + run_at(200, 20, 50) + card
+    times = {(t.operator, t.where): (t.calls, t.ms) for t in operator_times(json.dumps(events), 2)}
+    assert times == {("Conv", PROCESSOR): (1, 0.015), ("MatMul", PROCESSOR): (1, 0.04), ("Conv", CARD): (1, 0.2)}
+    with pytest.raises(LabError, match="holds 3 runs, not 4"):
+        operator_times(events, 3)
+
+
+def test_limit_graphs_repeat_one_operator_and_transfer_next_to_nothing(tmp_path):
+    paths = write_limits(tmp_path)
+    for where in (CARD, PROCESSOR):
+        for limit, operator in (("product", "MatMul"), ("copy", "Add")):
+            for name, times in zip(limit_graphs(limit, where), LIMIT_CHAIN[limit]):
+                counted = operator_counts(paths[name])
+                assert counted[operator] == times and paths[name].stat().st_size < 10_000
+                assert limit_feeds(name)["x"].nbytes < 20_000
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_activations_alive_at_once(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),  # the same memory
+        helper.make_node("Neg", ["b"], ["c"]),
+        helper.make_node("Add", ["b", "c"], ["d"]),  # b, c and d at once, x gone
+        helper.make_node("ReduceSum", ["d"], ["y"], keepdims=1),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [10, 10]), ("y", [1, 1]))]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [4, 25])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [shape])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "g.onnx"))
+    assert inventory.peak_activations(tmp_path / "g.onnx") == 3 * 400
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_process_of_its_own(small):
+    found = footprint._child_peak(small, "onnxruntime-cpu", "fp32")
+    assert 100 < found["process"] < 4000  # MB
+    with pytest.raises(LabError, match="no CUDA device|native WebGPU"):
+        footprint._child_peak(small, "webgpu-native", "fp32")
+
+
+def test_a_profile_in_another_thread_than_the_one_of_the_imports_says_nothing(small, tmp_path):
+    """As notebook 5 measures: what Kineto wrote to standard error stood red in the report."""
+    program = (
+        "import asyncio, dataclasses, sys; from moebius_lab.evidence.benchmark.run import run_beside; from moebius_lab.notebook.workbench import prepare\n"
+        "bench = prepare('small', 'deterministic', output_dir=sys.argv[1])\n"
+        "data = asyncio.run(run_beside(bench, sys.argv[2], ('torch-cpu',), ('fp32',), ('profile',), 1))\n"
+        "print(len(data['profiles']))"
+    )
+    arguments = [sys.executable, "-c", program, str(small.folder), str(tmp_path / "r.json")]
+    done = subprocess.run(arguments, capture_output=True, encoding="utf-8", env=os.environ | {"TQDM_DISABLE": "1"})
+    assert int(done.stdout) > 3 and not done.stderr, done.stderr
+
+
+def test_the_answer_says_what_was_measured_and_what_is_missing():
+    def row(what, backend, form, ms, steps=0):
+        return vars(summary(what, (backend, form), [ms], steps=steps))
+
+    data = {
+        "release_steps": 19,
+        "rows": [
+            row("guided step", "a", "fp32", 100.0), row("guided step", "a", "straightforward", 150.0), row("guided step", "b", "int8", 40.0),
+            row("whole picture", "a", "fp32", 2000.0, 19), row("whole picture", "b", "int8", 1000.0, 19), row("whole picture", "b", "int8", 1.0, 5),
+        ],
+        "missing": [{"what": "guided step", "backend": "Chromium, WebGPU", "form": "fp32", "steps": 0, "reason": "no card"}],
+    }  # fmt: skip
+    text = answer(data)
+    for words in ("took 40 ms (b, int8)", "The 19 steps are 86% of a whole picture's time (median of 2 backends and forms)", "1.5 times as long in a.", "Not measured here: Chromium, WebGPU;"):
+        assert words in text
+    assert answer({"release_steps": 19, "rows": [], "missing": []}).startswith("Nothing was measured here")
+
+
+def test_runs_in_chromium_are_called_by_what_was_done_in_every_measurement():
+    """Load and memory let the page capture the graphs, as it does by itself, and say so."""
+    assert {contenders.chromium_name("webgpu", captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
+    assert contenders.NAMES["chromium-webgpu"] == results.CAPTURED and contenders.NAMES["chromium-wasm"] == contenders.chromium_name("wasm")
+    listed = {candidate.backend for candidate in candidates(None, ("chromium-webgpu",), ("fp32",), Path, {})}
+    assert listed == {results.CAPTURED, results.DISPATCHED}

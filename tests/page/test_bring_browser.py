@@ -1,0 +1,151 @@
+"""Finding a browser, and bringing one to a machine that has none: the real Playwright, an apt-get of our own."""
+
+import http.server
+import io
+import shlex
+import shutil
+import socket
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from moebius_lab.__main__ import main
+from moebius_lab.page import browser
+from moebius_lab.page.browser import Browser, NoBrowser, find_chromium
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """The folder that alone is the PATH of a machine without a browser, whose Playwright has none and can reach nobody."""
+    real = find_chromium()
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("sh", "env", "timeout", "cp"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "playwright"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("PLAYWRIGHT_DOWNLOAD_HOST", f"http://127.0.0.1:{port}")
+    program(tmp_path / "real", f'exec {shlex.quote(real)} "$@"')
+    return folder
+
+
+class Downloads(http.server.BaseHTTPRequestHandler):
+    """What Playwright's host sends: an archive in which a script starts this machine's browser; or nothing, ever."""
+
+    browser: Path
+    silent: threading.Event | None = None
+
+    def do_GET(self) -> None:
+        if self.silent:
+            self.silent.wait(60)
+            return
+        name = Path(self.path).stem
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as files:
+            files.writestr(f"{name}/chrome-headless-shell" if "shell" in name else name, self.browser.read_text(encoding="utf-8"))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(archive.getvalue())))
+        self.end_headers()
+        self.wfile.write(archive.getvalue())
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def downloads(bare, monkeypatch, tmp_path):
+    handler = type("Handler", (Downloads,), {"browser": tmp_path / "real"})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setenv("PLAYWRIGHT_DOWNLOAD_HOST", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield handler
+        server.shutdown()
+
+
+def apt(bare, installs: str) -> None:
+    """An apt-get that notes what it is asked for and, when it installs, does `installs`; and a sudo that needs no password."""
+    log = shlex.quote(str(bare / "asked"))
+    program(bare / "apt-get", f'echo "$@" >> {log}\ncase "$*" in *--download-only*|*update*) ;; *) {installs} ;; esac')
+    program(bare / "sudo", 'shift\nexec "$@"')
+
+
+def brought(capsys) -> tuple[str | None, str]:
+    assert main(["browser"]) == 0  # a machine without a browser still runs what needs none
+    said = capsys.readouterr().out.splitlines()
+    found = [line.removeprefix("browser: ") for line in said if line.startswith("browser: ")]
+    return (found[0] if found else None), said[-1]
+
+
+def test_the_machine_s_own_browser_is_taken_and_nothing_is_brought(capsys):
+    assert main(["browser"]) == 0 and capsys.readouterr().out == f"browser: {find_chromium()}\n"
+
+
+def test_without_a_chromium_the_message_says_how_to_get_one(bare):
+    with pytest.raises(NoBrowser, match="there is no Chromium: run `python -m moebius_lab browser`"):
+        find_chromium()
+
+
+def test_a_browser_that_does_not_start_is_passed_over_and_named_if_it_is_the_only_one(bare, small_bundle, tmp_path):
+    program(bare / "chromium", "echo install the snap >&2; exit 1")
+    with pytest.raises(NoBrowser, match=f"{bare}/chromium does not start: run"), Browser(small_bundle, "wasm"):
+        pass
+    shutil.copy(tmp_path / "real", bare / "google-chrome")
+    assert find_chromium() == str(bare / "google-chrome")
+
+
+def test_a_browser_may_be_named(bare, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(browser.CHROMIUM, str(tmp_path / "real"))
+    assert find_chromium() == str(tmp_path / "real")
+    monkeypatch.setenv(browser.CHROMIUM, str(tmp_path / "none"))
+    assert main(["browser"]) == 2
+    assert capsys.readouterr().err == f"moebius_lab: MOEBIUS_CHROMIUM names {tmp_path}/none, which is no browser that starts; correct it or unset it\n"
+
+
+def test_playwright_brings_its_headless_shell_and_it_runs_the_model(downloads, small_bundle, tmp_path, capsys):
+    path, _ = brought(capsys)
+    assert Path(path).is_relative_to(tmp_path / "playwright") and path == find_chromium()
+    with Browser(small_bundle, "wasm") as running:
+        assert running.evidence.startswith("processor (wasm)")
+    assert brought(capsys)[0] == path
+
+
+def test_a_download_that_says_nothing_is_given_up(downloads, monkeypatch, capsys):
+    downloads.silent = threading.Event()
+    monkeypatch.setattr(browser, "BRING_SECONDS", 4)
+    path, last = brought(capsys)
+    downloads.silent.set()
+    assert path is None and "headless shell: not there after 4 s" in last
+
+
+def test_the_system_s_package_is_installed_where_that_is_allowed(bare, capsys, tmp_path):
+    apt(bare, f"cp {shlex.quote(str(tmp_path / 'real'))} {shlex.quote(str(bare / 'chromium'))}")
+    path, _ = brought(capsys)
+    asked = (bare / "asked").read_text(encoding="utf-8").splitlines()
+    assert path == str(bare / "chromium") and [line.split()[-1] for line in asked] == ["update", "--download-only", "chromium"]
+
+
+def test_what_a_brought_browser_lacks_is_installed(downloads, bare, tmp_path, capsys):
+    downloads.browser = program(tmp_path / "lacking", f"test -e {shlex.quote(str(tmp_path / 'library'))} && exec {shlex.quote(str(tmp_path / 'real'))} \"$@\"")
+    apt(bare, f"echo > {shlex.quote(str(tmp_path / 'library'))}")
+    path, _ = brought(capsys)
+    assert Path(path).is_relative_to(tmp_path / "playwright")
+    assert not [line for line in (bare / "asked").read_text(encoding="utf-8").splitlines() if line.endswith(" chromium")]
+
+
+def test_where_nothing_can_be_brought_one_line_says_why_and_what_will_be_missing(bare, capsys):
+    apt(bare, "echo 'E: Unable to locate package chromium' >&2; exit 100")
+    path, last = brought(capsys)
+    assert path is None
+    for words in ("ECONNREFUSED", "Unable to locate package", "rows are missing", "MOEBIUS_CHROMIUM"):
+        assert words in last

