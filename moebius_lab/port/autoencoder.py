@@ -1,8 +1,8 @@
 """Exact rewrites of the autoencoder, made before it is exported; `denoiser.py` has the denoiser's.
 
     PooledGroupNorm              GroupNorm in operators that take channels last as well as first
-    PhaseUpsample                nearest x2 and 3x3 convolution as four 2x2 convolutions of the small picture
-    fuse_depth_to_space          their results put together by one node, after export
+    PhaseUpsample                nearest x2 and 3x3 convolution as four 2x2 convolutions of the small picture, whose results
+                                 `passes.fuse_depth_to_space` puts together
 
 `tests/port/test_autoencoder.py` compares with diffusers' own forms.
 """

@@ -13,11 +13,9 @@ the published form in `unet.py` and `lambda_layer.py`.
     TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
     TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
     ConditionAttention           cross-lambda as attention over ten keys, without softmax
-    fuse_skip_layer_norms        a residual sum and the norm of it in one node, after export
     GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
-    gather_cells                 cells brought into the order of `to_tokens` as a processor would, when a graph is loaded
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels

@@ -1,4 +1,16 @@
-"""ONNX surgery: every pass over a graph, each with its moment: before export, after it, when a graph is stored, or at load."""
+"""Every pass over an ONNX graph, and its moment. What a rewrite can say before export, as a module of PyTorch, is no pass: those
+are in `denoiser` and `autoencoder`.
+
+    forget_where_from       after export: the exporter's notes go, but for the modules' names
+    fuse_skip_layer_norms   after export: a residual sum and the norm of it in one node
+    fuse_depth_to_space     after export: the four phases of an upsampling put together by one node
+    lift_constants          before storing: constants become initializers
+    share_tables            before storing: equal tables of indices are stored once
+    halve_arithmetic        before storing, fp16: everything in 16 bits that bears it
+    gather_cells            at load, on the processor: cells brought into the order of `to_tokens` as a processor would
+
+A pass changes the graph in place unless it says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +37,9 @@ LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
 
 
+# -- after export ------------------------------------------------------------------------------------------------------
+
+
 def forget_where_from(model: onnx.ModelProto) -> None:
     """Take the exporter's notes out of a model, but for the scopes: Python's call stack at every node, with this machine's paths.
 
@@ -35,189 +50,6 @@ def forget_where_from(model: onnx.ModelProto) -> None:
         kept = [note for note in noted.metadata_props if note.key == SCOPES]
         del noted.metadata_props[:]
         noted.metadata_props.extend(kept)
-
-
-def fuse_depth_to_space(graph: GraphProto) -> None:
-    """Let one DepthToSpace do what `PhaseUpsample` says with a reshape, a transposition and a reshape.
-
-    The runtime has the operator for channels last too; of a transposition of six axes it knows no other order.
-    """
-    producers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for middle in list(graph.node):
-        if middle.op_type != "Transpose" or tuple(middle.attribute[0].ints) != PUT_TOGETHER:
-            continue
-        first, (last,) = producers[middle.input[0]], readers[middle.output[0]]
-        node = helper.make_node("DepthToSpace", [first.input[0]], [last.output[0]], middle.name, blocksize=2, mode="DCR")
-        graph.node.insert(list(graph.node).index(last), node)
-        for old in (first, middle, last):
-            graph.node.remove(old)
-
-
-def _half(name: str) -> str:
-    return name + ".half"
-
-
-def lift_constants(graph: GraphProto) -> None:
-    """Turn every Constant node that holds a tensor into an initializer, in place."""
-    kept = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
-def share_tables(graph: GraphProto, folder: Path) -> None:
-    """Let equal tables of integers, such as the indices of all lambda layers of one resolution, be one initializer."""
-    first: dict[tuple, str] = {}
-    names: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and math.prod(tensor.dims) * 4 > INLINE_BYTES:
-            numbers = hashlib.sha256(_read(tensor, folder).tobytes()).digest()
-            names[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, numbers), tensor.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-    kept = [tensor for tensor in graph.initializer if names.get(tensor.name, tensor.name) == tensor.name]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _after_last_layer(graph: GraphProto) -> set[int]:
-    """Indices of the nodes from which no layer is reached: guidance and the DDIM step, which add small differences."""
-    leads_to_layer: set[str] = set()  # names of tensors
-    after = set()
-    for index in reversed(range(len(graph.node))):
-        node = graph.node[index]
-        if node.op_type in LAYERS or leads_to_layer.intersection(node.output):
-            leads_to_layer.update(node.input)
-        else:
-            after.add(index)
-    return after
-
-
-def halve_arithmetic(graph: GraphProto) -> None:
-    """Let every node compute in float16 but norms, softmax and those after the last layer, in place.
-
-    Tensors keep their names in float32 and get `_half` names in float16; a Cast stands wherever a node needs a tensor in
-    the type in which it was not made. Initializers are only renamed at their readers: the caller stores them.
-    Norms take sums of squares, and softmax exponentials, where 65504 is easily exceeded. What a layer itself puts out is
-    kept in float16 and has to fit: run the graph on real pictures and look for infinities.
-    """
-    kinds = _tensor_types(graph)
-    after = _after_last_layer(graph)
-    constants = {tensor.name for tensor in graph.initializer}
-    made_half: set[str] = set()  # tensors that a half node made; all others were made in float32
-    casts: set[str] = set()
-    nodes: list[NodeProto] = []
-
-    def is_float(name: str) -> bool:
-        return kinds.get(name) == TensorProto.FLOAT
-
-    def read(name: str, half: bool) -> str:
-        """The name under which a node reads `name`; adds a Cast before it where the types differ."""
-        if not name or not is_float(name):
-            return name
-        wanted = _half(name) if half else name
-        if name not in constants and half != (name in made_half) and wanted not in casts:
-            source, to = (name, TensorProto.FLOAT16) if half else (_half(name), TensorProto.FLOAT)
-            nodes.append(helper.make_node("Cast", [source], [wanted], to=to))
-            casts.add(wanted)
-        return wanted
-
-    for index, node in enumerate(list(graph.node)):
-        full = node.op_type in SAFE_OPERATORS or index in after or any(EXACT in name for name in node.input)
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        keep = FLOAT32_INPUTS.get(node.op_type, ())
-        full = full or (node.op_type == "Cast" and not is_float(node.output[0]))
-        copy.input[:] = [read(name, not full and i not in keep) for i, name in enumerate(node.input)]
-        if not full:
-            for i, name in enumerate(node.output):
-                if is_float(name):
-                    copy.output[i] = _half(name)
-                    made_half.add(name)
-            for attribute in copy.attribute:
-                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                    attribute.i = TensorProto.FLOAT16
-        nodes.append(copy)
-    for output in graph.output:
-        read(output.name, False)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]  # the types it states are no longer true
-
-
-def _tensor_types(graph: GraphProto) -> dict[str, int]:
-    """ONNX element type of every tensor, by name; a float32 network's operators are typed by shape inference."""
-    shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(RUNTIME_DOMAIN, 1)])
-    inferred = onnx.shape_inference.infer_shapes(shell).graph
-    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        kinds[value.name] = value.type.tensor_type.elem_type
-    unknown = [name for node in graph.node for name in node.output if name and not kinds.get(name)]
-    if unknown:
-        raise LabError(f"the type of {unknown[0]} cannot be inferred: is every operator of opset {OPSET}?")
-    return kinds
-
-
-def _read(tensor: TensorProto, folder: Path) -> np.ndarray:
-    return numpy_helper.to_array(tensor, base_dir=str(folder) if uses_external_data(tensor) else "")
-
-
-def gather_cells(model: ModelProto) -> ModelProto:
-    """Let a Transpose of two axes and a Gather of rows do what `to_tokens` and `to_picture` say with a Transpose of six axes.
-
-    For ONNX Runtime's CPU provider, when a graph is loaded: of six axes it moves one number after another, in one thread; two
-    it transposes in blocks, and rows it copies in all threads. A GPU would rather have one launch than two.
-
-    Args:
-        model: a graph whose shapes can be inferred; its weights need not be there.
-
-    Returns:
-        The model itself where it has no such node, else a copy.
-    """
-    if not any(_axes(node) in (TO_TILES, FROM_TILES) for node in model.graph.node):
-        return model
-    model = shape_inference.infer_shapes(model)
-    graph = model.graph
-    shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in graph.value_info}
-    nodes, tables = [], {}
-    for node in graph.node:
-        axes, name, source = _axes(node), node.output[0], next(iter(node.input), "")
-        if axes not in (TO_TILES, FROM_TILES):
-            nodes.append(node)
-            continue
-        to_tiles = axes == TO_TILES
-        B, C, g, *_ = shapes[source if to_tiles else name]
-        cells = token_cells(g * TILE)
-        rows = f"cells.{g}" if to_tiles else f"cells.{g}.back"
-        flat = [B, C, len(cells)] if to_tiles else [B, len(cells), C]
-        shape = [B, TILE, TILE, g, g, C] if to_tiles else [B, C, g, TILE, g, TILE]
-        tables[rows] = cells if to_tiles else cells.argsort()
-        tables |= {f"{name}.flat": torch.tensor(flat), f"{name}.shape": torch.tensor(shape)}
-        swap, gather = ("Transpose", [], {"perm": (0, 2, 1)}), ("Gather", [rows], {"axis": 1})
-        middle = [swap, gather] if to_tiles else [gather, swap]
-        for i, (operator, more, attributes) in enumerate([("Reshape", [f"{name}.flat"], {}), *middle, ("Reshape", [f"{name}.shape"], {})]):
-            result = name if i == 3 else f"{name}.{i}"
-            nodes.append(helper.make_node(operator, [source, *more], [result], **attributes))
-            source = result
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(table.numpy(), name) for name, table in tables.items())
-    return model
-
-
-def _axes(node: NodeProto) -> tuple[int, ...]:
-    """The order of a Transpose; of any other node nothing."""
-    return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
 
 
 def fuse_skip_layer_norms(graph: GraphProto) -> int:
@@ -250,3 +82,194 @@ def fuse_skip_layer_norms(graph: GraphProto) -> int:
     del graph.node[:]
     graph.node.extend(nodes)
     return len(joined)
+
+
+def fuse_depth_to_space(graph: GraphProto) -> None:
+    """Let one DepthToSpace do what `PhaseUpsample` says with a reshape, a transposition and a reshape.
+
+    The runtime has the operator for channels last too; of a transposition of six axes it knows no other order.
+    """
+    producers = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for middle in list(graph.node):
+        if middle.op_type != "Transpose" or tuple(middle.attribute[0].ints) != PUT_TOGETHER:
+            continue
+        first, (last,) = producers[middle.input[0]], readers[middle.output[0]]
+        node = helper.make_node("DepthToSpace", [first.input[0]], [last.output[0]], middle.name, blocksize=2, mode="DCR")
+        graph.node.insert(list(graph.node).index(last), node)
+        for old in (first, middle, last):
+            graph.node.remove(old)
+
+
+# -- before storing ----------------------------------------------------------------------------------------------------
+
+
+def lift_constants(graph: GraphProto) -> None:
+    """Turn every Constant node that holds a tensor into an initializer, in place."""
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def share_tables(graph: GraphProto, folder: Path) -> None:
+    """Let equal tables of integers, such as the indices of all lambda layers of one resolution, be one initializer."""
+    first: dict[tuple, str] = {}
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and math.prod(tensor.dims) * 4 > INLINE_BYTES:
+            numbers = hashlib.sha256(read_tensor(tensor, folder).tobytes()).digest()
+            names[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, numbers), tensor.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    kept = [tensor for tensor in graph.initializer if names.get(tensor.name, tensor.name) == tensor.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def halve_arithmetic(graph: GraphProto) -> None:
+    """Let every node compute in float16 but norms, softmax and those after the last layer, in place.
+
+    Tensors keep their names in float32 and get `half_name` names in float16; a Cast stands wherever a node needs a tensor in
+    the type in which it was not made. Initializers are only renamed at their readers: the caller stores them.
+    Norms take sums of squares, and softmax exponentials, where 65504 is easily exceeded. What a layer itself puts out is
+    kept in float16 and has to fit: run the graph on real pictures and look for infinities.
+    """
+    kinds = _tensor_types(graph)
+    after = _after_last_layer(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    made_half: set[str] = set()  # tensors that a half node made; all others were made in float32
+    casts: set[str] = set()
+    nodes: list[NodeProto] = []
+
+    def is_float(name: str) -> bool:
+        return kinds.get(name) == TensorProto.FLOAT
+
+    def read(name: str, half: bool) -> str:
+        """The name under which a node reads `name`; adds a Cast before it where the types differ."""
+        if not name or not is_float(name):
+            return name
+        wanted = half_name(name) if half else name
+        if name not in constants and half != (name in made_half) and wanted not in casts:
+            source, to = (name, TensorProto.FLOAT16) if half else (half_name(name), TensorProto.FLOAT)
+            nodes.append(helper.make_node("Cast", [source], [wanted], to=to))
+            casts.add(wanted)
+        return wanted
+
+    for index, node in enumerate(list(graph.node)):
+        full = node.op_type in SAFE_OPERATORS or index in after or any(EXACT in name for name in node.input)
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        keep = FLOAT32_INPUTS.get(node.op_type, ())
+        full = full or (node.op_type == "Cast" and not is_float(node.output[0]))
+        copy.input[:] = [read(name, not full and i not in keep) for i, name in enumerate(node.input)]
+        if not full:
+            for i, name in enumerate(node.output):
+                if is_float(name):
+                    copy.output[i] = half_name(name)
+                    made_half.add(name)
+            for attribute in copy.attribute:
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+        nodes.append(copy)
+    for output in graph.output:
+        read(output.name, False)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]  # the types it states are no longer true
+
+
+def _after_last_layer(graph: GraphProto) -> set[int]:
+    """Indices of the nodes from which no layer is reached: guidance and the DDIM step, which add small differences."""
+    leads_to_layer: set[str] = set()  # names of tensors
+    after = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.op_type in LAYERS or leads_to_layer.intersection(node.output):
+            leads_to_layer.update(node.input)
+        else:
+            after.add(index)
+    return after
+
+
+def _tensor_types(graph: GraphProto) -> dict[str, int]:
+    """ONNX element type of every tensor, by name; a float32 network's operators are typed by shape inference."""
+    shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(RUNTIME_DOMAIN, 1)])
+    inferred = onnx.shape_inference.infer_shapes(shell).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    unknown = [name for node in graph.node for name in node.output if name and not kinds.get(name)]
+    if unknown:
+        raise LabError(f"the type of {unknown[0]} cannot be inferred: is every operator of opset {OPSET}?")
+    return kinds
+
+
+def half_name(name: str) -> str:
+    """What a tensor is called in float16 where its name is the one in float32."""
+    return name + ".half"
+
+
+def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """The numbers of an initializer, wherever they lie: inside the graph, or in a file in `folder`."""
+    return numpy_helper.to_array(tensor, base_dir=str(folder) if uses_external_data(tensor) else "")
+
+
+# -- at load -----------------------------------------------------------------------------------------------------------
+
+
+def gather_cells(model: ModelProto) -> ModelProto:
+    """Let a Transpose of two axes and a Gather of rows do what `to_tokens` and `to_picture` say with a Transpose of six axes.
+
+    For ONNX Runtime's CPU provider, when a graph is loaded: of six axes it moves one number after another, in one thread; two
+    it transposes in blocks, and rows it copies in all threads. A GPU would rather have one launch than two.
+
+    Args:
+        model: a graph whose shapes can be inferred; its weights need not be there.
+
+    Returns:
+        The model itself where it has no such node, else a copy.
+    """
+    if not any(transposed_axes(node) in (TO_TILES, FROM_TILES) for node in model.graph.node):
+        return model
+    model = shape_inference.infer_shapes(model)
+    graph = model.graph
+    shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in graph.value_info}
+    nodes, tables = [], {}
+    for node in graph.node:
+        axes, name, source = transposed_axes(node), node.output[0], next(iter(node.input), "")
+        if axes not in (TO_TILES, FROM_TILES):
+            nodes.append(node)
+            continue
+        to_tiles = axes == TO_TILES
+        B, C, g, *_ = shapes[source if to_tiles else name]
+        cells = token_cells(g * TILE)
+        rows = f"cells.{g}" if to_tiles else f"cells.{g}.back"
+        flat = [B, C, len(cells)] if to_tiles else [B, len(cells), C]
+        shape = [B, TILE, TILE, g, g, C] if to_tiles else [B, C, g, TILE, g, TILE]
+        tables[rows] = cells if to_tiles else cells.argsort()
+        tables |= {f"{name}.flat": torch.tensor(flat), f"{name}.shape": torch.tensor(shape)}
+        swap, gather = ("Transpose", [], {"perm": (0, 2, 1)}), ("Gather", [rows], {"axis": 1})
+        middle = [swap, gather] if to_tiles else [gather, swap]
+        for i, (operator, more, attributes) in enumerate([("Reshape", [f"{name}.flat"], {}), *middle, ("Reshape", [f"{name}.shape"], {})]):
+            result = name if i == 3 else f"{name}.{i}"
+            nodes.append(helper.make_node(operator, [source, *more], [result], **attributes))
+            source = result
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(table.numpy(), name) for name, table in tables.items())
+    return model
+
+
+def transposed_axes(node: NodeProto) -> tuple[int, ...]:
+    """The order of a Transpose; of any other node nothing."""
+    return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())

@@ -41,7 +41,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from .. import LabError
 from ..config import GRAPHS, PRECISIONS
 from ..files import STORED_FILE, listed, read_json, record, require_room
-from .passes import EXACT, INLINE_BYTES, _half, _read, halve_arithmetic, lift_constants, share_tables
+from .passes import EXACT, INLINE_BYTES, half_name, halve_arithmetic, lift_constants, read_tensor, share_tables
 
 PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 
@@ -124,7 +124,7 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
     chunks = _Chunks(folder, graph.stem, max_chunk_bytes)
     made, nodes = [], []
     for name, form in plan.items():
-        array = _read(sources[name], graph.parent)
+        array = read_tensor(sources[name], graph.parent)
         for tensor_name, stored, extra in _stored_forms(name, array, form, wanted):
             made.append(chunks.add(tensor_name, stored))
             nodes += extra
@@ -269,8 +269,8 @@ def _stored_forms(
     elif form.kind == "half":  # `halve_arithmetic` decided who reads which
         if name in wanted:
             yield name, array, []
-        if _half(name) in wanted:
-            yield _half(name), _to_half(name, array), []
+        if half_name(name) in wanted:
+            yield half_name(name), _to_half(name, array), []
     else:
         yield from _grouped(name, array.T if form.transposed else array, 4 if form.kind == "int4" else 8, form.transposed)
 

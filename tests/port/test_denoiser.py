@@ -232,7 +232,7 @@ def test_on_the_processor_cells_are_gathered_and_no_number_changes(small, form):
     path = small.stored(form)["step"]  # fp16's states no shapes
     given = onnx.load(path, load_external_data=False)
     model = passes.gather_cells(given)
-    before, after = (Counter(len(passes._axes(node)) for node in m.graph.node) for m in (given, model))
+    before, after = (Counter(len(passes.transposed_axes(node)) for node in m.graph.node) for m in (given, model))
     assert before[6] == after[3] - before[3] == 45 and after[6] == 0
     assert passes.gather_cells(model) is model
     feeds = {name: x.numpy() for name, x in example_inputs(SMALL)["step"].items()}
