@@ -71,7 +71,7 @@ def answer_of(folder, name: str) -> str:
 
 @pytest.mark.slow
 def test_answers_are_what_the_run_showed(finished):
-    folder, _, index = finished
+    folder, index, _ = finished
     parity_answer, bundle_answer, benchmark_answer = (answer_of(folder, name) for name in report.NOTEBOOKS[2:])
     assert "In float32, yes" in parity_answer and "(Chromium, webgpu" in parity_answer and "(Chromium, wasm)" in parity_answer
     assert "every node on WebGPU" in bundle_answer and "a second one none at all" in bundle_answer
