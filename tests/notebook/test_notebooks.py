@@ -91,7 +91,7 @@ def test_without_a_browser_the_answers_say_what_is_missing(tmp_path, small, pict
     parity_answer, bundle_answer = answer_of(tmp_path, "03_parity"), answer_of(tmp_path, "04_webgpu_bundle")
     shown, missing = parity_answer.split("**Not compared here:**")
     assert "(ONNX Runtime, CPU)" in shown and "Chromium" not in shown and "rowser" not in shown
-    for what in ("Chromium, wasm, fp32", "Chromium, webgpu, fp32", "this browser", "there is no Chromium"):
+    for what in ("Chromium, wasm, fp32", "Chromium, webgpu (TINY), fp32", "this browser", "there is no Chromium"):
         assert what in missing
     shown, missing = bundle_answer.split("**Not shown here:**")
     assert "WebGPU" not in shown and "visit" not in shown
