@@ -110,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     bundle = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
     _add_network(bundle)
     bundle.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets bundle/ (default: build)")
-    words = "those that the page offers (default: fp16 fp16-storage fp32)"
-    bundle.add_argument("--precisions", nargs="+", default=["fp16", "fp16-storage", "fp32"], metavar="PRECISION", help=words)
+    words = f"those that the page offers (default: {' '.join(config.bundled())})"
+    bundle.add_argument("--precisions", nargs="+", default=list(config.bundled()), metavar="PRECISION", help=words)
     words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: beside the page)"
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
     measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
     for name, known in (
-        ("backends", config.CONTENDERS), ("precisions", config.MEASURED_PRECISIONS), ("measures", config.MEASURES),
+        ("backends", config.CONTENDERS), ("precisions", config.measured()), ("measures", config.MEASURES),
     ):  # fmt: skip
         measure.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")

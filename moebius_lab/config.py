@@ -27,11 +27,6 @@ PARTS = ("denoiser", "vae")
 BACKENDS = ("torch", "onnx", "browser")
 """What a picture can be filled by: PyTorch, ONNX Runtime, or a browser (`notebook.browser_backend`)."""
 
-PRECISIONS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
-"""Forms in which graphs are stored; see `precision`."""
-STRAIGHTFORWARD = "straightforward"
-"""The form of the step without rewrites; beside the precisions, which are forms of the rewritten one."""
-
 DETERMINISTIC = "deterministic"
 """The name under which weights made by `checkpoint.deterministic_weights` are asked for."""
 PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "ft_celebahq", "ffhq": "ft_ffhq"}
@@ -39,18 +34,11 @@ PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "f
 WEIGHTS = ("demo", DETERMINISTIC, *PUBLISHED)
 """Every name of weights; anything else is a path."""
 
-# -- what `benchmark` measures, in the order in which it is opened -----------------------------------------------------
+# -- in what forms graphs are stored -----------------------------------------------------------------------------------
 
-CONTENDERS = {
-    "torch-cuda": "PyTorch eager on an NVIDIA card, and our form of the step as a CUDA graph",
-    "torch-cuda-compiled": "PyTorch compiled, on the card",
-    "webgpu-native": "ONNX Runtime's native WebGPU provider",
-    "chromium-webgpu": "WebGPU in Chromium, each step dispatched, and captured and replayed",
-    "torch-cpu": "PyTorch eager on the processor",
-    "torch-cpu-compiled": "PyTorch compiled, on the processor",
-    "onnxruntime-cpu": "ONNX Runtime on the processor",
-    "chromium-wasm": "WebAssembly in Chromium, with one thread and with as many as the page takes",
-}
+FLOAT32, FLOAT16, INT8, INT4 = STORED_TYPES = ("float32", "float16", "int8", "int4")
+"""Types in which a large weight may be stored; `port.precision` says what becomes of one that a type does not suit."""
+
 MEASURES = {
     "step": "a guided step",
     "picture": "the whole picture as the release fills it",
@@ -61,7 +49,201 @@ MEASURES = {
     "load": "from the browser's cache to ready, and a first visit's time",
     "memory": "peaks of processes and card",
 }
-MEASURED_PRECISIONS = (STRAIGHTFORWARD, "fp32", "fp16-storage", "fp16", "int8")
+"""What `benchmark` measures."""
+COSTLY = ("limits", "profile", "load")
+"""Of these, what only some precisions take part in, because it takes long or shows no difference; see `Precision.costly`."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One form in which graphs are stored: how, in what arithmetic they run, what they need, and who is given them."""
+
+    note: str  # what the page says of it, in one plain sentence
+    matrices: str = FLOAT32  # type of a large weight with two dimensions, one of `STORED_TYPES`
+    kernels: str = FLOAT32  # type of any other large weight: a convolution's
+    arithmetic: str = FLOAT32  # or FLOAT16, which reads every weight in 16 bits
+    autoencoder: str = ""  # the precision that encoder and decoder take instead of this one; empty: this one
+    least_psnr: float | None = None  # dB, against float32 and inside a picture's hole; None: the same function, but for rounding
+    providers: tuple[str, ...] = ("webgpu", "wasm")  # of the page, that can run it
+    requires: tuple[str, ...] = ()  # WebGPU features
+    options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
+    options_require: tuple[str, ...] = ()  # WebGPU features without which the page leaves them out
+    place: int | None = None  # among those that the page offers, its favourite first; None: it does not offer it
+    bundled: bool = False  # in a bundle for which no precisions are named
+    measured: bool = True  # by a benchmark for which no precisions are named
+    costly: tuple[str, ...] = ()  # which of `COSTLY` it takes part in
+
+    def __post_init__(self) -> None:
+        if not {self.matrices, self.kernels} <= set(STORED_TYPES) or not set(self.costly) <= set(COSTLY):
+            raise ValueError(f"{self}: choose matrices and kernels from {STORED_TYPES}, costly from {COSTLY}")
+        if self.arithmetic != FLOAT32 and {self.arithmetic, self.matrices, self.kernels} != {FLOAT16}:
+            raise ValueError(f"{self}: arithmetic is {FLOAT32}, or {FLOAT16} on weights stored in {FLOAT16}")
+
+
+WIDENED_IN_EACH_RUN = (("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),)
+"""Keeps 16-bit weights as they are in memory. By default the runtime makes 32 bits of them when it loads a graph and holds both
+for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
+
+PRECISIONS = {
+    "fp32": Precision("32-bit weights and arithmetic, nothing rounded.", place=3, bundled=True, costly=("limits", "profile")),
+    "fp16-storage": Precision(
+        "16-bit weights, 32-bit arithmetic; a 32-bit checkpoint is rounded once, 71 dB a step.",
+        matrices=FLOAT16,
+        kernels=FLOAT16,
+        least_psnr=60.0,
+        options=WIDENED_IN_EACH_RUN,
+        options_require=("shader-f16",),
+        place=2,
+        bundled=True,
+        costly=("load",),
+    ),
+    "fp16": Precision(
+        "16-bit weights and arithmetic.",
+        matrices=FLOAT16,
+        kernels=FLOAT16,
+        arithmetic=FLOAT16,
+        autoencoder="fp16-storage",
+        least_psnr=40.0,
+        providers=("webgpu",),
+        requires=("shader-f16",),
+        place=1,
+        bundled=True,
+    ),
+    "int8": Precision(
+        "8-bit weights: the smallest, slightly different pictures.",
+        matrices=INT8,
+        kernels=INT8,
+        least_psnr=40.0,
+        place=4,
+        costly=("load",),
+    ),
+    "int4": Precision(
+        "4-bit weights: an experiment that does not keep the picture.", matrices=INT4, kernels=INT4, least_psnr=10.0, measured=False
+    ),
+}
+"""Every precision by its name, in the order of every table; to add one is to add an entry. See `port.precision`."""
+
+STRAIGHTFORWARD = "straightforward"
+"""The form of the step without rewrites; besides the precisions, which are forms of the rewritten one."""
+AS_EXPORTED = Precision("The step as the exporter finds it, for measurements.", costly=("profile",))
+"""What `STRAIGHTFORWARD` is otherwise: float32, never offered."""
+
+
+def entry_of(name: str) -> Precision:
+    """The entry of a precision, or of `STRAIGHTFORWARD`; KeyError where there is none."""
+    return AS_EXPORTED if name == STRAIGHTFORWARD else PRECISIONS[name]
+
+
+def offered() -> dict[str, Precision]:
+    """What the page may offer, its favourite first."""
+    chosen = {name: entry for name, entry in PRECISIONS.items() if entry.place is not None}
+    return dict(sorted(chosen.items(), key=lambda item: item[1].place))
+
+
+def bundled() -> tuple[str, ...]:
+    """The precisions of a bundle for which none are named, the page's favourite first."""
+    return tuple(name for name, entry in offered().items() if entry.bundled)
+
+
+def measured() -> dict[str, Precision]:
+    """What a benchmark may measure, in its order: the straightforward step first, for comparison."""
+    return {STRAIGHTFORWARD: AS_EXPORTED} | {name: entry for name, entry in PRECISIONS.items() if entry.measured}
+
+
+# -- what `benchmark` measures -----------------------------------------------------------------------------------------
+
+PROCESSOR, CARD = "processor", "card"
+"""Where a backend computes."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a backend: one row of every table for each form of the graphs."""
+
+    label: str  # what the tables call it
+    opened_by: str  # key of `contenders.OPENERS`
+    forms: tuple[str, ...] = ()  # that it has; empty: the precisions that are asked for
+    compiled: bool = False  # by PyTorch, which takes minutes for each form: of its own forms only those that are asked for
+    provider: str = ""  # of the page in Chromium
+    captured: bool = False  # the page captures each graph once and replays it
+    threads: int = 0  # of WebAssembly; 0: as many as the page takes
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A backend that `benchmark` measures."""
+
+    label: str  # in the rows of load and memory; in Chromium, of the way that the page chooses by itself
+    description: str
+    where: str  # PROCESSOR or CARD
+    ways: tuple[Way, ...]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it takes minutes to open; its memory is not measured."""
+        return any(way.compiled for way in self.ways)
+
+    @property
+    def provider(self) -> str:
+        """The page's provider, for a backend in Chromium; empty for others."""
+        return self.ways[0].provider
+
+    def seen(self, captured: bool) -> str:
+        """What the tables call a run in which the page chose the way by itself, by whether it captured the graphs."""
+        return next((way.label for way in self.ways if way.captured == captured and not way.threads), self.label)
+
+
+CONTENDERS = {
+    "torch-cuda": Contender(
+        "PyTorch eager, CUDA",
+        "PyTorch eager on an NVIDIA card, and our form of the step as a CUDA graph",
+        CARD,
+        (
+            Way("PyTorch eager, CUDA", "torch", ("fp32", "fp16")),
+            Way("PyTorch, rewritten, CUDA graph", "cuda-graph", ("fp32",)),
+        ),
+    ),
+    "torch-cuda-compiled": Contender(
+        "PyTorch compiled, CUDA",
+        "PyTorch compiled, on the card",
+        CARD,
+        (Way("PyTorch compiled, CUDA", "torch", ("fp32", "fp16"), compiled=True),),
+    ),
+    "webgpu-native": Contender(
+        "WebGPU, native", "ONNX Runtime's native WebGPU provider", CARD, (Way("WebGPU, native", "onnxruntime"),)
+    ),
+    "chromium-webgpu": Contender(
+        "Chromium, WebGPU, captured",
+        "WebGPU in Chromium, each step dispatched, and captured and replayed",
+        CARD,
+        (
+            Way("Chromium, WebGPU", "chromium", provider="webgpu"),
+            Way("Chromium, WebGPU, captured", "chromium", provider="webgpu", captured=True),
+        ),
+    ),
+    "torch-cpu": Contender(
+        "PyTorch eager, CPU", "PyTorch eager on the processor", PROCESSOR, (Way("PyTorch eager, CPU", "torch", ("fp32",)),)
+    ),
+    "torch-cpu-compiled": Contender(
+        "PyTorch compiled, CPU",
+        "PyTorch compiled, on the processor",
+        PROCESSOR,
+        (Way("PyTorch compiled, CPU", "torch", ("fp32",), compiled=True),),
+    ),
+    "onnxruntime-cpu": Contender(
+        "ONNX Runtime, CPU", "ONNX Runtime on the processor", PROCESSOR, (Way("ONNX Runtime, CPU", "onnxruntime"),)
+    ),
+    "chromium-wasm": Contender(
+        "Chromium, wasm, all threads",
+        "WebAssembly in Chromium, with one thread and with as many as the page takes",
+        PROCESSOR,
+        (
+            Way("Chromium, wasm, 1 thread", "chromium", provider="wasm", threads=1),
+            Way("Chromium, wasm, all threads", "chromium", provider="wasm"),
+        ),
+    ),
+}
+"""Every backend by its name, in the order in which they are opened; to add one is to add an entry."""
 
 # -- the diffusion process (release: DDIM, epsilon prediction) ---------------------------------------------------------
 

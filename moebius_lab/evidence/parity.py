@@ -22,12 +22,12 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from .. import LabError
-from ..config import GRAPHS
+from ..config import GRAPHS, PRECISIONS
 from ..errors import reasons
 from ..model.unet import MoebiusNet
 from ..port.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from ..port.passes import SCOPES
-from ..port.precision import PRECISIONS, per_graph
+from ..port.precision import per_graph
 from ..port.sessions import open_session, webgpu_session
 from .inventory import graph_gflop
 from .loops import PYTORCH, Loop
@@ -40,7 +40,6 @@ BROWSER_SECONDS = 180.0  # of one run of a graph in a browser, beyond which its 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
 UNTRAINED_SLACK = 10.0  # dB less is asked of a whole picture where the network was never trained: its loop amplifies rounding
-LEAST_PSNR = {"fp16-storage": 60.0, "fp16": 40.0, "int8": 40.0, "int4": 10.0}  # dB; of a picture, inside the hole
 
 Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A backend for comparisons: graph name and inputs by name -> outputs by name."""
@@ -66,6 +65,11 @@ class Row:
     ok: bool
 
 
+def exact(precision: str) -> bool:
+    """Whether graphs in this precision are the same function as PyTorch's in float32, but for the order of sums."""
+    return PRECISIONS[precision].least_psnr is None
+
+
 def compare(
     graph: str, output: str, precision: str, backend: str, got: np.ndarray, reference: np.ndarray, slack: float = 0.0
 ) -> Row:
@@ -75,9 +79,9 @@ def compare(
         graph: one of `GRAPHS`; or `LOOP`: latents, whose largest error may grow with the largest of them; or `PICTURE`: 8-bit
             values, of which only those inside the hole are given where the precision is not fp32.
         output: the output's name.
-        precision: "fp32" is held to `LARGEST_ERROR`, others to `LEAST_PSNR`.
+        precision: held to its `least_psnr`, or where it has none to `LARGEST_ERROR`.
         backend: what made `got`.
-        slack: dB by which `LEAST_PSNR` is lowered.
+        slack: dB by which `least_psnr` is lowered.
 
     Raises:
         ParityError: the shapes differ.
@@ -89,13 +93,13 @@ def compare(
     mse = float(np.mean(d * d))
     peak = 255.0 if graph == PICTURE else max(float(b.max() - b.min()), 1e-30)
     psnr = math.inf if mse == 0 else 20 * math.log10(peak) - 10 * math.log10(mse)
-    if precision == "fp32":
+    if exact(precision):
         limit = LARGEST_ERROR.get(graph, GRAPH_LARGEST_ERROR)
         if graph == LOOP:  # latents of an untrained network leave unit variance far behind
             limit *= max(1.0, float(np.abs(b).max()))
         tolerance, ok = f"max {limit:.2g}", bool(d.max() <= limit)  # False for NaN as well
     else:
-        least = LEAST_PSNR[precision] - slack
+        least = PRECISIONS[precision].least_psnr - slack
         tolerance, ok = f"{least:g} dB", bool(psnr >= least)
     relative = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
     return Row(graph, output, precision, backend, float(d.max()), float(d.mean()), relative, psnr, tolerance, ok)
@@ -231,12 +235,12 @@ def compare_loops(loops: dict[str, Loop], hole: np.ndarray, slack: float = 0.0) 
     for form, loop in loops.items():
         if form == PYTORCH:
             continue
-        against, where = (PYTORCH, ...) if form == "fp32" else ("fp32", hole)
+        against, where = (PYTORCH, ...) if exact(form) else ("fp32", hole)
         reference = loops[against]
         for step in (1, loop.steps):
             output, got, expected = f"latents after step {step}", loop.latents[step - 1], reference.latents[step - 1]
             rows.append(compare(LOOP, output, form, CPU, got, expected, slack))
-        output = "picture" if form == "fp32" else "picture's hole"
+        output = "picture" if exact(form) else "picture's hole"
         rows.append(compare(PICTURE, f"{output}, against {against}", form, CPU, loop.picture[where], reference.picture[where], slack))
     return rows
 
@@ -260,13 +264,13 @@ def wide_table(rows: list[Row]) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(
         sorted(cells, key=lambda key: [known.index(name) for known, name in zip(order, key)]), names=["graph", "output", "on"]
     )
-    heads = {form: f"{form}, {'largest difference' if form == 'fp32' else 'dB'}" for form in forms}
+    heads = {form: f"{form}, {'largest difference' if exact(form) else 'dB'}" for form in forms}
     return pd.DataFrame([[cells[key].get(form, "") for form in forms] for key in index], index, list(heads.values()))
 
 
 def _measured(row: Row) -> str:
     asked = row.tolerance.removeprefix("max ").removesuffix(" dB")
-    got, sign = (f"{row.max_error:.2g}", ("≤", ">")) if row.precision == "fp32" else (f"{row.psnr_db:.1f}", ("≥", "<"))
+    got, sign = (f"{row.max_error:.2g}", ("≤", ">")) if exact(row.precision) else (f"{row.psnr_db:.1f}", ("≥", "<"))
     # no-break spaces: a narrow page breaks between columns, not inside a cell
     return f"{got}\u00a0{sign[0]}\u00a0{asked}" if row.ok else f"DIFFERENT: {got}\u00a0{sign[1]}\u00a0{asked}"
 
@@ -278,20 +282,20 @@ def answer(rows: list[Row], missing: dict[str, str]) -> str:
         rows: all that was compared.
         missing: what was not, and why.
     """
-    exact = [row for row in rows if row.precision == "fp32" and row.graph in GRAPHS]
+    same = [row for row in rows if exact(row.precision) and row.graph in GRAPHS]
     bad = [row for row in rows if not row.ok]
     parts = []
-    if exact:
-        worst = {row.backend: max(r.max_error for r in exact if r.backend == row.backend) for row in exact}
+    if same:
+        worst = {row.backend: max(r.max_error for r in same if r.backend == row.backend) for row in same}
         where = ", ".join(f"{error:.1e} ({backend})" for backend, error in worst.items())
-        verdict = "no" if any(row in bad for row in exact) else "yes"
+        verdict = "no" if any(row in bad for row in same) else "yes"
         parts.append(f"In float32, {verdict}: the graphs differ from PyTorch by at most {where}.")
     for row in rows:
-        if row.graph == PICTURE and row.precision == "fp32":
+        if row.graph == PICTURE and exact(row.precision):
             parts.append(f"The filled picture differs by at most {row.max_error:.0f} of 255 levels ({row.backend}).")
     least: dict[str, float] = {}
     for row in rows:
-        if row.precision != "fp32" and row.graph in GRAPHS:
+        if not exact(row.precision) and row.graph in GRAPHS:
             least[row.precision] = min(least.get(row.precision, math.inf), row.psnr_db)
     if least:
         parts.append("Narrower weights make another function: " + ", ".join(f"{form} at least {db:.0f} dB" for form, db in least.items()) + ".")

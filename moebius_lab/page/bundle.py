@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +31,7 @@ import torch
 from PIL import Image
 
 from .. import LabError, config
-from ..config import LATENT_CHANNELS, STRAIGHTFORWARD, NetworkConfig
+from ..config import LATENT_CHANNELS, NetworkConfig
 from ..errors import reasons
 from ..files import (
     COUNT,
@@ -115,31 +114,8 @@ RUNTIME_BUILDS = {
 """Files of each build: WebGPU where the browser can suspend WebAssembly, WebGPU elsewhere, the processor alone."""
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What the page says of a precision and when it offers it."""
-
-    note: str  # one plain sentence
-    providers: tuple[str, ...] = ("webgpu", "wasm")
-    requires: tuple[str, ...] = ()  # WebGPU features
-    options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
-    options_require: tuple[str, ...] = ()  # WebGPU features without which they are left out
-
-
-WIDENED_IN_EACH_RUN = (("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),)
-"""Keeps 16-bit weights as they are in memory. By default the runtime makes 32 bits of them when it loads a graph and holds both
-for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
-
-OFFERS = {
-    "fp16": Offer("16-bit weights and arithmetic.", ("webgpu",), ("shader-f16",)),
-    "fp16-storage": Offer("16-bit weights, 32-bit arithmetic; a 32-bit checkpoint is rounded once, 71 dB a step.", options=WIDENED_IN_EACH_RUN, options_require=("shader-f16",)),
-    "fp32": Offer("32-bit weights and arithmetic, nothing rounded."),
-    "int8": Offer("8-bit weights: the smallest, slightly different pictures."),
-}
-"""By precision, the page's favourite first."""
-
-MEASURED = {STRAIGHTFORWARD: Offer("The step as the exporter finds it, for measurements.")}
-"""What a bundle may hold beside them, where it is asked for."""
+OFFERS = config.offered()
+"""By precision, the page's favourite first: what the notebooks put into a bundle."""
 
 CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
 """Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
@@ -231,7 +207,7 @@ def _npm(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
 def write_bundle(
     bench: Graphs,
     folder: str | Path,
-    precisions: tuple[str, ...] = ("fp16", "fp16-storage", "fp32"),
+    precisions: tuple[str, ...] = config.bundled(),
     weights_base: str = "weights/",
     on_file=lambda name: None,
     graphs: dict[str, Path] | None = None,
@@ -241,7 +217,7 @@ def write_bundle(
     Args:
         bench: its graphs are made where they are missing.
         folder: made if missing; what an earlier bundle left there and this one does not need is removed.
-        precisions: keys of `OFFERS` or `MEASURED`.
+        precisions: keys of `config.offered()` or `config.measured()`.
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
@@ -254,10 +230,10 @@ def write_bundle(
         LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
     """
     folder = Path(folder)
-    known = OFFERS | MEASURED
+    known = config.offered() | config.measured()
     unknown = [precision for precision in precisions if precision not in known]
     if unknown or not precisions:
-        raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(OFFERS)}")
+        raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(config.offered())}")
     if not weights_base.endswith("/"):
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
@@ -416,14 +392,14 @@ class _Writer:
 
 def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
     files = {graph: [_add_weights(writer, *file) for file in _files_of(path)] for graph, path in graphs.items()}
-    offer = (OFFERS | MEASURED)[precision]
+    entry = config.entry_of(precision)
     return {
         "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
-        "note": offer.note,
-        "providers": list(offer.providers),
-        "requires": list(offer.requires),
-        "options": dict(offer.options),
-        "options_require": list(offer.options_require),
+        "note": entry.note,
+        "providers": list(entry.providers),
+        "requires": list(entry.requires),
+        "options": dict(entry.options),
+        "options_require": list(entry.options_require),
         "graphs": files,
     }
 

@@ -1,4 +1,4 @@
-"""How a graph's weights are stored, and in what arithmetic they run: two different things.
+"""How a graph's weights are stored, and in what arithmetic they run: two different things. `config.PRECISIONS` lists the forms.
 
 | precision | a weight in the file | arithmetic | what is lost |
 |---|---|---|---|
@@ -19,7 +19,7 @@ int4 is an experiment: it halves int8's files and does not keep the picture (`no
 
 The runtimes fold a Cast, Reshape or Transpose of a constant when they load a graph. They fold DequantizeLinear only with the session option
 `session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
-product. `sessions` lets them fold, for speed; the page does not, for memory and a quick start (`bundle.OFFERS`).
+product. `sessions` lets them fold, for speed; the page does not, for memory and a quick start (`Precision.options`).
 
 Weights go to files of at most `max_chunk_bytes` beside the graph, in the order in which the graph lists them, so that a
 page can fetch them in parallel, go on where it stopped, and check each by its SHA-256.
@@ -39,17 +39,16 @@ from ml_dtypes import bfloat16
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .. import LabError
-from ..config import GRAPHS, PRECISIONS
+from ..config import FLOAT16, GRAPHS, INT4, INT8, PRECISIONS, Precision
 from ..files import STORED_FILE, listed, read_json, record, require_room
 from .passes import EXACT, INLINE_BYTES, half_name, halve_arithmetic, lift_constants, read_tensor, share_tables
-
-PER_GRAPH = {"fp16": {"vae_encoder": "fp16-storage", "vae_decoder": "fp16-storage"}}  # where a graph differs from the whole
 
 CHUNK_BYTES = 64_000_000  # largest file of weights
 PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
 NARROW_FROM = 4096  # numbers; a tensor with fewer stays float32: it weighs nothing and may be a bias or a scale
 ALIGNMENT = 64  # bytes, of a tensor's start in its file
 NIBBLES_FROM = 65_536  # numbers; from here on int4 stores 4 bits
+BITS = {INT8: 8, INT4: 4}  # of the types that are stored as integers and a scale
 GROUP = {8: 128, 4: 32}  # numbers that share a scale, by their bits
 
 STAMP = "files.json"  # next to a stored graph: every file's name, bytes and SHA-256, the graph's own first
@@ -79,7 +78,7 @@ def per_graph(precision: str) -> dict[str, str]:
         if graph:
             forms[graph] = form
         else:
-            forms |= {name: PER_GRAPH.get(form, {}).get(name, form) for name in GRAPHS}
+            forms |= {name: form if name == "step" else PRECISIONS[form].autoencoder or form for name in GRAPHS}
     missing = [graph for graph in GRAPHS if graph not in forms]
     if missing:
         raise LabError(f"{precision!r} gives {missing[0]} no precision; begin with one for all, as in int8,vae_decoder=fp32")
@@ -113,10 +112,11 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
     lift_constants(model.graph)
     share_tables(model.graph, graph.parent)
     sources = {tensor.name: tensor for tensor in model.graph.initializer}
-    plan = _plan(model.graph, precision)
+    entry = PRECISIONS[precision]
+    plan = _plan(model.graph, entry)
     _check_fit(model, plan, graph, max_chunk_bytes)
     _check_room(plan, folder)
-    if precision == "fp16":
+    if entry.arithmetic == FLOAT16:
         halve_arithmetic(model.graph)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,34 +212,42 @@ def pack_nibbles(integers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Form:
-    """How one initializer is stored: `kind` is "same", "cast", "half", "int8" or "int4"."""
+    """How one initializer is stored: `kind` is "same", "cast", "half" or a key of `BITS`."""
 
     kind: str
     bytes: int
     transposed: bool = False  # stored with its output channels first, so that a group lies in one channel
 
 
-def _plan(graph: GraphProto, precision: str) -> dict[str, _Form]:
+def _plan(graph: GraphProto, precision: Precision) -> dict[str, _Form]:
     outputs_last = _matrices_with_outputs_last(graph)
     plan = {}
     for tensor in graph.initializer:
         count = math.prod(tensor.dims)
         weight = tensor.data_type == TensorProto.FLOAT and EXACT not in tensor.name
         large = weight and len(tensor.dims) > 1 and count >= NARROW_FROM
-        if precision == "fp16-storage" and large:
+        if precision.arithmetic == FLOAT16 and weight:
+            plan[tensor.name] = _Form("half", 2 * count)
+            continue
+        kind = _suited(tensor, count, precision, outputs_last) if large else ""
+        if kind == FLOAT16:
             plan[tensor.name] = _Form("cast", 2 * count)
-        elif precision in ("int8", "int4") and large and _channel_length(tensor, outputs_last) < GROUP[8]:
-            plan[tensor.name] = _Form("cast", 2 * count)  # depthwise kernels: a group would mix channels of unlike scale
-        elif precision in ("int8", "int4") and large:
-            bits = 4 if precision == "int4" and count >= NIBBLES_FROM else 8
+        elif kind in BITS:
+            bits = BITS[kind]
             size = GROUP[bits]
             groups = -(-count // size)
-            plan[tensor.name] = _Form(f"int{bits}", groups * (size * bits // 8 + 2), tensor.name in outputs_last)
-        elif precision == "fp16" and weight:
-            plan[tensor.name] = _Form("half", 2 * count)
+            plan[tensor.name] = _Form(kind, groups * (size * bits // 8 + 2), tensor.name in outputs_last)
         else:
             plan[tensor.name] = _Form("same", count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     return plan
+
+
+def _suited(tensor: TensorProto, count: int, precision: Precision, outputs_last: set[str]) -> str:
+    """The type in which a large weight is stored: the one that is asked for, or a wider one where that does not suit it."""
+    kind = precision.matrices if len(tensor.dims) == 2 else precision.kernels
+    if kind in BITS and _channel_length(tensor, outputs_last) < GROUP[BITS[INT8]]:
+        return FLOAT16  # depthwise kernels: a group would mix channels of unlike scale
+    return INT8 if kind == INT4 and count < NIBBLES_FROM else kind
 
 
 def _channel_length(tensor: TensorProto, outputs_last: set[str]) -> int:
@@ -272,7 +280,7 @@ def _stored_forms(
         if half_name(name) in wanted:
             yield half_name(name), _to_half(name, array), []
     else:
-        yield from _grouped(name, array.T if form.transposed else array, 4 if form.kind == "int4" else 8, form.transposed)
+        yield from _grouped(name, array.T if form.transposed else array, BITS[form.kind], form.transposed)
 
 
 def _grouped(name: str, array: np.ndarray, bits: int, transposed: bool) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
@@ -318,9 +326,6 @@ def _to_half(name: str, array: np.ndarray) -> np.ndarray:
     if not np.array_equal(np.isfinite(stored), np.isfinite(array)):
         raise LabError(f"weight {name} has numbers beyond 65504, too large for 16 bits: store this graph in fp32 or int8")
     return stored
-
-
-# -- float16 arithmetic ------------------------------------------------------------------------------------------------
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

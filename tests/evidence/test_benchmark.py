@@ -11,8 +11,9 @@ import torch
 
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
+from moebius_lab.config import CONTENDERS
 from moebius_lab.evidence import inventory
-from moebius_lab.evidence.benchmark import contenders, footprint, profiles, results
+from moebius_lab.evidence.benchmark import footprint, profiles, results
 from moebius_lab.evidence.benchmark import run as benchmark
 from moebius_lab.evidence.benchmark.contenders import Candidate, Entrant, candidates
 from moebius_lab.evidence.benchmark.profiles import (
@@ -270,7 +271,8 @@ def test_the_answer_says_what_was_measured_and_what_is_missing():
 
 def test_runs_in_chromium_are_called_by_what_was_done_in_every_measurement():
     """Load and memory let the page capture the graphs, as it does by itself, and say so."""
-    assert {contenders.chromium_name("webgpu", captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
-    assert contenders.NAMES["chromium-webgpu"] == results.CAPTURED and contenders.NAMES["chromium-wasm"] == contenders.chromium_name("wasm")
+    webgpu, wasm = CONTENDERS["chromium-webgpu"], CONTENDERS["chromium-wasm"]
+    assert {webgpu.seen(captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
+    assert webgpu.label == results.CAPTURED and wasm.label == wasm.seen(False) == "Chromium, wasm, all threads"
     listed = {candidate.backend for candidate in candidates(None, ("chromium-webgpu",), ("fp32",), Path, {})}
     assert listed == {results.CAPTURED, results.DISPATCHED}

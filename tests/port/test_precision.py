@@ -90,6 +90,15 @@ def test_stored_types_and_bytes(graph_file, tmp_path):
     assert types["fp16"]["one"] == TensorProto.FLOAT and types["fp16"]["kernel.half"] == TensorProto.FLOAT16
 
 
+def test_no_precision_is_recognised_by_its_name(graph_file, tmp_path, monkeypatch):
+    """What is stored follows from the entry's fields: under another name it is the same, byte for byte."""
+    entries = dict(PRECISIONS)
+    for i, (name, entry) in enumerate(entries.items()):
+        monkeypatch.setitem(PRECISIONS, f"form {i}", entry)
+        assert precision.store(graph_file, f"form {i}", tmp_path / "new" / name) == precision.store(graph_file, name, tmp_path / "old" / name)
+    assert precision.per_graph("form 2") == precision.per_graph("fp16") | {"step": "form 2"}
+
+
 @pytest.mark.parametrize(("size", "largest"), [(128, 127), (32, 7)])
 def test_a_group_s_error_is_at_most_half_its_scale(size, largest):
     array = (RNG.standard_normal((5, 77)) * np.array([[1], [10], [0], [1e-3], [1]])).astype(np.float32)

@@ -19,38 +19,27 @@ import torch
 from torch import Tensor
 
 from ... import LabError
-from ...config import CONTENDERS, GRAPHS
+from ...config import CARD, CONTENDERS, GRAPHS, PRECISIONS, PROCESSOR, Contender, Way, entry_of
 from ...inpainting.backends import Backend, step_feeds
 from ...inpainting.loop import Settings, inpaint
 from ...model.ddim import Step
 from ...page.browser import Browser, has_nvidia
-from ...page.bundle import MEASURED, OFFERS
 from ...port.denoiser import StepGraph
 from ...port.export import example_inputs, torch_graphs
 from ...port.sessions import OnnxBackend, open_session, webgpu_session
 from ..loops import Loops
 from .profiles import (
-    CARD,
     COPIED,
     LIMIT_CHAIN,
     LIMIT_SIDES,
-    PROCESSOR,
     OperatorTime,
     limit_feeds,
     limit_graphs,
     operator_times,
 )
-from .results import CAPTURED, DECODE, DISPATCHED, ENCODE, STEP
+from .results import DECODE, ENCODE, STEP
 
 SOFTWARE = "this machine has no graphics card; Chromium's software adapter says nothing about speed"
-NAMES = {
-    "torch-cpu": "PyTorch eager, CPU",
-    "torch-cuda": "PyTorch eager, CUDA",
-    "onnxruntime-cpu": "ONNX Runtime, CPU",
-    "webgpu-native": "WebGPU, native",
-    "chromium-webgpu": CAPTURED,
-    "chromium-wasm": "Chromium, wasm, all threads",
-}
 READER = "this notebook's browser"
 PROFILE_RUNS = 3
 STEPS_A_ROUND = 3  # where a step takes milliseconds: the round's time is their median
@@ -96,6 +85,18 @@ class Candidate:
     open: Callable[[ExitStack], Entrant]
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be opened, and what there is for it."""
+
+    bench: Loops
+    contender: Contender
+    way: Way
+    form: str
+    bundle: Callable[[], Path]  # makes the one that holds the precisions, when it is first needed
+    limits: dict[str, Path]  # graphs of `profiles.write_limits`
+
+
 class TorchGraphs:
     """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends.
 
@@ -132,10 +133,12 @@ class TorchGraphs:
             torch.cuda.synchronize()
 
 
-def _torch(bench: Loops, backend: str, device: str, form: str, compiled: bool, stack: ExitStack) -> Entrant:
+def _torch(job: Job, stack: ExitStack) -> Entrant:
+    bench, form, where, compiled = job.bench, job.form, job.contender.where, job.way.compiled
+    device = "cuda" if where == CARD else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("this machine has no CUDA device")
-    kind = {"fp32": torch.float32, "fp16": torch.float16}[form]
+    kind = getattr(torch, PRECISIONS[form].arithmetic)
     graphs = TorchGraphs(bench, device, kind, compiled)
     stack.callback(graphs.modules.clear)
     inputs = {g: [x.to(device, kind) for x in feeds.values()] for g, feeds in example_inputs(bench.config).items()}
@@ -144,9 +147,9 @@ def _torch(bench: Loops, backend: str, device: str, form: str, compiled: bool, s
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     tf32 = f", TF32 in convolutions: {torch.backends.cudnn.allow_tf32}" if device == "cuda" else ""
     entrant = Entrant(
-        backend,
+        job.way.label,
         form,
-        CARD if device == "cuda" else PROCESSOR,
+        where,
         f"PyTorch {torch.__version__}, {name}{tf32}",
         works,
         partial(inpaint, graphs, bench.image, bench.mask),
@@ -208,8 +211,9 @@ def _torch_profile(device: str, step: Work) -> list[OperatorTime]:
     return sorted(rows, key=lambda row: -row.ms)
 
 
-def _cuda_graph(bench: Loops, stack: ExitStack) -> Entrant:
+def _cuda_graph(job: Job, stack: ExitStack) -> Entrant:
     """The rewritten step as one captured CUDA graph: what this card could do without any launch overhead."""
+    bench = job.bench
     if not torch.cuda.is_available():
         raise LabError("this machine has no CUDA device")
     step = StepGraph(copy.deepcopy(bench.net)).cuda()
@@ -231,10 +235,12 @@ def _cuda_graph(bench: Loops, stack: ExitStack) -> Entrant:
 
     stack.callback([step, *inputs].clear)  # which keeps them until then: the recording reads their memory, and does not hold it
     evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
-    return Entrant("PyTorch, rewritten, CUDA graph", "fp32", CARD, evidence, {STEP: work})
+    return Entrant(job.way.label, job.form, job.contender.where, evidence, {STEP: work})
 
 
-def _onnx(bench: Loops, backend: str, form: str, where: str, open_: Callable, limits: dict[str, Path], stack: ExitStack) -> Entrant:
+def _onnx(job: Job, stack: ExitStack) -> Entrant:
+    bench, form, where, limits = job.bench, job.form, job.contender.where, job.limits
+    open_ = webgpu_session if where == CARD else open_session
     paths = bench.stored(form)
     onnx = OnnxBackend(paths, bench.config, open_)
     stack.callback(onnx.sessions.clear)
@@ -256,7 +262,11 @@ def _onnx(bench: Loops, backend: str, form: str, where: str, open_: Callable, li
     evidence = f"ONNX Runtime {onnxruntime.__version__}, {providers}"
     profile = partial(_session_profile, open_, paths["step"], feeds["step"])
     fill = partial(inpaint, onnx, bench.image, bench.mask)
-    return Entrant(backend, form, where, evidence, works, fill, limit if form == "fp32" else None, profile)
+    return Entrant(job.way.label, form, where, evidence, works, fill, limit if _has_limits(form) else None, profile)
+
+
+def _has_limits(form: str) -> bool:
+    return "limits" in entry_of(form).costly
 
 
 def _milliseconds(work: Work) -> float:
@@ -280,30 +290,21 @@ def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorT
         return operator_times(Path(session.end_profiling()).read_text(encoding="utf-8"), PROFILE_RUNS)
 
 
-def chromium_name(provider: str, captured: bool = False, threads: int = 0) -> str:
-    """What a run in Chromium is called in every table: by its provider, by what was done with the step, by its threads."""
-    if provider == "wasm":
-        return "Chromium, wasm, 1 thread" if threads == 1 else NAMES["chromium-wasm"]
-    return CAPTURED if captured else DISPATCHED
-
-
-def _chromium(
-    bench: Loops, bundle: Callable[[], Path], provider: str, form: str, capture: bool, threads: int, limits: bool, stack: ExitStack
-) -> Entrant:
-    if provider == "webgpu" and not has_nvidia():  # before a bundle is made for nothing
+def _chromium(job: Job, stack: ExitStack) -> Entrant:
+    bench, form, where, provider, capture = job.bench, job.form, job.contender.where, job.way.provider, job.way.captured
+    if where == CARD and not has_nvidia():  # before a bundle is made for nothing
         raise LabError(SOFTWARE)
-    browser = stack.enter_context(Browser(bundle(), provider, form, capture=capture, threads=threads))
+    browser = stack.enter_context(Browser(job.bundle(), provider, form, capture=capture, threads=job.way.threads))
     if capture and not browser.loaded["captured"]:
         raise LabError("the step was not captured: some of it runs on the processor")
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
-    times = STEPS_A_ROUND if provider == "webgpu" else 1
-    where = CARD if provider == "webgpu" else PROCESSOR
+    times = STEPS_A_ROUND if where == CARD else 1
 
     def run(graph: str, feeds: dict) -> float:
         return float(browser.time(graph, feeds, 1)[1][0])
 
     return Entrant(
-        chromium_name(provider, capture, threads),
+        job.way.label,
         form,
         where,
         f"Chromium {browser.version}; {browser.evidence}",
@@ -313,7 +314,7 @@ def _chromium(
             DECODE: partial(run, "vae_decoder", feeds["vae_decoder"]),
         },
         lambda settings: float(browser.inpaint(bench.image, bench.mask, settings)[1]["total"]),
-        partial(_per_repetition, where=where, run=run) if limits else None,
+        partial(_per_repetition, where=where, run=run) if _has_limits(form) and not capture else None,
         None if capture else lambda: operator_times(browser.profile("step", feeds["step"], PROFILE_RUNS), PROFILE_RUNS),
     )
 
@@ -329,6 +330,24 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
     return Entrant(READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask))
 
 
+OPENERS: dict[str, Callable[[Job, ExitStack], Entrant]] = {
+    "torch": _torch,
+    "cuda-graph": _cuda_graph,
+    "onnxruntime": _onnx,
+    "chromium": _chromium,
+}
+"""What opens a way of running a backend, by its `opened_by`."""
+
+
+def forms_of(way: Way, precisions: tuple[str, ...]) -> tuple[str, ...]:
+    """The forms in which one way of running a backend is measured, where `precisions` are asked for."""
+    if not way.forms:
+        return tuple(form for form in precisions if not way.provider or way.provider in entry_of(form).providers)
+    if way.compiled:
+        return tuple(form for form in way.forms if form in precisions) or way.forms[:1]
+    return way.forms
+
+
 def candidates(
     bench: Loops,
     backends: tuple[str, ...],
@@ -338,33 +357,12 @@ def candidates(
     runner: Reader | None = None,
 ) -> list[Candidate]:
     """Whom to open, in the order of `config.CONTENDERS`; `bundle` makes the one that holds the precisions, when it is first needed."""
-    found: list[Candidate] = []
-
-    def add(backend: str, form: str, open_: Callable, *arguments: object) -> None:
-        found.append(Candidate(backend, form, partial(open_, bench, *arguments)))
-
-    for name in (name for name in CONTENDERS if name in backends):
-        if name.startswith("torch"):
-            device, compiled = ("cuda" if "cuda" in name else "cpu"), name.endswith("compiled")
-            label = f"PyTorch {'compiled' if compiled else 'eager'}, {device.upper()}"
-            forms = ("fp32", "fp16") if device == "cuda" else ("fp32",)
-            if compiled:  # which takes minutes for each
-                forms = tuple(form for form in forms if form in precisions) or forms[:1]
-            for form in forms:
-                add(label, form, _torch, label, device, form, compiled)
-            if name == "torch-cuda":
-                add("PyTorch, rewritten, CUDA graph", "fp32", _cuda_graph)
-        for form in precisions:
-            if name == "onnxruntime-cpu":
-                add("ONNX Runtime, CPU", form, _onnx, "ONNX Runtime, CPU", form, PROCESSOR, open_session, limits)
-            elif name == "webgpu-native":
-                add("WebGPU, native", form, _onnx, "WebGPU, native", form, CARD, webgpu_session, limits)
-            elif name == "chromium-webgpu":
-                for capture in (False, True):
-                    add(chromium_name("webgpu", capture), form, _chromium, bundle, "webgpu", form, capture, 0, not capture and form == "fp32")
-            elif name == "chromium-wasm" and "wasm" in (OFFERS | MEASURED)[form].providers:
-                for threads in (1, 0):
-                    add(chromium_name("wasm", threads=threads), form, _chromium, bundle, "wasm", form, False, threads, form == "fp32")
+    found = []
+    for contender in (contender for name, contender in CONTENDERS.items() if name in backends):
+        for way in contender.ways:
+            for form in forms_of(way, precisions):
+                job = Job(bench, contender, way, form, bundle, limits)
+                found.append(Candidate(way.label, form, partial(OPENERS[way.opened_by], job)))
     if runner is not None:
-        add(READER, runner.choice["precision"], _reader, runner)
+        found.append(Candidate(READER, runner.choice["precision"], partial(_reader, bench, runner)))
     return found

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ... import LabError
-from ...config import NETWORKS
+from ...config import CARD, CONTENDERS, NETWORKS, Contender, entry_of
 from ...inpainting.loop import Settings
 from ...inpainting.photographs import demo_photographs
 from ...inpainting.picture_files import read_mask, read_picture
@@ -24,11 +24,10 @@ from ...page.serve import Server
 from ...port.precision import files_of
 from ..inventory import peak_activations
 from ..loops import Loops
-from .contenders import NAMES, SOFTWARE, candidates, chromium_name
+from .contenders import SOFTWARE, candidates
 from .results import Results, Row
 
 LINE_MBIT = 100.0  # of a first visit, Mbit/s
-LOADED = ("fp16-storage", "int8")  # forms whose way from the cache to ready is measured
 LOADS = 3
 FEW_STEPS = Settings(steps=2, strength=1.0)  # of the picture whose peak is taken: more steps take no more memory
 GRAPHS = "graphs"
@@ -40,27 +39,28 @@ Lacks = Callable[[str, tuple[str, str], str], None]
 
 
 def loads(
-    bench: Loops, bundle: Callable[[], Path], providers: tuple[str, ...], precisions: tuple[str, ...], results: Results, lacks: Lacks
+    bench: Loops, bundle: Callable[[], Path], backends: tuple[str, ...], precisions: tuple[str, ...], results: Results, lacks: Lacks
 ) -> None:
     """Load the model in a browser that visits for the first time and, started anew, comes again; add the rows."""
-    for provider in providers:
-        for form in (form for form in LOADED if form in precisions):
-            key = (chromium_name(provider, captured=True), form)  # as the page does, unless a graph cannot be captured
-            if provider == "webgpu" and not has_nvidia():
+    for contender in (CONTENDERS[name] for name in backends):
+        for form in (form for form in precisions if "load" in entry_of(form).costly):
+            key = (contender.label, form)  # as the page does, unless a graph cannot be captured
+            if contender.where == CARD and not has_nvidia():
                 lacks("from the cache to ready", key, SOFTWARE)
                 continue
             try:
-                rows = _visit(bench, bundle(), provider, form)
+                rows = _visit(bench, bundle(), contender, form)
             except LabError as error:
                 lacks("from the cache to ready", key, str(error))
             else:
                 results.add("rows", [vars(row) for row in rows])
 
 
-def _visit(bench: Loops, bundle: Path, provider: str, form: str) -> list[Row]:
+def _visit(bench: Loops, bundle: Path, contender: Contender, form: str) -> list[Row]:
+    provider = contender.provider
     with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         with Browser(server.url, provider, form, profile_folder=folder) as browser:
-            key = (chromium_name(provider, browser.loaded["captured"]), form)
+            key = (contender.seen(browser.loaded["captured"]), form)
             first = browser.loaded["milliseconds"]
             picture = browser.inpaint(bench.image, bench.mask)[1]["total"]
         again = []
@@ -108,15 +108,15 @@ def peaks(
         live = max(peak_activations(path) for path in paths.values())
         for what, size in (("stored weights", stored), ("activations alive at once", live)):
             results.add("rows", [vars(Row(what, GRAPHS, form, "MB", *[size / 1e6] * 3, 1))])
-    for backend in (name for name in backends if not name.endswith("compiled")):
-        for form in ("fp32",) if backend.startswith("torch") else precisions:
-            name = NAMES[backend]
+    for backend, contender in ((name, CONTENDERS[name]) for name in backends if not CONTENDERS[name].compiled):
+        for form in contender.ways[0].forms[:1] or precisions:
+            name = contender.label
             if not left():
                 lacks("peak memory", (name, form), "the time limit of the whole run was over")
                 continue
             try:
-                if "chromium" in backend:
-                    name, found = _browser_peak(bench, bundle(), backend, form)
+                if contender.provider:
+                    name, found = _browser_peak(bench, bundle(), contender, form)
                 else:
                     found = _child_peak(bench, backend, form)
             except LabError as error:
@@ -151,12 +151,11 @@ def card_memory() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def _browser_peak(bench: Loops, bundle: Path, backend: str, form: str) -> tuple[str, dict[str, float]]:
+def _browser_peak(bench: Loops, bundle: Path, contender: Contender, form: str) -> tuple[str, dict[str, float]]:
     """What ran, as the tables call it, and the peaks of its processes and of the card."""
-    provider = backend.removeprefix("chromium-")
-    if provider == "webgpu" and not has_nvidia():
+    if contender.where == CARD and not has_nvidia():
         raise LabError(SOFTWARE)
-    with card_memory() as card, Browser(bundle, provider, form) as browser:
+    with card_memory() as card, Browser(bundle, contender.provider, form) as browser:
         browser.inpaint(bench.image, bench.mask, FEW_STEPS)
         processes = browser.process_ids()
         found = {"page": 0.0, "browser's GPU process": 0.0}
@@ -164,7 +163,7 @@ def _browser_peak(bench: Loops, bundle: Path, backend: str, form: str) -> tuple[
             name = {"renderer": "page", "GPU": "browser's GPU process"}.get(kind)
             if name:
                 found[name] = max(found[name], _peak_of(process))
-        name = chromium_name(provider, browser.loaded["captured"])
+        name = contender.seen(browser.loaded["captured"])
     return name, found | card
 
 
@@ -185,7 +184,7 @@ def _child_peak(bench: Loops, backend: str, form: str) -> dict[str, float]:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise LabError((done.stderr.strip().splitlines() or ["the process ended without a word"])[-1])
-    return json.loads(done.stdout.splitlines()[-1]) | (card if backend in ("torch-cuda", "webgpu-native") else {})
+    return json.loads(done.stdout.splitlines()[-1]) | (card if CONTENDERS[backend].where == CARD else {})
 
 
 def _child(job: dict) -> None:

@@ -19,11 +19,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from ... import LabError
-from ...config import OPSET
+from ...config import CARD, OPSET, PROCESSOR
 from ...files import write_json, write_whole
 from ...port.precision import STAMP
 
-PROCESSOR, CARD = "processor", "card"
 KERNEL = re.compile(r"^(?P<node>[^&|]*)[&|](?P<operator>[^&|]+)")  # a dispatch is called NODE&OPERATOR&PROGRAM
 
 LIMIT_SIDES = {CARD: 4096, PROCESSOR: 1024}

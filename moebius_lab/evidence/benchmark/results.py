@@ -15,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from ... import LabError
+from ...config import CONTENDERS, PRECISIONS
 from ...files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, write_json, write_whole
 
 FORMAT = 1
-CAPTURED, DISPATCHED = "Chromium, WebGPU, captured", "Chromium, WebGPU"
-"""Backends of the page on WebGPU: each graph captured once and replayed, and each operator dispatched in every run."""
+DISPATCHED, CAPTURED = (way.label for way in CONTENDERS["chromium-webgpu"].ways)
+"""Backends of the page on WebGPU: each operator dispatched in every run, and each graph captured once and replayed."""
 KEY = ("what", "backend", "form", "steps")
 """Columns that name a row; a later row of the same name replaces an earlier one."""
 SAME = {"machine": "machine", "network": "network", "weights": "weights", "made_from": "code", "code": "code"}
@@ -186,8 +187,6 @@ def newest(files: list[dict]) -> list[dict]:
 
 # -- the README --------------------------------------------------------------------------------------------------------
 
-FORMS = ("fp32", "fp16-storage", "fp16", "int8", "int4")
-"""The order of columns; other forms follow."""
 COSTS = (
     "from the cache to ready",
     "first visit, 100 Mbit/s: to the first picture",
@@ -243,7 +242,7 @@ def _costs(data: dict) -> str:
     if not cells:
         return ""
     found = {form for values in cells.values() for form in values}
-    forms = [form for form in FORMS if form in found] + sorted(found.difference(FORMS))
+    forms = [form for form in PRECISIONS if form in found] + sorted(found.difference(PRECISIONS))
     lines = [f"| load and memory | backend | {' | '.join(forms)} |", f"|---|---|{'---|' * len(forms)}"]
     for (what, backend), values in sorted(cells.items(), key=lambda item: (COSTS.index(item[0][0]), item[0][1])):
         lines.append(f"| {what} | {backend} | {' | '.join(values.get(form, '') for form in forms)} |")

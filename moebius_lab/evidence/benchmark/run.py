@@ -24,13 +24,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ... import LabError, __version__
-from ...config import CONTENDERS, MEASURED_PRECISIONS, MEASURES, STEPS, STRAIGHTFORWARD, STRENGTH
+from ...config import CONTENDERS, FLOAT16, MEASURES, STEPS, STRAIGHTFORWARD, STRENGTH, entry_of, measured
 from ...files import digest_of
 from ...inpainting.imaging import plan_windows
 from ...inpainting.loop import Settings
 from ...model.ddim import ddim_steps
 from ...page.browser import cards
-from ...page.bundle import MEASURED, OFFERS, write_bundle
+from ...page.bundle import write_bundle
 from ...provenance import PACKAGE, package_files
 from ..loops import Loops
 from . import footprint
@@ -42,7 +42,6 @@ from .profiles import (
 from .results import DECODE, ENCODE, METHOD, PICTURE, STEP, Results, Row
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
-PROFILED = ("fp32", STRAIGHTFORWARD)
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -174,7 +173,7 @@ class _Run:
             works = {entrant.key: partial(entrant.limit, limit) for entrant in able}
             times, missing = measure(name, works, min(self.repeats, 5), 1, self.patience, self.deadline)
             for entrant in (entrant for entrant in able if entrant.key in times):
-                half = entrant.form == "fp16" and limit == "copy"
+                half = entry_of(entrant.form).arithmetic == FLOAT16 and limit == "copy"
                 work = limit_work(entrant.where)[limit] * (0.5 if half else 1)
                 rates = [work / ms * 1000 for ms in times[entrant.key] if ms > 0]
                 if rates:
@@ -185,7 +184,7 @@ class _Run:
                 self.lacks(name, key, reason)
 
     def profile(self) -> None:
-        able = [entrant for entrant in self.entrants if entrant.profile and entrant.form in PROFILED]
+        able = [entrant for entrant in self.entrants if entrant.profile and "profile" in entry_of(entrant.form).costly]
         for entrant in tqdm(able, desc="profiles", unit="backend", leave=False):
             backend, form = entrant.key
             if not self.left():
@@ -203,7 +202,7 @@ def run(
     bench: Loops,
     output: str | Path,
     backends: tuple[str, ...] = tuple(CONTENDERS),
-    precisions: tuple[str, ...] = MEASURED_PRECISIONS,
+    precisions: tuple[str, ...] = tuple(measured()),
     measures: tuple[str, ...] = tuple(MEASURES),
     repeats: int = 7,
     patience: float = 60.0,
@@ -217,7 +216,7 @@ def run(
         output: the results file, see `results.py`. It is written after every measurement, and what it holds of the same
             machine and code stays.
         backends: keys of `config.CONTENDERS`.
-        precisions: of the graphs, and "straightforward"; see `bundle.OFFERS`.
+        precisions: keys of `config.measured()`: of the graphs, and "straightforward".
         measures: keys of `config.MEASURES`.
         repeats: timed rounds, of a whole picture three at most.
         patience: seconds that one backend may take for one measurement.
@@ -231,7 +230,7 @@ def run(
         LabError: an unknown backend, precision or measurement.
     """
     for kind, chosen, known in (
-        ("backend", backends, CONTENDERS), ("precision", precisions, OFFERS | MEASURED), ("measurement", measures, MEASURES),
+        ("backend", backends, CONTENDERS), ("precision", precisions, measured()), ("measurement", measures, MEASURES),
     ):  # fmt: skip
         if unknown := [name for name in chosen if name not in known]:
             raise LabError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
@@ -268,7 +267,7 @@ def run(
                 this.pictures(Settings(steps=steps, strength=1.0), min(repeats, 3), 0)
         if "profile" in measures:
             this.profile()
-    chromium = tuple(name.removeprefix("chromium-") for name in backends if name.startswith("chromium-"))
+    chromium = tuple(name for name in backends if CONTENDERS[name].provider)
     if "load" in measures and chromium and this.left():
         footprint.loads(bench, bundle, chromium, precisions, results, this.lacks)
     if "memory" in measures and this.left():
