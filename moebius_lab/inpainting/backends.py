@@ -1,9 +1,10 @@
-"""Where the three networks run: PyTorch and ONNX Runtime behind the same three methods."""
+"""What runs the three networks, behind the same three methods: PyTorch, and the base of all that run graphs by name."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -27,6 +28,49 @@ class Backend(Protocol):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(1, 4, s, s), unscaled -> (1, 3, S, S) in about [-1, 1]."""
+
+
+LOOP_OUTPUTS = {"vae_encoder": ["mean", "std"], "step": ["next_latents"], "vae_decoder": ["image"]}
+"""What the sampling loop reads of each graph; a graph may have more outputs (`port.export.OUTPUT_NAMES`)."""
+
+
+class GraphBackend:
+    """A `Backend` over `run`, for every runtime that takes the three graphs by name.
+
+    A subclass sets `name` and `config` and defines `run`. Shapes and ranges are those of `Backend`, and of the graphs:
+
+        graph          inputs                                            outputs in `LOOP_OUTPUTS`
+        vae_encoder    image (1, 3, S, S) in [-1, 1]                     mean, std (1, 4, s, s), unscaled
+        step           those of `step_feeds`                             next_latents (1, 4, s, s)
+        vae_decoder    latent (1, 4, s, s), unscaled                     image (1, 3, S, S) in about [-1, 1]
+    """
+
+    name: str
+    config: NetworkConfig
+
+    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph, one of `GRAPHS`, on float32 arrays by name, in any order.
+
+        Returns:
+            Its outputs by name, float32: those in `LOOP_OUTPUTS`, or more. The arrays may be read-only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define run")
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self._run("vae_encoder", {"image": image})
+        return mean, std
+
+    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        [next_latents] = self._run("step", step_feeds(latents, mask, masked_latents, step, guidance))
+        return next_latents
+
+    def decode(self, latent: Tensor) -> Tensor:
+        [image] = self._run("vae_decoder", {"latent": latent})
+        return image
+
+    def _run(self, graph: str, inputs: dict[str, Tensor]) -> list[Tensor]:
+        outputs = self.run(graph, {name: x.numpy() for name, x in inputs.items()})
+        return [torch.tensor(outputs[name]) for name in LOOP_OUTPUTS[graph]]  # a copy, which the loop may write into
 
 
 def guided_ids() -> Tensor:

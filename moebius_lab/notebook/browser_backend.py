@@ -22,16 +22,13 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
-import torch
 import traitlets
 from IPython.display import display
-from torch import Tensor
 
 from .. import LabError
 from ..config import GRAPHS, NetworkConfig
 from ..evidence.loops import PYTORCH, Loop
-from ..inpainting.backends import step_feeds
-from ..model.ddim import Step
+from ..inpainting.backends import GraphBackend
 from ..page.browser import TIMEOUT, Browser, NoBrowser, has_nvidia
 from ..page.bundle import OFFERS, read_manifest, write_bundle
 from .widgets import GONE
@@ -42,7 +39,7 @@ SERVED = "JPY_SESSION_NAME"  # the environment variable that a Jupyter server se
 WAIT, WAIT_SERVED = 5.0, 60.0  # s for the page's first word: short where most likely nobody looks
 
 
-class BrowserRunner(anywidget.AnyWidget):
+class BrowserRunner(GraphBackend, anywidget.AnyWidget):
     """A model that runs in the page which shows this notebook, for the sampling loop, parity and benchmark.
 
     A call waits for the page's answer, and the answer comes in through the kernel's loop: call it from another thread,
@@ -158,22 +155,6 @@ class BrowserRunner(anywidget.AnyWidget):
             for (name, shape), buffer in zip(done["dims"].items(), buffers)
         }
         return outputs, done["milliseconds"]
-
-    # -- a backend of the sampling loop ----------------------------------------------------------------------------
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self._run("vae_encoder", {"image": image})
-        return outputs["mean"], outputs["std"]
-
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        return self._run("step", step_feeds(latents, mask, masked_latents, step, guidance))["next_latents"]
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self._run("vae_decoder", {"latent": latent})["image"]
-
-    def _run(self, graph: str, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self.run(graph, {name: x.numpy() for name, x in feeds.items()})
-        return {name: torch.from_numpy(y.copy()) for name, y in outputs.items()}
 
     def _require_loaded(self) -> None:
         if not self.loaded:

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import torch
-from torch import Tensor
 
 from .. import LabError
 from ..config import GPU_LAYOUTS, GRAPHS, NetworkConfig
-from ..inpainting.backends import step_feeds
-from ..model.ddim import Step
+from ..inpainting.backends import LOOP_OUTPUTS, GraphBackend
 from .passes import gather_cells
 
 
-class OnnxBackend:
+class OnnxBackend(GraphBackend):
     """ONNX Runtime on the three graphs, in any precision.
 
     Args:
@@ -44,20 +41,11 @@ class OnnxBackend:
         used = sorted({session.get_providers()[0] for session in self.sessions.values()})
         self.name = "ONNX Runtime, " + ", ".join(used)
 
-    def run(self, graph: str, inputs: dict[str, Tensor], outputs: list[str] | None = None) -> list[Tensor]:
-        """Run one graph on inputs by name; its outputs, or those named, in their order."""
-        feeds = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return [torch.from_numpy(y) for y in self.sessions[graph].run(outputs, feeds)]
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.run("vae_encoder", {"image": image})
-        return mean, std
-
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        return self.run("step", step_feeds(latents, mask, masked_latents, step, guidance), ["next_latents"])[0]
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.run("vae_decoder", {"latent": latent})[0]
+    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph on float32 arrays by name: the outputs in `LOOP_OUTPUTS`, and none that nobody reads."""
+        feeds = {name: np.ascontiguousarray(x) for name, x in inputs.items()}
+        outputs = LOOP_OUTPUTS[graph]
+        return dict(zip(outputs, self.sessions[graph].run(outputs, feeds), strict=True))
 
 
 def session_options(profile: str = "") -> onnxruntime.SessionOptions:

@@ -7,25 +7,25 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
 from ... import LabError
 from ...config import CARD, CONTENDERS, GRAPHS, PRECISIONS, PROCESSOR, Contender, Way, entry_of
-from ...inpainting.backends import Backend, step_feeds
+from ...inpainting.backends import Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
-from ...model.ddim import Step
 from ...page.browser import Browser, has_nvidia
 from ...port.denoiser import StepGraph
-from ...port.export import example_inputs, torch_graphs
+from ...port.export import OUTPUT_NAMES, example_inputs, torch_graphs
 from ...port.sessions import OnnxBackend, open_session, webgpu_session
 from ..loops import Loops
 from .profiles import (
@@ -97,8 +97,8 @@ class Job:
     limits: dict[str, Path]  # graphs of `profiles.write_limits`
 
 
-class TorchGraphs:
-    """The published modules on one device and in one type, behind the loop's three methods; float32 at the ends.
+class TorchGraphs(GraphBackend):
+    """The published modules on one device and in one type; float32 at the ends.
 
     Where they are compiled, it is the step alone: the encoder runs twice and the decoder once a picture.
     """
@@ -109,21 +109,14 @@ class TorchGraphs:
         net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
         self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
+        self.order = {graph: list(inputs) for graph, inputs in example_inputs(bench.config).items()}  # that of the modules' arguments
 
     @torch.inference_mode()
-    def run(self, graph: str, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        outputs = self.modules[graph](*(x.to(self.device, self.kind) for x in inputs))
+    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph on float32 arrays by name; all its outputs by name."""
+        outputs = self.modules[graph](*(torch.tensor(inputs[name]).to(self.device, self.kind) for name in self.order[graph]))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return tuple(y.float().cpu() for y in outputs)
-
-    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.run("vae_encoder", [image])
-
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        return self.run("step", step_feeds(latents, mask, masked_latents, step, guidance).values())[0]
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.run("vae_decoder", [latent])[0]
+        return {name: y.float().cpu().numpy() for name, y in zip(OUTPUT_NAMES[graph], outputs, strict=True)}
 
     @torch.inference_mode()
     def finished(self, graph: str, inputs: list[Tensor]) -> None:
