@@ -5,7 +5,7 @@
         picture, timings = browser.inpaint(image, mask, Settings())
         print(browser.evidence)
 
-Nothing here computes: `web/engine.js` does, in a page served from the bundle.
+Nothing here computes: `web/engine.js` does, in a page served from the bundle; `driver.js` calls it there.
 """
 
 from __future__ import annotations
@@ -69,50 +69,12 @@ NVIDIA_FILES = {
 TIMEOUT = 600  # seconds that one call may take
 SETTLING = 20_000  # milliseconds that a page may take until its service worker is there
 
-PAGE = """async ({manifest, choice}) => {
-  const { page } = await (await fetch(manifest)).json();
-  const { Engine } = await import(new URL(`${page}engine.js`, manifest));
-  const packed = (values) => { let text = ''; const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-    for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-    return btoa(text); };
-  const unpacked = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const values = (feeds) => Object.fromEntries(Object.entries(feeds).map(
-    ([name, { dims, data }]) => [name, { dims, data: new Float32Array(unpacked(data).buffer) }]));
-  globalThis.model = await Engine.open(manifest);
-  globalThis.codec = { packed, unpacked, values };
-  const began = performance.now();
-  const loaded = await globalThis.model.load(choice);
-  return { ...loaded, milliseconds: performance.now() - began };
-}"""
-
-SETTLED = """(milliseconds) => Promise.race([navigator.serviceWorker?.ready.then(() => true),
-  new Promise((done) => setTimeout(done, milliseconds))])"""
-
-TELL_CAUSE = """(argument) => Promise.race([(%s)(argument), new Promise((_, reject) => setTimeout(
-  () => reject(new Error('The browser did not finish in time. Close other programs and try again.')), TIMEOUT))])
-  .catch((error) => { throw new Error(error.cause ? `${error.message} (${error.cause.message})` : error.message); })""".replace(
-    "TIMEOUT", str(TIMEOUT * 1000)
-)
-
-RUN = """async ({graph, feeds, times}) => {
-  const { outputs, milliseconds } = await model.run(graph, codec.values(feeds), { times });
-  const pack = ([name, { dims, data }]) => [name, { dims, data: codec.packed(data) }];
-  return { milliseconds, outputs: Object.fromEntries(Object.entries(outputs).map(pack)) };
-}"""
-
-STEPS = """async ({feeds, times}) => {
-  return model.timeSteps(codec.values(feeds), times);
-}"""
-
-PROFILE = """async ({graph, feeds, times}) => {
-  return model.profile(graph, codec.values(feeds), times);
-}"""
-
-INPAINT = """async ({width, height, image, mask, settings}) => {
-  const data = new Uint8ClampedArray(codec.unpacked(image).buffer);
-  const done = await model.inpaint({ image: { width, height, data }, mask: codec.unpacked(mask), settings });
-  return { image: codec.packed(done.image.data), timings: done.timings };
-}"""
+DRIVER = Path(__file__).with_name("driver.js")
+IMPORT = "(source) => import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })))"
+"""What makes `DRIVER` a module of a page, which needs no file of the page's host for it."""
+CALL = "([driver, work, argument, seconds]) => driver.inTime(driver[work](argument), seconds)"
+SETTLED = "(ms) => Promise.race([navigator.serviceWorker?.ready.then(() => true), new Promise((done) => setTimeout(done, ms))])"
+"""Runs on the bundle's index.html, whose Content-Security-Policy keeps a module like `DRIVER` out."""
 
 
 class NoBrowser(LabError):
@@ -414,17 +376,17 @@ class Browser:
 
     def time(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> tuple[dict[str, np.ndarray], list[float]]:
         """Run one graph `times` times: its outputs, and the milliseconds of each run with its transfers."""
-        done = self._evaluate(RUN, {"graph": graph, "feeds": _feeds(feeds), "times": times})
+        done = self._call("run", {"graph": graph, "feeds": _feeds(feeds), "times": times})
         outputs = {name: _unpacked(y["data"], np.float32).reshape(y["dims"]) for name, y in done["outputs"].items()}
         return outputs, done["milliseconds"]
 
     def time_steps(self, feeds: dict[str, np.ndarray], times: int) -> list[float]:
         """Run a guided step `times` times as the page's sampling loop does, the latents staying on the device: milliseconds."""
-        return self._evaluate(STEPS, {"feeds": _feeds(feeds), "times": times})
+        return self._call("timeSteps", {"feeds": _feeds(feeds), "times": times})
 
     def profile(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> str:
         """Run one graph `times` times after a first run, profiled: the events as ONNX Runtime writes them."""
-        return self._evaluate(PROFILE, {"graph": graph, "feeds": _feeds(feeds), "times": times})
+        return self._call("profile", {"graph": graph, "feeds": _feeds(feeds), "times": times})
 
     def process_ids(self) -> dict[int, str]:
         """Chromium's own processes: the kind of each ("browser", "renderer", "GPU", ...) by its id; without a profile's folder."""
@@ -438,17 +400,21 @@ class Browser:
         height, width = mask.shape
         rgba = np.dstack([image, np.full((height, width, 1), 255, np.uint8)])
         job = {"width": width, "height": height, "image": _packed(rgba), "mask": _packed(mask), "settings": asdict(settings)}
-        done = self._evaluate(INPAINT, job)
+        done = self._call("inpaint", job)
         return _unpacked(done["image"], np.uint8).reshape(height, width, 4)[:, :, :3].copy(), done["timings"]
 
     def _do(self, work: Callable, *arguments: object) -> object:
         return self.thread.submit(work, *arguments).result()
 
-    def _evaluate(self, script: str, argument: dict) -> Any:
+    def _call(self, work: str, argument: dict) -> Any:
+        """Call one of the functions that `driver.js` exports: what it returns, or LabError in the page's words."""
         try:
-            return self._do(lambda: self.page.evaluate(TELL_CAUSE % script, argument))
+            return self._do(self._evaluate, work, argument)
         except _sync_api().Error as error:
             raise LabError(_own_words(str(error))) from None
+
+    def _evaluate(self, work: str, argument: dict) -> Any:
+        return self.page.evaluate(CALL, [self.driver, work, argument, TIMEOUT])
 
     def _open(self, options: dict[str, object]) -> None:
         api = _sync_api()
@@ -469,7 +435,8 @@ class Browser:
             self.version = context.new_cdp_session(self.page).send("Browser.getVersion")["product"].partition("/")[2]
             manifest = self.url + "manifest.json"
             self.page.goto(manifest)  # a page of the bundle's origin on which nothing else runs
-            self.loaded = self.page.evaluate(TELL_CAUSE % PAGE, {"manifest": manifest, "choice": self.choice})
+            self.driver = self.page.evaluate_handle(IMPORT, DRIVER.read_text(encoding="utf-8"))
+            self.loaded = self._evaluate("load", {"manifest": manifest, "choice": self.choice})
         except api.Error as error:
             raise LabError(_own_words(str(error))) from None
 

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from moebius_lab import LabError
-from moebius_lab.config import GRAPHS
+from moebius_lab.config import GRAPHS, SMALL
 from moebius_lab.evidence.benchmark.profiles import operator_times
 from moebius_lab.evidence.inventory import peak_activations
 from moebius_lab.files import file_sha256
@@ -519,15 +519,26 @@ def test_a_second_visit_works_without_a_network(bundle, tab):
 # -- the driver itself -------------------------------------------------------------------------------------------------
 
 
-def test_the_page_s_own_words_reach_python(bundle):
+def test_the_page_s_own_words_reach_python(bundle, monkeypatch):
     with pytest.raises(LabError, match='no precision "fp64"'), Browser(bundle, "wasm", "fp64"):
         pass
-    with Browser(bundle, "wasm") as browser, pytest.raises(LabError, match='no graph "nothing"'):
-        browser.run("nothing", {})
+    step = {name: x.numpy() for name, x in example_inputs(SMALL)["step"].items()}
+    with Browser(bundle, "wasm") as driven:
+        with pytest.raises(LabError, match='no graph "nothing"'):
+            driven.run("nothing", {})
+        with monkeypatch.context() as patch, pytest.raises(LabError, match="did not finish in time. Close other programs"):
+            patch.setattr(browser, "TIMEOUT", 0.001)
+            driven.run("step", step)
+        assert driven.run("step", step)["next_latents"].shape == (1, 4, 16, 16)  # and the model goes on
     with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
         pass
     with pytest.raises(LabError, match="no complete bundle"):
         Browser(bundle / "weights")
+
+
+def test_the_driver_is_no_file_of_a_bundle(bundle):
+    """So that a page that an earlier version published can be driven."""
+    assert browser.DRIVER.name not in {path.name for path in bundle.rglob("*")}
 
 
 def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):

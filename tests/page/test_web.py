@@ -1,5 +1,6 @@
 """The page's modules without a browser: JavaScript against Python's numbers, types, size."""
 
+import ast
 import base64
 import json
 import os
@@ -27,6 +28,7 @@ from moebius_lab.inpainting.imaging import (
 )
 from moebius_lab.model.ddim import ddim_steps, scheduler
 from moebius_lab.page import bundle
+from moebius_lab.page.browser import DRIVER
 
 HERE = Path(__file__).parents[1]
 SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
@@ -172,15 +174,27 @@ def test_types(tmp_path):
     modules = bundle.npm_packages(development=True)
     (tmp_path / "node_modules").symlink_to(modules)
     (tmp_path / "web").symlink_to(bundle.WEB)
+    (tmp_path / DRIVER.name).symlink_to(DRIVER)  # which drives the page's modules from outside
     common = {"strict": True, "checkJs": True, "noEmit": True, "target": "es2024", "module": "esnext", "preserveSymlinks": True}
     common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
     page = sorted(f"web/{path.name}" for path in bundle.WEB.glob("*.js") if path.name != "service_worker.js")
-    programs = {"page": (page, ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
+    programs = {"page": ([*page, DRIVER.name], ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
     for name, (files, libraries) in programs.items():
         settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
         (tmp_path / f"{name}.json").write_text(json.dumps(settings), encoding="utf-8")
         done = node(str(modules / "typescript" / "lib" / "tsc.js"), "-p", f"{name}.json", cwd=tmp_path)
         assert done.returncode == 0, done.stdout
+
+
+def test_javascript_stands_in_files_that_are_checked():
+    """What stands in a Python string is an expression of one line."""
+    found = {}
+    for path in Path(bundle.__file__).parents[1].rglob("*.py"):
+        parts = [node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)]
+        found[path] = [part for part in parts if isinstance(part, str) and "=>" in part]
+    assert found[DRIVER.with_name("browser.py")]
+    programs = {path: [part for part in parts if "\n" in part or ";" in part or len(part) > 125] for path, parts in found.items()}
+    assert not any(programs.values()), programs
 
 
 def test_the_page_is_small():

@@ -1,0 +1,109 @@
+// What browser.py has done in a page of its own: calls of the shipped engine, with arrays as base64, each within a time limit.
+// Python hands this module to the page. It is no file of a bundle, and drives the engine of any version that was published.
+
+/** @typedef {import('./web/engine.js').Engine} Engine */
+/** @typedef {import('./web/engine.js').Loaded} Loaded */
+/** @typedef {import('./web/engine.js').Result} Result */
+/** @typedef {import('./web/engine.js').Settings} Settings */
+/** @typedef {import('./web/engine.js').Values} Values */
+/** @typedef {{dims: number[], data: string}} Packed a float32 tensor, its bytes in base64 */
+
+const PIECE = 32768; // bytes that become text at once, each an argument of one call
+const LATE = 'The browser did not finish in time. Close other programs and try again.';
+
+/** @type {Engine} the one that `load` opened */
+let engine;
+
+/**
+ * Open the engine that a manifest names, and load the model.
+ *
+ * @param {{manifest: string, choice: Parameters<Engine['load']>[0]}} job the manifest's URL, and what `Engine.load` takes
+ * @returns {Promise<Loaded & {milliseconds: number}>} what the engine says of itself, and how long loading took
+ */
+export async function load({ manifest, choice }) {
+  const { page } = await (await fetch(manifest)).json();
+  /** @type {typeof import('./web/engine.js')} */
+  const { Engine } = await import(new URL(`${page}engine.js`, manifest).href);
+  engine = await Engine.open(manifest);
+  const began = performance.now();
+  const loaded = await engine.load(choice);
+  return { ...loaded, milliseconds: performance.now() - began };
+}
+
+/**
+ * @param {{graph: string, feeds: Record<string, Packed>, times: number}} job as `Engine.run`
+ * @returns {Promise<{outputs: Record<string, Packed>, milliseconds: number[]}>}
+ */
+export async function run({ graph, feeds, times }) {
+  const { outputs, milliseconds } = await engine.run(graph, values(feeds), { times });
+  const packedOutputs = Object.entries(outputs).map(([name, { dims, data }]) => [name, { dims, data: packed(data) }]);
+  return { outputs: Object.fromEntries(packedOutputs), milliseconds };
+}
+
+/**
+ * @param {{feeds: Record<string, Packed>, times: number}} job as `Engine.timeSteps`
+ * @returns {Promise<number[]>} milliseconds of each step
+ */
+export async function timeSteps({ feeds, times }) {
+  return engine.timeSteps(values(feeds), times);
+}
+
+/**
+ * @param {{graph: string, feeds: Record<string, Packed>, times: number}} job as `Engine.profile`
+ * @returns {Promise<string>} ONNX Runtime's events
+ */
+export async function profile({ graph, feeds, times }) {
+  return engine.profile(graph, values(feeds), times);
+}
+
+/**
+ * @param {{width: number, height: number, image: string, mask: string, settings: Settings}} job RGBA and a byte a pixel, in base64
+ * @returns {Promise<{image: string, timings: Result['timings']}>}
+ */
+export async function inpaint({ width, height, image, mask, settings }) {
+  const data = new Uint8ClampedArray(unpacked(image).buffer);
+  const done = await engine.inpaint({ image: { width, height, data }, mask: unpacked(mask), settings });
+  return { image: packed(done.image.data), timings: done.timings };
+}
+
+/**
+ * What a piece of work gives, or an error after so many seconds. Only an error's message reaches Python: its cause is told in it.
+ *
+ * @template T
+ * @param {Promise<T>} work
+ * @param {number} seconds
+ * @returns {Promise<T>}
+ */
+export async function inTime(work, seconds) {
+  let timer = 0;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(reject, 1000 * seconds, new Error(LATE));
+  });
+  try {
+    return await Promise.race([work, /** @type {Promise<never>} */ (late)]);
+  } catch (error) {
+    const { message, cause } = /** @type {Error & {cause?: any}} */ (error);
+    throw new Error(cause ? `${message} (${cause.message ?? cause})` : message);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** @param {Record<string, Packed>} feeds @returns {Record<string, Values>} */
+function values(feeds) {
+  const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, { dims, data: new Float32Array(unpacked(data).buffer) }]);
+  return Object.fromEntries(tensors);
+}
+
+/** @param {ArrayBufferView} array @returns {string} its bytes in base64 */
+function packed({ buffer, byteOffset, byteLength }) {
+  const bytes = new Uint8Array(buffer, byteOffset, byteLength);
+  let text = '';
+  for (let i = 0; i < bytes.length; i += PIECE) text += String.fromCharCode(...bytes.subarray(i, i + PIECE));
+  return btoa(text);
+}
+
+/** @param {string} text base64 */
+function unpacked(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
