@@ -271,6 +271,10 @@ numbers at a time only where channels come last; the step has none but depthwise
 OPSET = 18  # of ONNX's own operators, in every graph
 RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
+# -- how a mask is painted, in the notebook and on the page -------------------------------------------------------------
+
+BRUSH_SHARE = 0.07  # of a picture's shorter side: the brush's diameter at first, rounded down to px, at least 1
+
 # -- what a person sees while it runs ----------------------------------------------------------------------------------
 
 PREVIEW_SHARE = 0.2  # of a run's time may go into decoding previews

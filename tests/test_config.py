@@ -73,4 +73,5 @@ def test_the_page_takes_constants_from_the_manifest():
         code = re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert not NAMES & set(re.findall(r"\b(?:const|let)\s+([A-Z_]+)\b", code)), path.name
         assert not numbers & set(re.findall(r"(?<![\w.])\d+\.\d+", code)), path.name
-    assert bundle.constants(config.SMALL)["preview_share"] == config.PREVIEW_SHARE
+    shares = {key: value for key, value in bundle.constants(config.SMALL).items() if key.endswith("_share")}
+    assert shares == {"preview_share": config.PREVIEW_SHARE, "brush_share": config.BRUSH_SHARE}

@@ -3,6 +3,10 @@
 The mask lives in the kernel, at the picture's full size. The canvas only shows it, scaled to the widget's width, and is
 drawn again for every view that opens. Positions are in pixels of the picture, x to the right and y down; (0, 0) is the
 centre of the upper left pixel.
+
+One rule for every tool, here and in the page's `mask.js`: a shape holds the pixels whose centres lie in it, its edge included.
+Brush and eraser draw a line with round ends, and a lasso holds what its outline winds around. `paint_line`, `paint_rectangle` and
+`paint_polygon` compute as `Mask` does there, in the same order, so that both fill the same pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ import ipywidgets
 import numpy as np
 import traitlets
 from ipycanvas import MultiCanvas, hold_canvas
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .. import LabError
+from ..config import BRUSH_SHARE
 from ..inpainting.imaging import ImageError
 from ..inpainting.picture_files import Source, check_place, read_mask, read_picture, write_file
 from .widgets import style_of
@@ -43,57 +48,76 @@ Box = tuple[slice, slice]  # rows, columns of an array
 # -- the mask as data --------------------------------------------------------------------------------------------------
 
 
+def first_brush(height: int, width: int) -> int:
+    """Diameter (px) that the brush has at first on a picture of this size."""
+    return max(1, math.floor(min(height, width) * BRUSH_SHARE))
+
+
 def paint_line(mask: np.ndarray, points: Sequence[Point], size: float, value: int) -> Box:
-    """Set every pixel of `mask` (uint8 (H, W), changed in place) within size/2 px of the line through `points`.
+    """Set every pixel of `mask` (uint8 (H, W), changed in place) whose centre is within size/2 px of the line through `points`.
 
     Returns:
         The part of the mask that may have changed.
     """
     radius = size / 2
     starts = points[:1] if len(points) == 1 else points[:-1]
-    for (ax, ay), (bx, by) in zip(starts, points[1:] or points):
+    for start, end in zip(starts, points[1:] or points):
+        (ax, ay), (bx, by) = start, end
         pieces = max(1, math.ceil(math.hypot(bx - ax, by - ay) / max(size, 64)))  # long lines have large, empty boxes
-        for i in range(pieces):
-            t0, t1 = i / pieces, (i + 1) / pieces
-            start, end = (ax + t0 * (bx - ax), ay + t0 * (by - ay)), (ax + t1 * (bx - ax), ay + t1 * (by - ay))
-            box = _box_of((start, end), radius, mask.shape)
-            near = _distance2(start, end, box) <= radius * radius
-            mask[box][near] = value
-    return _box_of(points, radius, mask.shape)
+        along = [(ax + i / pieces * (bx - ax), ay + i / pieces * (by - ay)) for i in range(pieces + 1)]
+        for piece in zip(along, along[1:]):
+            box = _box_of(piece, radius + 1, mask.shape)
+            mask[box][_near_line(start, end, radius, box)] = value
+    return _box_of(points, radius + 1, mask.shape)
 
 
-def _distance2(start: Point, end: Point, box: Box) -> np.ndarray:
-    """Squared distance (px) of every pixel of a box to a line segment: float32."""
-    y = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None] - np.float32(start[1])
-    x = np.arange(box[1].start, box[1].stop, dtype=np.float32)[None, :] - np.float32(start[0])
-    dx, dy = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
-    length2 = dx * dx + dy * dy
-    if length2 == 0:
-        return x * x + y * y
-    t = np.clip((x * dx + y * dy) / length2, 0, 1)
-    return (x - t * dx) ** 2 + (y - t * dy) ** 2
+def _near_line(start: Point, end: Point, radius: float, box: Box) -> np.ndarray:
+    """For every pixel of a box whether its centre is within `radius` px of a line: in a circle at an end, or in the strip between."""
+    x, y = np.arange(box[1].start, box[1].stop, dtype=np.float64)[None, :], np.arange(box[0].start, box[0].stop)[:, None]
+    (ax, ay), (bx, by), r2 = start, end, radius * radius
+    dx, dy = bx - ax, by - ay
+    at_an_end = ((x - ax) * (x - ax) + (y - ay) * (y - ay) <= r2) | ((x - bx) * (x - bx) + (y - by) * (y - by) <= r2)
+    length2, along, aside = dx * dx + dy * dy, (x - ax) * dx + (y - ay) * dy, (x - ax) * dy - (y - ay) * dx
+    return at_an_end | ((length2 > 0) & (along >= 0) & (along <= length2) & (aside * aside <= r2 * length2))
 
 
 def paint_rectangle(mask: np.ndarray, corners: Sequence[Point], value: int) -> Box:
     """Set every pixel whose centre lies in the rectangle between two opposite corners, edges included, in place."""
-    (ax, ay), (bx, by) = corners
-    height, width = mask.shape
-    rows = _inside(min(ay, by), max(ay, by), height)
-    columns = _inside(min(ax, bx), max(ax, bx), width)
-    mask[rows, columns] = value
-    return rows, columns
+    box = _box_of(corners, 0, mask.shape)
+    mask[box] = value
+    return box
 
 
 def paint_polygon(mask: np.ndarray, points: Sequence[Point], value: int) -> Box:
-    """Set the pixels of the polygon through `points`, its outline included, in place."""
-    box = _box_of(points, 1, mask.shape)
-    rows, columns = box
-    if rows.stop > rows.start and columns.stop > columns.start:
-        drawn = Image.new("L", (columns.stop - columns.start, rows.stop - rows.start))
-        shifted = [(x - columns.start, y - rows.start) for x, y in points]
-        ImageDraw.Draw(drawn).polygon(shifted, fill=255, outline=255)
-        mask[box][np.asarray(drawn) > 0] = value
+    """Set every pixel whose centre lies on the closed line through `points`, or where it winds around it (nonzero), in place."""
+    box = _box_of(points, 0, mask.shape)
+    starts = np.asarray(points, dtype=np.float64)
+    edges = np.concatenate([starts, np.roll(starts, -1, axis=0)], axis=1)  # (n, 4): x0, y0, x1, y1
+    top, bottom = np.minimum(edges[:, 1], edges[:, 3]), np.maximum(edges[:, 1], edges[:, 3])
+    for y in range(box[0].start, box[0].stop):
+        for low, high in _polygon_spans(edges[(top <= y) & (y <= bottom)].tolist(), y):
+            mask[y, _inside(low, high, mask.shape[1])] = value
     return box
+
+
+def _polygon_spans(edges: list[list[float]], y: float) -> list[tuple[float, float]]:
+    """Where the line at height `y` lies in a polygon, as closed intervals that may overlap; `edges` are those that reach `y`."""
+    spans, crossings = [], []
+    for x0, y0, x1, y1 in edges:
+        if y0 == y1:
+            spans.append((min(x0, x1), max(x0, x1)))
+            continue
+        x = x0 + ((y - y0) * (x1 - x0)) / (y1 - y0)
+        spans.append((x, x))
+        if (y0 <= y) != (y1 <= y):
+            crossings.append((x, 1 if y1 > y0 else -1))
+    winding = 0
+    crossings.sort()
+    for (low, turn), (high, _) in zip(crossings, crossings[1:]):
+        winding += turn
+        if winding:
+            spans.append((low, high))
+    return spans
 
 
 def _inside(low: float, high: float, length: int) -> slice:
@@ -292,7 +316,7 @@ class MaskPainter(ipywidgets.VBox):
 
     mask = traitlets.Instance(np.ndarray, read_only=True)
     tool = traitlets.Enum(tuple(TOOLS), "brush")
-    size = traitlets.Int(40)  # px of the picture, the diameter of brush and eraser
+    size = traitlets.Int(1)  # px of the picture, the diameter of brush and eraser
     opacity = traitlets.Float(0.55)  # 0..1, of the mask on screen
     zoom = traitlets.Float(1.0)  # 1 shows the whole picture
 
@@ -323,7 +347,7 @@ class MaskPainter(ipywidgets.VBox):
         self._canvas = MultiCanvas(3, **canvas_size, layout=layout)
         super().__init__()
         self.set_trait("mask", self._edited.pixels)
-        self.size = int(np.clip(max(rows, columns) // 16, 2, MAX_BRUSH))
+        self.size = first_brush(rows, columns)
         self.children = [self._toolbar(), self._canvas, self._files(), self._message, style_of(self)]
         self._listen()
         self._describe()
@@ -343,7 +367,7 @@ class MaskPainter(ipywidgets.VBox):
         self._gesture("rectangle", as_points((corner, opposite), 2), None)
 
     def lasso(self, points: Iterable[Point]) -> None:
-        """Paint the inside of the closed line through `points` (px)."""
+        """Paint the closed line through `points` (px) and all that it winds around."""
         self._gesture("lasso", as_points(points, 3), None)
 
     def clear(self) -> None:
@@ -658,7 +682,7 @@ class MaskPainter(ipywidgets.VBox):
             options=[(f"{name.capitalize()}\u00a0", name) for name in TOOLS], icons=list(TOOLS.values()),
             style={"button_width": "7.4rem"}, layout={"width": "auto"},
         )  # fmt: skip
-        size = ipywidgets.IntSlider(min=1, max=MAX_BRUSH // 2, description="Brush, px", **_slider("17rem"))
+        size = ipywidgets.IntSlider(min=1, max=MAX_BRUSH, description="Brush, px", **_slider("17rem"))
         opacity = ipywidgets.FloatSlider(min=0.1, max=1, step=0.05, description="Mask shown", **_slider("15rem"))
         zoom = ipywidgets.FloatSlider(min=1, max=MAX_ZOOM, step=0.1, description="Zoom", **_slider("14rem"))
         for control, trait in ((tools, "tool"), (size, "size"), (opacity, "opacity"), (zoom, "zoom")):

@@ -331,6 +331,7 @@ def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
         "window_margin": config.WINDOW_MARGIN,
         "max_megapixels": config.MAX_MEGAPIXELS,
         "preview_share": config.PREVIEW_SHARE,
+        "brush_share": config.BRUSH_SHARE,
     }
 
 

@@ -49,6 +49,11 @@ def front_end_says(painter, *events):
     asyncio.run(deliver())
 
 
+@pytest.mark.parametrize("shape, size", [((1, 1), 1), ((60, 80), 4), ((80, 60), 4), ((3000, 2000), 140)])
+def test_the_brush_begins_with_a_share_of_the_picture_that_the_slider_can_show(shape, size):
+    assert MaskPainter(np.zeros((*shape, 3), np.uint8)).size == size
+
+
 # -- gestures in Python ------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +90,10 @@ def test_rectangles_take_corners_in_any_order_and_include_them(painter):
 def test_a_lasso_fills_the_closed_line(painter):
     painter.lasso([(10, 10), (50, 10), (50, 50)])
     assert painter.mask[12, 45] == 255 and painter.mask[10, 10] == 255 and painter.mask[45, 15] == 0
-    assert 820 < np.count_nonzero(painter.mask) < 900
+    assert np.count_nonzero(painter.mask) == 41 * 42 // 2  # with its outline
+    painter.clear()
+    painter.lasso([(40, 2), (58, 58), (8, 22), (72, 22), (22, 58)])
+    assert painter.mask[30, 40] == 255, "the middle of a star drawn in one go is inside"
 
 
 def test_undo_redo_clear_and_invert_walk_through_the_history(painter):

@@ -27,6 +27,7 @@ from moebius_lab.inpainting.imaging import (
     uncrop,
 )
 from moebius_lab.model.ddim import ddim_steps, scheduler
+from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER
 
@@ -134,6 +135,31 @@ def plan_case(seed: int) -> dict:
     return {"width": width, "height": height, "size": size, "coverage": coverage, "mask": text(mask), "windows": windows}
 
 
+def painting_case(seed: int) -> dict:
+    """Gestures on one mask, and the mask after each as the notebook's painter has it.
+
+    Positions are in px from the picture's corner, as the page has them, most of them so that centres of pixels lie on edges.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(20, 150, 2).tolist()
+    painter, gestures = MaskPainter(np.zeros((height, width, 3), np.uint8)), []
+    for number in range(12):
+        tool = ("brush", "lasso", "rectangle", "eraser")[number % 4]
+        count = 2 if tool == "rectangle" else int(rng.integers(1 if tool != "lasso" else 3, 9))
+        points = rng.uniform(-0.2, 1.2, (count, 2)) * (width, height)
+        grid = (1, 2, 8, 0)[(seed + number) % 4]
+        points = (np.round(points * grid) / grid if grid else points) + 0.5 * (grid == 1)
+        size = float(rng.choice([1, 2, 5, 10, 13, 26, 25.5, rng.uniform(1, 60)]))
+        if tool == "rectangle":
+            painter.rectangle(*points - 0.5)
+        elif tool == "lasso":
+            painter.lasso(points - 0.5)
+        else:
+            (painter.stroke if tool == "brush" else painter.erase)(points - 0.5, size)
+        gestures.append({"tool": tool, "points": points.tolist(), "size": size, "mask": text(painter.mask)})
+    return {"width": width, "height": height, "gestures": gestures}
+
+
 def random_case(seed: int) -> dict:
     generator = torch.Generator("cpu").manual_seed(seed)
     draws = [torch.randn(count, generator=generator).numpy() for count in (1024, 1024, 4096, 4, 3, 100, 4)]
@@ -157,6 +183,8 @@ def fixtures(tmp_path_factory) -> Path:
         "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
         "plans": [plan_case(seed) for seed in range(60)],
         "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
+        "paintings": [painting_case(seed) for seed in range(24)],
+        "brushes": [[w, h, first_brush(h, w)] for w, h in ((1, 1), (14, 30), (100, 100), (640, 480), (3000, 2000), (9999, 10_001))],
         "range": {key: text(array) for key, array in ranges.items()},
     }
     path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"

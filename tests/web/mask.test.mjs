@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { HOLE, History, KEEP, Mask, SmoothPath, union } from '../../moebius_lab/page/web/mask.js';
+import { HOLE, History, KEEP, Mask, SmoothPath, firstBrush, union } from '../../moebius_lab/page/web/mask.js';
+import { bytes, constants, fixtures } from './fixtures.mjs';
 
 const W = 150;
 const H = 130; // two tiles and a bit each way
@@ -30,9 +31,9 @@ function distance(x, y, [x0, y0, x1, y1]) {
 test('a line holds the pixels within its radius, and no others', () => {
   const lines = [[20, 30, 100, 90], [100, 90, 20, 30], [50, 50, 50, 50], [10, 64, 140, 64], [64, 5, 64, 120], [-30, -20, 40, 35], [120, 100, 200, 300]];
   for (const line of lines) {
-    for (const radius of [0.61, 1.03, 7.31, 40.07]) {
+    for (const radius of [0.61, 1.03, 7.31, 5, 10, 40.07]) {
       const { mask } = drawn((m) => m.line(...line, radius, HOLE));
-      const exact = expected((x, y) => distance(x, y, line) <= radius);
+      const exact = expected((x, y) => distance(x, y, line) <= radius + 1e-9);
       const wrong = mask.data.filter((value, i) => value !== exact[i]).length;
       assert.ok(wrong === 0, `${line} ${radius}: ${wrong}`);
     }
@@ -56,6 +57,35 @@ test('rectangle and polygon agree on a box, and a polygon winds', () => {
   assert.deepEqual(outline.data, box.data);
   const star = drawn((m) => m.polygon([[75, 5], [110, 120], [10, 45], [140, 45], [40, 120]], HOLE)).mask;
   assert.equal(star.data[65 * W + 75], HOLE, 'the middle of a star drawn in one go is inside');
+});
+
+test('the edge of a shape belongs to it', () => {
+  const corners = [[20.5, 30.5], [100.5, 30.5], [100.5, 90.5], [20.5, 90.5]];
+  assert.equal(drawn((m) => m.rectangle(...corners[2], ...corners[0], HOLE)).mask.holes, 81 * 61);
+  assert.equal(drawn((m) => m.polygon(corners, HOLE)).mask.holes, 81 * 61);
+  assert.equal(drawn((m) => m.line(50.5, 50.5, 50.5, 50.5, 5, HOLE)).mask.holes, 81, 'the points (3, 4) and (0, 5) of a circle too');
+  assert.equal(drawn((m) => m.polygon([[9.5, 9.5], [9.5, 9.5], [9.5, 19.5]], HOLE)).mask.holes, 11, 'a lasso without an inside is a line');
+});
+
+test('a gesture fills the pixels that it fills in the notebook', () => {
+  for (const { width, height, gestures } of fixtures.paintings) {
+    const mask = new Mask(width, height);
+    for (const { tool, points, size, mask: expected } of gestures) {
+      mask.begin();
+      if (tool === 'lasso') mask.polygon(points, HOLE);
+      else if (tool === 'rectangle') mask.rectangle(...points[0], ...points[1], HOLE);
+      else for (let i = 0; i < Math.max(1, points.length - 1); i++) mask.line(...points[i], ...(points[i + 1] ?? points[i]), size / 2, tool === 'brush' ? HOLE : KEEP);
+      mask.commit();
+      const other = bytes(expected);
+      const wrong = mask.data.filter((value, i) => value !== other[i]).length;
+      assert.equal(wrong, 0, `${tool} ${JSON.stringify(points)} ${size}, on ${width} x ${height}`);
+    }
+  }
+  assert.ok(fixtures.paintings.some(({ gestures }) => bytes(gestures.at(-1).mask).some((value) => value === HOLE)));
+});
+
+test('the brush begins with the size that it has in the notebook', () => {
+  for (const [width, height, size] of fixtures.brushes) assert.equal(firstBrush(width, height, constants.brush_share), size);
 });
 
 test('holes are counted, whatever was drawn', () => {

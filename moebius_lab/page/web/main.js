@@ -4,7 +4,7 @@ import { Autosave } from './autosave.js';
 import { stepsRun } from './ddim.js';
 import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
-import { History, KEEP, Mask } from './mask.js';
+import { History, KEEP, Mask, firstBrush } from './mask.js';
 import { ModelPanel } from './model_panel.js';
 import { VERSION, button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
 import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
@@ -94,7 +94,8 @@ function begin(what) {
   const mask = new Mask(what.picture.width, what.picture.height, holeLevel());
   show({ ...what, mask, history: new History(HISTORY_LIMIT), results: [] });
   const { width, height } = what.picture;
-  editor.resizeBrush(Math.max(8, Math.round(Math.min(width, height) / 14)));
+  const share = model.engine?.manifest.constants.brush_share; // without a manifest the brush stays as it is
+  editor.resizeBrush(share ? firstBrush(width, height, share) : editor.size);
 }
 
 /** @param {Work} next */

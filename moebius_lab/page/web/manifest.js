@@ -26,6 +26,7 @@ export const FORMAT = 4;
  * @property {number} window_margin
  * @property {number} max_megapixels
  * @property {number} preview_share of a run's time that may go into decoding previews
+ * @property {number} brush_share of a picture's shorter side: the brush's diameter at first
  */
 
 /**

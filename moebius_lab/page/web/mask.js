@@ -1,4 +1,10 @@
 // The mask as data: drawing into it at the full size of the picture, and an undo history of bounded memory.
+//
+// One rule for every tool, here and in the notebook's mask_painter.py: a shape holds the pixels whose centres lie in it, its edge
+// included. Brush and eraser draw lines with round ends, and a lasso holds what its outline winds around. Both compute the same
+// numbers in the same order, so that they fill the same pixels. Positions are in px of the picture; (0, 0) is the outer corner of
+// the upper left pixel, whose centre is (0.5, 0.5). The notebook counts from that centre, and so does everything below `Mask`.
+// What a pointer does is smoothed first, on the page alone: `SmoothPath` makes the lines that are then drawn.
 
 /**
  * A rectangle of pixels; right and bottom are exclusive.
@@ -95,18 +101,26 @@ export class Mask {
    * @returns {Rect}
    */
   line(x0, y0, x1, y1, radius, value) {
-    const top = Math.max(0, Math.ceil(Math.min(y0, y1) - radius - 0.5));
-    const bottom = Math.min(this.height, Math.floor(Math.max(y0, y1) + radius - 0.5) + 1);
-    for (let y = top; y < bottom; y++) {
-      const [low, high] = lineSpan(x0, y0, x1, y1, radius, y + 0.5);
-      this.#span(y, Math.ceil(low - 0.5), Math.floor(high - 0.5) + 1, value);
+    const [ax, ay, bx, by] = [x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5];
+    const near = (/** @type {number} */ x, /** @type {number} */ y) => isNearLine(ax, ay, bx, by, radius, x, y);
+    const rect = this.#clip({
+      left: Math.floor(Math.min(ax, bx) - radius),
+      top: Math.floor(Math.min(ay, by) - radius),
+      right: Math.ceil(Math.max(ax, bx) + radius) + 1,
+      bottom: Math.ceil(Math.max(ay, by) + radius) + 1,
+    });
+    for (let y = rect.top; y < rect.bottom; y++) {
+      const [low, high] = lineSpan(ax, ay, bx, by, radius, y);
+      let [from, to] = [Math.max(Math.floor(low), rect.left), Math.min(Math.ceil(high), rect.right - 1)]; // rounded: one too many
+      while (from <= to && !near(from, y)) from++;
+      while (from <= to && !near(to, y)) to--;
+      this.#span(y, from, to + 1, value);
     }
-    const left = Math.floor(Math.min(x0, x1) - radius);
-    return this.#clip({ left, top, right: Math.ceil(Math.max(x0, x1) + radius) + 1, bottom });
+    return rect;
   }
 
   /**
-   * Fill the rectangle between two corners, in any order.
+   * Fill the rectangle between two corners, in any order: every pixel whose centre lies in it, edges included.
    * @param {number} x0
    * @param {number} y0
    * @param {number} x1
@@ -115,38 +129,22 @@ export class Mask {
    * @returns {Rect}
    */
   rectangle(x0, y0, x1, y1, value) {
-    const rect = this.#clip({
-      left: Math.round(Math.min(x0, x1)),
-      top: Math.round(Math.min(y0, y1)),
-      right: Math.round(Math.max(x0, x1)),
-      bottom: Math.round(Math.max(y0, y1)),
-    });
+    const rect = this.#around([x0, x1], [y0, y1]);
     for (let y = rect.top; y < rect.bottom; y++) this.#span(y, rect.left, rect.right, value);
     return rect;
   }
 
   /**
-   * Fill a closed outline (nonzero winding): every pixel whose centre lies inside.
+   * Fill a closed outline: every pixel whose centre lies on it, or where it winds around it (nonzero).
    * @param {[number, number][]} points
    * @param {number} value
    * @returns {Rect}
    */
   polygon(points, value) {
-    const xs = points.map((p) => p[0]);
-    const ys = points.map((p) => p[1]);
-    const rect = this.#clip({
-      left: Math.floor(least(xs)),
-      top: Math.floor(least(ys)),
-      right: Math.ceil(-least(xs.map((x) => -x))),
-      bottom: Math.ceil(-least(ys.map((y) => -y))),
-    });
+    const rect = this.#around(points.map((p) => p[0]), points.map((p) => p[1]));
+    const centred = points.map(([x, y]) => [x - 0.5, y - 0.5]);
     for (let y = rect.top; y < rect.bottom; y++) {
-      const crossings = polygonCrossings(points, y + 0.5);
-      let winding = 0;
-      for (let i = 0; i + 1 < crossings.length; i++) {
-        winding += crossings[i].turn;
-        if (winding) this.#span(y, Math.ceil(crossings[i].x - 0.5), Math.ceil(crossings[i + 1].x - 0.5), value);
-      }
+      for (const [low, high] of polygonSpans(centred, y)) this.#span(y, Math.ceil(low), Math.floor(high) + 1, value);
     }
     return rect;
   }
@@ -237,6 +235,16 @@ export class Mask {
     let holes = 0;
     for (let i = 0; i < this.data.length; i++) if (this.data[i] >= this.level) holes++;
     this.holes = holes;
+  }
+
+  /** The pixels whose centres lie between the least and the largest of these. @param {number[]} xs @param {number[]} ys @returns {Rect} */
+  #around(xs, ys) {
+    return this.#clip({
+      left: Math.ceil(least(xs) - 0.5),
+      top: Math.ceil(least(ys) - 0.5),
+      right: Math.floor(-least(xs.map((x) => -x)) - 0.5) + 1,
+      bottom: Math.floor(-least(ys.map((y) => -y)) - 0.5) + 1,
+    });
   }
 
   /** @param {Rect} rect @returns {Rect} */
@@ -366,6 +374,31 @@ function move(from, to) {
   return change.label;
 }
 
+/** Diameter (px) that the brush has at first. @param {number} width px @param {number} height @param {number} share the manifest's brush_share */
+export function firstBrush(width, height, share) {
+  return Math.max(1, Math.floor(Math.min(width, height) * share));
+}
+
+/**
+ * Whether a pixel's centre is within `radius` of a line: in a circle at an end, or in the strip between.
+ * @param {number} ax
+ * @param {number} ay
+ * @param {number} bx
+ * @param {number} by
+ * @param {number} radius
+ * @param {number} x
+ * @param {number} y
+ */
+function isNearLine(ax, ay, bx, by, radius, x, y) {
+  const r2 = radius * radius;
+  const [dx, dy] = [bx - ax, by - ay];
+  if ((x - ax) * (x - ax) + (y - ay) * (y - ay) <= r2 || (x - bx) * (x - bx) + (y - by) * (y - by) <= r2) return true;
+  const length2 = dx * dx + dy * dy;
+  const along = (x - ax) * dx + (y - ay) * dy;
+  const aside = (x - ax) * dy - (y - ay) * dx;
+  return length2 > 0 && along >= 0 && along <= length2 && aside * aside <= r2 * length2;
+}
+
 /**
  * Where the row at height `y` cuts a line with round ends: the hull of its two circles and the strip between them.
  * @param {number} x0
@@ -410,16 +443,35 @@ function between(a, b, low, high) {
   return [Math.min(p, q), Math.max(p, q)];
 }
 
-/** @param {[number, number][]} points @param {number} y */
-function polygonCrossings(points, y) {
+/**
+ * Where the line at height `y` lies in a polygon, as closed intervals that may overlap.
+ * @param {number[][]} points
+ * @param {number} y
+ * @returns {[number, number][]}
+ */
+function polygonSpans(points, y) {
+  /** @type {[number, number][]} */
+  const spans = [];
   const crossings = [];
   for (let i = 0; i < points.length; i++) {
     const [x0, y0] = points[i];
     const [x1, y1] = points[(i + 1) % points.length];
-    if (y0 <= y === y1 <= y) continue;
-    crossings.push({ x: x0 + ((y - y0) / (y1 - y0)) * (x1 - x0), turn: y1 > y0 ? 1 : -1 });
+    if (y < Math.min(y0, y1) || y > Math.max(y0, y1)) continue;
+    if (y0 === y1) {
+      spans.push([Math.min(x0, x1), Math.max(x0, x1)]);
+      continue;
+    }
+    const x = x0 + ((y - y0) * (x1 - x0)) / (y1 - y0);
+    spans.push([x, x]);
+    if (y0 <= y !== y1 <= y) crossings.push({ x, turn: y1 > y0 ? 1 : -1 });
   }
-  return crossings.sort((a, b) => a.x - b.x);
+  crossings.sort((a, b) => a.x - b.x);
+  let winding = 0;
+  for (let i = 0; i + 1 < crossings.length; i++) {
+    winding += crossings[i].turn;
+    if (winding) spans.push([crossings[i].x, crossings[i + 1].x]);
+  }
+  return spans;
 }
 
 /** @param {number[]} values */
