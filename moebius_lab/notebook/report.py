@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import html
 import re
 import subprocess
 import time
@@ -14,7 +13,7 @@ import onnxruntime
 import papermill
 import torch
 from IPython.core.inputtransformer2 import TransformerManager
-from jinja2 import DictLoader
+from jinja2 import Environment, FileSystemLoader
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
@@ -45,6 +44,7 @@ from ..provenance import PACKAGE, facts_digest, libraries, package_files
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[2] / "notebooks"
+TEMPLATES = FileSystemLoader(Path(__file__).with_name("templates"))  # of the report's pages, with their style
 KERNEL_OPTIONS = ["--log-level=CRITICAL"]  # what a kernel says of itself, as when it is stopped, is no output of a notebook
 
 
@@ -244,22 +244,16 @@ def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str
         if result is not None:
             results[name] = result
         if name not in notebooks:
-            entries.append(f"<li>{name}: not run yet</li>")
+            entries.append({"name": name})
             continue
         write_whole(folder / "report" / f"{name}.html", _page(notebooks[name], name, titles))
-        state = f"{stamp['seconds']:.0f} s" if stamp else "<b>stopped by an error</b>"
-        state = "<b>from before the last change, not run again</b>" if earlier else state
-        answer = html.escape(_plain(_answer(notebooks[name])))
-        entries.append(f'<li><a href="{name}.html">{html.escape(titles[name])}</a> <small>{state}</small><p>{answer}</p></li>')
+        facts = {"title": titles[name], "answer": _plain(_answer(notebooks[name]))}
+        entries.append(facts | {"name": name, "earlier": earlier, "seconds": stamp["seconds"] if stamp else None})
     write_json(folder / "results.json", results)
     pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
-    shown = "\n".join(
-        f'<figure><a href="../pictures/{p.name}"><img src="../pictures/{p.name}" alt="{html.escape(_words(p))}" loading="lazy">'
-        f"</a><figcaption>{html.escape(_words(p))}</figcaption></figure>"
-        for p in pictures
-    )
+    contents = Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, keep_trailing_newline=True).get_template("contents.html.j2")
     index = folder / "report" / "index.html"
-    write_whole(index, _INDEX.format(entries="\n".join(entries), pictures=shown))
+    write_whole(index, contents.render(entries=entries, pictures=[(path.name, _words(path)) for path in pictures]))
     return index
 
 
@@ -281,26 +275,14 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
     opening.source = ANSWER.sub(lambda _: f"**Answer found here.** {_answer(notebook)}", opening.source, count=1)
     names = list(titles)
     here = names.index(name)
-    links = ['<a href="index.html">Contents</a>']
-    if here > 0:
-        links.insert(0, f'<a rel="prev" href="{names[here - 1]}.html">&larr; {html.escape(titles[names[here - 1]])}</a>')
-    if here + 1 < len(names):
-        links.append(f'<a rel="next" href="{names[here + 1]}.html">{html.escape(titles[names[here + 1]])} &rarr;</a>')
+    neighbours = {"previous": names[:here][-1:], "next": names[here + 1 :][:1]}
     parts = [
         line[3:] for cell in notebook.cells if cell.cell_type == "markdown"
         for line in cell.source.splitlines() if line.startswith("## ")
     ]  # fmt: skip
-    # the ids are nbconvert's: the heading with its spaces as hyphens
-    items = "".join(f'<li><a href="#{html.escape(part.replace(" ", "-"))}">{html.escape(part)}</a></li>' for part in parts)
-    resources = {
-        "metadata": {"name": titles[name]},
-        "links": f"<nav>{' '.join(links)}</nav>",
-        "parts": f"<details><summary>On this page</summary><ul>{items}</ul></details>",
-        "style": _STYLE,
-    }
-    exporter = HTMLExporter(
-        embed_images=True, template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": _PAGE})]
-    )
+    resources = {"metadata": {"name": titles[name]}, "parts": parts}
+    resources |= {place: (found[0], titles[found[0]]) for place, found in neighbours.items() if found}
+    exporter = HTMLExporter(embed_images=True, template_file="notebook.html.j2", extra_loaders=[TEMPLATES])
     page = exporter.from_notebook_node(notebook, resources=resources)[0]
     return re.sub(r'<a href="(\w+)\.ipynb">(.*?)</a>', lambda link: _link(*link.groups(), titles), page)
 
@@ -332,59 +314,6 @@ def stills(notebook: nbformat.NotebookNode) -> None:
 def _is_widget_alone(output: nbformat.NotebookNode) -> bool:
     data = output.get("data", {})
     return WIDGET in data and not any(kind.startswith("image/") for kind in data)
-
-
-_PAGE = """{% extends 'index.html.j2' %}
-{% block html_head_js %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}
-{% block body_header %}{{ super() }}{{ resources.links }}{{ resources.parts }}{% endblock %}
-{% block body_footer %}{{ resources.links }}{{ super() }}{% endblock %}
-"""
-
-_STYLE = """
-body.jp-Notebook { padding: 1rem; }
-main { max-width: 62rem; margin: 0 auto; }
-nav, details { font: 1rem/1.6 system-ui, sans-serif; }
-nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; justify-content: space-between; padding: .75rem 0; }
-nav a, details a { color: #1a5fa8; text-underline-offset: .2em; }
-summary { cursor: pointer; padding: .4rem 0; }
-.jp-RenderedImage, .jp-RenderedHTMLCommon { overflow-x: auto; }
-.highlight pre, .jp-OutputArea-output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-.jp-RenderedImage img { height: auto; }
-.jp-RenderedHTMLCommon table { font-size: .85rem; }
-.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { padding: .25rem .35rem; }
-@media (max-width: 48rem) {
-  body.jp-Notebook { padding: .5rem; }
-  .jp-InputPrompt, .jp-OutputPrompt { display: none; }
-  .jp-RenderedImage img.unconfined { max-width: none; width: 44rem; }
-  .jp-RenderedHTMLCommon { font-size: 1rem; }
-}
-"""
-
-_INDEX = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Moebius workbench: report</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }}
-a {{ color: #1a5fa8; text-underline-offset: .2em; }} ol {{ padding: 0; list-style: none; }}
-li {{ margin: .8rem 0; }} li p {{ margin: .2rem 0; }} small, figcaption {{ color: #5a5a5a; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ font-size: .9rem; }}
-</style>
-<h1>Moebius workbench: report</h1>
-<p>The notebooks as they were executed, in order. All numbers are in <a href="../results.json">results.json</a>.</p>
-<ol>
-{entries}
-</ol>
-<h2>Pictures</h2>
-<div class="pictures">
-{pictures}
-</div>
-</html>
-"""
 
 
 def _title(notebook: nbformat.NotebookNode, name: str) -> str:

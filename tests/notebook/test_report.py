@@ -162,7 +162,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["notebook/figures.py", "notebook/browser_backend.js", "page/web/engine.js", "page/web/style.css", "page/web/index.html", "page/web/package-lock.json", "training/vae.py", "demo/README.md"],
+    ["notebook/figures.py", "notebook/browser_backend.js", "notebook/templates/notebook.css", "page/web/engine.js", "page/web/style.css", "page/web/index.html", "page/web/package-lock.json", "training/vae.py", "demo/README.md"],
 )
 def test_an_edit_anywhere_in_the_package_dates_every_notebook(sources, signatures, name):
     """The page's modules and the widget's were left out: notebooks that run them kept what older ones had done."""
