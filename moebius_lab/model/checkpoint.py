@@ -140,15 +140,6 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"not a whole {kind} ({first_line(error)}); download it again"
 
 
-def stored_types(state: dict[str, Tensor]) -> dict[str, int]:
-    """How many numbers of a state dict are stored in which type, for example {"float32": 226041531}."""
-    counts: dict[str, int] = {}
-    for value in state.values():
-        kind = str(value.dtype).removeprefix("torch.")
-        counts[kind] = counts.get(kind, 0) + value.numel()
-    return counts
-
-
 def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Compare keys, shapes and types with the module's, every one, and the numbers with finite ones; `module` may be on meta.
 

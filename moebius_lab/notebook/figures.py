@@ -214,19 +214,6 @@ def step_times(table: pd.DataFrame, title: str = "One guided step") -> Figure:
     return figure
 
 
-def picture_times(table: pd.DataFrame) -> Figure:
-    """Seconds of a whole picture against its number of steps, a line for each backend and form of `results.table`."""
-    figure, axes = _figure(1, 1, 8, 3.6)
-    ax = axes[0, 0]
-    for i, ((backend, form), rows) in enumerate(table.groupby(["backend", "form"], sort=False)):
-        rows = rows.sort_values("steps")
-        ax.plot(rows["steps"], rows["median"] / 1000, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)],
-                linestyle="-" if i < len(COLOURS) else "--", label=f"{backend}, {form}")  # fmt: skip
-    ax.set(xlabel="steps", ylabel="seconds", title="A whole picture, pixels to pixels", yscale="log")
-    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
 def operator_times(profiles: pd.DataFrame, top: int = 10) -> Figure:
     """Milliseconds of a step by operator, a panel for each backend and form of a results file's profiles."""
     groups = list(profiles.groupby(["backend", "form", "where"], sort=False))

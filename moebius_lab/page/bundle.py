@@ -21,7 +21,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,7 +58,6 @@ from ..inpainting.imaging import to_unit_range
 from ..inpainting.photographs import demo_photographs
 from ..inpainting.picture_files import read_image
 from ..model.checkpoint import DEMO_FOLDER
-from ..port.export import operator_counts
 from ..port.graphs import Graphs
 from ..port.precision import STAMP, files_of
 from ..provenance import made_by
@@ -116,9 +114,6 @@ RUNTIME_BUILDS = {
 
 OFFERS = config.offered()
 """By precision, the page's favourite first: what the notebooks put into a bundle."""
-
-CPU_OPERATORS = frozenset({"Attention", "GridSample", "Mod", "GroupNormalization"})
-"""Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
 
 
 # -- ONNX Runtime Web --------------------------------------------------------------------------------------------------
@@ -511,12 +506,6 @@ def shipped_files(manifest: dict) -> pd.DataFrame:
 def page_bytes() -> int:
     """Size of the page's own code as static hosts and `serve.Server` send it: each file compressed by gzip."""
     return sum(len(gzip.compress(file.read_bytes())) for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
-
-
-def operators_off_the_gpu(paths: dict[str, Path]) -> dict[str, Counter[str]]:
-    """For each graph, the operators in it that the WebGPU provider does not run, and how often they occur."""
-    counted = {graph: operator_counts(path) for graph, path in paths.items()}
-    return {graph: Counter({op: n for op, n in ops.items() if op in CPU_OPERATORS}) for graph, ops in counted.items()}
 
 
 MADE_BY = made_by(__name__)

@@ -59,10 +59,8 @@ PARTS = 16  # of a long sum
 TO_TILES = (0, 3, 5, 2, 4, 1)  # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
 FROM_TILES = (0, 5, 3, 1, 4, 2)  # and back
 
-NOISE_INPUTS = ("latents", "mask", "masked_latents", "timestep")
-NOISE_OUTPUTS = ("noise",)
-STEP_INPUTS = NOISE_INPUTS + ("guidance", "latent_scale", "noise_scale")
-STEP_OUTPUTS = ("next_latents",) + NOISE_OUTPUTS
+STEP_INPUTS = ("latents", "mask", "masked_latents", "timestep", "guidance", "latent_scale", "noise_scale")
+STEP_OUTPUTS = ("next_latents", "noise")
 
 
 def constant(tensor: Tensor) -> nn.Parameter:
@@ -643,15 +641,3 @@ class StepGraph(nn.Module):
         """As `NoiseGraph`, and three float32 numbers of shape (1,) -> next latents (1, 4, s, s), noise (2, 4, s, s)."""
         noise = self.noise(latents, mask, masked_latents, timestep)
         return guided_update(latents, noise, guidance, latent_scale, noise_scale), noise
-
-
-def noise_example(net: MoebiusNet) -> dict[str, Tensor]:
-    """Inputs of a `NoiseGraph` by name, with the shapes and types that its export is tied to."""
-    s = net.config.latent_size
-    shapes = {"latents": (1, 4, s, s), "mask": (1, 1, s, s), "masked_latents": (1, 4, s, s), "timestep": (1,)}
-    return {name: torch.zeros(shape) for name, shape in shapes.items()}
-
-
-def step_example(net: MoebiusNet) -> dict[str, Tensor]:
-    """Inputs of a `StepGraph` by name, with the shapes and types that its export is tied to."""
-    return noise_example(net) | {name: torch.ones(1) for name in STEP_INPUTS[len(NOISE_INPUTS) :]}

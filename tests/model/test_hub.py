@@ -25,7 +25,6 @@ from moebius_lab.model.checkpoint import (
     find_weights,
     load_checkpoint,
     make_vae,
-    stored_types,
 )
 from moebius_lab.model.hub import PINNED, Hub, HubError, HubUnreachable
 from moebius_lab.model.unet import MoebiusNet
@@ -79,8 +78,8 @@ def left_behind(hub):
 def test_published_weights_are_fetched_once_converted_once_and_keep_their_type(hub, server, published):
     path = denoiser(hub)
     stored, original = load_file(path), torch.load(published / "denoiser.bin", weights_only=True)
-    assert stored_types(stored) == stored_types(original) and set(stored_types(stored)) == {"float32", "int64"}
-    assert all(torch.equal(stored[name], original[name]) for name in original)
+    assert {value.dtype for value in stored.values()} == {torch.float32, torch.int64}
+    assert all(stored[name].dtype == original[name].dtype and torch.equal(stored[name], original[name]) for name in original)
     assert left_behind(hub) == {"denoiser.safetensors"}
     lock = json.loads((hub.folder / "lock.json").read_text(encoding="utf-8"))
     assert lock["revisions"] == {DENOISER: REVISION}

@@ -181,12 +181,12 @@ def test_the_guided_halves_are_shared_until_the_condition_enters(net):
     first = noise_graph.down[0]["transformers"][0]
     for name, module in {"self": first.self_lambda, "condition": first.condition, "ffn": first.ffn}.items():
         module.register_forward_hook(lambda _, x, y, name=name: batches.update({name: (len(x[0]), len(y))}))
-    noise_graph(*graph.noise_example(net).values())
+    noise_graph(*list(example_inputs(net.config)["step"].values())[:4])
     assert batches == {"self": (1, 1), "condition": (1, 2), "ffn": (2, 2)}
 
 
 def test_step_graph_is_guidance_and_a_ddim_step_of_diffusers(net):
-    inputs = {name: normal(*tensor.shape) for name, tensor in graph.step_example(net).items()}
+    inputs = {name: normal(*tensor.shape) for name, tensor in example_inputs(net.config)["step"].items()}
     scheduler = ddim.scheduler()
     scheduler.set_timesteps(20)
     alphas = scheduler.alphas_cumprod.double()
@@ -224,7 +224,7 @@ def test_exported_step_graph_has_only_operators_that_stay_on_a_gpu(step_file):
     assert all(dims.get(node.input[1], 4) == 4 for node in model.graph.node if node.op_type == "Conv")
     assert sum(counts.values()) - counts["Reshape"] < 930  # 1,302 nodes in the straightforward export
     batch = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
-    assert batch == {name: list(tensor.shape) for name, tensor in graph.step_example(filled(MoebiusNet(SMALL))).items()}
+    assert batch == {name: list(tensor.shape) for name, tensor in example_inputs(SMALL)["step"].items()}
 
 
 @pytest.mark.parametrize("form", ["fp32", "fp16"])

@@ -613,7 +613,7 @@ function ownValues(mask, own, width, height, constants) {
  * @param {number} height
  * @returns {Float64Array}
  */
-export function squaredDistance(ones, width, height) {
+function squaredDistance(ones, width, height) {
   const far = (width + height) ** 2;
   const d = Float64Array.from(ones, (one) => (one ? 0 : far));
   const line = new Float64Array(Math.max(width, height));

@@ -319,7 +319,7 @@ export function sketch(latents, preview, { image_size: S, latent_size: s, latent
  * Previews are decoded as often as their share of the time allows, and sketched at the other steps where those are slow.
  * Before a step was seen it is taken to be as long as an encoding, and a decoding twice as long.
  */
-export class PreviewBudget {
+class PreviewBudget {
   /**
    * @param {number} encode ms
    * @param {number} steps of a window
