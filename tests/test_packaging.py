@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 import yaml
 from conftest import LONGEST_FIRST
 from PIL import Image
+from programs import node
 
 from moebius_lab.notebook.pictures import LIMIT
+from moebius_lab.page import bundle
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -106,10 +109,32 @@ def test_the_suite_begins_with_files_that_there_are():
     assert {f"test_{name}" for name in LONGEST_FIRST} <= there
 
 
-def test_code_is_linted():
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", str(ROOT)]
+@pytest.mark.parametrize("verb", [("check",), ("format", "--check")], ids=" ".join)
+def test_python_is_linted_and_formatted(verb):
+    command = [sys.executable, "-m", "ruff", *verb, "--no-cache", "--quiet", str(ROOT)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+JAVASCRIPT = ("moebius_lab/**/*.js", "tests/web/*.mjs")
+
+
+def test_javascript_is_formatted():
+    prettier = bundle.npm_packages(development=True) / "prettier" / "bin" / "prettier.cjs"
+    done = node(str(prettier), "--check", *JAVASCRIPT, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {path for pattern in JAVASCRIPT for path in ROOT.glob(pattern)}
+    assert files == {path for folder in ("moebius_lab", "tests") for ending in ("js", "mjs") for path in (ROOT / folder).rglob(f"*.{ending}")}
+
+
+def test_a_commit_is_formatted_by_the_versions_that_the_tests_have():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    entries = {hook["id"]: hook for hook in hooks}
+    assert entries["ruff-format"]["entry"] == ".venv/bin/python -m ruff format"
+    pinned = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["devDependencies"]["prettier"]
+    assert entries["prettier"]["additional_dependencies"] == [f"prettier@{pinned}"]
+    files = re.compile(entries["prettier"]["files"])
+    assert files.search("moebius_lab/page/web/main.js") and files.search("tests/web/mask.test.mjs") and not files.search("package.json")
 
 
 def test_every_file_of_the_package_is_in_the_wheel():

