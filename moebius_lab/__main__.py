@@ -260,6 +260,7 @@ def _inpaint(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from .evidence.inventory import least_step_seconds
     from .inpainting.imaging import check_picture_and_mask, plan_windows
     from .inpainting.loop import Settings, describe_cost, inpaint_picture
     from .inpainting.picture_files import plan_output, read_mask, read_picture
@@ -274,7 +275,7 @@ def _inpaint(options: argparse.Namespace) -> int:
     graphs = _graphs(options, options.graphs_dir)
     backend = graphs.torch_backend if options.backend == "torch" else graphs.onnx_backend
     size = graphs.config.image_size
-    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, graphs.least_step_seconds)
+    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, least_step_seconds(graphs.config))
     print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 

@@ -201,7 +201,7 @@ def test_a_signal_at_work_leaves_no_temporary_folders(bad_places, name):
 
 NOTEBOOK = (
     "import sys; from pathlib import Path; from moebius_lab import errors; errors.watch_process()\n"
-    "from moebius_lab import report\n"
+    "from moebius_lab.notebook import report\n"
     "report.SOURCE_FOLDER = Path('notebooks')\n"
     "errors.leave(errors.run(lambda: report.run_notebooks('out', {}, ('a',)) and 0))"
 )

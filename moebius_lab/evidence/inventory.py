@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def graph_gflop(config: NetworkConfig) -> dict[str, float]:
             modules[graph](*(tensor.to("meta") for tensor in inputs.values()))
         work[graph] = counter.get_total_flops() / 1e9
     return work
+
+
+def least_step_seconds(config: NetworkConfig) -> float:
+    """Seconds that a guided step takes here at least: its arithmetic at the rate of a matrix product, the best of five."""
+    a, seconds = torch.ones(1024, 1024), []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return graph_gflop(config)["step"] * min(seconds) / (2 * 1024**3 / 1e9)
 
 
 def peak_activations(path: str | Path) -> int:

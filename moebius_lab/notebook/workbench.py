@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .. import LabError, __version__
 from ..config import BACKENDS
-from ..evidence.inventory import graph_gflop
+from ..evidence.inventory import least_step_seconds
 from ..evidence.loops import Loops
 from ..files import write_json, written_whole
 from ..inpainting.imaging import check_picture_and_mask
@@ -42,13 +40,8 @@ class Workbench(Loops):
 
     @cached_property
     def least_step_seconds(self) -> float:
-        """Seconds that a guided step takes here at least: its arithmetic at the rate of a matrix product, the best of five."""
-        a, seconds = torch.ones(1024, 1024), []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ a
-            seconds.append(time.perf_counter() - start)
-        return graph_gflop(self.config)["step"] * min(seconds) / (2 * 1024**3 / 1e9)
+        """See `inventory.least_step_seconds`; measured once."""
+        return least_step_seconds(self.config)
 
     @property
     def brisk(self) -> bool:
