@@ -1,4 +1,4 @@
-// Graphs that are taken down and replayed, on a device whose buffers are bytes in memory and whose only commands are copies.
+// Graphs that are captured and replayed, on a device whose buffers are bytes in memory and whose only commands are copies.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

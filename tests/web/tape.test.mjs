@@ -25,22 +25,22 @@ test('what a program does with its buffers', () => {
 });
 
 /** Something of `size` bytes, written by the first command of `uses` and read by the others. */
-function stay(size, ...uses) {
+function lifetime(size, ...uses) {
   return { buffer: { size }, from: uses[0], to: uses.at(-1), read: true, uses: new Map(uses.map((at, i) => [at, i === 0])) };
 }
 
 test('what is never wanted together shares room, and a command never reads the buffer that it writes to', () => {
-  const chain = [stay(1000, 0, 1), stay(1000, 1, 2), stay(1000, 2, 3), stay(1000, 3, 4)]; // each made from the one before
+  const chain = [lifetime(1000, 0, 1), lifetime(1000, 1, 2), lifetime(1000, 2, 3), lifetime(1000, 3, 4)]; // each made from the one before
   assert.deepEqual(plan([chain], 256).sizes, [1000, 1000]);
   assert.deepEqual(plan([chain, chain.map((each) => ({ ...each }))], 256).sizes, [1000, 1000]); // another graph needs none of its own
 
-  const large = stay(1024, 0, 1);
-  const halves = [stay(500, 2, 9), stay(500, 3, 9)]; // alive together, met by one command that reads both
-  const { sizes, rooms } = plan([[large, ...halves]], 256);
+  const large = lifetime(1024, 0, 1);
+  const halves = [lifetime(500, 2, 9), lifetime(500, 3, 9)]; // alive together, met by one command that reads both
+  const { sizes, allocations } = plan([[large, ...halves]], 256);
   assert.deepEqual(sizes, [1024]);
-  assert.deepEqual(halves.map((half) => rooms.get(half)), [{ index: 0, offset: 0 }, { index: 0, offset: 512 }]);
+  assert.deepEqual(halves.map((half) => allocations.get(half)), [{ index: 0, offset: 0 }, { index: 0, offset: 512 }]);
 
-  const apart = [stay(500, 2, 3), stay(500, 3, 9)]; // the second is made from the first
+  const apart = [lifetime(500, 2, 3), lifetime(500, 3, 9)]; // the second is made from the first
   assert.deepEqual(plan([[large, ...apart]], 256).sizes, [1024, 500]);
 });
 
@@ -51,16 +51,16 @@ test('no two that are wanted at once overlap, in a hundred random plans', () => 
     const tapes = [0, 1].map(() =>
       Array.from({ length: 40 }, () => {
         const from = below(60);
-        return stay(16 * (1 + below(64)), from, from + 1 + below(4), from + 6 + below(12));
+        return lifetime(16 * (1 + below(64)), from, from + 1 + below(4), from + 6 + below(12));
       }),
     );
-    const { sizes, rooms } = plan(tapes, 256);
-    for (const stays of tapes) {
-      for (const a of stays) {
-        const at = rooms.get(a);
+    const { sizes, allocations } = plan(tapes, 256);
+    for (const lifetimes of tapes) {
+      for (const a of lifetimes) {
+        const at = allocations.get(a);
         assert.ok(at.offset % 256 === 0 && at.offset + a.buffer.size <= sizes[at.index]);
-        for (const b of stays.slice(stays.indexOf(a) + 1)) {
-          const other = rooms.get(b);
+        for (const b of lifetimes.slice(lifetimes.indexOf(a) + 1)) {
+          const other = allocations.get(b);
           if (at.index !== other.index || a.to < b.from || a.from > b.to) continue;
           assert.ok(at.offset + a.buffer.size <= other.offset || other.offset + b.buffer.size <= at.offset);
           for (const [command, writes] of a.uses) assert.ok(!b.uses.has(command) || !(writes || b.uses.get(command)));

@@ -21,7 +21,7 @@ const WARNING = 2;
 const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
 const STEP = 'step';
 const LATENTS = 'next_latents';
-const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // nothing imagined is kept
+const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // no placeholder is kept
 
 export class OrtBackend {
   /**

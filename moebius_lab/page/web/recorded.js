@@ -1,4 +1,4 @@
-// Graphs on tape: each is taken down once, all share memory that is planned for them, and ONNX Runtime is not asked again.
+// Captured graphs: each is captured once and then replayed without ONNX Runtime, all in memory that is planned for them together.
 
 import { EngineError, reason } from './errors.js';
 import { Program, Tape, plan } from './tape.js';
@@ -8,9 +8,9 @@ import { Program, Tape, plan } from './tape.js';
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
-/** @typedef {import('./tape.js').Imagined} Imagined */
-/** @typedef {import('./tape.js').Stay} Stay */
-/** @typedef {import('./tape.js').Room} Room */
+/** @typedef {import('./tape.js').Placeholder} Placeholder */
+/** @typedef {import('./tape.js').Lifetime} Lifetime */
+/** @typedef {import('./tape.js').Allocation} Allocation */
 /** @typedef {import('./tape.js').Region} Region */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
@@ -22,12 +22,12 @@ const WARNING = 2;
  * @typedef {object} Recording of a graph, without memory for what it computes
  * @property {Tape} tape
  * @property {Map<string, GPUBuffer>} inputs
- * @property {Map<string, {buffer: Imagined, dims: number[]}>} outputs
- * @property {Stay[]} stays
+ * @property {Map<string, {buffer: Placeholder, dims: number[]}>} outputs
+ * @property {Lifetime[]} lifetimes
  */
 
 /**
- * Take down a run of a session whose nodes are all on the device.
+ * Capture a run of a session whose nodes are all on the device.
  *
  * @param {Runtime} ort
  * @param {InferenceSession} session
@@ -44,7 +44,7 @@ export async function recordGraph(ort, session, device) {
   const feeds = {};
   try {
     for (const { name, type, shape } of /** @type {readonly any[]} */ (session.inputMetadata)) {
-      if (type !== 'float32') throw new Error(`its input ${name} is ${type}, and only float32 is taken down`);
+      if (type !== 'float32') throw new Error(`its input ${name} is ${type}, and only float32 can be captured`);
       const buffer = storage(device, Math.ceil(bytesOf(shape) / SHADER_READS) * SHADER_READS);
       inputs.set(name, buffer);
       feeds[name] = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: shape });
@@ -54,27 +54,27 @@ export async function recordGraph(ort, session, device) {
       outputs.set(name, { buffer: tensor.gpuBuffer, dims: [...tensor.dims] });
       tensor.dispose();
     }
-    return { tape, inputs, outputs, stays: tape.stays([...outputs.values()].map(({ buffer }) => buffer)) };
+    return { tape, inputs, outputs, lifetimes: tape.lifetimes([...outputs.values()].map(({ buffer }) => buffer)) };
   } catch (error) {
     throw new EngineError('unrecordable', `A graph cannot be recorded: ${reason(error)}.`, error);
   }
 }
 
 /**
- * Give recordings, of which one runs at a time, their memory.
+ * Allocate the memory of recordings, of which one runs at a time.
  *
  * @param {GPUDevice} device
  * @param {Map<string, Recording>} recordings
  * @returns {{graphs: Map<string, RecordedGraph>, bytes: number}} `bytes` for all that they compute
  */
 export function placeTogether(device, recordings) {
-  const { sizes, rooms } = plan(
-    [...recordings.values()].map(({ stays }) => stays),
+  const { sizes, allocations } = plan(
+    [...recordings.values()].map(({ lifetimes }) => lifetimes),
     device.limits.minStorageBufferOffsetAlignment,
   );
   const buffers = sizes.map((size) => storage(device, size));
-  const region = (/** @type {Stay} */ stay) => {
-    const { index, offset } = /** @type {Room} */ (rooms.get(stay));
+  const region = (/** @type {Lifetime} */ lifetime) => {
+    const { index, offset } = /** @type {Allocation} */ (allocations.get(lifetime));
     return { buffer: buffers[index], offset };
   };
   const graphs = new Map([...recordings].map(([name, recording]) => [name, new RecordedGraph(device, recording, region)]));
@@ -86,17 +86,17 @@ export class RecordedGraph {
   /**
    * @param {GPUDevice} device
    * @param {Recording} recording
-   * @param {(stay: Stay) => Region} region
+   * @param {(lifetime: Lifetime) => Region} region
    */
-  constructor(device, { tape, inputs, outputs, stays }, region) {
+  constructor(device, { tape, inputs, outputs, lifetimes }, region) {
     this.device = device;
     this.inputs = inputs;
-    this.program = new Program(device, tape, stays, region);
+    this.program = new Program(device, tape, lifetimes, region);
     /** @type {Map<string, {region: Region, dims: number[]}>} */
     this.outputs = new Map();
     for (const [name, { buffer, dims }] of outputs) {
-      const stay = /** @type {Stay} */ (stays.findLast((stay) => stay.buffer === buffer));
-      this.outputs.set(name, { region: region(stay), dims });
+      const lifetime = /** @type {Lifetime} */ (lifetimes.findLast((lifetime) => lifetime.buffer === buffer));
+      this.outputs.set(name, { region: region(lifetime), dims });
     }
   }
 
@@ -199,6 +199,6 @@ export class RecordedLoop {
     return this.graph.latents();
   }
 
-  /** The buffers stay for the next picture. */
+  /** The buffers are kept for the next picture. */
   close() {}
 }

@@ -1,27 +1,27 @@
-// What a graph has the graphics device do, taken down without being done, and done later in memory that was planned for it.
+// The commands of a graph for the graphics device: captured without being run, and replayed in memory that was planned for them.
 //
-// ONNX Runtime makes a buffer for every tensor, serves another only of the same size from it, and keeps buffers of their own
-// for every session that it records. Once all is taken down it is known which buffer is wanted from when to when, so that what
-// is never wanted at the same time, of one graph or of several, shares room (`plan`).
+// ONNX Runtime makes a buffer for every tensor, reuses it only for tensors of the same size, and keeps separate buffers for every
+// session that it captures itself. Once all commands are captured, every lifetime is known, so what is never alive at the same time,
+// in one graph or in several, shares memory (`plan`).
 
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
-const AT_ONCE = 64; // commands that are handed over together: the device begins with them while the next are put together
+const AT_ONCE = 64; // commands that are submitted together: the device starts on them while the next are encoded
 
 /** @typedef {{pipeline: GPUComputePipeline, groups: GPUBindGroupDescriptor[], workgroups: [number, number, number]}} Dispatch */
 /** @typedef {{source: Place, sourceOffset: number, target: Place, targetOffset: number, size: number}} Copy */
 /** @typedef {{cleared: Place, offset: number, size: number}} Clear */
 /** @typedef {Dispatch|Copy|Clear} Command */
-/** @typedef {GPUBuffer|Imagined} Place */
+/** @typedef {GPUBuffer|Placeholder} Place */
 /** @typedef {'read'|'write'|'both'} Use 'both' where what was there before may count */
 /**
- * @typedef {object} Stay something in a buffer
- * @property {Imagined} buffer
+ * @typedef {object} Lifetime of one tensor in a buffer
+ * @property {Placeholder} buffer
  * @property {number} from the command that writes it
  * @property {number} to the last that reads it
  * @property {boolean} read whether any does
  * @property {Map<number, boolean>} uses the commands that have to do with it, and whether they write
  */
-/** @typedef {{index: number, offset: number}} Room in which buffer, from which byte */
+/** @typedef {{index: number, offset: number}} Allocation in which buffer, from which byte */
 /** @typedef {{buffer: GPUBuffer, offset: number}} Region */
 
 // -- programs ---------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ const AT_ONCE = 64; // commands that are handed over together: the device begins
 /** @type {WeakMap<object, Map<number, Use>>} of modules and pipelines: what they do with each buffer of group 0, by binding */
 const uses = new WeakMap();
 
-/** From now on know of every program what it reads and writes: the runtime makes some before anything is taken down. */
+/** From now on know of every program what it reads and writes: the runtime makes some before anything is captured. */
 export function watchPrograms() {
   const devices = GPUDevice.prototype;
   const { createShaderModule, createComputePipeline, createComputePipelineAsync } = devices;
@@ -86,10 +86,10 @@ function readsElement(code, name) {
   return false;
 }
 
-// -- taking down ------------------------------------------------------------------------------------------------------
+// -- capture ----------------------------------------------------------------------------------------------------------
 
-/** A buffer that was asked for while commands were taken down: there is no memory behind it. */
-export class Imagined {
+/** Stands for a buffer that does not exist yet: one that was asked for during a capture. */
+export class Placeholder {
   /** @param {GPUBufferDescriptor} descriptor */
   constructor({ size, usage }) {
     this.size = size;
@@ -109,7 +109,7 @@ export class Tape {
   }
 
   /**
-   * Take down what `work` asks of a device, which does none of it but make programs.
+   * Capture what `work` asks of a device, which only makes the programs and runs nothing.
    *
    * @template T
    * @param {GPUDevice} device
@@ -122,13 +122,13 @@ export class Tape {
     const { queue } = device;
     const submit = queue.submit.bind(queue);
     const instead = {
-      createBuffer: imagine,
+      createBuffer: placeholder,
       createBindGroup: (/** @type {GPUBindGroupDescriptor} */ descriptor) => descriptor,
       createCommandEncoder: () => tape.#encoder(),
     };
     const insteadOfQueue = {
       submit: (/** @type {GPUCommandBuffer[]} */ buffers) => submit(buffers.filter((buffer) => buffer instanceof GPUCommandBuffer)),
-      writeBuffer: writeDown,
+      writeBuffer: keepWritten,
     };
     Object.assign(device, instead); // in front of the methods that it inherits
     Object.assign(queue, insteadOfQueue);
@@ -153,7 +153,7 @@ export class Tape {
             pipeline = next;
           },
           setBindGroup(/** @type {number} */ index, /** @type {GPUBindGroupDescriptor} */ group, /** @type {unknown[]} */ ...offsets) {
-            if (index || offsets.length) throw new Error('a second group or offsets of a dispatch cannot be taken down');
+            if (index || offsets.length) throw new Error('a second group or offsets of a dispatch cannot be captured');
             groups[index] = group;
           },
           dispatchWorkgroups(x = 1, y = 1, z = 1) {
@@ -179,46 +179,46 @@ export class Tape {
   }
 
   /**
-   * What the imagined buffers hold, and when it is wanted, the numbers of single dispatches left out. The runtime itself serves
-   * several tensors of one size from a buffer: what it held is over where a program writes to it after others have read it.
+   * The lifetimes of what the placeholders hold, except the numbers of single dispatches. The runtime itself reuses a buffer for
+   * several tensors of one size: a lifetime ends where a program writes to the buffer after others have read it.
    *
    * @param {Iterable<unknown>} results buffers that are read when all commands are done
-   * @returns {Stay[]}
+   * @returns {Lifetime[]}
    */
-  stays(results) {
+  lifetimes(results) {
     const { commands } = this;
-    /** @type {Map<Imagined, Stay>} */
+    /** @type {Map<Placeholder, Lifetime>} */
     const last = new Map();
-    /** @type {Stay[]} */
-    const stays = [];
+    /** @type {Lifetime[]} */
+    const lifetimes = [];
     commands.forEach((command, at) => {
       for (const { place, use } of usesOf(command)) {
-        if (!(place instanceof Imagined) || place.uniform) continue;
-        let stay = last.get(place);
-        if (!stay && use === 'read') throw new Error('a program reads what none has written');
-        if (!stay || (use === 'write' && stay.read && stay.to < at)) {
-          stay = { buffer: place, from: at, to: at, read: false, uses: new Map() };
-          last.set(place, stay);
-          stays.push(stay);
+        if (!(place instanceof Placeholder) || place.uniform) continue;
+        let lifetime = last.get(place);
+        if (!lifetime && use === 'read') throw new Error('a program reads what none has written');
+        if (!lifetime || (use === 'write' && lifetime.read && lifetime.to < at)) {
+          lifetime = { buffer: place, from: at, to: at, read: false, uses: new Map() };
+          last.set(place, lifetime);
+          lifetimes.push(lifetime);
         }
-        stay.to = at;
-        stay.read ||= use !== 'write';
-        stay.uses.set(at, stay.uses.get(at) || use !== 'read');
+        lifetime.to = at;
+        lifetime.read ||= use !== 'write';
+        lifetime.uses.set(at, lifetime.uses.get(at) || use !== 'read');
       }
     });
     for (const result of results) {
-      const stay = last.get(/** @type {Imagined} */ (result));
-      if (stay) stay.to = commands.length;
+      const lifetime = last.get(/** @type {Placeholder} */ (result));
+      if (lifetime) lifetime.to = commands.length;
     }
-    return stays;
+    return lifetimes;
   }
 }
 
 /** @param {GPUBufferDescriptor} descriptor */
-function imagine(descriptor) {
+function placeholder(descriptor) {
   const mapped = GPUBufferUsage.MAP_READ | GPUBufferUsage.MAP_WRITE;
-  if (descriptor.mappedAtCreation || descriptor.usage & mapped) throw new Error('data between processor and device cannot be taken down');
-  return new Imagined(descriptor);
+  if (descriptor.mappedAtCreation || descriptor.usage & mapped) throw new Error('data between processor and device cannot be captured');
+  return new Placeholder(descriptor);
 }
 
 /**
@@ -228,8 +228,9 @@ function imagine(descriptor) {
  * @param {number} from
  * @param {number} size
  */
-function writeDown(place, offset, data, from = 0, size = data.length - from) {
-  if (!(place instanceof Imagined) || !place.uniform || place.written || offset) throw new Error('data for the device cannot be taken down');
+function keepWritten(place, offset, data, from = 0, size = data.length - from) {
+  const numbers = place instanceof Placeholder && place.uniform && !place.written && !offset;
+  if (!numbers) throw new Error('data for the device cannot be captured');
   place.written = data.slice(from, from + size);
 }
 
@@ -250,25 +251,27 @@ function usesOf(command) {
 
 // -- planning ---------------------------------------------------------------------------------------------------------
 
-/** @typedef {{stay: Stay, tape: number, size: number, offset: number}} Guest */
+/** @typedef {{lifetime: Lifetime, tape: number, size: number, offset: number}} Guest */
 
 /**
- * Give what several tapes hold, of which one runs at a time, room that nobody else needs meanwhile.
+ * Allocate memory for the lifetimes of several tapes, of which one runs at a time.
  *
- * The largest go first, each to the smallest buffer that has room for it, beside others if need be; a buffer is as large as
- * the first that came to it. A device lets no command write to a buffer that it also reads, so what meets in a command that
- * writes stands in different buffers.
+ * The largest go first, each to the smallest buffer that has room for it, next to others if need be; a buffer is as large as
+ * its first guest. A device lets no command write to a buffer that it also reads, so what meets in a command that writes is put
+ * in different buffers.
  *
- * @param {Stay[][]} tapes
- * @param {number} apart bytes; every room begins at a multiple of it
- * @returns {{sizes: number[], rooms: Map<Stay, Room>}} bytes of each buffer; where each stay is
+ * @param {Lifetime[][]} tapes
+ * @param {number} apart bytes; every allocation begins at a multiple of it
+ * @returns {{sizes: number[], allocations: Map<Lifetime, Allocation>}} bytes of each buffer; where each lifetime is
  */
 export function plan(tapes, apart) {
-  const guests = tapes.flatMap((stays, tape) => stays.map((stay) => ({ stay, tape, size: stay.buffer.size, offset: 0 })));
+  const guests = tapes.flatMap((lifetimes, tape) =>
+    lifetimes.map((lifetime) => ({ lifetime, tape, size: lifetime.buffer.size, offset: 0 })),
+  );
   /** @type {{size: number, taken: Guest[]}[]} */
   const buffers = [];
-  /** @type {Map<Stay, Room>} */
-  const rooms = new Map();
+  /** @type {Map<Lifetime, Allocation>} */
+  const allocations = new Map();
   for (const guest of guests.sort((a, b) => b.size - a.size)) {
     let index = buffers.length;
     /** @type {number|null} */
@@ -277,9 +280,9 @@ export function plan(tapes, apart) {
     if (offset === null) index = buffers.push({ size: guest.size, taken: [] }) - 1;
     guest.offset = offset ?? 0;
     buffers[index].taken.push(guest);
-    rooms.set(guest.stay, { index, offset: guest.offset });
+    allocations.set(guest.lifetime, { index, offset: guest.offset });
   }
-  return { sizes: buffers.map(({ size }) => size), rooms };
+  return { sizes: buffers.map(({ size }) => size), allocations };
 }
 
 /**
@@ -289,10 +292,11 @@ export function plan(tapes, apart) {
  * @returns {number|null} from which byte; null where there is no room
  */
 function roomIn({ size, taken }, guest, apart) {
-  const beside = taken.filter(({ stay, tape }) => tape === guest.tape && stay.from <= guest.stay.to && stay.to >= guest.stay.from);
-  if (beside.some(({ stay }) => clash(stay, guest.stay))) return null;
+  const { from, to } = guest.lifetime;
+  const alive = taken.filter(({ lifetime, tape }) => tape === guest.tape && lifetime.from <= to && lifetime.to >= from);
+  if (alive.some(({ lifetime }) => clash(lifetime, guest.lifetime))) return null;
   let offset = 0;
-  for (const other of beside.sort((a, b) => a.offset - b.offset)) {
+  for (const other of alive.sort((a, b) => a.offset - b.offset)) {
     if (offset + guest.size <= other.offset) break;
     offset = Math.max(offset, Math.ceil((other.offset + other.size) / apart) * apart);
   }
@@ -302,30 +306,30 @@ function roomIn({ size, taken }, guest, apart) {
 /**
  * Whether a command that writes to one of two has to do with the other as well.
  *
- * @param {Stay} a
- * @param {Stay} b
+ * @param {Lifetime} a
+ * @param {Lifetime} b
  */
 function clash(a, b) {
   return [...a.uses].some(([at, writes]) => b.uses.has(at) && (writes || b.uses.get(at)));
 }
 
-// -- doing ------------------------------------------------------------------------------------------------------------
+// -- replay -----------------------------------------------------------------------------------------------------------
 
-/** A tape with memory behind it: runs as often as wanted. */
+/** A tape with memory behind it: replayed as often as wanted. */
 export class Program {
   /**
    * @param {GPUDevice} device
    * @param {Tape} tape
-   * @param {Stay[]} stays of the tape
-   * @param {(stay: Stay) => Region} place
+   * @param {Lifetime[]} lifetimes of the tape
+   * @param {(lifetime: Lifetime) => Region} place
    */
-  constructor(device, tape, stays, place) {
+  constructor(device, tape, lifetimes, place) {
     this.device = device;
     const numbers = dispatchNumbers(device, tape);
-    const of = Map.groupBy(stays, ({ buffer }) => buffer);
+    const of = Map.groupBy(lifetimes, ({ buffer }) => buffer);
     const region = (/** @type {Place} */ buffer, /** @type {number} */ at) => {
-      if (!(buffer instanceof Imagined)) return { buffer, offset: 0 };
-      return numbers.get(buffer) ?? place(/** @type {Stay} */ (of.get(buffer)?.find(({ from, to }) => from <= at && at <= to)));
+      if (!(buffer instanceof Placeholder)) return { buffer, offset: 0 };
+      return numbers.get(buffer) ?? place(/** @type {Lifetime} */ (of.get(buffer)?.find(({ from, to }) => from <= at && at <= to)));
     };
     const bind = (/** @type {any} */ { layout, entries }, /** @type {number} */ at) =>
       device.createBindGroup({
@@ -366,7 +370,7 @@ export class Program {
     });
   }
 
-  /** Hand all commands over; the device does them in its own time. */
+  /** Submit all commands; the device runs them in its own time. */
   run() {
     for (let i = 0; i < this.commands.length; i += AT_ONCE) {
       const encoder = this.device.createCommandEncoder();
@@ -384,16 +388,16 @@ export class Program {
  *
  * @param {GPUDevice} device
  * @param {Tape} tape
- * @returns {Map<Imagined, Region>}
+ * @returns {Map<Placeholder, Region>}
  */
 function dispatchNumbers(device, tape) {
   const apart = device.limits.minUniformBufferOffsetAlignment;
   const places = new Set(tape.commands.flatMap(usesOf).map(({ place }) => place));
-  /** @type {Map<Imagined, number>} */
+  /** @type {Map<Placeholder, number>} */
   const offsets = new Map();
   let size = 0;
   for (const place of places) {
-    if (!(place instanceof Imagined) || !place.uniform) continue;
+    if (!(place instanceof Placeholder) || !place.uniform) continue;
     offsets.set(place, size);
     size += Math.ceil(place.size / apart) * apart;
   }
