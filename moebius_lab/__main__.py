@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from .port.graphs import Graphs
 
 RESULTS = Path("notebooks/results")
-"""Where the repository keeps what was measured on other machines."""
+"""Where the repository keeps measurements from other machines."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; see `errors.run`. A command imports what it needs, before all else."""
+    """Run one command and return its exit code; see `errors.run`. A command first imports what it needs."""
 
     def command() -> int:
         options = _parser().parse_args(arguments)
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise LabError(f"{message}; `{self.prog} --help` says what can be given")
+        raise LabError(f"{message}; `{self.prog} --help` lists what it takes")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,112 +44,119 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="execute the notebooks and make the report")
     _add_network(run)
     run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
-    run.add_argument("--mask", default="", help="its mask, white is the hole")
-    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} (default: each notebook's own)")
-    run.add_argument("--backend", default="", help=f"that fills the picture: {', '.join(config.BACKENDS)} (default: each notebook's own)")
-    run.add_argument("--output-dir", default="build", metavar="FOLDER", help="default: build")
+    run.add_argument("--mask", default="", help="its mask; white marks the hole")
+    own = "(default: each notebook's own)"
+    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} {own}")
+    run.add_argument("--backend", default="", help=f"what fills the picture: {', '.join(config.BACKENDS)} {own}")
+    run.add_argument("--output-dir", default="build", metavar="FOLDER", help="where everything is written (default: build)")
     run.set_defaults(command=_run)
 
     export = verbs.add_parser("export", help="export the three ONNX graphs")
     _add_network(export)
-    export.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ (default: build)")
+    export.add_argument("--output-dir", default="build", metavar="FOLDER", help="where onnx/ is written (default: build)")
     _add_precision(export)
     export.set_defaults(command=_export)
 
     fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
-    fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="whose")
-    words = "forget the revision and the hashes that are pinned or recorded, and take what the hub has now"
+    fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="which weights")
+    words = "forget the pinned or recorded revision and hashes, and take what the hub has now"
     fetch.add_argument("--unpinned", action="store_true", help=words)
     fetch.set_defaults(command=_fetch)
 
     fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
     fill.add_argument("image", help="a picture of any size")
-    fill.add_argument("mask", help="a picture of the same size, white is the hole")
-    fill.add_argument("-o", "--output", required=True, metavar="OUT", help="the result, .png, .webp or .tif for exact pixels")
-    words = f"1 to 100, of .jpg and .avif (default: {JPEG_QUALITY}) and of .webp (default: none, lossless)"
+    fill.add_argument("mask", help="a picture of the same size; white marks the hole")
+    words = "file of the result; .png, .webp and .tif keep exact pixels"
+    fill.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
+    words = f"1 to 100, for .jpg and .avif (default: {JPEG_QUALITY}) and for .webp (default: lossless)"
     fill.add_argument("--quality", type=int, metavar="N", help=words)
     fill.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
     _add_network(fill)
     fill.add_argument(
-        "--graphs-dir", default="build", metavar="FOLDER", help="holds onnx/, made if missing (default: build)"
+        "--graphs-dir", default="build", metavar="FOLDER", help="has onnx/, which is made if missing (default: build)"
     )
     _add_precision(fill)
     fill.add_argument("--steps", type=int, default=STEPS, help=f"1 to 1000 (default: {STEPS})")
     fill.add_argument("--strength", type=float, default=STRENGTH, help=f"above 0, at most 1 (default: {STRENGTH})")
-    fill.add_argument("--guidance", type=float, default=GUIDANCE, help=f"1 is none (default: {GUIDANCE})")
+    fill.add_argument("--guidance", type=float, default=GUIDANCE, help=f"1 turns it off (default: {GUIDANCE})")
     fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
     fill.add_argument("--seed", type=int, default=0, help="default: 0")
     fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
-    words = f"what is replaced: all of the hole, or a blend as in the release (default: {COVERAGES[0]})"
+    words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
     fill.add_argument("--coverage", choices=COVERAGES, default=COVERAGES[0], help=words)
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
-    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the hub, made if it is not there")
+    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the hub, created if missing")
     _add_network(publish)
-    publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run (default: build)")
-    publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's (default: bundle/ in the run's)")
+    publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="folder of the run (default: build)")
+    publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's folder (default: the run's bundle/)")
     publish.add_argument("--send", action="store_true", help="send it; without this nothing leaves the machine")
     publish.add_argument("--private", action="store_true", help="make the repository private")
     publish.set_defaults(command=_publish, precision="fp32")
 
     check = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
-    check.add_argument("url", metavar="URL", help="of the page")
-    check.add_argument("--precision", default="", help="default: the first that every browser can run")
+    check.add_argument("url", metavar="URL", help="address of the page")
+    check.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
     check.add_argument("--provider", choices=("webgpu", "wasm"), default="webgpu", help="default: webgpu")
     check.add_argument("--adapter", default="auto", help="auto, nvidia or software (default: auto)")
-    check.add_argument("--whole", action="store_true", help="run encoder and decoder as well, not the step alone")
+    check.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
     check.set_defaults(command=_check)
 
-    site = verbs.add_parser("site", help="copy a bundle to where a static host takes it from, within GitHub's limits")
-    site.add_argument("folder", metavar="FOLDER", help="made; must not exist")
-    site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's (default: build/bundle)")
-    site.add_argument("--report", default="", metavar="FOLDER", help="of a run, whose report goes along (default: none)")
+    site = verbs.add_parser("site", help="make the folder that a static host publishes, within GitHub's limits")
+    site.add_argument("folder", metavar="FOLDER", help="a new folder to write")
+    site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's folder (default: build/bundle)")
+    site.add_argument("--report", default="", metavar="FOLDER", help="run whose report to include (default: none)")
     site.set_defaults(command=_site)
 
     bundle = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
     _add_network(bundle)
-    bundle.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets bundle/ (default: build)")
-    words = f"those that the page offers (default: {' '.join(config.bundled())})"
+    bundle.add_argument("--output-dir", default="build", metavar="FOLDER", help="where bundle/ is written (default: build)")
+    words = f"precisions that the page offers (default: {' '.join(config.bundled())})"
     bundle.add_argument("--precisions", nargs="+", default=list(config.bundled()), metavar="PRECISION", help=words)
-    words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: beside the page)"
+    words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: next to the page)"
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
 
-    browser = verbs.add_parser("browser", help="find a Chromium, or bring one: for the notebooks' rows in a browser, and for tests")
+    browser = verbs.add_parser("browser", help="find a Chromium or install one, for notebooks and tests that use a browser")
     browser.set_defaults(command=_browser)
 
     serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
     serve.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
-    serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    serve.add_argument("--port", type=int, default=8080, help="0 picks a free one (default: 8080)")
     serve.set_defaults(command=_serve)
 
-    pictures = verbs.add_parser("pictures", help="make README's pictures anew, from the demo network")
-    pictures.add_argument("--folder", default="docs", help="gets the pictures (default: docs)")
-    pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help="of the run whose graphs it uses (default: build)")
+    pictures = verbs.add_parser("pictures", help="remake the README's pictures from the demo network")
+    pictures.add_argument("--folder", default="docs", help="where the pictures are written (default: docs)")
+    words = "folder of the run whose graphs it uses (default: build)"
+    pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
     pictures.set_defaults(command=_pictures)
 
-    measure = verbs.add_parser("benchmark", help="measure everything that this machine can be measured for")
+    measure = verbs.add_parser("benchmark", help="measure everything that this machine can run")
     _add_network(measure)
-    measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help="written as it goes, and added to")
-    measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="gets onnx/ and measured/ (default: build)")
+    words = "complete after every row; a second call adds to it (default: build/benchmark.json)"
+    measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help=words)
+    measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and measured/ (default: build)")
     for name, known in (
         ("backends", config.CONTENDERS), ("precisions", config.measured()), ("measures", config.MEASURES),
     ):  # fmt: skip
-        measure.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=f"of {', '.join(known)} (default: all)")
+        words = f"any of {', '.join(known)} (default: all)"
+        measure.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=words)
     measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
-    measure.add_argument("--patience", type=float, default=60.0, metavar="S", help="for one measurement of one backend (default: 60)")
-    measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="for everything (default: no limit)")
+    words = "seconds for one measurement of one backend (default: 60)"
+    measure.add_argument("--patience", type=float, default=60.0, metavar="S", help=words)
+    words = "seconds for everything (default: no limit)"
+    measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help=words)
     measure.set_defaults(command=_benchmark, precision="fp32")
 
-    results = verbs.add_parser("results", help="show measurements, merge them, make the README's table")
+    results = verbs.add_parser("results", help="show measurements, merge them, or make the README's tables")
     results.add_argument("files", nargs="*", metavar="JSON", help="default: all in notebooks/results")
-    results.add_argument("--merge", default="", metavar="JSON", help="write the files, of one machine, as this one")
-    results.add_argument("--readme", default="", metavar="FILE", help="put the table between its two marks")
+    results.add_argument("--merge", default="", metavar="JSON", help="merge the files, all of one machine, into this one")
+    results.add_argument("--readme", default="", metavar="FILE", help="write the tables between the two marks of this file")
     results.set_defaults(command=_results)
 
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
-    verify.add_argument("folder", help="holds unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
+    verify.add_argument("folder", help="has unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
     verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
     verify.set_defaults(command=_verify)
     return parser
@@ -178,7 +185,7 @@ def _run(options: argparse.Namespace) -> int:
     bench = prepare(options.network, weights, output_dir=options.output_dir, **files, **chosen)
     present = sum(path.stat().st_size for path in bench.folder.rglob("*") if path.is_file())
     needed = max(bench.disk_needed() - present, 0)
-    print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk are needed", flush=True)
+    print(f"{bench.folder}: about {needed / 1e9:.1f} GB of disk space needed", flush=True)
     require_room(bench.folder, needed, "the run")
     bench.require_weights()  # bad ones fail, and published ones are fetched, before work begins
     index = run_notebooks(options.output_dir, {"network": options.network, "weights": weights, **files, **chosen})
@@ -208,7 +215,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _graphs(options: argparse.Namespace, folder: str) -> Graphs:
-    """For commands that want networks and graphs, and no picture."""
+    """For commands that need networks and graphs but no picture."""
     from .port.graphs import Graphs, find_network
 
     graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
@@ -225,7 +232,7 @@ def _publish(options: argparse.Namespace) -> int:
         print(f"{file.bytes:>12,}  {file.sha256}  {file.path}")
     print(f"{sum(file.bytes for file in files):>12,}  bytes in {len(files)} files for {options.repo}", flush=True)
     if not options.send:
-        print(f"\n{files[0].source}\nNothing was sent. The above is README.md; to send it all, add --send.")
+        print(f"\n{files[0].source}\nNothing was sent. The text above is README.md; add --send to send everything.")
         return 0
     revision = upload(files, options.repo, options.private)
     print(

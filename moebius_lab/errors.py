@@ -17,26 +17,26 @@ from types import FrameType
 from . import LabError
 
 UNUSABLE = 2  # exit code: the input, the machine or the network does not allow it
-STOPPED = {"SIGINT": "stopped", "SIGTERM": "ended from outside", "SIGHUP": "its terminal was closed"}
+STOPPED = {"SIGINT": "stopped", "SIGTERM": "ended from outside", "SIGHUP": "the terminal was closed"}
 """Signals that end a command in order, with exit code 128 + number, and how that is said."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {
     errno.ENOENT: "there is no such file or folder; check the path",
-    errno.ENOTDIR: "a part of this path is a file, not a folder; name another",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; name another path",
     errno.EISDIR: "this is a folder; name a file",
-    errno.EEXIST: "this is there already; name another or remove it",
+    errno.EEXIST: "this already exists; name another or remove it",
     errno.ENOTEMPTY: "this folder is not empty; name another or empty it",
     errno.EACCES: "no permission; change its permissions or name another place",
     errno.EPERM: "no permission; change its permissions or name another place",
-    errno.EROFS: "this disk can only be read; name another place",
+    errno.EROFS: "this disk is read-only; name another place",
     errno.ENAMETOOLONG: "this name is too long for the disk; shorten it",
-    errno.ELOOP: "its links lead in a circle; name the file itself",
+    errno.ELOOP: "its symbolic links form a loop; name the file itself",
     errno.EMFILE: "too many open files; raise the limit with `ulimit -n 4096`",
     errno.ENFILE: "too many open files on this machine; close some programs",
     errno.ENOMEM: "not enough memory; close other programs or use a smaller picture",
-    errno.EIO: "the disk cannot be read or written here; copy what is left of it to another",
-} | dict.fromkeys(NO_ROOM, "no room left on the disk; make some or name another place")
+    errno.EIO: "the disk cannot be read or written here; copy what can still be read to another one",
+} | dict.fromkeys(NO_ROOM, "the disk is full; free some space or name another place")
 """What to do about an error of the system, by its number."""
 
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad allocation", "bad_alloc")
@@ -75,15 +75,15 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return explain_os_error(error)
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object!a} holds characters that cannot be used here ({error.reason}); rename the file or the folder"
+        return f"{error.object!a} contains characters that cannot be used here ({error.reason}); rename the file or folder"
     if isinstance(error, UnicodeDecodeError):
-        return f"a file that should be text holds other bytes ({error.encoding}: {error.reason}); save it as UTF-8"
+        return f"a file that should be text contains other bytes ({error.encoding}: {error.reason}); save it as UTF-8"
     if isinstance(error, OverflowError):
-        return f"a number is out of range ({first_line(error)}); use one nearer to the default"
+        return f"a number is out of range ({first_line(error)}); use one closer to the default"
     if isinstance(error, FloatingPointError):
-        return f"{first_line(error)}; use settings nearer to the default ones"
+        return f"{first_line(error)}; use settings closer to the defaults"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != __package__:
-        return f"the package {error.name!r} is not installed here; `pip install` it, or make the environment anew"
+        return f"the package {error.name!r} is not installed here; `pip install` it, or recreate the environment"
     return None
 
 
@@ -155,7 +155,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     global _came
     _came = number
     if _only_imports(frame):
-        os.write(2, f"moebius_lab: {STOPPED[signal.Signals(number).name]}; nothing had begun\n".encode())
+        os.write(2, f"moebius_lab: {STOPPED[signal.Signals(number).name]}; nothing had started\n".encode())
         os._exit(128 + number)
     raise KeyboardInterrupt
 

@@ -84,7 +84,7 @@ def read_json(path: str | Path, shape: dict, advice: str) -> object:
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read ({error.strerror}); {advice}") from None
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is no JSON ({first_line(error)}); {advice}") from None
+        raise DamagedFile(f"{path} is not JSON ({first_line(error)}); {advice}") from None
     if words := misfit(value, shape):
         raise DamagedFile(f"{path} is damaged ({words}); {advice}")
     return value
@@ -117,7 +117,7 @@ def read_arrays(path: str | Path, advice: str, shapes: dict[str, tuple[int | Non
             arrays = {name: kept[name] for name in shapes or kept.files}
     except Exception as error:  # damage shows as any exception of zip, zlib, the header's parser and numpy
         words = getattr(error, "strerror", None) or first_line(error)
-        raise DamagedFile(f"{path} is damaged or no file of arrays ({words}); {advice}") from None
+        raise DamagedFile(f"{path} is damaged or not a file of arrays ({words}); {advice}") from None
     for name, shape in (shapes or {}).items():
         found = arrays[name].shape
         if len(found) != len(shape) or any(wanted not in (None, side) for wanted, side in zip(shape, found)):
@@ -216,4 +216,5 @@ def require_room(folder: str | Path, needed: float, what: str) -> None:
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise LabError(f"{folder}: {what} needs {needed / 1e6:.0f} MB but {free / 1e6:.0f} MB are free; make room or choose another disk")
+        words = f"{what} needs {needed / 1e6:.0f} MB but only {free / 1e6:.0f} MB are free"
+        raise LabError(f"{folder}: {words}; free some space or choose another disk")

@@ -74,7 +74,7 @@ def test_what_a_file_cannot_hold_is_said_before_the_model_runs(picture_files, tm
     files = ["in.png", str(picture_files[1]), "-o", "out.bmp", "--backend", "torch", "--steps", "2", *SMALL]
     assert main(["inpaint", *files]) == 0
     first, *rest = capsys.readouterr().err.splitlines()
-    assert "out.bmp: BMP does not hold this colour profile: the result is in sRGB" in first and rest
+    assert "out.bmp: BMP cannot hold this colour profile: the result is in sRGB" in first and rest
     assert main(["inpaint", *files, "--quality", "90"]) == 2
     assert "has no quality" in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_what_a_file_cannot_hold_is_said_before_the_model_runs(picture_files, tm
     [
         ({0: "none.png"}, "no such file"),
         ({1: "mask.png"}, "make them the same size"),
-        ({3: "out.xyz"}, "names no picture format"),
+        ({3: "out.xyz"}, "this ending is not a picture format"),
         ({3: "out.psd"}, "names no picture format"),
         ({3: "out.ico"}, "names no picture format"),
         ({3: "no/folder/out.png"}, "no such folder"),
@@ -125,10 +125,10 @@ def test_verify_reference_says_by_its_exit_code_whether_it_holds(tmp_path, capsy
     ("file", "spoil", "words"),
     [
         ("vae", lambda path, state: path.unlink(), "no such file"),
-        ("denoiser", lambda path, state: path.write_bytes(path.read_bytes()[:-1000]), "not a whole safetensors file"),
+        ("denoiser", lambda path, state: path.write_bytes(path.read_bytes()[:-1000]), "an incomplete or damaged safetensors file"),
         ("denoiser", lambda path, state: save_file({"conv.weight": torch.zeros(3)}, path), "of another network"),
         ("denoiser", lambda path, state: save_file({"down.lora_A.weight": torch.zeros(3)}, path), "a LoRA"),
-        ("vae", lambda path, state: save_file({k: torch.cat([v, v]) for k, v in state.items()}, path), "in another width"),
+        ("vae", lambda path, state: save_file({k: torch.cat([v, v]) for k, v in state.items()}, path), "with another width"),
     ],
 )
 def test_a_run_refuses_weights_before_it_begins(small, tmp_path, capsys, file, spoil, words):

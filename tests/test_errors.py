@@ -54,17 +54,17 @@ def overflow_numpy():
         (lambda folder: open(folder / "none", encoding="utf-8"), "none: there is no such file or folder; check"),
         (lambda folder: (folder / "file" / "x").mkdir(), "file/x: a part of this path is a file"),
         (lambda folder: open(folder, encoding="utf-8"), "this is a folder; name a file"),
-        (lambda folder: (folder / "file").mkdir(), "file: this is there already"),
+        (lambda folder: (folder / "file").mkdir(), "file: this already exists"),
         (lambda folder: folder.rmdir(), "this folder is not empty"),
         (lambda folder: (folder / LONG).touch(), "aaa: this name is too long"),
-        (lambda folder: (folder / "circle").open(encoding="utf-8"), "circle: its links lead in a circle"),
+        (lambda folder: (folder / "circle").open(encoding="utf-8"), "circle: its symbolic links form a loop"),
         (lambda folder: os.rename(folder / "none", folder / "other"), "none and .*other: there is no such file"),
-        (lambda folder: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "no room left on the disk; make some"),
+        (lambda folder: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "the disk is full; free some space"),
         (lambda folder: [0] * 2**62, "not enough memory; close"),
         (lambda folder: torch.empty(2**48), "not enough memory; close"),
         (lambda folder: 2.0**10000, "a number is out of range .*default"),
-        (lambda folder: overflow_numpy(), "overflow encountered .*; use settings nearer to the default"),
-        (lambda folder: "caf\udce9".encode(), r"'caf\\udce9' holds characters.*rename"),
+        (lambda folder: overflow_numpy(), "overflow encountered .*; use settings closer to the default"),
+        (lambda folder: "caf\udce9".encode(), r"'caf\\udce9' contains characters.*rename"),
         (lambda folder: b"caf\xe9".decode(), "should be text.*UTF-8"),
         (lambda folder: __import__("no_such_package"), "the package 'no_such_package' is not installed.*pip install"),
     ],
@@ -125,22 +125,22 @@ FILL = ["inpaint", "picture.png", "mask.png", "-o", "o.png", "--backend", "torch
         (["inpaint", "file/x.png", *FILL[2:]], "file"),
         ([*FILL[:2], f"{LONG}.png", *FILL[3:]], "too long"),
         ([*FILL, "-o", f"{LONG}.png"], "too long"),
-        ([*FILL, "--graphs-dir", "file"], "file: this is there already|file: a part"),
+        ([*FILL, "--graphs-dir", "file"], "file: this already exists|file: a part"),
         ([*FILL, "--graphs-dir", "file/x"], "a part of this path is a file"),
         ([*FILL, "--graphs-dir", LONG], "too long"),
         ([*FILL, "--weights", LONG], "too long|nor a folder"),
-        ([*FILL, "--noise-offset", "1e38"], "not finite.*nearer to the default"),
+        ([*FILL, "--noise-offset", "1e38"], "not finite.*closer to the default"),
         ([*FILL, "--noise-offset", "inf"], "finite"),
         ([*FILL, "--seed", str(2**70)], "seed"),
         ([*FILL, "--steps", "two"], "invalid int value.*inpaint --help"),
-        (["export", "--output-dir", "file", *SMALL], "file: this is there already"),
+        (["export", "--output-dir", "file", *SMALL], "file: this already exists"),
         (["export", "--output-dir", f"file/{LONG}", *SMALL], "too long|a part of this path"),
-        (["bundle", "--output-dir", "file", *SMALL], "file: this is there already"),
-        (["run", "--output-dir", "file", *SMALL], "file: this is there already"),
+        (["bundle", "--output-dir", "file", *SMALL], "file: this already exists"),
+        (["run", "--output-dir", "file", *SMALL], "file: this already exists"),
         (["run", "--output-dir", LONG, *SMALL], "too long"),
         (["run", "--image", f"{LONG}.png", "--mask", "mask.png", *SMALL], "too long"),
-        (["benchmark", "--output-dir", "file", *SMALL], "file: this is there already"),
-        (["publish", "a/b", "--output-dir", "file", *SMALL], "file: this is there already"),
+        (["benchmark", "--output-dir", "file", *SMALL], "file: this already exists"),
+        (["publish", "a/b", "--output-dir", "file", *SMALL], "file: this already exists"),
         (["site", "new", "--bundle", LONG], "too long"),
         (["site", "new", "--bundle", "file"], "file"),
         (["serve", "file"], "file"),
@@ -149,7 +149,7 @@ FILL = ["inpaint", "picture.png", "mask.png", "-o", "o.png", "--backend", "torch
         (["results", "."], "no such file|folder"),
         (["verify-reference", "file"], "file"),
         (["verify-reference", LONG], "too long|no such"),
-        (["check", "file"], "is no address"),
+        (["check", "file"], "is not an address"),
         (["fetch", "nothing"], "invalid choice.*fetch --help"),
         (["nothing"], "invalid choice.*--help"),
         ([], "required: COMMAND.*--help"),
@@ -185,7 +185,7 @@ def test_a_signal_while_importing_is_one_line(bad_places, name, at):
     )
     process = start(*FILL, cwd=bad_places, PYTHONPATH=f"{bad_places}{os.pathsep}{ROOT}")
     said = process.communicate(timeout=120)[1].decode().splitlines()
-    assert process.returncode == 128 + getattr(signal, name) and len(said) == 1 and "nothing had begun" in said[0], said
+    assert process.returncode == 128 + getattr(signal, name) and len(said) == 1 and "nothing had started" in said[0], said
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -267,7 +267,7 @@ def test_a_reader_of_the_output_that_goes_away_is_no_error(tmp_path):
     assert process.wait() in (0, 141) and said == b""
 
 
-@pytest.mark.parametrize(("stdout", "code", "words"), [("/dev/full", 2, "no room left"), ("closed", 0, "")])
+@pytest.mark.parametrize(("stdout", "code", "words"), [("/dev/full", 2, "the disk is full"), ("closed", 0, "")])
 def test_output_that_cannot_be_written(tmp_path, stdout, code, words):
     redirected = ">&-" if stdout == "closed" else f"> {stdout}"
     command = f'"{sys.executable}" -m moebius_lab results "{ROOT}"/notebooks/results/*.json {redirected}'

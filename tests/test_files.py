@@ -155,5 +155,5 @@ def test_room_is_asked_for_where_the_folder_will_be(tmp_path, monkeypatch):
     require_room(tmp_path / "not" / "there" / "yet", 1, "it")
     usage = files.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(LabError, match="yet: it needs 2 MB but 1 MB are free; make room"):
+    with pytest.raises(LabError, match="yet: it needs 2 MB but only 1 MB are free; free some space"):
         require_room(tmp_path / "not" / "there" / "yet", 2e6, "it")

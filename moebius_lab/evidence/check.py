@@ -123,7 +123,7 @@ class _Fetch:
         try:
             with self.client.stream("GET", url, headers={"Origin": self.origin}) as answer:
                 if answer.status_code != 200:
-                    raise CheckError(f"{url} answers {answer.status_code}; publish it again, whole")
+                    raise CheckError(f"{url} answers {answer.status_code}; publish all of it again")
                 self._may_be_read(url, answer)
                 yield from answer.iter_bytes()
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -144,7 +144,7 @@ def _manifest(fetch: _Fetch) -> dict:
     try:
         manifest = json.loads(content)
     except (ValueError, RecursionError):
-        raise CheckError(f"{url} is no manifest of a port; give the address of its page") from None
+        raise CheckError(f"{url} is not the manifest of a port; give the address of its page") from None
     try:
         checked_manifest(manifest, url)
     except LabError as error:

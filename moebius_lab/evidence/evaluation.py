@@ -191,7 +191,7 @@ def border_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Ten
     """
     generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
     ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
-    known = 1 - F.max_pool2d(mask, 3, 1, 1)  # a cell beside the hole may hold some of it
+    known = 1 - F.max_pool2d(mask, 3, 1, 1)  # a cell next to the hole may hold some of it
     total = torch.zeros(latents.shape[1:])
     for timestep in BORDER_TIMESTEPS:
         noise = torch.randn(latents.shape, generator=generator)

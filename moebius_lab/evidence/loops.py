@@ -62,7 +62,7 @@ class Loops(Graphs):
         return loop
 
     def _kept_loop(self, path: Path, key: str) -> Loop | None:
-        """A loop that was run before with the same key; one that is damaged is said."""
+        """A loop that was run before with the same key; a damaged one is reported."""
         side = self.config.latent_size
         shapes = {"picture": self.image.shape, "latents": (None, LATENT_CHANNELS, side, side), "steps": (), "seconds": ()}
         try:

@@ -60,7 +60,7 @@ def verify_reference(folder: str | Path, salt: str = "", on_check=lambda check: 
         except DamagedFile:
             raise
         except (OSError, KeyError, ValueError, EOFError) as error:
-            raise LabError(f"{path}: not a whole reference file ({error}); {COPY_AGAIN}") from None
+            raise LabError(f"{path}: not a complete reference file ({error}); {COPY_AGAIN}") from None
         for result in results:
             checks.append(result)
             on_check(result)

@@ -33,7 +33,7 @@ from .picture_files import Picture
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person chooses; the defaults are the release's example, but for `coverage`."""
+    """What a person chooses; the defaults are the release's example, except for `coverage`."""
 
     steps: int = STEPS  # 1..1000, length of the schedule
     strength: float = STRENGTH  # (0, 1], share of the schedule that is run

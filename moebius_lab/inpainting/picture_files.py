@@ -147,7 +147,7 @@ def _content(path: str | Path) -> bytes:
         if path.is_dir():
             raise ImageError(f"{path}: this is a folder; give the file of a picture")
         if not path.is_file():
-            raise ImageError(f"{path}: this is no file; give the path of a picture")
+            raise ImageError(f"{path}: this is not a file; give the path of a picture")
         if path.stat().st_size > LARGEST_FILE:
             raise ImageError(f"{path}: too large; use a picture file of at most {LARGEST_FILE / 2**30:.0f} GB")
         return path.read_bytes()
@@ -241,12 +241,12 @@ def _picture(pixels: np.ndarray, alpha: np.ndarray | None, profile: bytes, exif:
     is_cmyk = pixels.ndim == 3 and pixels.shape[2] == 4
     space = b"CMYK" if is_cmyk else b"GRAY" if pixels.ndim == 2 else b"RGB "
     if profile and profile[16:20] != space:
-        remarks.append("its colour profile is damaged or for other channels: its colours are taken for sRGB")
+        remarks.append("its colour profile is damaged or for other channels: its colours are read as sRGB")
         profile = b""
     try:
         rgb = to_srgb(pixels, profile)
     except ProfileError:
-        remarks.append("its colour profile is damaged: its colours are taken for sRGB")
+        remarks.append("its colour profile is damaged: its colours are read as sRGB")
         rgb, profile = to_srgb(pixels, b""), b""
     if is_cmyk:
         remarks.append("its colours are CMYK: the result is in sRGB")
@@ -288,7 +288,8 @@ def _channels(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | N
 
 def _from_array(array: np.ndarray, what: str) -> Picture:
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"{what}: an array of shape {array.shape} is no picture; give (height, width) or (height, width, 3)")
+        advice = "give (height, width) or (height, width, 3)"
+        raise ImageError(f"{what}: an array of shape {array.shape} is not a picture; {advice}")
     check_size(array.shape[1], array.shape[0], what)
     pixels = _to_8_bits(array, f"{what}:")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -308,10 +309,10 @@ def _to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
     if values.dtype.kind not in "iuf":
-        raise ImageError(f"{name} numbers of type {values.dtype} are no picture; give uint8, uint16, float or bool")
+        raise ImageError(f"{name} numbers of type {values.dtype} are not a picture; give uint8, uint16, float or bool")
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if not np.isfinite([low, high]).all():
-        raise ImageError(f"{name} it holds numbers that are not finite; replace them")
+        raise ImageError(f"{name} it contains numbers that are not finite; replace them")
     extent = f"{name} its values go from {low:.4g} to {high:.4g}"
     if values.dtype.kind == "f":
         top = next((top for top in (1.0, 255.0, 65535.0) if high <= 1.1 * top), 0.0)
@@ -533,22 +534,22 @@ def plan_output(path: str | Path, picture: Picture, quality: int | None = None) 
     path = Path(path)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
-        raise ImageError(f"{path}: the ending names no picture format that is written here; use one of {', '.join(FORMATS)}")
+        raise ImageError(f"{path}: this ending is not a picture format that can be written; use one of {', '.join(FORMATS)}")
     if quality is not None and form.lossy is None:
-        raise ImageError(f"{path}: {form.name} keeps every value and has no quality; leave it out")
+        raise ImageError(f"{path}: {form.name} keeps every value and has no quality setting; leave it out")
     if quality is not None and not 1 <= quality <= 100:
-        raise ImageError(f"the quality is 1 to 100, not {quality}")
+        raise ImageError(f"the quality must be 1 to 100, not {quality}")
     height, width = picture.rgb.shape[:2]
     if max(height, width) > form.largest:
-        raise ImageError(f"{path}: {form.name} holds at most {form.largest} px a side, not {width} x {height}; use .png")
+        raise ImageError(f"{path}: {form.name} allows at most {form.largest} px a side, not {width} x {height}; use .png")
     if picture.alpha is not None and not form.alpha:
-        raise ImageError(f"{path}: {form.name} holds no transparency, which the picture has; use .png or .webp")
+        raise ImageError(f"{path}: {form.name} cannot hold the picture's transparency; use .png or .webp")
     check_place(path, picture.rgb.size + (0 if picture.alpha is None else picture.alpha.size))
     remarks = []
     if not form.holds_profile(picture):
-        remarks.append(f"{path}: {form.name} does not hold this colour profile: the result is in sRGB")
+        remarks.append(f"{path}: {form.name} cannot hold this colour profile: the result is in sRGB")
     if picture.exif and (not form.exif or form is _JPEG and len(picture.exif) > EXIF_LIMIT):
-        remarks.append(f"{path}: {form.name} does not hold this EXIF block: it is left out")
+        remarks.append(f"{path}: {form.name} cannot hold this EXIF block: it is left out")
     return Output(path, form, quality, tuple(remarks))
 
 
@@ -569,7 +570,8 @@ def check_place(path: Path, size: int) -> None:
     except (OSError, ValueError) as error:
         raise _not_writable(path, error) from None
     if free < size:
-        raise ImageError(f"{path}: up to {size / 1e6:.0f} MB are needed but {free / 1e6:.0f} MB are free; make room")
+        needed = f"up to {size / 1e6:.0f} MB are needed but only {free / 1e6:.0f} MB are free"
+        raise ImageError(f"{path}: {needed}; free some space")
 
 
 def is_there(path: Path) -> bool:

@@ -35,7 +35,7 @@ STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FOREIGN = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the weights that it stands for; run `git lfs pull` where it came from"),
     (rb"\s*<", "a web page, not weights; log in where it came from, or take the link of the file itself"),
-    (rb"\s*\{\s*\"", "a text in JSON, not weights; open it to see what the server said"),
+    (rb"\s*\{\s*\"", "JSON text, not weights; open it to see what the server said"),
 )
 """How files begin that are taken for weights, and what to do about each."""
 OF_NO_EFFECT = ("sample_size", "force_upcast")  # entries of an autoencoder's configuration that change no number
@@ -113,10 +113,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
         advice = f"save its entry {inner[0]!r} alone" if inner else "give a file with plain weights"
-        raise CheckpointError(f"{path}: it does not hold a dictionary of tensors; {advice}")
+        raise CheckpointError(f"{path}: it does not contain a dictionary of tensors; {advice}")
     numbered = [key for key in state if not isinstance(key, str)]
     if numbered:
-        raise CheckpointError(f"{path}: its tensors have no names but {numbered[0]!r} and the like; save the model's `state_dict()`")
+        words = f"its tensors have no names other than {numbered[0]!r} and the like"
+        raise CheckpointError(f"{path}: {words}; save the model's `state_dict()`")
     return state
 
 
@@ -130,14 +131,14 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         if re.match(pattern, start):
             return words
     if path.suffix != ".safetensors" and start[8:9] == b"{":
-        return "a safetensors file by its content; give it the ending .safetensors"
+        return "its content is a safetensors file; give it the ending .safetensors"
     if path.suffix == ".safetensors" and start[:2] in (b"PK", b"\x80\x02"):
-        return "a file of torch.save by its content; give it the ending .bin"
+        return "its content is a torch.save file; give it the ending .bin"
     if isinstance(error, pickle.UnpicklingError) and re.search("weights_only|unsupported", str(error).lower()):
         advice = "Ask its author for a .safetensors file"
-        return f"the pickle holds more than tensors, so loading it could run code; it was refused. {advice}"
+        return f"the pickle contains more than tensors, so loading it could run code; it was refused. {advice}"
     kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint"
-    return f"not a whole {kind} ({first_line(error)}); download it again"
+    return f"an incomplete or damaged {kind} ({first_line(error)}); download it again"
 
 
 def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -149,7 +150,7 @@ def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     """
     if any("lora" in key.lower() for key in state):
         raise CheckpointError(
-            f"{source}: a LoRA, which holds only changes to another checkpoint; merge it into that one and give the result"
+            f"{source}: a LoRA, which contains only changes to another checkpoint; merge it into that one first"
         )
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
@@ -162,7 +163,7 @@ def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     found = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     problems = [f"{len(names)} {what} (first: {'; '.join(names[:3])})" for what, names in found.items() if names]
     if problems:
-        other = "of this network in another width or picture size" if not missing + unexpected else "of another network"
+        other = "of this network with another width or picture size" if not missing + unexpected else "of another network"
         raise CheckpointError(
             f"{source}: not a checkpoint of this network but {other}: {', '.join(problems)}{_hint_of_prefix(wanted, state)}"
         )
@@ -174,7 +175,7 @@ def _hint_of_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -
     prefix = os.path.commonprefix(list(state))
     prefix = prefix[: prefix.rfind(".") + 1]
     same = prefix and {key.removeprefix(prefix) for key in state} == set(wanted)
-    return f"; only {prefix!r} before each name is too much: save the `state_dict()` of the module inside" if same else ""
+    return f"; each name has an extra {prefix!r} in front: save the `state_dict()` of the module inside" if same else ""
 
 
 def _require_numbers(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
@@ -190,7 +191,7 @@ def _require_numbers(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], 
             raise CheckpointError(f"{source}: {len(bad)} entries {what} (first: {bad[0]}, {kind}); {advice}")
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
-        raise CheckpointError(f"{source}: {len(bad)} entries hold numbers that are not finite (first: {bad[0]}); download it again")
+        raise CheckpointError(f"{source}: {len(bad)} entries are not finite (first: {bad[0]}); download it again")
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -321,7 +322,7 @@ def convert(source: Path, target: Path, module: nn.Module) -> None:
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in NO_ROOM or any(f"(os error {number})" in str(error) for number in NO_ROOM)
-        reason = "no room left on the disk; make some" if full else str(error).splitlines()[0]
+        reason = "the disk is full; free some space" if full else str(error).splitlines()[0]
         raise CheckpointError(f"{target}: cannot be written: {reason}") from None
 
 
@@ -350,7 +351,7 @@ def check_vae_config(path: Path, config: NetworkConfig) -> None:
         if key not in OF_NO_EFFECT and not key.startswith("_") and _plain(theirs[key]) != _plain(ours[key])
     ]
     if other:
-        raise CheckpointError(f"{path}: another autoencoder than the {config.name} network's: {'; '.join(other)}")
+        raise CheckpointError(f"{path}: not the autoencoder of the {config.name} network: {'; '.join(other)}")
 
 
 def _plain(value: object) -> object:

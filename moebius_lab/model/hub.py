@@ -110,7 +110,7 @@ def require_address(address: str, what: str) -> None:
     except ValueError:
         fine = False
     if not fine:
-        raise HubError(f"{what} is {address!r}, which is no address; give one like https://host/path")
+        raise HubError(f"{what} is {address!r}, which is not an address; give one like https://host/path")
 
 
 def require_network() -> None:
@@ -120,13 +120,13 @@ def require_network() -> None:
     except ImportError:
         raise HubError("ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names a SOCKS proxy; `pip install socksio` or unset it") from None
     except (ValueError, httpx2.InvalidURL) as error:
-        raise HubError(f"ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names no proxy ({error}); give http://host:port") from None
+        raise HubError(f"ALL_PROXY, HTTP_PROXY or HTTPS_PROXY is not a proxy ({error}); give http://host:port") from None
     except OSError as error:
         name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"  # the client looks at the first alone
         reason = first_line(error.strerror or error)
         raise HubError(f"{name} cannot be used for certificates ({reason}); name a file in PEM or unset it") from None
     if not (get_token() or "").isascii():
-        raise HubError("the token in HF_TOKEN, or kept by `hf auth login`, holds letters that no token has; copy it again")
+        raise HubError("the token in HF_TOKEN, or kept by `hf auth login`, has characters that no token has; copy it again")
 
 
 def explain_network(error: httpx2.HTTPError | httpx2.InvalidURL) -> str:
@@ -196,7 +196,7 @@ class Hub:
         known, sha256 = lock["files"].get(key), file_sha256(path)
         if known and known["sha256"] != sha256:
             raise HubError(
-                f"{path}: its SHA-256 is {sha256[:16]}..., not {self._expected(key)}: it is damaged or another file. "
+                f"{path}: its SHA-256 is {sha256[:16]}..., not {self._expected(key)}: it is damaged or a different file. "
                 f"Delete it and run this again{self._otherwise(key)}"
             )
         entry = (known or {"bytes": path.stat().st_size, "sha256": sha256}) | facts
@@ -224,7 +224,7 @@ class Hub:
         path, kept = self.folder / "lock.json", {"revisions": {}, "files": {}}
         if path.exists():
             try:
-                kept = read_json(path, LOCK, "delete it, and the files are recorded anew")
+                kept = read_json(path, LOCK, "delete it, and the files are recorded again")
             except DamagedFile as error:
                 raise HubError(str(error)) from None
         unpinned = kept.get("unpinned", [])
@@ -309,7 +309,7 @@ class Hub:
         partial.unlink()
         if whole:
             raise self._another(key, sha256)
-        raise HubError(f"{key}: what came is not what {self._shown()} announced (SHA-256 {sha256[:16]}...); try again")
+        raise HubError(f"{key}: what arrived is not what {self._shown()} announced (SHA-256 {sha256[:16]}...); try again")
 
     def _another(self, key: str, sha256: str) -> HubError:
         return HubError(
@@ -319,7 +319,8 @@ class Hub:
     def _expected(self, key: str) -> str:
         """The SHA-256 that a file should have, and who says so."""
         entry = self.recorded()["files"][key]
-        says = f"pinned in hub.py as {entry['source']} have it" if "source" in entry else f"recorded in {self.folder / 'lock.json'}"
+        pinned = f"pinned in hub.py (source: {entry.get('source')})"
+        says = pinned if "source" in entry else f"recorded in {self.folder / 'lock.json'}"
         return f"{entry['sha256'][:16]}... as {says}"
 
     def _otherwise(self, key: str) -> str:
@@ -341,26 +342,26 @@ class Hub:
                 url = hf_hub_url(repo, names[0], revision=revision, endpoint=self.endpoint)
                 other = "".join(f" (or {name})" for name in names[1:])
                 steps.append(f"{url}{other} to {self.folder / repo / names[0]}")
-        return "or download by other means and run this again: " + ", ".join(steps)
+        return "or download them by other means and run this again: " + ", ".join(steps)
 
     def _said(self, error: Exception, repo: str, name: str) -> HubError:
         what, hub = f"{repo}/{name}", self._shown()
         if isinstance(error, OfflineModeIsEnabled):
-            words = "it is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched; unset it"
+            words = "it is not on this machine, and HF_HUB_OFFLINE forbids fetching it; unset it"
         elif isinstance(error, GatedRepoError):
             words = f"its authors ask for an agreement; accept it on {hub}/{repo} and set HF_TOKEN"
         elif isinstance(error, RepositoryNotFoundError):
-            words = f"{hub} does not know {repo}, or does not show it without the right HF_TOKEN"
+            words = f"{hub} does not have {repo}, or does not show it without the right HF_TOKEN"
         elif isinstance(error, RevisionNotFoundError):
             revision = self.recorded()["revisions"].get(repo)
             says = f"pinned in hub.py, see {SEEN_BY}" if revision == self.pinned["revisions"].get(repo) else "recorded on first use"
-            words = f"revision {revision} ({says}) is not on {hub} any more{self._otherwise(what)}"
+            words = f"revision {revision} ({says}) is no longer on {hub}{self._otherwise(what)}"
         elif isinstance(error, HfHubHTTPError):
             words = f"{hub} answers {error.response.status_code}; try again later"
         elif isinstance(error, httpx2.HTTPError):
-            words = f"{hub} {explain_network(error)}; what has come is kept"
+            words = f"{hub} {explain_network(error)}; what has arrived is kept"
         elif error.errno in NO_ROOM:
-            return HubError(f"{what}: no room left in {self.folder}; make some, or set HF_HOME to another disk")
+            return HubError(f"{what}: the disk is full; free some space in {self.folder}, or set HF_HOME to another")
         elif error.errno:
             return HubError(f"{what}: cannot be written to {self.folder} ({error.strerror}); set HF_HOME to another folder")
         else:

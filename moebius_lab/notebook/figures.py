@@ -112,7 +112,7 @@ def _draw(ax, title: str, boxes: list[tuple[str, str, str, tuple[float, float]]]
 
 
 def lambda_sizes(config: NetworkConfig) -> Figure:
-    """Numbers that a lambda layer holds at each resolution, beside those of an attention map, on a logarithmic axis."""
+    """Numbers that a lambda layer holds at each resolution, next to those of an attention map, on a logarithmic axis."""
     figure, axes = _figure(1, 1, 8, 2.8)
     ax, kinds = axes[0, 0], ("attention map, H N N", "position lambdas, N K V", "content lambda, K V")
     for i, kind in enumerate(kinds):

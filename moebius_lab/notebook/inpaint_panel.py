@@ -104,7 +104,7 @@ class Inpaint(ipywidgets.VBox):
             LabError: one is running already, or picture, mask or settings cannot be used.
         """
         if self._thread is not None and self._thread.is_alive():
-            raise LabError("a run is under way: wait for it, or cancel it")
+            raise LabError("a run is in progress: wait for it or cancel it")
         image, mask = self.painter.image, self.painter.mask
         check_picture_and_mask(image, mask)
         names = ("steps", "guidance", "seed", "coverage")

@@ -1,4 +1,4 @@
-"""README's pictures, made anew by one command: python -m moebius_lab pictures.
+"""README's pictures, remade by one command: python -m moebius_lab pictures.
 
 Everything in them is run: held-out photographs are filled, the page and the widgets are driven in Chromium.
 """
@@ -58,7 +58,7 @@ def make_pictures(
     """Make README's pictures in `folder`, in place of those that are there.
 
     Args:
-        bench: the demo network; its graphs, bundle and loops are taken up from its folder or made there.
+        bench: the demo network; its graphs, bundle and loops are reused from its folder or made there.
         folder: made if missing.
         on_picture: called with a picture's name before it is made.
 

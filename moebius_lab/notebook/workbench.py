@@ -45,7 +45,7 @@ class Workbench(Loops):
 
     @property
     def brisk(self) -> bool:
-        """Whether that is at most `BRISK_SECONDS`: where not, the notebooks say what they leave out."""
+        """Whether that is at most `BRISK_SECONDS`; if it is not, the notebooks say what they leave out."""
         return self.least_step_seconds <= BRISK_SECONDS
 
     def record(self, notebook: str, **results: object) -> Path:
@@ -98,7 +98,7 @@ def prepare(
     if all(nothing):
         photographs = demo_photographs()
         if not photographs:
-            raise LabError(f"{DEMO_FOLDER}/photos holds no photograph; give image and mask")
+            raise LabError(f"{DEMO_FOLDER}/photos has no photograph; give image and mask")
         image, mask = next(iter(photographs.values()))
     picture, hole = read_image(image), read_mask(mask)
     check_picture_and_mask(picture, hole)

@@ -216,7 +216,7 @@ def write_bundle(
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
-        graphs: more graphs by name, for measurements, which every precision gets; beside each lies its `files.json`.
+        graphs: more graphs by name, for measurements, which every precision gets; next to each lies its `files.json`.
 
     Returns:
         The manifest.
@@ -232,7 +232,7 @@ def write_bundle(
     if not weights_base.endswith("/"):
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
-        raise LabError(f"{folder} holds something else than a bundle: choose another folder or empty it")
+        raise LabError(f"{folder} contains something other than a bundle: choose another folder or empty it")
     stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
     _require_room(folder, stored)
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -457,7 +457,7 @@ def read_manifest(folder: str | Path) -> dict:
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        raise LabError(f"{folder} is no complete bundle; make one with `python -m moebius_lab bundle`")
+        raise LabError(f"{folder} is not a complete bundle; make one with `python -m moebius_lab bundle`")
     return checked_manifest(read_json(path, {"type": "object"}, "make the bundle again"), str(path))
 
 
@@ -469,7 +469,7 @@ def checked_manifest(manifest: object, source: str) -> dict:
     """
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise LabError(f"{source} has format {found}, this is {FORMAT}; make the bundle again")
+        raise LabError(f"{source} has format {found}, this version reads {FORMAT}; make the bundle again")
     if words := misfit(manifest, MANIFEST):
         raise LabError(f"{source} is damaged ({words}); make the bundle again")
     return manifest

@@ -46,7 +46,7 @@ def _links(file: Path) -> list[str]:
 
 
 def _has_anchor(file: Path, fragment: str) -> bool:
-    """Whether a browser finds the fragment, as it stands or decoded; a file that is no page is not looked into."""
+    """Whether a browser finds the fragment, as written or decoded; a file that is not a page is not searched."""
     if not fragment or file.suffix not in PAGES:
         return True
     page = _html(file)

@@ -46,7 +46,7 @@ LICENCE = Path(__file__).parents[2] / "LICENSE"
 
 
 class PublishError(LabError):
-    """A port that is not fit to be published, or a hub that does not take it."""
+    """A port that cannot be published, or a hub that does not accept it."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def plan(bench: Graphs, bundle: str | Path, repo: str) -> list[PlannedFile]:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise PublishError(f"{repo!r} is no name of a repository ({str(error).splitlines()[0]}); give OWNER/NAME") from None
+        raise PublishError(f"{repo!r} is not the name of a repository ({first_line(error)}); give OWNER/NAME") from None
     if repo.count("/") != 1:
-        raise PublishError(f"{repo!r} is no name of a repository; give OWNER/NAME")
+        raise PublishError(f"{repo!r} is not the name of a repository; give OWNER/NAME")
     if not LICENCE.is_file():
         raise PublishError("publishing sends the repository's LICENSE, which the installed package lacks; run it in a clone")
     bundle = Path(bundle)
@@ -144,7 +144,7 @@ def _require_parity(parity: dict, manifest: dict) -> None:
     ]
     if missing:
         raise PublishError(
-            f"parity was not shown of {', '.join(missing)}; leave that precision out of the bundle or compare it"
+            f"parity was not shown for {', '.join(missing)}; leave that precision out of the bundle or compare it"
         )
 
 
@@ -276,7 +276,7 @@ def weights_base(repo: str, revision: str = constants.DEFAULT_REVISION) -> str:
 
 
 def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
-    """Send `files` to the hub, which is made if it is not there; a broken upload goes on when it is called again.
+    """Send `files` to the repository, which is created if missing; calling it again resumes a broken upload.
 
     huggingface_hub's `upload_folder` does the work: since its version 2 it is what `upload_large_folder` was before.
 
@@ -308,7 +308,7 @@ def upload(files: list[PlannedFile], repo: str, private: bool = False) -> str:
         except (httpx2.HTTPError, OSError, RuntimeError) as error:
             answered = not isinstance(error, httpx2.TransportError)
             words = f"did not take {repo} ({first_line(error)})" if answered else explain_network(error)
-            raise PublishError(f"{api.endpoint} {words}; run this again, it goes on") from None
+            raise PublishError(f"{api.endpoint} {words}; run this again to resume") from None
     return done.oid
 
 
@@ -320,12 +320,12 @@ REPORTED = ("report", "pictures", "results.json")
 
 
 def write_site(bundle: str | Path, folder: str | Path, run: str | Path = "") -> int:
-    """Copy a bundle to where a static host takes it from, without weights that lie on another origin.
+    """Copy a bundle to the folder that a static host publishes, without weights that are on another origin.
 
     Args:
         bundle: the folder of `bundle.write_bundle`.
         folder: made; must not exist or be empty.
-        run: the folder of a run (`report.run_notebooks`) whose report goes to `report/` beside the page; empty for none.
+        run: the folder of a run (`report.run_notebooks`) whose report goes to `report/` next to the page; empty for none.
 
     Returns:
         The site's bytes.
@@ -346,11 +346,11 @@ def write_site(bundle: str | Path, folder: str | Path, run: str | Path = "") -> 
     advice = "keep the weights on a hub (`bundle --weights-base URL`) or bundle fewer precisions"
     large = [path.name for path in files if path.stat().st_size > PAGES_FILE_BYTES]
     if large:
-        raise PublishError(f"{large[0]} has more than the {PAGES_FILE_BYTES / 1e6:.0f} MB that one file may have; {advice}")
+        raise PublishError(f"{large[0]} is larger than the {PAGES_FILE_BYTES / 1e6:.0f} MB allowed for one file; {advice}")
     total = sum(path.stat().st_size for path in files)
     if total > PAGES_SITE_BYTES:
         raise PublishError(
-            f"the site has {total / 1e6:.0f} MB, more than the {PAGES_SITE_BYTES / 1e6:.0f} allowed; {advice}"
+            f"the site takes {total / 1e6:.0f} MB, more than the {PAGES_SITE_BYTES / 1e6:.0f} allowed; {advice}"
         )
     if folder.exists() and any(folder.iterdir()):
         raise PublishError(f"{folder} is not empty; name a new folder")
@@ -365,7 +365,7 @@ def write_site(bundle: str | Path, folder: str | Path, run: str | Path = "") -> 
 def _report_files(run: Path) -> dict[Path, Path]:
     """The files of a run's report, each with its place on the site."""
     if not (run / "report" / "index.html").is_file():
-        raise PublishError(f"{run} holds no report: make it with `python -m moebius_lab run --output-dir {run}`")
+        raise PublishError(f"{run} has no report: make one with `python -m moebius_lab run --output-dir {run}`")
     if broken := broken_links(sorted((run / "report").glob("*.html"))):
         raise PublishError(f"the report has links that lead nowhere, {broken[0]}: run the notebooks again")
     named = [run / name for name in REPORTED]

@@ -1,4 +1,4 @@
-"""A small static server on this computer: what the page needs of any host, and nothing else."""
+"""A small static server on this computer: what the page needs from any host, and nothing else."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PUT_TOGETHER = (0, 3, 4, 1, 5, 2)  # (B, row phase, column phase, C, h, w) -> (B
 
 
 def square(side: int) -> int:
-    """The largest divisor of `side` up to `POOLED`; `side` itself where there is none but 1."""
+    """The largest divisor of `side` up to `POOLED`; `side` itself where the only one is 1."""
     return max((d for d in range(2, POOLED + 1) if side % d == 0), default=side)
 
 

@@ -143,7 +143,7 @@ def torch_graphs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, nn.Module]:
 
 
 def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | Path) -> Path:
-    """Export one of the three graphs to `folder`/NAME.onnx, float32, with its weights beside it in NAME.onnx.data.
+    """Export one of the three graphs to `folder`/NAME.onnx, float32, with its weights in NAME.onnx.data next to it.
 
     Args:
         graph: one of `GRAPHS`.
@@ -164,7 +164,7 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
 
 
 def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
-    """Export the published step, without rewrites but `SelfLambda2d`, to `folder`/step.onnx: inputs and outputs are `step`'s.
+    """Export the published step, rewritten only by `SelfLambda2d`, to `folder`/step.onnx: inputs and outputs are `step`'s.
 
     Raises:
         LabError: the disk has too little room. Nothing is written.
@@ -193,7 +193,7 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pa
 
 @contextmanager
 def _quiet():
-    """Without the exporter's notes on packages that are not there and on deprecations inside itself: nothing about our graphs."""
+    """Without the exporter's notes on missing packages and its own deprecations, which say nothing about our graphs."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -201,7 +201,7 @@ def _quiet():
 
 
 def written_down(module: nn.Module, *inputs: Tensor) -> list[str]:
-    """What the exporter writes down of a module on `inputs`: a line for each node, with the shapes of what goes in and out."""
+    """What the exporter makes of a module on `inputs`: a line for each node, with the shapes of its inputs and outputs."""
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(module.eval(), inputs, opset_version=OPSET, dynamo=True, verbose=False)
 
@@ -212,7 +212,7 @@ def written_down(module: nn.Module, *inputs: Tensor) -> list[str]:
 
 
 def opset_history(operator: str) -> list[int]:
-    """The opsets in which ONNX's own `operator` was introduced and then defined anew, in order.
+    """The opsets in which ONNX's own `operator` was introduced and then redefined, in order.
 
     Raises:
         LabError: ONNX has no operator of this name.

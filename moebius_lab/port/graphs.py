@@ -1,4 +1,4 @@
-"""The three graphs of one network in a folder, in any form: made where they are missing, and checked before they are used."""
+"""The three graphs of one network in a folder, in any form: made if missing, and checked before use."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Graphs:
         return find_weights(self.weights, part, self.config)
 
     def require_weights(self) -> None:
-        """Fetch both parts' weights if need be, and raise LabError where a file is not whole or not this network's."""
+        """Fetch both parts' weights if need be, and raise LabError where a file is damaged or not this network's."""
         for part in PARTS:
             source = self.weight_file(part)
             if source != DETERMINISTIC:
@@ -146,7 +146,7 @@ class Graphs:
         return folder / f"{graph}.onnx"
 
     def stored_files(self, graph: str, form: str) -> list[dict]:
-        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made anew.
+        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made again.
 
         Every file is compared with its SHA-256, once in a process while its size and time stay. What is damaged is said.
         """

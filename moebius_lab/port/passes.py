@@ -41,7 +41,7 @@ FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, what
 
 
 def forget_where_from(model: onnx.ModelProto) -> None:
-    """Take the exporter's notes out of a model, but for the scopes: Python's call stack at every node, with this machine's paths.
+    """Remove the exporter's notes from a model except scopes: Python's call stack at every node, with this machine's paths.
 
     They are three quarters of the file, and a published graph would tell everybody where it was made.
     """
@@ -53,7 +53,7 @@ def forget_where_from(model: onnx.ModelProto) -> None:
 
 
 def fuse_skip_layer_norms(graph: GraphProto) -> int:
-    """Join each sum with the LayerNormalization of it, in place: one node `SkipLayerNormalization`, which puts out both.
+    """Fuse each sum with its LayerNormalization, in place: one node `SkipLayerNormalization`, which outputs both.
 
     norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
     instead of two. The operator is ONNX Runtime's (domain com.microsoft); its CPU, wasm and WebGPU providers have it, but
@@ -137,7 +137,7 @@ def share_tables(graph: GraphProto, folder: Path) -> None:
 
 
 def halve_arithmetic(graph: GraphProto) -> None:
-    """Let every node compute in float16 but norms, softmax and those after the last layer, in place.
+    """Let every node compute in float16 except norms, softmax and those after the last layer, in place.
 
     Tensors keep their names in float32 and get `half_name` names in float16; a Cast stands wherever a node needs a tensor in
     the type in which it was not made. Initializers are only renamed at their readers: the caller stores them.

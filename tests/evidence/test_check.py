@@ -72,7 +72,7 @@ def rename_first_file(path, name):
     ("damage", "words"),
     [
         (lambda site: next(site.glob("page-*/engine.js")).unlink(), "engine.js answers 404"),
-        (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "no manifest of a port"),
+        (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "not the manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),
         (lambda site: change(site / "manifest.json", precisions={"fp32": {}}), "manifest.json is damaged"),
@@ -103,7 +103,7 @@ def test_weights_that_are_damaged_or_that_no_page_may_read(port, tmp_path):
 
 @pytest.mark.parametrize("url", ["page", "ftp://127.0.0.1/", "http://[::1/", "http://127.0.0.1:99999/", "http://127.0.0.1:9/"])
 def test_addresses_that_lead_nowhere(url):
-    with pytest.raises(LabError, match="is no address|does not answer"):
+    with pytest.raises(LabError, match="is not an address|does not answer"):
         check_port(url)
 
 

@@ -103,7 +103,7 @@ def test_the_readme_is_what_the_committed_results_make():
     assert between.strip() == made.strip(), "run `python -m moebius_lab results --readme README.md`"
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "is no JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")])
+@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")])
 def test_files_that_are_none_are_refused(tmp_path, text, words):
     (tmp_path / "r.json").write_text(text, encoding="utf-8")
     with pytest.raises(LabError, match=words):

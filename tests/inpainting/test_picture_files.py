@@ -197,9 +197,9 @@ def test_arrays_are_scaled_by_their_range(values, expected):
         (RGB.astype(np.uint16), "65535 is white"),
         (RGB.astype(complex), "give uint8"),
         (RGB.astype(str), "give uint8"),
-        (np.transpose(RGB, (2, 0, 1)), "is no picture"),
-        (RGB[None], "is no picture"),
-        (RGB[:0], "is no picture"),
+        (np.transpose(RGB, (2, 0, 1)), "is not a picture"),
+        (RGB[None], "is not a picture"),
+        (RGB[:0], "is not a picture"),
         (np.broadcast_to(np.uint8(1), (20_000, 20_000)), "megapixels"),
         (None, "a path, a PIL image or an array"),
         ([[1, 2], [3, 4]], "a path, a PIL image or an array"),
@@ -337,7 +337,7 @@ def test_exact_formats_bring_every_pixel_back(tmp_path, ending, source):
     picture = read_picture(SOURCES[source])
     path = tmp_path / f"out{ending}"
     if picture.alpha is not None and not FORMATS[ending].alpha:
-        with pytest.raises(ImageError, match="holds no transparency"):
+        with pytest.raises(ImageError, match="cannot hold the picture's transparency"):
             plan_output(path, picture)
         return
     output = plan_output(path, picture)
@@ -424,13 +424,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypa
         (tmp_path / "out.png", picture, 90, "has no quality"),
         (tmp_path / "out.jpg", picture, 0, "1 to 100"),
         (tmp_path / "out.jpg", picture, 101, "1 to 100"),
-        (tmp_path / "out.jpeg", read_picture(RGBA), None, "no transparency"),
+        (tmp_path / "out.jpeg", read_picture(RGBA), None, "cannot hold the picture's transparency"),
     ):
         with pytest.raises(ImageError, match=words) as error:
             plan_output(path, given, quality)
         assert "\n" not in str(error.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(ImageError, match="make room"):
+    with pytest.raises(ImageError, match="free some space"):
         plan_output(tmp_path / "out.png", picture)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 

@@ -47,9 +47,9 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
     [
         (LFS, "a pointer of Git LFS.*git lfs pull"),
         (PAGE, "a web page.*log in"),
-        (b'{"error": "Repository not found"}', "a text in JSON.*what the server said"),
-        (b"", "not a whole.*download it again"),
-        (struct.pack("<Q", 1 << 62) + b"{}", "not a whole|a safetensors file by its content"),
+        (b'{"error": "Repository not found"}', "JSON text, .*what the server said"),
+        (b"", "an incomplete or damaged .*download it again"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "an incomplete or damaged|its content is a safetensors file"),
     ],
 )
 def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, ending, content, words):
@@ -63,9 +63,9 @@ def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, ending, conte
 def test_a_file_under_the_other_kind_s_ending_is_told_so(tmp_path, state):
     torch.save(state, tmp_path / "x.safetensors")
     save_file(state, tmp_path / "x.bin")
-    with pytest.raises(CheckpointError, match="torch.save by its content; give it the ending .bin"):
+    with pytest.raises(CheckpointError, match="its content is a torch.save file; give it the ending .bin"):
         read_state_dict(tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="safetensors file by its content; give it the ending .safetensors"):
+    with pytest.raises(CheckpointError, match="its content is a safetensors file; give it the ending .safetensors"):
         read_state_dict(tmp_path / "x.bin")
 
 
@@ -97,10 +97,10 @@ def test_types_that_weights_are_published_in_load(tmp_path, state, kind):
 @pytest.mark.parametrize(
     ("wrap", "words"),
     [
-        (lambda state: dict(enumerate(state.values())), "have no names but 0"),
+        (lambda state: dict(enumerate(state.values())), "have no names other than 0"),
         (lambda state: {"epoch": 3, "state_dict": state}, "save its entry 'state_dict' alone"),
-        (lambda state: {"module." + name: value for name, value in state.items()}, "only 'module.' before each name is too much"),
-        (lambda state: {"_orig_mod." + name: value for name, value in state.items()}, "only '_orig_mod.' before each name"),
+        (lambda state: {"module." + name: value for name, value in state.items()}, "each name has an extra 'module.' in front"),
+        (lambda state: {"_orig_mod." + name: value for name, value in state.items()}, "each name has an extra '_orig_mod.' in front"),
     ],
 )
 def test_the_right_tensors_under_other_names_say_what_to_save(tmp_path, state, wrap, words):
@@ -142,7 +142,7 @@ def test_a_truncated_file_is_refused(tmp_path, state, ending, keep):
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match="not a whole") as error:
+    with pytest.raises(CheckpointError, match="an incomplete or damaged") as error:
         read_state_dict(path)
     assert "\n" not in str(error.value)
 
@@ -156,7 +156,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
 
     for path, write in ((tmp_path / "a.bin", torch.save), (tmp_path / "b.bin", lambda o, p: p.write_bytes(pickle.dumps(o)))):
         write({"weight": Malicious()}, path)
-        with pytest.raises(CheckpointError, match="refused|not a whole"):
+        with pytest.raises(CheckpointError, match="refused|an incomplete or damaged"):
             read_state_dict(path)
     assert not marker.exists()
 

@@ -123,7 +123,7 @@ def test_another_autoencoder_is_refused(published, tmp_path, entry, value):
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
     check_vae_config(published / "config.json", SMALL)
     (tmp_path / "config.json").write_text(json.dumps(config | {entry: value}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"another autoencoder.*{entry}"):
+    with pytest.raises(CheckpointError, match=f"not the autoencoder of the .*{entry}"):
         check_vae_config(tmp_path / "config.json", SMALL)
     del config["scaling_factor"]  # diffusers would then assume 0.18215
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -251,7 +251,7 @@ def test_a_hub_that_does_not_answer(hub, server, monkeypatch, tmp_path):
         ({"token": "hf_right"}, "HF_TOKEN"),
         ({"gated": True}, "agreement"),
         ({"files": {(DENOISER, "README.md"): None}}, "has no file ft_places2"),
-        ({"files": {}}, "does not know hustvl/Moebius"),
+        ({"files": {}}, "does not have hustvl/Moebius"),
     ],
 )
 def test_no_access_and_no_such_file(hub, server, change, words):
@@ -265,8 +265,8 @@ def test_no_access_and_no_such_file(hub, server, change, words):
     ("name", "value", "words"),
     [
         ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy; `pip install socksio`"),
-        ("HTTPS_PROXY", "ftp://127.0.0.1:1", "names no proxy.*http://host:port"),
-        ("HTTP_PROXY", "http://[::1", "names no proxy"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1:1", "is not a proxy.*http://host:port"),
+        ("HTTP_PROXY", "http://[::1", "is not a proxy"),
         ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE cannot be used for certificates.*PEM or unset"),
         ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE cannot be used for certificates"),
         ("HF_TOKEN", "hf_caf\u00e9", "the token in HF_TOKEN.*copy it again"),
@@ -286,7 +286,7 @@ def test_an_environment_that_leads_nowhere_is_said_without_the_token(hub, monkey
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://[::1", "https://"])
 def test_a_mirror_s_address_that_is_none(tmp_path, address):
-    with pytest.raises(HubError, match=f"HF_ENDPOINT, is {re.escape(repr(address))}, which is no address"):
+    with pytest.raises(HubError, match=f"HF_ENDPOINT, is {re.escape(repr(address))}, which is not an address"):
         denoiser(Hub(tmp_path / "cache", address))
 
 
@@ -345,9 +345,9 @@ def test_what_is_no_checkpoint_of_the_network_leaves_nothing_behind(hub, server,
     server.state.files[DENOISER, PLACES] = path
     words = {
         "lora": "a LoRA",
-        "another width": "in another width",
+        "another width": "with another width",
         "another model": "of another network",
-        "cut short": "not a whole",
+        "cut short": "an incomplete or damaged",
         "code": "refused",
     }
     with pytest.raises(CheckpointError, match=words[kind]):
@@ -366,7 +366,7 @@ class _Runs:
 def test_a_disk_without_room_is_said_before_anything_is_fetched(hub, server, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(LabError, match=r"needs \d+ MB but 1 MB are free"):
+    with pytest.raises(LabError, match=r"needs \d+ MB but only 1 MB are free"):
         denoiser(hub)
     assert not server.state.deliveries() and left_behind(hub) == set()
 
@@ -390,14 +390,14 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, publi
         "except LabError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8")
-    assert "no room left" in done.stdout, done.stdout + done.stderr
+    assert "the disk is full" in done.stdout, done.stdout + done.stderr
     assert left_behind(hub) == ({place.name} if by_hand else set())
 
 
 def test_a_damaged_lock_file_is_named(hub):
     hub.folder.mkdir()
     (hub.folder / "lock.json").write_text("{", encoding="utf-8")
-    with pytest.raises(HubError, match="lock.json is no JSON.*delete it"):
+    with pytest.raises(HubError, match="lock.json is not JSON.*delete it"):
         denoiser(hub)
 
 
@@ -433,7 +433,7 @@ def test_a_pinned_file_is_taken_and_goes_once_it_is_converted_also_after_an_inte
 
 def test_another_file_than_the_pinned_one_is_not_fetched_and_the_way_on_works(hub, server, published):
     hub = Hub(hub.folder, server.url, pins(published, "ab" * 32))
-    with pytest.raises(HubError, match="now has another file.*than abababababababab... as pinned in hub.py as the notes of a friend have it; if its authors.*fetch NAME --unpinned`$"):
+    with pytest.raises(HubError, match="now has another file.*than abababababababab... as pinned in hub.py .source: the notes of a friend.; if its authors.*fetch NAME --unpinned`$"):
         denoiser(hub)
     assert not server.state.deliveries() and left_behind(hub) == set()
     hub.unpin(DENOISER)
@@ -455,7 +455,7 @@ def test_a_file_put_there_by_hand_is_held_to_its_pin(hub, server, published):
 
 def test_a_pinned_revision_that_is_gone_says_who_named_it(hub, server, published):
     hub = Hub(hub.folder, server.url, pins(published, revision="cd" * 20))
-    with pytest.raises(HubUnreachable, match=f"revision {'cd' * 20} .pinned in hub.py, see github.com/.* is not on .* any more; if .*--unpinned"):
+    with pytest.raises(HubUnreachable, match=f"revision {'cd' * 20} .pinned in hub.py, see github.com/.* is no longer on .*; if .*--unpinned"):
         denoiser(hub)
 
 
@@ -484,7 +484,7 @@ def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path,
     if not options:
         server.state.revision = PINNED["revisions"][DENOISER]
     done = command(server, tmp_path, *options)
-    assert done.returncode == 2 and "of this network in another width" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "of this network with another width" in done.stderr.splitlines()[-1]
     files = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".bin", ".incomplete", ".part", ".safetensors"))]
 

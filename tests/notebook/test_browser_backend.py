@@ -70,7 +70,7 @@ def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
         BrowserRunner(small_bundle, DEMO)
     with pytest.raises(LabError, match="no precision 'fp64'; choose from fp16, fp16-storage, fp32"):
         BrowserRunner(small_bundle, SMALL, precision="fp64")
-    with pytest.raises(LabError, match="no complete bundle"):
+    with pytest.raises(LabError, match="not a complete bundle"):
         BrowserRunner(tmp_path, SMALL)
     with pytest.raises(LabError, match=r"await runner\.connect\(\)"):
         BrowserRunner(small_bundle, SMALL).run("step", {})

@@ -64,7 +64,7 @@ def test_a_run_reports_progress_and_previews_and_leaves_the_kernel_free(panel):
     panel._view.observe(lambda change: pictures.append(change["new"]), "value")
     panel.start()
     assert panel._thread.is_alive()
-    with pytest.raises(LabError, match="under way"):
+    with pytest.raises(LabError, match="in progress"):
         panel.start()
     panel.wait(60)
     assert any("step 2 of 2" in text for text in texts)

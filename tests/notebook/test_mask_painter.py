@@ -190,7 +190,7 @@ def test_pictures_are_taken_in_every_form(picture, tmp_path):
         (lambda p: p.undo(), "paint first"),
         (lambda p: MaskPainter("nowhere.png"), "no such file"),
         (lambda p: MaskPainter(np.zeros((4, 4, 3), complex)), "give uint8, uint16, float or bool"),
-        (lambda p: MaskPainter(np.zeros((0, 4, 3), np.uint8)), "is no picture"),
+        (lambda p: MaskPainter(np.zeros((0, 4, 3), np.uint8)), "is not a picture"),
         (lambda p: MaskPainter(7), "a path, a PIL image"),
     ],
 )

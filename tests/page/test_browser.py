@@ -532,7 +532,7 @@ def test_the_page_s_own_words_reach_python(bundle, monkeypatch):
         assert driven.run("step", step)["next_latents"].shape == (1, 4, 16, 16)  # and the model goes on
     with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
         pass
-    with pytest.raises(LabError, match="no complete bundle"):
+    with pytest.raises(LabError, match="not a complete bundle"):
         Browser(bundle / "weights")
 
 

@@ -103,11 +103,11 @@ def spoil(path):
             lambda b: change(b / "results/03_parity.json", lambda d: d["rows"][0].update(verdict="DIFFERENT")),
             "parity failed",
         ),
-        (lambda b: change(b / "results/03_parity.json", lambda d: d["rows"].clear()), "not shown of .*fp32 vae_encoder"),
+        (lambda b: change(b / "results/03_parity.json", lambda d: d["rows"].clear()), "not shown for .*fp32 vae_encoder"),
         (lambda b: change(b / "results/03_parity.json", lambda d: d.update(made_from="0")), "other weights or other code"),
         (lambda b: shutil.rmtree(b / "onnx/fp32/step"), "step in fp32 is not this run's"),
         (lambda b: shutil.rmtree(b / "onnx/fp16-storage/vae_encoder"), "vae_encoder in fp16 is not this run's"),
-        (lambda b: (b / "bundle/manifest.json").unlink(), "no complete bundle"),
+        (lambda b: (b / "bundle/manifest.json").unlink(), "not a complete bundle"),
         (lambda b: spoil(next((b / "bundle/weights").glob("*.bin"))), "not the file that manifest.json names"),
     ],
 )
@@ -120,7 +120,7 @@ def test_nothing_is_published_without_evidence(bench, damage, words):
 
 @pytest.mark.parametrize("repo", ["name", "a/b/c", "a b/c", "../x"])
 def test_a_name_that_is_none(published, repo):
-    with pytest.raises(PublishError, match="no name of a repository"):
+    with pytest.raises(PublishError, match="not the name of a repository"):
         plan(published, published.folder / "bundle", repo)
 
 
@@ -188,7 +188,7 @@ def test_a_run_s_report_goes_along(bench, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize(("limit", "words"), [("PAGES_FILE_BYTES", "one file may have"), ("PAGES_SITE_BYTES", "allowed")])
+@pytest.mark.parametrize(("limit", "words"), [("PAGES_FILE_BYTES", "allowed for one file"), ("PAGES_SITE_BYTES", "allowed")])
 def test_a_site_beyond_the_hosts_limits_is_refused(published, tmp_path, monkeypatch, limit, words):
     monkeypatch.setattr(publish, limit, 10_000)
     with pytest.raises(PublishError, match=words + ".*--weights-base"):

@@ -189,7 +189,7 @@ def test_bad_input_is_refused_before_anything_is_written(graph_file, tmp_path, m
         precision.store(graph_file, "fp32", out)
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "total used free")(1, 0, 1))
-    with pytest.raises(LabError, match="make room or choose another disk"):
+    with pytest.raises(LabError, match="free some space or choose another disk"):
         precision.store(graph_file, "fp32", out)
     assert not out.exists()
 
