@@ -349,7 +349,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     for row in data["rows"]:
         steps = f", {row['steps']} steps" if row["steps"] else ""
         spread = f"{row['q1']:.4g} to {row['q3']:.4g}, {row['repeats']} rounds"
-        print(f"{row['what'] + steps:34} {row['backend']:32} {row['form']:16} {row['median']:10.4g} {row['unit']:8} {spread}")
+        print(
+            f"{row['what'] + steps:34} {row['backend']:32} {row['form']:16} {row['median']:10.4g} {row['unit']:8} {spread}"
+        )
     for entry in data["missing"]:
         print(f"missing: {entry['what']}, {entry['backend']}, {entry['form']}: {entry['reason']}")
     print(options.output)

@@ -63,7 +63,9 @@ class Precision:
     kernels: str = FLOAT32  # type of any other large weight: a convolution's
     arithmetic: str = FLOAT32  # or FLOAT16, which reads every weight in 16 bits
     autoencoder: str = ""  # the precision that encoder and decoder take instead of this one; empty: this one
-    least_psnr: float | None = None  # dB, against float32 and inside a picture's hole; None: the same function, but for rounding
+    least_psnr: float | None = (
+        None  # dB, against float32 and inside a picture's hole; None: the same function, but for rounding
+    )
     providers: tuple[str, ...] = ("webgpu", "wasm")  # of the page, that can run it
     requires: tuple[str, ...] = ()  # WebGPU features
     options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
@@ -80,12 +82,16 @@ class Precision:
             raise ValueError(f"{self}: arithmetic is {FLOAT32}, or {FLOAT16} on weights stored in {FLOAT16}")
 
 
-WIDENED_IN_EACH_RUN = (("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),)
+WIDENED_IN_EACH_RUN = (
+    ("optimization.disable_specified_optimizers", "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer"),
+)
 """Keeps 16-bit weights as they are in memory. By default the runtime makes 32 bits of them when it loads a graph and holds both
 for a while. For 8 bits no entry is needed: it folds no DequantizeLinear."""
 
 PRECISIONS = {
-    "fp32": Precision("32-bit weights and arithmetic, nothing rounded.", place=3, bundled=True, costly=("limits", "profile")),
+    "fp32": Precision(
+        "32-bit weights and arithmetic, nothing rounded.", place=3, bundled=True, costly=("limits", "profile")
+    ),
     "fp16-storage": Precision(
         "16-bit weights, 32-bit arithmetic; a 32-bit checkpoint is rounded once, 71 dB a step.",
         matrices=FLOAT16,
@@ -118,7 +124,11 @@ PRECISIONS = {
         costly=("load",),
     ),
     "int4": Precision(
-        "4-bit weights: an experiment that does not keep the picture.", matrices=INT4, kernels=INT4, least_psnr=10.0, measured=False
+        "4-bit weights: an experiment that does not keep the picture.",
+        matrices=INT4,
+        kernels=INT4,
+        least_psnr=10.0,
+        measured=False,
     ),
 }
 """Every precision by its name, in the order of every table; to add one is to add an entry. See `port.precision`."""
@@ -351,7 +361,9 @@ DEMO = NetworkConfig(
     block_out_channels=(64, 128, 256),
     cross_attention_dim=192,
     encoder_hid_dim=256,
-    vae=VaeConfig((32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0523, mid_block_attention=False),
+    vae=VaeConfig(
+        (32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0523, mid_block_attention=False
+    ),
 )
 """The network we trained ourselves, shipped with the package: 9.4 M parameters."""
 

@@ -184,8 +184,6 @@ def _as_it_is(error: UnicodeError) -> tuple[bytes, int]:
     return b"".join(pieces), error.end
 
 
-
-
 def reasons(missing: dict[str, str]) -> str:
     """What is missing and why, in one line without a last full stop: those that share a reason together."""
     by_reason: dict[str, list[str]] = {}

@@ -101,7 +101,9 @@ def kept_json(path: str | Path, shape: dict) -> object | None:
         return None
 
 
-def read_arrays(path: str | Path, advice: str, shapes: dict[str, tuple[int | None, ...]] | None = None) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | Path, advice: str, shapes: dict[str, tuple[int | None, ...]] | None = None
+) -> dict[str, np.ndarray]:
     """Arrays of an .npz file by name, each compared with its checksum.
 
     Args:

@@ -29,7 +29,9 @@ def test_help_comes_before_anything_large_is_imported(verb):
     program += "finally: print({'numpy', 'torch', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program, *verb.split(), "--help"], capture_output=True, encoding="utf-8")
     usage, *_, large = done.stdout.splitlines()
-    assert done.returncode == 0 and usage.startswith(f"usage: python -m moebius_lab {verb}") and large == "set()", done.stderr
+    assert done.returncode == 0 and usage.startswith(f"usage: python -m moebius_lab {verb}") and large == "set()", (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
@@ -54,13 +56,33 @@ def test_transparency_comes_back(picture_files, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png").getchannel("A")), np.asarray(alpha))
 
 
-@pytest.mark.parametrize("ending, quality, is_exact", [(".png", None, True), (".tif", None, True), (".webp", None, True), (".webp", 80, False), (".jpg", None, False)])
+@pytest.mark.parametrize(
+    "ending, quality, is_exact",
+    [(".png", None, True), (".tif", None, True), (".webp", None, True), (".webp", 80, False), (".jpg", None, False)],
+)
 def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(picture_files, tmp_path, ending, quality, is_exact):
     pixels = np.asarray(Image.open(picture_files[0]))
     image, out = tmp_path / "in.png", tmp_path / f"out{ending}"
     image.write_bytes(cases.png(pixels, cases.iccp(cases.DISPLAY_P3)))
     asked = [] if quality is None else ["--quality", str(quality)]
-    assert main(["inpaint", str(image), str(picture_files[1]), "-o", str(out), "--backend", "torch", "--steps", "2", *SMALL, *asked]) == 0
+    assert (
+        main(
+            [
+                "inpaint",
+                str(image),
+                str(picture_files[1]),
+                "-o",
+                str(out),
+                "--backend",
+                "torch",
+                "--steps",
+                "2",
+                *SMALL,
+                *asked,
+            ]
+        )
+        == 0
+    )
     outside, back = feather(read_mask(picture_files[1])) == 0, read_picture(out)
     assert back.profile == cases.DISPLAY_P3
     assert np.array_equal(back.stored[outside], pixels[outside]) == is_exact and not np.array_equal(back.stored, pixels)
@@ -125,7 +147,11 @@ def test_verify_reference_says_by_its_exit_code_whether_it_holds(tmp_path, capsy
     ("file", "spoil", "words"),
     [
         ("vae", lambda path, state: path.unlink(), "no such file"),
-        ("denoiser", lambda path, state: path.write_bytes(path.read_bytes()[:-1000]), "an incomplete or damaged safetensors file"),
+        (
+            "denoiser",
+            lambda path, state: path.write_bytes(path.read_bytes()[:-1000]),
+            "an incomplete or damaged safetensors file",
+        ),
         ("denoiser", lambda path, state: save_file({"conv.weight": torch.zeros(3)}, path), "of another network"),
         ("denoiser", lambda path, state: save_file({"down.lora_A.weight": torch.zeros(3)}, path), "a LoRA"),
         ("vae", lambda path, state: save_file({k: torch.cat([v, v]) for k, v in state.items()}, path), "with another width"),

@@ -36,7 +36,11 @@ def second_homes(tree: ast.Module) -> set[str]:
     """What a program states again: a number under a name of config.py, a telling value, a number of an opset."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int | float):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, int | float)
+        ):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name) and target.id in NAMES}
         elif isinstance(node, ast.Constant) and type(node.value) in (str, float) and node.value in TELLING:
             found.add(repr(node.value))

@@ -28,7 +28,9 @@ SMALL = ["--network", "small", "--weights", "deterministic"]
 def one_line(capsys, code: int, *arguments: str) -> str:
     """What a command says that ends with `code`: a single line on standard error, after what it says of its progress."""
     assert main(list(arguments)) == code
-    said = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not re.search("step/s| window of ", line)]
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if line.strip() and not re.search("step/s| window of ", line)
+    ]
     assert len(said) == 1 and said[0].startswith("moebius_lab: "), said
     return said[0]
 
@@ -93,7 +95,9 @@ def test_a_fault_of_ours_passes_through(fault):
 
 
 def test_a_fault_of_ours_shows_its_traceback(tmp_path):
-    program = "import moebius_lab.__main__ as m; m._results = lambda options: {}['missing']; m.errors.leave(m.main(['results']))"
+    program = (
+        "import moebius_lab.__main__ as m; m._results = lambda options: {}['missing']; m.errors.leave(m.main(['results']))"
+    )
     process = start(cwd=tmp_path, program=program)
     said = process.communicate()[1].decode()
     assert process.returncode == 1 and "Traceback" in said and "KeyError: 'missing'" in said
@@ -171,7 +175,14 @@ def test_a_port_that_is_none(small_bundle, capsys, port):
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("SIGINT", "argparse"), ("SIGINT", "numpy"), ("SIGINT", "torch"), ("SIGINT", "diffusers"), ("SIGTERM", "torch"), ("SIGHUP", "numpy")],
+    [
+        ("SIGINT", "argparse"),
+        ("SIGINT", "numpy"),
+        ("SIGINT", "torch"),
+        ("SIGINT", "diffusers"),
+        ("SIGTERM", "torch"),
+        ("SIGHUP", "numpy"),
+    ],
 )
 def test_a_signal_while_importing_is_one_line(bad_places, name, at):
     """The signal comes in the middle of the import of `at`, from a hook that Python takes along at its start."""
@@ -261,7 +272,9 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path):
 
 
 def test_a_reader_of_the_output_that_goes_away_is_no_error(tmp_path):
-    process = start("--help", cwd=tmp_path, program="import runpy; runpy.run_module('moebius_lab', run_name='__main__', alter_sys=True)")
+    process = start(
+        "--help", cwd=tmp_path, program="import runpy; runpy.run_module('moebius_lab', run_name='__main__', alter_sys=True)"
+    )
     process.stdout.close()
     said = process.stderr.read()
     assert process.wait() in (0, 141) and said == b""
@@ -315,7 +328,9 @@ def test_a_report_is_written_in_an_ascii_locale(tmp_path):
 # -- an installed package ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["run", *SMALL], "clone the repository"), (["publish", "a/b", *SMALL], "in a clone")])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["run", *SMALL], "clone the repository"), (["publish", "a/b", *SMALL], "in a clone")]
+)
 def test_without_the_repository_the_commands_that_need_it_say_so(tmp_path, arguments, words):
     """The package alone, as a wheel leaves it."""
     (tmp_path / "site").mkdir()

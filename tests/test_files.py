@@ -132,7 +132,14 @@ def test_arrays_are_compared_with_their_checksums_and_shapes(tmp_path):
         with pytest.raises(DamagedFile, match="a.npz is damaged .*; run it again"):
             read_arrays(path, "run it again", shapes)
     whole = path.read_bytes()
-    for bad in (b"", whole[: len(whole) // 2], whole[:-1], whole[:200] + bytes(64) + whole[264:], b"[]", json.dumps(WHOLE).encode()):
+    for bad in (
+        b"",
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole[:200] + bytes(64) + whole[264:],
+        b"[]",
+        json.dumps(WHOLE).encode(),
+    ):
         path.write_bytes(bad)
         with pytest.raises(DamagedFile, match="a.npz is damaged .*; run it again"):
             read_arrays(path, "run it again")

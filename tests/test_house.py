@@ -24,7 +24,9 @@ def imports(source: str, module: str, known: set[str]) -> set[str]:
             base = package + (node.module.split(".") if node.module else [])
             for name in node.names:
                 whole = ".".join([*base, name.name])
-                found.add(whole if whole in known else ".".join(base) if ".".join(base) in known else ".".join([*base, "__init__"]))
+                found.add(
+                    whole if whole in known else ".".join(base) if ".".join(base) in known else ".".join([*base, "__init__"])
+                )
     return found & known
 
 
@@ -68,7 +70,12 @@ def test_imports_go_down_only_and_in_no_circle():
 
 
 def test_a_climb_and_a_circle_are_seen():
-    sources = {"config": "", "model.unet": "from ..page import serve", "page.serve": "from .bundle import x", "page.bundle": ""}
+    sources = {
+        "config": "",
+        "model.unet": "from ..page import serve",
+        "page.serve": "from .bundle import x",
+        "page.bundle": "",
+    }
     assert climbs(graph(sources)) == ["model.unet imports page.serve"]
     assert circle(graph(sources)) == []
     turned = sources | {"page.bundle": "def f():\n    from . import serve"}

@@ -20,6 +20,8 @@ from moebius_lab.page.bundle import read_manifest, write_bundle
 from moebius_lab.page.publish import PublishError, plan, write_site
 
 GRAPH = "onnx/int8/vae_decoder"
+
+
 @pytest.fixture(scope="module")
 def made(small, tmp_path_factory):
     """A folder with all that a run of SMALL keeps: graphs, a loop, a preview, a bundle, evidence."""
@@ -29,7 +31,9 @@ def made(small, tmp_path_factory):
     bench = dataclasses.replace(small, folder=folder)
     write_bundle(bench, folder / "bundle", ("fp32",))
     bench.loop("int8")
-    rows = parity.compare_precisions(parity.reference_outputs(small.net, small.vae), small.net, bench.stored, ("fp32",), parity.onnx_run, parity.CPU)
+    rows = parity.compare_precisions(
+        parity.reference_outputs(small.net, small.vae), small.net, bench.stored, ("fp32",), parity.onnx_run, parity.CPU
+    )
     bench.record("03_parity", rows=parity.table(rows).to_dict("records"))
     return bench
 

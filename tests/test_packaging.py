@@ -95,7 +95,12 @@ def test_every_text_names_its_encoding():
 
 @pytest.mark.parametrize("name", ["my build", "it's", 'a "b" $HOME `c`', "run {draft}; d & e"])
 def test_the_makefile_takes_folders_of_any_name(name):
-    done = subprocess.run(["make", "-n", "run", "demo", f"OUTPUT={name.replace('$', '$$')}", f"WEIGHTS={name.replace('$', '$$')}"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        ["make", "-n", "run", "demo", f"OUTPUT={name.replace('$', '$$')}", f"WEIGHTS={name.replace('$', '$$')}"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
     commands = [shlex.split(line) for line in done.stdout.splitlines() if " -m moebius_lab " in line]
     verbs = {command[3]: command for command in commands}
     for verb in ("run", "bundle"):
@@ -124,7 +129,12 @@ def test_javascript_is_formatted():
     done = node(str(prettier), "--check", *JAVASCRIPT, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     files = {path for pattern in JAVASCRIPT for path in ROOT.glob(pattern)}
-    assert files == {path for folder in ("moebius_lab", "tests") for ending in ("js", "mjs") for path in (ROOT / folder).rglob(f"*.{ending}")}
+    assert files == {
+        path
+        for folder in ("moebius_lab", "tests")
+        for ending in ("js", "mjs")
+        for path in (ROOT / folder).rglob(f"*.{ending}")
+    }
 
 
 def test_a_commit_is_formatted_by_the_versions_that_the_tests_have():
@@ -134,7 +144,11 @@ def test_a_commit_is_formatted_by_the_versions_that_the_tests_have():
     pinned = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["devDependencies"]["prettier"]
     assert entries["prettier"]["additional_dependencies"] == [f"prettier@{pinned}"]
     files = re.compile(entries["prettier"]["files"])
-    assert files.search("moebius_lab/page/web/main.js") and files.search("tests/web/mask.test.mjs") and not files.search("package.json")
+    assert (
+        files.search("moebius_lab/page/web/main.js")
+        and files.search("tests/web/mask.test.mjs")
+        and not files.search("package.json")
+    )
 
 
 def test_every_file_of_the_package_is_in_the_wheel():
@@ -149,7 +163,11 @@ def test_the_readme_tree_names_every_module():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     _, _, tree = readme.partition("\nmoebius_lab/ ")
     named = re.findall(r"(?<![\w/.])(\w+\.py)\b", tree.partition("```")[0])
-    kept = [path.name for path in (ROOT / "moebius_lab").rglob("*.py") if path.name != "__init__.py" and "training" not in path.parts]
+    kept = [
+        path.name
+        for path in (ROOT / "moebius_lab").rglob("*.py")
+        if path.name != "__init__.py" and "training" not in path.parts
+    ]
     assert sorted(named) == sorted(kept)
 
 

@@ -58,7 +58,9 @@ def test_graphs_of_an_earlier_autoencoder_are_made_again(small, package, monkeyp
     assert not small.stored_files("vae_decoder", "fp32")
 
 
-@pytest.mark.parametrize("library", ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "numpy", "diffusers", "safetensors"])
+@pytest.mark.parametrize(
+    "library", ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "numpy", "diffusers", "safetensors"]
+)
 def test_another_version_of_a_library_dates_the_graphs(small, library, monkeypatch):
     before = small.fingerprint()
     version = provenance.version
@@ -71,7 +73,10 @@ def test_another_version_of_a_library_dates_the_graphs(small, library, monkeypat
 
 def test_loops_and_previews_depend_on_more_than_graphs():
     loops, previews = names(sources(("evidence.loops",))), names(sources(("page.bundle",)))
-    assert loops > names(sources(("port.graphs",))) and {"inpainting.imaging", "inpainting.loop", "inpainting.backends"} <= loops
+    assert (
+        loops > names(sources(("port.graphs",)))
+        and {"inpainting.imaging", "inpainting.loop", "inpainting.backends"} <= loops
+    )
     assert previews > names(sources(("port.graphs",))) and "inpainting.photographs" in previews
     assert loops_module.MADE_BY["code"] != graphs.MADE_BY["code"] != bundle.MADE_BY["code"]
     assert {"PIL", "scipy"} <= set(loops_module.MADE_BY["libraries"])
@@ -106,4 +111,6 @@ def test_an_import_is_followed_in_whatever_form(package, module, line):
 def test_libraries_are_found_by_the_names_that_modules_have():
     found = libraries([PACKAGE / "inpainting" / "imaging.py"])
     assert found["PIL"] == provenance.version("pillow") and "os" not in found and "moebius_lab" not in found
-    assert "playwright" not in libraries([PACKAGE / "page" / "browser.py"]) and "playwright" in libraries([PACKAGE / "page" / "browser.py"], optional=True)
+    assert "playwright" not in libraries([PACKAGE / "page" / "browser.py"]) and "playwright" in libraries(
+        [PACKAGE / "page" / "browser.py"], optional=True
+    )

@@ -37,7 +37,12 @@ BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared w
 OPENCV_RADIUS = 5  # px, the neighbourhood that Telea and Navier-Stokes look at
 PATCHMATCH_SEED = 0
 SEEDS = (0, 1, 2)  # of the fills whose measures are averaged
-GREYED = ("brick-wall2", "garden-rock", "greatWallofChina", "paving_001")  # held-out pictures that are filled without their colours too
+GREYED = (
+    "brick-wall2",
+    "garden-rock",
+    "greatWallofChina",
+    "paving_001",
+)  # held-out pictures that are filled without their colours too
 METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
 MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
 
@@ -50,7 +55,8 @@ def demo_backend(denoiser: Path = DEMO_FOLDER / "denoiser.safetensors") -> Torch
 def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: (picture uint8 (256, 256, 3), mask uint8 (256, 256))} of a folder of NAME.webp and NAME_mask.png."""
     return {
-        file.stem: (read_image(file), read_mask(file.with_name(f"{file.stem}_mask.png"))) for file in sorted(folder.glob("*.webp"))
+        file.stem: (read_image(file), read_mask(file.with_name(f"{file.stem}_mask.png")))
+        for file in sorted(folder.glob("*.webp"))
     }
 
 
@@ -113,7 +119,9 @@ def patchmatch_fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return patchmatch.inpaint(picture, hole.astype(np.uint8))
 
 
-def measures(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray, distance: PerceptualDistance | None) -> dict[str, float]:
+def measures(
+    filled: np.ndarray, truth: np.ndarray, hole: np.ndarray, distance: PerceptualDistance | None
+) -> dict[str, float]:
     """Every measure of one fill that needs no other fill; the perceptual one if its network is given."""
     ratio = texture_ratio(filled, hole)
     found = {
@@ -173,7 +181,9 @@ def reconstruction_psnr(backend: Backend, picture: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def border_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, seed: int = 0) -> dict[str, list[float]]:
+def border_error(
+    network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, seed: int = 0
+) -> dict[str, list[float]]:
     """Squared error of the predicted noise, a latent channel each, along every side of the window and inside it.
 
     Only cells outside the hole count, where the answer is given: a side that is much worse than the inside is a fault of
@@ -204,7 +214,13 @@ def border_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Ten
         return [round(float(v), 5) for v in total[:, rows, columns].sum((1, 2)) / count[:, rows, columns].sum()]
 
     every, first, last, inner = slice(None), slice(0, 1), slice(-1, None), slice(1, -1)
-    sides = {"inside": (inner, inner), "top": (first, every), "bottom": (last, every), "left": (every, first), "right": (every, last)}
+    sides = {
+        "inside": (inner, inner),
+        "top": (first, every),
+        "bottom": (last, every),
+        "left": (every, first),
+        "right": (every, last),
+    }
     return {name: mean(*cells) for name, cells in sides.items()}
 
 
@@ -250,7 +266,10 @@ def evaluate(
     distance: PerceptualDistance | None = None,
 ) -> tuple[dict, Image.Image]:
     """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet. Arguments as of `evaluate_pair`."""
-    report: dict = {"settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init}, "seeds": list(seeds)}
+    report: dict = {
+        "settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init},
+        "seeds": list(seeds),
+    }
     report["pictures"], rows = {}, []
     methods = [m for m in METHODS if m != "patchmatch" or distance is not None]
     shown_methods = [m for m in SHEET_TITLES if m in methods]
@@ -276,7 +295,9 @@ def evaluate(
     )
     if distance is not None:
         report["wins_over_patchmatch"] = {
-            key: sum((p["ours"][key] > p["patchmatch"][key]) == (key in ("psnr_db", "ssim")) for p in every) for key in MEASURES if key != "texture"
+            key: sum((p["ours"][key] > p["patchmatch"][key]) == (key in ("psnr_db", "ssim")) for p in every)
+            for key in MEASURES
+            if key != "texture"
         }
     report["chroma_of_greyed"] = {
         name: round(chroma(inpaint(backend, greyed(picture), mask, settings), is_hole(mask)), 2)
@@ -298,11 +319,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     args = parser.parse_args()
     settings = Settings(guidance=args.guidance, init="noise")
-    report, sheet = evaluate(demo_backend(args.denoiser), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance())
+    report, sheet = evaluate(
+        demo_backend(args.denoiser), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance()
+    )
     args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.sheet)
-    print(json.dumps(report["mean"], indent=1), f"of {report['count']} nearer than PatchMatch: {report['wins_over_patchmatch']}")
+    print(
+        json.dumps(report["mean"], indent=1),
+        f"of {report['count']} nearer than PatchMatch: {report['wins_over_patchmatch']}",
+    )
     print(json.dumps(report["border_error"]), f"worst side over inside: {report['worst_border_ratio']}")
     return 0
 

@@ -66,7 +66,9 @@ class Loops(Graphs):
         side = self.config.latent_size
         shapes = {"picture": self.image.shape, "latents": (None, LATENT_CHANNELS, side, side), "steps": (), "seconds": ()}
         try:
-            kept = read_arrays(path, "the loop is run again", shapes | {"clean": shapes["latents"], "backend": (), "key": ()})
+            kept = read_arrays(
+                path, "the loop is run again", shapes | {"clean": shapes["latents"], "backend": (), "key": ()}
+            )
         except DamagedFile as error:
             say(str(error))
             return None

@@ -39,7 +39,9 @@ BROWSER_SECONDS = 180.0  # of one run of a graph in a browser, beyond which its 
 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
-UNTRAINED_SLACK = 10.0  # dB less is asked of a whole picture where the network was never trained: its loop amplifies rounding
+UNTRAINED_SLACK = (
+    10.0  # dB less is asked of a whole picture where the network was never trained: its loop amplifies rounding
+)
 
 Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A backend for comparisons: graph name and inputs by name -> outputs by name."""
@@ -241,7 +243,9 @@ def compare_loops(loops: dict[str, Loop], hole: np.ndarray, slack: float = 0.0) 
             output, got, expected = f"latents after step {step}", loop.latents[step - 1], reference.latents[step - 1]
             rows.append(compare(LOOP, output, form, CPU, got, expected, slack))
         output = "picture" if exact(form) else "picture's hole"
-        rows.append(compare(PICTURE, f"{output}, against {against}", form, CPU, loop.picture[where], reference.picture[where], slack))
+        rows.append(
+            compare(PICTURE, f"{output}, against {against}", form, CPU, loop.picture[where], reference.picture[where], slack)
+        )
     return rows
 
 
@@ -260,9 +264,13 @@ def wide_table(rows: list[Row]) -> pd.DataFrame:
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         cells.setdefault((row.graph, row.output, row.backend), {})[row.precision] = _measured(row)
-    order = [list(dict.fromkeys(names)) for names in ((*GRAPHS, LOOP, PICTURE), *zip(*((row.output, row.backend) for row in rows)))]
+    order = [
+        list(dict.fromkeys(names))
+        for names in ((*GRAPHS, LOOP, PICTURE), *zip(*((row.output, row.backend) for row in rows)))
+    ]
     index = pd.MultiIndex.from_tuples(
-        sorted(cells, key=lambda key: [known.index(name) for known, name in zip(order, key)]), names=["graph", "output", "on"]
+        sorted(cells, key=lambda key: [known.index(name) for known, name in zip(order, key)]),
+        names=["graph", "output", "on"],
     )
     heads = {form: f"{form}, {'largest difference' if exact(form) else 'dB'}" for form in forms}
     return pd.DataFrame([[cells[key].get(form, "") for form in forms] for key in index], index, list(heads.values()))
@@ -298,7 +306,11 @@ def answer(rows: list[Row], missing: dict[str, str]) -> str:
         if not exact(row.precision) and row.graph in GRAPHS:
             least[row.precision] = min(least.get(row.precision, math.inf), row.psnr_db)
     if least:
-        parts.append("Narrower weights make another function: " + ", ".join(f"{form} at least {db:.0f} dB" for form, db in least.items()) + ".")
+        parts.append(
+            "Narrower weights make another function: "
+            + ", ".join(f"{form} at least {db:.0f} dB" for form, db in least.items())
+            + "."
+        )
     if bad:
         parts.append(f"**{len(bad)} of {len(rows)} comparisons are past what was asked.**")
     if missing:

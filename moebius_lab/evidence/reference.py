@@ -123,7 +123,13 @@ def _pipeline(path: Path, salt: str) -> list[Check]:
     raw = to_bytes(sample(TorchBackend(net, vae), to_unit_range(image), mask_to_hole(mask), settings))
     return [
         _within(f"{path.name}: raw", raw, reference["raw"], PICTURE_TOLERANCE, PICTURE_SHARE),
-        _within(f"{path.name}: pasted", paste(raw, image, mask, AS_RELEASED), reference["pasted"], PICTURE_TOLERANCE, PICTURE_SHARE),
+        _within(
+            f"{path.name}: pasted",
+            paste(raw, image, mask, AS_RELEASED),
+            reference["pasted"],
+            PICTURE_TOLERANCE,
+            PICTURE_SHARE,
+        ),
     ]
 
 

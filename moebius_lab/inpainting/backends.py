@@ -114,5 +114,3 @@ def step_feeds(latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step
     }
     arrays = {"latents": latents, "mask": mask, "masked_latents": masked_latents}
     return arrays | {name: torch.tensor([float(number)]) for name, number in numbers.items()}
-
-

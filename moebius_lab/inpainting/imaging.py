@@ -211,7 +211,11 @@ def plan_windows(mask: np.ndarray, size: int, coverage: str = WHOLE) -> list[Win
     fits = max(height, width) <= size
     if coverage != AS_RELEASED and not fits:
         _cut_thin(labels, usable)
-    found = [(i, *(edge for at in box for edge in (at.start, at.stop))) for i, box in enumerate(ndimage.find_objects(labels), 1) if box]
+    found = [
+        (i, *(edge for at in box for edge in (at.start, at.stop)))
+        for i, box in enumerate(ndimage.find_objects(labels), 1)
+        if box
+    ]
     label, *edges = np.array(found).T
     boxes = np.stack([edges[i] for i in (0, 2, 1, 3)], axis=1)  # top, left, bottom, right
     groups = [np.arange(len(boxes))] if fits else _cover(boxes, usable)
@@ -362,7 +366,10 @@ def uncrop(new: np.ndarray, image: np.ndarray, mask: np.ndarray, window: Window,
         coverage: one of `config.COVERAGES`.
     """
     rows, cols = inside = window.visible
-    offset = (slice(rows.start - window.top, rows.stop - window.top), slice(cols.start - window.left, cols.stop - window.left))
+    offset = (
+        slice(rows.start - window.top, rows.stop - window.top),
+        slice(cols.start - window.left, cols.stop - window.left),
+    )
     own = window.owners[inside] == window.number
     own_mask = own.astype(np.uint8) * 255
     if coverage == AS_RELEASED:

@@ -274,7 +274,9 @@ def _channels(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | N
         return lab_to_srgb(image), None
     if mode == "CMYK":
         return np.asarray(image), None
-    if mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of 16 bits, as are the channels that Pillow has cut to 8
+    if (
+        mode == "RGB" and isinstance(key, tuple) and max(key) > 255
+    ):  # of 16 bits, as are the channels that Pillow has cut to 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if mode in ("1", "L", "RGB"):
@@ -457,7 +459,14 @@ _TIFF = Format("TIFF", alpha=True, profile=True, exif=True, exact={"compression"
 FORMATS = {
     ".png": Format("PNG", alpha=True, profile=True, exif=True, exact={}),
     ".webp": Format(
-        "WEBP", alpha=True, profile=True, exif=True, grey=False, largest=16_383, exact={"lossless": True, "exact": True}, lossy={"method": 5}
+        "WEBP",
+        alpha=True,
+        profile=True,
+        exif=True,
+        grey=False,
+        largest=16_383,
+        exact={"lossless": True, "exact": True},
+        lossy={"method": 5},
     ),
     ".tif": _TIFF,
     ".tiff": _TIFF,
@@ -596,5 +605,9 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def _not_writable(path: Path, error: Exception) -> ImageError:
-    why = explain_os_error(OSError(error.errno, error.strerror)) if isinstance(error, OSError) else f"{error}; choose another name"
+    why = (
+        explain_os_error(OSError(error.errno, error.strerror))
+        if isinstance(error, OSError)
+        else f"{error}; choose another name"
+    )
     return ImageError(f"{path}: cannot be written: {why}")

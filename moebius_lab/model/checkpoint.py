@@ -33,7 +33,10 @@ DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_a
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Types in which weights may be stored. 8 bits are too few for the comparison with the release to hold; they are made here."""
 FOREIGN = (
-    (rb"version https://git-lfs", "a pointer of Git LFS, not the weights that it stands for; run `git lfs pull` where it came from"),
+    (
+        rb"version https://git-lfs",
+        "a pointer of Git LFS, not the weights that it stands for; run `git lfs pull` where it came from",
+    ),
     (rb"\s*<", "a web page, not weights; log in where it came from, or take the link of the file itself"),
     (rb"\s*\{\s*\"", "JSON text, not weights; open it to see what the server said"),
 )
@@ -106,7 +109,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from None
@@ -182,9 +194,21 @@ def _require_numbers(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], 
     """Raise CheckpointError unless every entry is a dense tensor of finite numbers of a type that its weight can have."""
     of_another_type = [key for key, value in state.items() if value.dtype not in STORED and wanted[key].is_floating_point()]
     for what, bad, advice in (
-        ("are sparse", [key for key, value in state.items() if value.layout != torch.strided], "save them with `.to_dense()`"),
-        ("have a shape but no numbers", [key for key, value in state.items() if value.is_meta], "save the loaded model, not one on `meta`"),
-        ("are of another type than float32, float16 or bfloat16", of_another_type, "save the weights before they were quantized"),
+        (
+            "are sparse",
+            [key for key, value in state.items() if value.layout != torch.strided],
+            "save them with `.to_dense()`",
+        ),
+        (
+            "have a shape but no numbers",
+            [key for key, value in state.items() if value.is_meta],
+            "save the loaded model, not one on `meta`",
+        ),
+        (
+            "are of another type than float32, float16 or bfloat16",
+            of_another_type,
+            "save the weights before they were quantized",
+        ),
     ):
         if bad:
             kind = str(state[bad[0]].dtype).removeprefix("torch.")

@@ -82,8 +82,6 @@ def ddim_steps(steps: int, strength: float) -> list[Step]:
     return result
 
 
-
-
 def alphas_cumprod() -> Tensor:
     """(1000,) float64: the cumulative product of 1 - beta on the "scaled_linear" schedule."""
     betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2

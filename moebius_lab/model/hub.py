@@ -118,7 +118,9 @@ def require_network() -> None:
     try:
         httpx2.Client().close()
     except ImportError:
-        raise HubError("ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names a SOCKS proxy; `pip install socksio` or unset it") from None
+        raise HubError(
+            "ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names a SOCKS proxy; `pip install socksio` or unset it"
+        ) from None
     except (ValueError, httpx2.InvalidURL) as error:
         raise HubError(f"ALL_PROXY, HTTP_PROXY or HTTPS_PROXY is not a proxy ({error}); give http://host:port") from None
     except OSError as error:
@@ -228,7 +230,9 @@ class Hub:
             except DamagedFile as error:
                 raise HubError(str(error)) from None
         unpinned = kept.get("unpinned", [])
-        pins = {part: {k: v for k, v in self.pinned[part].items() if not _is_of(k, unpinned)} for part in ("revisions", "files")}
+        pins = {
+            part: {k: v for k, v in self.pinned[part].items() if not _is_of(k, unpinned)} for part in ("revisions", "files")
+        }
         files = kept["files"] | {key: kept["files"].get(key, {}) | entry for key, entry in pins["files"].items()}
         return {"revisions": kept["revisions"] | pins["revisions"], "files": files, "unpinned": unpinned}
 
@@ -326,7 +330,11 @@ class Hub:
     def _otherwise(self, key: str) -> str:
         """How to go on where a file that is known has become another one."""
         known = key in self.recorded()["files"] or _is_of(key, list(self.recorded()["revisions"]))
-        return "; if its authors published another one that you want, `python -m moebius_lab fetch NAME --unpinned`" if known else ""
+        return (
+            "; if its authors published another one that you want, `python -m moebius_lab fetch NAME --unpinned`"
+            if known
+            else ""
+        )
 
     # -- words ---------------------------------------------------------------------------------------------------------
 
@@ -354,7 +362,11 @@ class Hub:
             words = f"{hub} does not have {repo}, or does not show it without the right HF_TOKEN"
         elif isinstance(error, RevisionNotFoundError):
             revision = self.recorded()["revisions"].get(repo)
-            says = f"pinned in hub.py, see {SEEN_BY}" if revision == self.pinned["revisions"].get(repo) else "recorded on first use"
+            says = (
+                f"pinned in hub.py, see {SEEN_BY}"
+                if revision == self.pinned["revisions"].get(repo)
+                else "recorded on first use"
+            )
             words = f"revision {revision} ({says}) is no longer on {hub}{self._otherwise(what)}"
         elif isinstance(error, HfHubHTTPError):
             words = f"{hub} answers {error.response.status_code}; try again later"

@@ -62,8 +62,11 @@ class Runner {
     this.engine?.close();
     this.manifest = checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
-    this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), this.manifest,
-      await this.files.module('worker.js'));
+    this.engine = new Engine(
+      new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin),
+      this.manifest,
+      await this.files.module('worker.js'),
+    );
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');
     const used = provider === 'auto' ? choices[preferred].provider : provider;
@@ -84,7 +87,10 @@ class Runner {
     const feeds = Object.entries(dims).map(([name, shape], i) => [name, { dims: shape, data: new Float32Array(buffers[i]) }]);
     const { outputs, milliseconds } = await this.engine.run(graph, Object.fromEntries(feeds), { times });
     const shapes = Object.entries(outputs).map(([name, { dims }]) => [name, dims]);
-    return { result: { milliseconds, dims: Object.fromEntries(shapes) }, buffers: Object.values(outputs).map(({ data }) => data.slice().buffer) };
+    return {
+      result: { milliseconds, dims: Object.fromEntries(shapes) },
+      buffers: Object.values(outputs).map(({ data }) => data.slice().buffer),
+    };
   }
 
   close() {

@@ -124,7 +124,9 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
             seconds = WAIT_SERVED if os.environ.get(SERVED) else WAIT
         answered = await asyncio.to_thread(self._ready.wait, seconds)
         if not answered and not headless:
-            raise NoBrowser("no page shows this notebook, and a headless Chromium would take too long: open it in JupyterLab")
+            raise NoBrowser(
+                "no page shows this notebook, and a headless Chromium would take too long: open it in JupyterLab"
+            )
         self.headless = not answered
         await asyncio.to_thread(self._load_in_page if answered else self._load_headless)
         self.status = self.name

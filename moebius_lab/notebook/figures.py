@@ -89,24 +89,43 @@ def lambda_layer(config: NetworkConfig, level: int = 0) -> Figure:
         ("λp(n)", "v by numbers learned for n", f"{n} of {width} x {width}", (5.2, 0)),
         ("y(n)", "q(n) through λc + λp(n)", f"{heads} x {width} = {channels} channels", (7.8, 2)),
     ]
-    _draw(axes[1, 0], f"Cross-lambda: the context is {CONDITION_TOKENS} vectors instead", condition, arrows | {"x": ("q",), "c": ("k, v",)})
+    _draw(
+        axes[1, 0],
+        f"Cross-lambda: the context is {CONDITION_TOKENS} vectors instead",
+        condition,
+        arrows | {"x": ("q",), "c": ("k, v",)},
+    )
     return figure
 
 
-def _draw(ax, title: str, boxes: list[tuple[str, str, str, tuple[float, float]]], arrows: dict[str, tuple[str, ...]]) -> None:
+def _draw(
+    ax, title: str, boxes: list[tuple[str, str, str, tuple[float, float]]], arrows: dict[str, tuple[str, ...]]
+) -> None:
     """Boxes (symbol, meaning, shape, lower left corner), with arrows from each symbol to those that are made from it."""
-    colours = {"x": COLOURS[5], "c": COLOURS[1], "q": COLOURS[0], "k, v": COLOURS[1], "λc": COLOURS[2], "λp(n)": COLOURS[2], "y(n)": COLOURS[5]}
+    colours = {
+        "x": COLOURS[5],
+        "c": COLOURS[1],
+        "q": COLOURS[0],
+        "k, v": COLOURS[1],
+        "λc": COLOURS[2],
+        "λp(n)": COLOURS[2],
+        "y(n)": COLOURS[5],
+    }
     (w, h), at = BOX, {symbol: corner for symbol, _, _, corner in boxes}
     for symbol, meaning, shape, (x, y) in boxes:
         style = "round,pad=0,rounding_size=0.08"
-        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=style, facecolor=(colours[symbol], 0.16), edgecolor=colours[symbol]))
+        ax.add_patch(
+            FancyBboxPatch((x, y), w, h, boxstyle=style, facecolor=(colours[symbol], 0.16), edgecolor=colours[symbol])
+        )
         ax.text(x + w / 2, y + 0.65, symbol, ha="center", va="center", fontweight="bold", fontsize=11)
         ax.text(x + w / 2, y + 0.40, meaning, ha="center", va="center", fontsize=7.5)
         ax.text(x + w / 2, y + 0.17, shape, ha="center", va="center", fontsize=7.5, color="#333333")
     for source, targets in arrows.items():
         for target in targets:
             start, end = (at[source][0] + w, at[source][1] + h / 2), (at[target][0], at[target][1] + h / 2)
-            ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#555555", shrinkA=3, shrinkB=3))
+            ax.add_patch(
+                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#555555", shrinkA=3, shrinkB=3)
+            )
     ax.set(xlim=(-0.1, 9.6), ylim=(-0.15, 3.0), title=title, aspect="equal")
     ax.axis("off")
 
@@ -221,7 +240,9 @@ def operator_times(profiles: pd.DataFrame, top: int = 10) -> Figure:
     for ax, ((backend, form, where), rows) in zip(axes[:, 0], groups):
         rows = rows.sort_values("ms", ascending=False)
         bars = ax.barh(rows["operator"].str.slice(0, 40)[:top], rows["ms"][:top])
-        ax.bar_label(bars, [f"{ms:.3g} ms, {n:g} calls" for ms, n in zip(rows["ms"][:top], rows["calls"])], padding=3, fontsize=8)
+        ax.bar_label(
+            bars, [f"{ms:.3g} ms, {n:g} calls" for ms, n in zip(rows["ms"][:top], rows["calls"])], padding=3, fontsize=8
+        )
         ax.set_title(f"{backend}, {form}: {rows['ms'].sum():.3g} ms a step on the {where}")
         ax.invert_yaxis()
         ax.margins(x=0.25)

@@ -86,7 +86,9 @@ def make_pictures(
             _save(make(), Path(made, name))
         sizes = {name: Path(made, name).stat().st_size for name in makers}
         if sum(sizes.values()) > LIMIT:
-            raise LabError(f"the pictures take {sum(sizes.values()):,} bytes, more than {LIMIT:,}: make fewer or smaller ones")
+            raise LabError(
+                f"the pictures take {sum(sizes.values()):,} bytes, more than {LIMIT:,}: make fewer or smaller ones"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name in makers:
             shutil.copy(Path(made, name), folder / name)
@@ -104,7 +106,18 @@ def sheet(bench: Workbench) -> Image.Image:
     rows = []
     for name, (picture, mask) in list(held_out_pairs().items())[::SHEET_EVERY]:
         filled = evaluate_pair(bench.onnx_backend, picture, mask, Settings(init="noise"))[1]
-        rows.append((name, [figures.masked(picture, mask), filled["ours"], patchmatch_fill(picture, feather(mask) > 0), filled["telea"], picture]))
+        rows.append(
+            (
+                name,
+                [
+                    figures.masked(picture, mask),
+                    filled["ours"],
+                    patchmatch_fill(picture, feather(mask) > 0),
+                    filled["telea"],
+                    picture,
+                ],
+            )
+        )
     return contact_sheet(rows, SHEET_TITLES)
 
 

@@ -146,7 +146,9 @@ def _browser() -> str:
     except NoBrowser:
         return "none"
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=60).stdout.strip()
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         said = type(error).__name__
     return f"{path}: {said}"
@@ -170,7 +172,9 @@ def _files_read(notebook: nbformat.NotebookNode) -> list[Path]:
         except SyntaxError:  # which its execution will say
             continue
         words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        for path in (SOURCE_FOLDER / word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word) and not word.startswith(".")):
+        for path in (
+            SOURCE_FOLDER / word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word) and not word.startswith(".")
+        ):
             found |= {path} if path.is_file() else {file for file in path.glob("*") if file.is_file()}
     return sorted(found)
 
@@ -251,7 +255,9 @@ def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str
         entries.append(facts | {"name": name, "earlier": earlier, "seconds": stamp["seconds"] if stamp else None})
     write_json(folder / "results.json", results)
     pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)  # as the notebooks tell
-    contents = Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, keep_trailing_newline=True).get_template("contents.html.j2")
+    contents = Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, keep_trailing_newline=True).get_template(
+        "contents.html.j2"
+    )
     index = folder / "report" / "index.html"
     write_whole(index, contents.render(entries=entries, pictures=[(path.name, _words(path)) for path in pictures]))
     return index

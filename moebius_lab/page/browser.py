@@ -73,7 +73,9 @@ DRIVER = Path(__file__).with_name("driver.js")
 IMPORT = "(source) => import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })))"
 """What makes `DRIVER` a module of a page, which needs no file of the page's host for it."""
 CALL = "([driver, work, argument, seconds]) => driver.inTime(driver[work](argument), seconds)"
-SETTLED = "(ms) => Promise.race([navigator.serviceWorker?.ready.then(() => true), new Promise((done) => setTimeout(done, ms))])"
+SETTLED = (
+    "(ms) => Promise.race([navigator.serviceWorker?.ready.then(() => true), new Promise((done) => setTimeout(done, ms))])"
+)
 """Runs on the bundle's index.html, whose Content-Security-Policy keeps a module like `DRIVER` out."""
 
 
@@ -177,7 +179,17 @@ def _bring_package() -> str:
         root = ["sudo", "-n"]
     else:
         return "only root may install it"
-    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=60", "-o", "Acquire::Retries=1"]
+    apt = [
+        "env",
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-q",
+        "-y",
+        "-o",
+        "DPkg::Lock::Timeout=60",
+        "-o",
+        "Acquire::Retries=1",
+    ]
     fetch = [*root, "timeout", str(BRING_SECONDS), *apt]  # which ends downloads alone: dpkg must not be cut short
     package = ["install", "--no-install-recommends", "chromium"]
     commands = [[*fetch, "update"], [*fetch, *package, "--download-only"], [*root, *apt, *package]]
@@ -191,7 +203,9 @@ def _bring_package() -> str:
 
 def _attempt(command: list[str], seconds: float | None = None) -> str:
     """Run a command and all that it starts, for so many seconds if any are given; why it failed, in one line, or nothing."""
-    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True)
+    done = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True
+    )
     try:
         said = done.communicate(timeout=seconds)[0]
     except BaseException as error:
@@ -341,7 +355,9 @@ class Browser:
         self.bundle, self.adapter, self.server = str(bundle), adapter, None
         if "://" not in self.bundle:
             read_manifest(self.bundle)  # says an incomplete bundle before a browser starts
-        self.choice = {"provider": provider, "precision": precision, "capture": capture} | ({"threads": threads} if threads else {})
+        self.choice = {"provider": provider, "precision": precision, "capture": capture} | (
+            {"threads": threads} if threads else {}
+        )
         self.loaded: dict = {}
         self.version = ""
 

@@ -167,7 +167,11 @@ def _install(files: list[Path], folder: Path, development: bool) -> None:
     names = ["package.json", *(f"dist/{name}" for build in RUNTIME_BUILDS.values() for name in build)]
     paths = [folder / "node_modules" / "onnxruntime-web" / name for name in names]
     recorded = [
-        {"name": path.relative_to(folder / "node_modules").as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        {
+            "name": path.relative_to(folder / "node_modules").as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
         for path in paths
     ]
     write_json(folder / STAMP, {"files": recorded})
@@ -180,7 +184,9 @@ def _checked_packages(modules: Path) -> Path:
     advice = f"{NODE_MODULES} names its folder: unset it or copy that package again"
     found = read_json(package, record(version=TEXT), advice)["version"] if package.is_file() else "none"
     if found != pinned:
-        raise LabError(f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that")
+        raise LabError(
+            f"{NODE_MODULES} names {modules}, which holds onnxruntime-web {found} where {pinned} is needed; unset it or copy that"
+        )
     return modules
 
 
@@ -228,7 +234,9 @@ def write_bundle(
     known = config.offered() | config.measured()
     unknown = [precision for precision in precisions if precision not in known]
     if unknown or not precisions:
-        raise LabError(f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(config.offered())}")
+        raise LabError(
+            f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(config.offered())}"
+        )
     if not weights_base.endswith("/"):
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
@@ -413,7 +421,9 @@ def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
 def _add_page_file(writer: _Writer, file: Path, page: str) -> str:
     """Have a file of `web/` in the bundle, in the folder `page` unless its address stays; returns its name there."""
     if file.name == "index.html":
-        writer.write(file.name, re.sub(r'\b(href|src)="([\w.]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8")))
+        writer.write(
+            file.name, re.sub(r'\b(href|src)="([\w.]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8"))
+        )
         return file.name
     return writer.add(file, file.name if file.name in UNVERSIONED else page + file.name)["file"]
 
@@ -485,7 +495,12 @@ def require_whole(folder: str | Path, manifest: dict) -> None:
     files = [build["wasm"] | {"name": build["wasm"]["file"]} for build in manifest["runtime"]["builds"].values()]
     if "://" not in manifest["weights_base"]:
         forms = manifest["precisions"].values()
-        files += [file | {"name": f"weights/{file['file']}"} for form in forms for listed in form["graphs"].values() for file in listed]
+        files += [
+            file | {"name": f"weights/{file['file']}"}
+            for form in forms
+            for listed in form["graphs"].values()
+            for file in listed
+        ]
     if words := changed_file(Path(folder), files):
         raise LabError(f"{words}; make the bundle again")
 

@@ -91,7 +91,10 @@ export async function inTime(work, seconds) {
 
 /** @param {Record<string, Packed>} feeds @returns {Record<string, Values>} */
 function values(feeds) {
-  const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, { dims, data: new Float32Array(unpacked(data).buffer) }]);
+  const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [
+    name,
+    { dims, data: new Float32Array(unpacked(data).buffer) },
+  ]);
   return Object.fromEntries(tensors);
 }
 

@@ -38,7 +38,18 @@ from .links import broken_links
 
 PARITY = "03_parity"  # the notebook whose rows have to hold for every precision that is sent
 EVIDENCE = record(
-    rows=listed(record(graph=TEXT, output=TEXT, precision=TEXT, backend=TEXT, max_error=NUMBER, psnr_db=NUMBER, tolerance=TEXT, verdict=TEXT))
+    rows=listed(
+        record(
+            graph=TEXT,
+            output=TEXT,
+            precision=TEXT,
+            backend=TEXT,
+            max_error=NUMBER,
+            psnr_db=NUMBER,
+            tolerance=TEXT,
+            verdict=TEXT,
+        )
+    )
 )
 """What that notebook's results hold, as a JSON Schema."""
 PAGES_FILE_BYTES, PAGES_SITE_BYTES = 100 * 2**20, 10**9  # what GitHub takes: of one file, and of a published site
@@ -119,7 +130,9 @@ def _results(bench: Graphs) -> dict[str, dict]:
     results = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            results[path.stem] = read_json(path, EVIDENCE if path.stem == PARITY else {"type": "object"}, f"run `{command}` again")
+            results[path.stem] = read_json(
+                path, EVIDENCE if path.stem == PARITY else {"type": "object"}, f"run `{command}` again"
+            )
         except DamagedFile as error:
             raise PublishError(str(error)) from None
     if PARITY not in results:
@@ -179,7 +192,11 @@ def model_card(bench: Graphs, manifest: dict, results: dict[str, dict], repo: st
 
 
 def _front_matter(weights: str) -> str:
-    lines = [f"license: {'mit' if weights in PUBLISHED else 'apache-2.0'}", "library_name: onnx", "pipeline_tag: image-to-image"]
+    lines = [
+        f"license: {'mit' if weights in PUBLISHED else 'apache-2.0'}",
+        "library_name: onnx",
+        "pipeline_tag: image-to-image",
+    ]
     lines += ["tags: [onnx, webgpu, onnxruntime-web, inpainting, image-inpainting]"]
     if weights in PUBLISHED:
         lines += [f"base_model: {DENOISER_REPO}", "base_model_relation: quantized"]
@@ -251,7 +268,7 @@ def _use(manifest: dict, repo: str) -> str:
     return (
         f"The page of the port reads `manifest.json` and fetches the graphs from `weights/`; a page of your own is made with "
         f"`python -m moebius_lab bundle --weights-base {weights_base(repo)}`. A graph's files belong into one folder under the "
-        '`name` that the manifest gives each. With the session option '
+        "`name` that the manifest gives each. With the session option "
         '`session.disable_quant_qdq` = "1" ONNX Runtime restores the weights of int8 once, when it loads them; without it they '
         "stay 8 bits in memory, and each run restores them.\n\n"
         f"Every file is at most {max(file['bytes'] for file in _files_of(manifest)) / 1e6:.0f} MB and is checked by its SHA-256."

@@ -45,7 +45,9 @@ class PooledGroupNorm(nn.Module):
         super().__init__()
         self.norm = norm
         together = norm.num_channels // norm.num_groups
-        self.register_buffer("spread", torch.full((together, together), 1 / together))  # a group's channels to their mean, each
+        self.register_buffer(
+            "spread", torch.full((together, together), 1 / together)
+        )  # a group's channels to their mean, each
 
     def group_means(self, x: Tensor) -> Tensor:
         """(1, C, h, w) -> (C,): for each channel the mean of its group."""
@@ -90,7 +92,9 @@ class PhaseUpsample(nn.Module):
         phases = []
         for row, lines in enumerate(self.halves(self.conv.weight, 2)):
             for column, kernels in enumerate(self.halves(lines, 3)):
-                padded = F.pad(x, (1 - column, column, 1 - row, row))  # an even phase reads the cell before, an odd one that behind
+                padded = F.pad(
+                    x, (1 - column, column, 1 - row, row)
+                )  # an even phase reads the cell before, an odd one that behind
                 phases.append(F.conv2d(padded, kernels, self.conv.bias))
         B, C, h, w = phases[0].shape
         return torch.cat(phases, 1).reshape(B, 2, 2, C, h, w).permute(PUT_TOGETHER).reshape(B, C, 2 * h, 2 * w)

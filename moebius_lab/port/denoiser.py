@@ -56,7 +56,14 @@ FEW_TILES = 16  # up to here scores are not reordered for larger products: there
 LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
 LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
 PARTS = 16  # of a long sum
-TO_TILES = (0, 3, 5, 2, 4, 1)  # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
+TO_TILES = (
+    0,
+    3,
+    5,
+    2,
+    4,
+    1,
+)  # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
 FROM_TILES = (0, 5, 3, 1, 4, 2)  # and back
 
 STEP_INPUTS = ("latents", "mask", "masked_latents", "timestep", "guidance", "latent_scale", "noise_scale")
@@ -378,7 +385,9 @@ class ConditionAttention(nn.Module):
         B, N, C = x.shape
         rows = self.v.shape[0]
         q = (x @ self.q + self.q_shift).reshape(B, N, self.heads, self.width)
-        keys = F.pad(self.rel_pos_emb + self.k, (0, 0, 0, self.unused)).transpose(2, 3)  # (R, N, K, 12): constants, once at load
+        keys = F.pad(self.rel_pos_emb + self.k, (0, 0, 0, self.unused)).transpose(
+            2, 3
+        )  # (R, N, K, 12): constants, once at load
         S = (q @ keys).reshape(rows, N * self.heads, -1)
         return (S @ self.v).reshape(rows, N, C)
 

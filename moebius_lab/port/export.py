@@ -40,7 +40,6 @@ from .passes import forget_where_from, fuse_depth_to_space, fuse_skip_layer_norm
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
 
 
-
 class SelfLambda2d(SelfLambda):
     """`SelfLambda` whose position term is a two-dimensional convolution.
 

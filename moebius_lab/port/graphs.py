@@ -66,9 +66,16 @@ class Graphs:
         """What a graph of `part` ("denoiser" or "vae") depends on: network, weights, this code and the libraries that it uses."""
         source = self.weight_file(part)
         if source != DETERMINISTIC and not Path(source).is_file():
-            raise LabError(f"{source}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors")
+            raise LabError(
+                f"{source}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors"
+            )
         digest = source if source == DETERMINISTIC else file_sha256(source)
-        return {"network": self.config.name, "sizes": facts_digest(asdict(self.config)), "weights": digest, "opset": OPSET} | MADE_BY
+        return {
+            "network": self.config.name,
+            "sizes": facts_digest(asdict(self.config)),
+            "weights": digest,
+            "opset": OPSET,
+        } | MADE_BY
 
     def fingerprint(self) -> str:
         """SHA-256 of all that the graphs depend on: the network, both parts' weights, code and libraries. It dates results."""
@@ -141,7 +148,9 @@ class Graphs:
                     source = fp32 or export_graph(graph, self.net, self.vae, work)
                 made = Path(work) / "stored"
                 files = store(source, "fp32" if straightforward else form, made)
-                write_json(made / STAMP, {"made_from": self.made_from(_part(graph)), "files": [asdict(file) for file in files]})
+                write_json(
+                    made / STAMP, {"made_from": self.made_from(_part(graph)), "files": [asdict(file) for file in files]}
+                )
                 replace_folder(made, folder)
         return folder / f"{graph}.onnx"
 
@@ -168,8 +177,6 @@ def _part(graph: str) -> str:
 
 
 MADE_BY = made_by(__name__)
-
-
 
 
 def find_network(name: str) -> NetworkConfig:

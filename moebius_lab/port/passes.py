@@ -32,7 +32,12 @@ from .denoiser import FROM_TILES, TILE, TO_TILES, token_cells
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
 INLINE_BYTES = 1024  # a tensor up to this size, a shape or a scalar, stays inside the graph
 EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
-SAFE_OPERATORS = {"InstanceNormalization", "LayerNormalization", "SkipLayerNormalization", "Softmax"}  # they sum or exponentiate: float32 in fp16
+SAFE_OPERATORS = {
+    "InstanceNormalization",
+    "LayerNormalization",
+    "SkipLayerNormalization",
+    "Softmax",
+}  # they sum or exponentiate: float32 in fp16
 LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
 
@@ -260,7 +265,9 @@ def gather_cells(model: ModelProto) -> ModelProto:
         tables |= {f"{name}.flat": torch.tensor(flat), f"{name}.shape": torch.tensor(shape)}
         swap, gather = ("Transpose", [], {"perm": (0, 2, 1)}), ("Gather", [rows], {"axis": 1})
         middle = [swap, gather] if to_tiles else [gather, swap]
-        for i, (operator, more, attributes) in enumerate([("Reshape", [f"{name}.flat"], {}), *middle, ("Reshape", [f"{name}.shape"], {})]):
+        for i, (operator, more, attributes) in enumerate(
+            [("Reshape", [f"{name}.flat"], {}), *middle, ("Reshape", [f"{name}.shape"], {})]
+        ):
             result = name if i == 3 else f"{name}.{i}"
             nodes.append(helper.make_node(operator, [source, *more], [result], **attributes))
             source = result

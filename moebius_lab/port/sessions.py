@@ -28,7 +28,10 @@ class OnnxBackend(GraphBackend):
     """
 
     def __init__(
-        self, paths: dict[str, Path], config: NetworkConfig, open_: Callable[[Path], onnxruntime.InferenceSession] | None = None
+        self,
+        paths: dict[str, Path],
+        config: NetworkConfig,
+        open_: Callable[[Path], onnxruntime.InferenceSession] | None = None,
     ) -> None:
         self.config = config
         self.sessions = {graph: (open_ or open_session)(paths[graph]) for graph in GRAPHS}
@@ -71,7 +74,9 @@ def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSe
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
     options = session_options(profile)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
+    )
     try:
         model = gather_cells(onnx.load(str(path), load_external_data=False))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -155,7 +155,9 @@ def vae_stage(shop: Workshop) -> None:
     shop.log["vae"] = log
     if shop.left > 0 and parallel.is_first():
         save_half(vae, weights_file)
-    shop.say(f"vae: {log['steps']} steps, held-out PSNR {log['held_out_psnr_db']:.2f} dB, scaling factor {log['scaling_factor']}")
+    shop.say(
+        f"vae: {log['steps']} steps, held-out PSNR {log['held_out_psnr_db']:.2f} dB, scaling factor {log['scaling_factor']}"
+    )
 
 
 def denoiser_stage(shop: Workshop) -> None:
@@ -243,11 +245,15 @@ def run(plan: Plan, work: Path, stages: tuple[str, ...], stop_after: float, smok
     began = time.time()
     work.mkdir(parents=True, exist_ok=True)
     device = parallel.start()
-    torch.manual_seed(SEED + (int(began) + 1000 * parallel.rank()) * (not smoke))  # neither another run's batches nor process's
+    torch.manual_seed(
+        SEED + (int(began) + 1000 * parallel.rank()) * (not smoke)
+    )  # neither another run's batches nor process's
     log_file = work / "training_log.json"
     log = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else {"seed": SEED}
     cards = parallel.world() if device.type == "cuda" else 1
-    log["hardware"] = (f"{cards} x " if cards > 1 else "") + (torch.cuda.get_device_name() if device.type == "cuda" else "CPU")
+    log["hardware"] = (f"{cards} x " if cards > 1 else "") + (
+        torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    )
     log["torch"] = torch.__version__
     parallel.wait()
     shop = Workshop(plan, work, smoke, device, log, began + stop_after)
@@ -269,7 +275,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def save_half(module: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, numbers in float16, integers as they are."""
-    save_file({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}, path)
+    save_file(
+        {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}, path
+    )
 
 
 def main() -> int:
@@ -282,9 +290,15 @@ def main() -> int:
         help="train the shipped weights further, not new ones; what FOLDER has of a training that was not finished goes before them",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", nargs="+", default=[], metavar="STAGE=S", help="training time that vae, decoder and denoiser are planned for, all runs together"
+        "--seconds",
+        nargs="+",
+        default=[],
+        metavar="STAGE=S",
+        help="training time that vae, decoder and denoiser are planned for, all runs together",
     )
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine"
+    )
     args = parser.parse_args()
     parallel.start()
     if args.from_shipped and parallel.is_first():

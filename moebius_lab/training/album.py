@@ -78,7 +78,9 @@ def _at_least(rgb: np.ndarray, side: int) -> np.ndarray:
     if min(h, w) >= side:
         return rgb
     grown = F.interpolate(
-        torch.from_numpy(rgb).permute(2, 0, 1)[None].float(), size=(max(side, h * side // w), max(side, w * side // h)), mode="bicubic"
+        torch.from_numpy(rgb).permute(2, 0, 1)[None].float(),
+        size=(max(side, h * side // w), max(side, w * side // h)),
+        mode="bicubic",
     )
     return grown[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
 

@@ -12,7 +12,12 @@ CARD = DEMO_FOLDER / "README.md"
 TEXTURE_AIM = 0.9  # share of the held-out pictures on which the texture must be better than both OpenCV methods'
 BORDER_AIM = 5.0  # error on the worst side over that inside, up to which nobody sees the border
 PATCHMATCH_AIM = 0.75  # share of the held-out pictures on which a fill should look nearer to the truth than PatchMatch's
-TITLES = {"ours": "ours", "patchmatch": "PatchMatch (`pypatchmatch`)", "telea": "OpenCV Telea", "navier_stokes": "OpenCV Navier-Stokes"}
+TITLES = {
+    "ours": "ours",
+    "patchmatch": "PatchMatch (`pypatchmatch`)",
+    "telea": "OpenCV Telea",
+    "navier_stokes": "OpenCV Navier-Stokes",
+}
 
 
 def _reached(aim: bool) -> str:
@@ -34,7 +39,9 @@ def numbers(report: dict) -> str:
     ]
     for method, title in TITLES.items():
         m = mean[method]
-        figures = f"{m['psnr_db']:.2f} | {m['ssim']:.3f} | {m['texture']:.3f} | {m['texture_error']:.2f} | {m['perceptual']:.2f}"
+        figures = (
+            f"{m['psnr_db']:.2f} | {m['ssim']:.3f} | {m['texture']:.3f} | {m['texture_error']:.2f} | {m['perceptual']:.2f}"
+        )
         lines.append(f"| {title} | {figures} |")
     greyed = ", ".join(f"`{name}` {levels}" for name, levels in report["chroma_of_greyed"].items())
     worse = [
@@ -67,7 +74,9 @@ def training(log: dict) -> str:
     lines = ["| | steps, all trainings together | seconds of steps | last loss |", "|---|---|---|---|"]
     for part, batch in (("vae", 32), ("denoiser", 128), ("decoder", 32)):
         name = {"vae": "autoencoder"}.get(part, part)
-        lines.append(f"| {name} | {log[part]['steps']:,} of {batch} | {log[part]['seconds']:.0f} | {log[part]['curve'][-1][1]} |")
+        lines.append(
+            f"| {name} | {log[part]['steps']:,} of {batch} | {log[part]['seconds']:.0f} | {log[part]['curve'][-1][1]} |"
+        )
     return "\n".join([*lines, "", f"The last training: {log['hardware']}, PyTorch {log['torch']}; seed {log['seed']}."])
 
 

@@ -48,8 +48,26 @@ PACKAGES = (
     "scratch",
     "0ad-data",
 )
-GCOMPRIS_ACTIVITIES = ("erase", "explore_world_animals", "explore_farm_animals", "explore_monuments", "explore_world_music", "clickgame", "details")
-PLASMA_PHOTOGRAPHS = ("BytheWater", "ColdRipple", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey", "Kite", "OneStandsOut", "summer_1am")
+GCOMPRIS_ACTIVITIES = (
+    "erase",
+    "explore_world_animals",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_music",
+    "clickgame",
+    "details",
+)
+PLASMA_PHOTOGRAPHS = (
+    "BytheWater",
+    "ColdRipple",
+    "DarkestHour",
+    "EveningGlow",
+    "FallenLeaf",
+    "Grey",
+    "Kite",
+    "OneStandsOut",
+    "summer_1am",
+)
 UFOAI_FOLDERS = ("tex_nature", "tex_terrain", "tex_dirt", "tex_streets", "tex_material", "tex_buildings")
 ENLIGHTENMENT_PHOTOGRAPHS = (
     "Bamboo", "Foggy-Trees", "God-Rays", "Green-Maple", "Lichen-Branches", "Mountain", "Peaks", "Red-Maple",
@@ -60,7 +78,13 @@ SCRATCH_DRAWN = (
     "graffiti", "mural-faro",
 )  # fmt: skip
 TERRAIN_EVERY = 3  # every third of 0 A.D.'s terrain textures: many are shades of one another
-DRAWN = ("umang_by_Abhishek_Mudgal", "analogpattern_by_Peter_Nerlich", "Fossa_by_Jasper_Roks", "Painting-Colors", "Infinite-Sea")
+DRAWN = (
+    "umang_by_Abhishek_Mudgal",
+    "analogpattern_by_Peter_Nerlich",
+    "Fossa_by_Jasper_Roks",
+    "Painting-Colors",
+    "Infinite-Sea",
+)
 
 HELD_OUT = (
     "seeding_by_Clements_Engelhardt.jpg",
@@ -217,7 +241,10 @@ def parse_gcompris_readme(text: str) -> dict[str, tuple[str, str]]:
         origin = re.search(r"Comment:\s*(based on .*?),? (?:license|Public)", paragraph)
         if author and licence and "original painting" not in paragraph:
             for name in re.findall(r"(?:^|\s)(\S+\.webp)\s*$", paragraph, flags=re.M):
-                table[name] = "; ".join([author[1].strip(), *([origin[1]] if origin else [])]), licence[1].strip().replace("Domain", "domain")
+                table[name] = (
+                    "; ".join([author[1].strip(), *([origin[1]] if origin else [])]),
+                    licence[1].strip().replace("Domain", "domain"),
+                )
     return table
 
 
@@ -332,7 +359,9 @@ def _scratch_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes
 def _terrain_textures(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
     author, licence = look_up(_copyright_of(root), "binaries/data/mods/public/art")
     with zipfile.ZipFile(root / "usr/share/games/0ad/mods/public/public.zip") as files:
-        paths = [path for path in files.namelist() if "/terrain/types/" in path and not re.search(r"_(norm|spec)\w*\.", path)]
+        paths = [
+            path for path in files.namelist() if "/terrain/types/" in path and not re.search(r"_(norm|spec)\w*\.", path)
+        ]
         for i, path in enumerate(sorted(paths)):
             if path.endswith(".dds") and (i % TERRAIN_EVERY == 0 or path.endswith(HELD_OUT)):
                 yield path.removeprefix("art/textures/terrain/"), author, licence, "texture", files.read(path)

@@ -168,7 +168,10 @@ def train_decoder(
         optimizer.load_state_dict(state["optimizer"])
         critic_optimizer.load_state_dict(state["critic_optimizer"])
     vae.encoder.requires_grad_(False)
-    decoding, judged = parallel.together(Decoding(vae, decode)), parallel.together(critic.to(memory_format=torch.channels_last))
+    decoding, judged = (
+        parallel.together(Decoding(vae, decode)),
+        parallel.together(critic.to(memory_format=torch.channels_last)),
+    )
     if parallel.is_first():
         print(f"decoder: ready in {time.time() - began:.0f} s", flush=True)
 
@@ -176,7 +179,10 @@ def train_decoder(
         if parallel.is_first():
             parts = {"critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
             states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}, checkpoint)
+            torch.save(
+                states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan},
+                checkpoint,
+            )
 
     begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
     curve: list[Tensor] = []

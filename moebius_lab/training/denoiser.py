@@ -381,7 +381,10 @@ def train_denoiser(
             log["curve"].append([trainer.steps, round(value, 5)])
             if trainer.steps % PRINT_EVERY == 0 and parallel.is_first():
                 pace = (time.time() - begun) / (done + 1)
-                print(f"denoiser {trainer.steps} steps {log['seconds']:.0f} s loss {value:.5f} {1000 * pace:.1f} ms", flush=True)
+                print(
+                    f"denoiser {trainer.steps} steps {log['seconds']:.0f} s loss {value:.5f} {1000 * pace:.1f} ms",
+                    flush=True,
+                )
         if time.time() - last_save > SAVE_EVERY:
             save()
             last_save = time.time()

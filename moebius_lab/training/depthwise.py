@@ -28,7 +28,9 @@ def _shifted(at, p, c, tap, count, height, width, channels):
 
 
 @triton.jit
-def _convolve(x, taps, bias, y, count, height, width, channels, TURNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def _convolve(
+    x, taps, bias, y, count, height, width, channels, TURNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = c < channels
@@ -45,7 +47,17 @@ def _convolve(x, taps, bias, y, count, height, width, channels, TURNED: tl.const
 
 @triton.jit
 def _add_up(
-    x, gradient, sums, count, height, width, channels, ROUNDS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMS: tl.constexpr
+    x,
+    gradient,
+    sums,
+    count,
+    height,
+    width,
+    channels,
+    ROUNDS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     first = tl.program_id(0) * PIXELS * ROUNDS
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

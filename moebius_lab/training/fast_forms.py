@@ -107,14 +107,23 @@ class DepthwiseConv(nn.Conv2d):
             return depthwise(x.permute(0, 2, 3, 1).contiguous(), taps.contiguous(), bias).permute(0, 3, 1, 2)
 
 
-FORMS = {SelfLambda: FastSelfLambda, CrossLambda: FastCrossLambda, nn.GroupNorm: FastGroupNorm, ChannelLayerNorm: FastLayerNorm}
+FORMS = {
+    SelfLambda: FastSelfLambda,
+    CrossLambda: FastCrossLambda,
+    nn.GroupNorm: FastGroupNorm,
+    ChannelLayerNorm: FastLayerNorm,
+}
 
 
 def _form(module: nn.Module) -> type[nn.Module] | None:
     if type(module) is nn.Conv2d and module.stride == (1, 1):
         if module.kernel_size == (1, 1) and module.groups == 1:
             return PointwiseConv
-        if module.kernel_size == (3, 3) and module.padding == (1, 1) and module.groups == module.in_channels == module.out_channels > 1:
+        if (
+            module.kernel_size == (3, 3)
+            and module.padding == (1, 1)
+            and module.groups == module.in_channels == module.out_channels > 1
+        ):
             return DepthwiseConv
     return FORMS.get(type(module))
 

@@ -44,10 +44,14 @@ def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 def fractal_noise(count: int, size: int, device: torch.device) -> Tensor:
     """(count, 1, size, size) of variance 1: amplitude falls as a random power of the frequency, in one direction faster."""
     frequency = torch.fft.fftfreq(size, device=device)
-    x, y = _turned(frequency[None, None, None, :], frequency[None, None, :, None], _uniform(0, math.pi, count, 1, 1, 1, device=device))
+    x, y = _turned(
+        frequency[None, None, None, :], frequency[None, None, :, None], _uniform(0, math.pi, count, 1, 1, 1, device=device)
+    )
     stretch = torch.exp(0.6 * torch.randn(count, 1, 1, 1, device=device))
     radius = (x.square() * stretch + y.square() / stretch + size**-2).sqrt()
-    spectrum = torch.fft.fft2(torch.randn(count, 1, size, size, device=device)) * radius ** -_uniform(0.4, 2.0, count, 1, 1, 1, device=device)
+    spectrum = torch.fft.fft2(torch.randn(count, 1, size, size, device=device)) * radius ** -_uniform(
+        0.4, 2.0, count, 1, 1, 1, device=device
+    )
     spectrum[..., 0, 0] = 0
     noise = torch.fft.ifft2(spectrum).real
     return noise / noise.std((2, 3), keepdim=True).clamp_min(1e-6)
@@ -62,12 +66,16 @@ def _clouds(count: int, size: int, device: torch.device) -> Tensor:
 def _surface(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Coordinates (count, 1, size, size) of a plane seen in perspective: what lies on it becomes narrower with distance."""
     x, y = _grid(size, device)
-    x, y = _turned(x, y, _uniform(0, 2 * math.pi, count, 1, 1, 1, device=device) * (torch.rand(count, 1, 1, 1, device=device) < 0.7))
+    x, y = _turned(
+        x, y, _uniform(0, 2 * math.pi, count, 1, 1, 1, device=device) * (torch.rand(count, 1, 1, 1, device=device) < 0.7)
+    )
     tilt_x, tilt_y = (0.32 * torch.randn(2, count, 1, 1, 1, device=device)).clamp(-0.6, 0.6)
     depth = 1 + tilt_x * x + tilt_y * y
     depth = depth.clamp_min(0.12)
     scale = torch.exp(_uniform(math.log(1.5), math.log(14), count, 1, 1, 1, device=device))
-    return scale * x / depth + 7 * torch.rand(count, 1, 1, 1, device=device), scale * y / depth + 7 * torch.rand(count, 1, 1, 1, device=device)
+    return scale * x / depth + 7 * torch.rand(count, 1, 1, 1, device=device), scale * y / depth + 7 * torch.rand(
+        count, 1, 1, 1, device=device
+    )
 
 
 def _hashed(a: Tensor, b: Tensor, salt: Tensor) -> Tensor:
@@ -86,7 +94,11 @@ def _wall(count: int, size: int, device: torch.device) -> Tensor:
     inside = torch.minimum(torch.minimum(u - column, 1 - u + column), torch.minimum(v - row, 1 - v + row))
     brick = ((inside - joint) / (0.5 * joint)).clamp(0, 1)
     shade = 1 + _uniform(0, 0.35, count, 1, 1, 1, device=device) * (_hashed(row, column, salt) - 0.5)
-    face = _colours(count, device) * shade * (1 + 0.12 * torch.rand(count, 1, 1, 1, device=device) * fractal_noise(count, size, device))
+    face = (
+        _colours(count, device)
+        * shade
+        * (1 + 0.12 * torch.rand(count, 1, 1, 1, device=device) * fractal_noise(count, size, device))
+    )
     return torch.lerp(_colours(count, device), face, brick)
 
 
@@ -97,18 +109,27 @@ def _grating(count: int, size: int, device: torch.device) -> Tensor:
     stripes = torch.sigmoid(sharp * (torch.sin(2 * u) - _uniform(-0.8, 0.8, count, 1, 1, 1, device=device)))
     across = torch.sigmoid(sharp * (torch.sin(1.3 * v) - _uniform(0, 0.95, count, 1, 1, 1, device=device)))
     across = across * (torch.rand(count, 1, 1, 1, device=device) < 0.4)
-    behind = torch.lerp(_clouds(count, size, device), _gradient(count, size, device), (torch.rand(count, 1, 1, 1, device=device) < 0.5).float())
+    behind = torch.lerp(
+        _clouds(count, size, device),
+        _gradient(count, size, device),
+        (torch.rand(count, 1, 1, 1, device=device) < 0.5).float(),
+    )
     return torch.lerp(behind, _colours(count, device), torch.maximum(stripes, across))
 
 
 def _gradient(count: int, size: int, device: torch.device) -> Tensor:
     """A sky or a wall: four corners, and up to two straight edges, sharp or soft."""
-    corners = torch.lerp(_colours(count, device), torch.rand(count, 3, 2, 2, device=device), 0.3 * torch.rand(count, 1, 1, 1, device=device))
+    corners = torch.lerp(
+        _colours(count, device), torch.rand(count, 3, 2, 2, device=device), 0.3 * torch.rand(count, 1, 1, 1, device=device)
+    )
     picture = F.interpolate(corners, size=(size, size), mode="bilinear", align_corners=True)
     x, y = _grid(size, device)
     for _ in range(2):
         along, _ = _turned(x, y, _uniform(0, 2 * math.pi, count, 1, 1, 1, device=device))
-        side = torch.sigmoid((along - _uniform(-0.7, 0.7, count, 1, 1, 1, device=device)) * torch.exp(_uniform(1, 6, count, 1, 1, 1, device=device)))
+        side = torch.sigmoid(
+            (along - _uniform(-0.7, 0.7, count, 1, 1, 1, device=device))
+            * torch.exp(_uniform(1, 6, count, 1, 1, 1, device=device))
+        )
         shown = (torch.rand(count, 1, 1, 1, device=device) < 0.6).float()
         picture = torch.lerp(picture, _colours(count, device), side * shown)
     return picture
@@ -137,7 +158,10 @@ def _leaves(count: int, size: int, device: torch.device) -> Tensor:
 
 def _branches(count: int, size: int, device: torch.device) -> Tensor:
     """Stems that fork and grow thinner, before a sky or a wood."""
-    picture, (x, y) = torch.lerp(_gradient(count, size, device), _clouds(count, size, device), torch.rand(count, 1, 1, 1, device=device)), _grid(size, device)
+    picture, (x, y) = (
+        torch.lerp(_gradient(count, size, device), _clouds(count, size, device), torch.rand(count, 1, 1, 1, device=device)),
+        _grid(size, device),
+    )
     bark = _colours(count, device) * (1 + 0.15 * fractal_noise(count, size, device))
     every = torch.arange(count, device=device)
     ends = torch.zeros(count, BRANCHES, 2, device=device)
@@ -172,8 +196,12 @@ def generated_pictures(count: int, size: int, device: torch.device) -> Tensor:
     kind = KINDS[int(torch.randint(len(KINDS), ()))]
     picture = F.avg_pool2d(kind(count, OVERSAMPLING * size, device), OVERSAMPLING)
     grain = F.avg_pool2d(torch.randn(count, 1, size + 1, size + 1, device=device), 2, 1)
-    grain = torch.lerp(torch.randn(count, 1, size, size, device=device), 2 * grain, torch.rand(count, 1, 1, 1, device=device))
-    strength = _uniform(0.005, 0.06, count, 1, 1, 1, device=device) * (torch.rand(count, 1, 1, 1, device=device) < GRAIN_SHARE)
+    grain = torch.lerp(
+        torch.randn(count, 1, size, size, device=device), 2 * grain, torch.rand(count, 1, 1, 1, device=device)
+    )
+    strength = _uniform(0.005, 0.06, count, 1, 1, 1, device=device) * (
+        torch.rand(count, 1, 1, 1, device=device) < GRAIN_SHARE
+    )
     picture = picture + strength * grain
     grey = torch.rand(count, 1, 1, 1, device=device) < GREY_SHARE
     return torch.where(grey, picture.mean(1, keepdim=True), picture).clamp(0, 1)

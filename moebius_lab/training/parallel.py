@@ -59,7 +59,9 @@ def together(module: nn.Module) -> Callable:
     """
     if world() == 1:
         return module
-    torch._dynamo.config.optimize_ddp = False  # parts are compiled one by one: there is nothing to split at the buckets' ends
+    torch._dynamo.config.optimize_ddp = (
+        False  # parts are compiled one by one: there is nothing to split at the buckets' ends
+    )
     ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
     return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
@@ -79,7 +81,9 @@ def average(gradients: list[Tensor]) -> None:
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= world()
-        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients)])
+        torch._foreach_copy_(
+            gradients, [part.view(g.shape) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients)]
+        )
 
 
 @torch.no_grad()

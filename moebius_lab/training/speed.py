@@ -78,7 +78,11 @@ def worst_difference(name: str, device: torch.device) -> float:
     published = MoebiusNet(config).to(device).train()
     fast = use_fast_forms(copy.deepcopy(published))
     s = config.latent_size
-    inputs = torch.randn(4, 9, s, s, device=device), torch.arange(4, device=device) * 300, torch.arange(10, device=device).expand(4, -1)
+    inputs = (
+        torch.randn(4, 9, s, s, device=device),
+        torch.arange(4, device=device) * 300,
+        torch.arange(10, device=device).expand(4, -1),
+    )
     expected, given = published(*inputs), fast(*inputs)
     return float((given - expected).abs().max() / expected.pow(2).mean().sqrt())
 
@@ -88,13 +92,18 @@ def measure(name: str, batch: int, times: int) -> list[str]:
     config, device = NETWORKS[name], parallel.start()
     difference = worst_difference(name, device)
     if not difference < MOST_DIFFERENCE:
-        raise LabError(f"the fast forms are off by {difference:.3g} on this machine: do not train here before that is mended")
+        raise LabError(
+            f"the fast forms are off by {difference:.3g} on this machine: do not train here before that is mended"
+        )
     trainer = denoiser.Trainer(config, random_pool(max(64, batch), config.latent_size, device), batch)
     trainer.network.train()
     if trainer.cuda:
         trainer.capture()
     step, host = milliseconds(lambda: trainer.step(0.0), times, device)
-    lines = [f"fast forms off by at most {difference:.1e}", f"denoiser, a step of {batch}: {step:.1f} ms, host {host:.1f} ms"]
+    lines = [
+        f"fast forms off by at most {difference:.1e}",
+        f"denoiser, a step of {batch}: {step:.1f} ms, host {host:.1f} ms",
+    ]
     side = LARGEST * config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (ALBUM, side, side, 3), dtype=np.uint8)
     album = Album([("photograph", picture) for picture in noise], device, config.image_size, bank=16)

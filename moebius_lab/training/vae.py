@@ -69,7 +69,10 @@ def agreed(compiled: Callable, plain: nn.Module, x: Tensor, through: bool = True
     for theirs, ours in zip(*answers):
         error = ((theirs - ours).pow(2).mean((0, 1, 3)) / ours.pow(2).mean((0, 1, 3)).clamp_min(1e-12)).sqrt()  # a row each
         if not error.max() < 0.1:
-            print(f"the compiled {type(plain).__name__} is off by {float(error.max()):.2f} in row {int(error.argmax())}: not used", flush=True)
+            print(
+                f"the compiled {type(plain).__name__} is off by {float(error.max()):.2f} in row {int(error.argmax())}: not used",
+                flush=True,
+            )
             return plain
     return compiled
 
@@ -168,7 +171,13 @@ def train_vae(
 
     def save() -> None:
         if parallel.is_first():
-            state = {"vae": vae.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "log": log, "plan": plan}
+            state = {
+                "vae": vae.state_dict(),
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+                "log": log,
+                "plan": plan,
+            }
             torch.save(state, checkpoint)
 
     begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]

@@ -77,7 +77,9 @@ def test_scaled_latents_deviate_by_one(backend, some):
 def test_the_shipped_denoiser_predicts_noise_as_well_as_its_log_says(backend, some):
     errors = held_out_border_error(backend, some)
     log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
-    first, last = (np.mean([loss for _, loss in part]) for part in (log["denoiser"]["curve"][:3], log["denoiser"]["curve"][-3:]))
+    first, last = (
+        np.mean([loss for _, loss in part]) for part in (log["denoiser"]["curve"][:3], log["denoiser"]["curve"][-3:])
+    )
     assert np.mean(errors["inside"]) < 1.5 * last < 0.5 * first
     sides = [error for side, channels in errors.items() if side != "inside" for error in channels]
     assert max(sides) < 0.06  # 0.98 where the outermost 8 px came out wrong: a row's noise was never predicted
@@ -97,7 +99,9 @@ def test_photographs_are_small_credited_and_have_a_hole():
 
 def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
     sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
-    held_out = {s["file"].rpartition("/")[2].partition("_by_")[0].partition(".")[0] for s in sources if s["use"] == "held-out"}
+    held_out = {
+        s["file"].rpartition("/")[2].partition("_by_")[0].partition(".")[0] for s in sources if s["use"] == "held-out"
+    }
     pairs = held_out_pairs()
     assert len(pairs) >= 32 and set(pairs) <= held_out
     text = card.CARD.read_text(encoding="utf-8")
@@ -110,7 +114,10 @@ def test_held_out_pictures_are_small_and_their_sources_were_not_trained_on():
 def test_an_evaluation_counts_what_it_measures(backend, some):
     report, sheet = evaluate(backend, dict(list(some.items())[:2]), Settings(steps=2, init="noise"))
     first, second = report["pictures"].values()
-    wins = sum(p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"]) for p in (first, second))
+    wins = sum(
+        p["ours"]["texture_error"] < min(p["telea"]["texture_error"], p["navier_stokes"]["texture_error"])
+        for p in (first, second)
+    )
     assert report["texture_wins"] == wins and report["count"] == 2 and sheet.height > 2 * 256
     for method in ("ours", "telea", "navier_stokes"):
         halfway = (first[method]["psnr_db"] + second[method]["psnr_db"]) / 2
@@ -248,7 +255,9 @@ def test_a_training_that_is_not_finished_fits_the_network():
     if folder.exists():
         make_vae(DEMO).load_state_dict(load_file(folder / "vae.safetensors"), strict=True)
         log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
-        assert log["vae"]["held_out_psnr_db"] > 26 and f"{log['vae']['scaling_factor']}" in (folder / "README.md").read_text(encoding="utf-8")
+        assert log["vae"]["held_out_psnr_db"] > 26 and f"{log['vae']['scaling_factor']}" in (folder / "README.md").read_text(
+            encoding="utf-8"
+        )
 
 
 @pytest.mark.slow
@@ -260,7 +269,9 @@ def test_the_notebook_runs_in_its_smoke_form(tmp_path):
         kernel_name="python3", cwd=str(source.parent), progress_bar=False,
     )  # fmt: skip
     assert Image.open(tmp_path / "contact_sheet.png").width == 5 * 260
-    pictures = [o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    pictures = [
+        o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
     assert len(pictures) == 5  # tiles, holes, curves, first kernels, contact sheet
 
 

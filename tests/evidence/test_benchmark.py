@@ -76,7 +76,9 @@ def clock(monkeypatch) -> Clock:
 def test_backends_take_turns(clock):
     order = []
     takes = {"a": clock.takes(0.002), "b": clock.takes(0.003)}
-    times, missing = measure("turns", {name: lambda name=name: (order.append(name), takes[name]())[1] for name in "ab"}, repeats=3, warmup=1)
+    times, missing = measure(
+        "turns", {name: lambda name=name: (order.append(name), takes[name]())[1] for name in "ab"}, repeats=3, warmup=1
+    )
     assert order == list("abababab") and not missing
     assert times == {"a": pytest.approx([2, 2, 2]), "b": pytest.approx([3, 3, 3])}
 
@@ -105,7 +107,13 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
     one = _Run(small, results, 3, 1.0, time.monotonic() + 60)
     with ExitStack() as stack:
-        one.open([Candidate("a card", "fp32", fails), Candidate("this", "fp32", lambda s: Entrant("this", "fp32", PROCESSOR, "seen"))], stack)
+        one.open(
+            [
+                Candidate("a card", "fp32", fails),
+                Candidate("this", "fp32", lambda s: Entrant("this", "fp32", PROCESSOR, "seen")),
+            ],
+            stack,
+        )
     written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [(m["backend"], m["reason"]) for m in written["missing"]] == [("a card", "no such card")]
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
@@ -115,7 +123,16 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
 def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys):
     output = tmp_path / "all.json"
-    arguments = ["--network", "small", "--weights", "deterministic", "--output-dir", str(small.folder), "--output", str(output)]
+    arguments = [
+        "--network",
+        "small",
+        "--weights",
+        "deterministic",
+        "--output-dir",
+        str(small.folder),
+        "--output",
+        str(output),
+    ]
     arguments += ["--backends", "torch-cuda", "torch-cpu", "onnxruntime-cpu", "webgpu-native", "--precisions", "fp32"]
     arguments += ["--measures", "step", "limits", "profile", "--repeats", "2"]
     assert main(["benchmark", *arguments]) == 0
@@ -134,7 +151,9 @@ def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys)
 
 def test_a_whole_picture_is_not_begun_where_it_would_take_too_long(small, tmp_path):
     results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
-    results.add("rows", [vars(summary("guided step", (name, "fp32"), [ms])) for name, ms in (("slow", 9000.0), ("quick", 1.0))])
+    results.add(
+        "rows", [vars(summary("guided step", (name, "fp32"), [ms])) for name, ms in (("slow", 9000.0), ("quick", 1.0))]
+    )
     one = _Run(small, results, 3, 60.0, time.monotonic() + 60)
     filled = []
     one.lacks("guided step", ("slowest", "fp32"), "one run takes 80 s, longer than the 60 s allowed")
@@ -191,7 +210,9 @@ def test_a_profile_is_summed_by_operator_without_the_first_run():
             {"cat": "Session", "name": "model_run", "ts": ts, "dur": 50, "args": {}},
         ]
 
-    card = [{"cat": "Api", "name": f"n{i}&Conv&Conv2dMM", "ts": i, "dur": d, "args": {}} for i, d in enumerate((9000, 100, 300))]
+    card = [
+        {"cat": "Api", "name": f"n{i}&Conv&Conv2dMM", "ts": i, "dur": d, "args": {}} for i, d in enumerate((9000, 100, 300))
+    ]
     events = run_at(0, 9999, 9999) + run_at(100, 10, 30) + run_at(200, 20, 50) + card
     times = {(t.operator, t.where): (t.calls, t.ms) for t in operator_times(json.dumps(events), 2)}
     assert times == {("Conv", PROCESSOR): (1, 0.015), ("MatMul", PROCESSOR): (1, 0.04), ("Conv", CARD): (1, 0.2)}
@@ -264,7 +285,12 @@ def test_the_answer_says_what_was_measured_and_what_is_missing():
         "missing": [{"what": "guided step", "backend": "Chromium, WebGPU", "form": "fp32", "steps": 0, "reason": "no card"}],
     }  # fmt: skip
     text = answer(data)
-    for words in ("took 40 ms (b, int8)", "The 19 steps are 86% of a whole picture's time (median of 2 backends and forms)", "1.5 times as long in a.", "Not measured here: Chromium, WebGPU;"):
+    for words in (
+        "took 40 ms (b, int8)",
+        "The 19 steps are 86% of a whole picture's time (median of 2 backends and forms)",
+        "1.5 times as long in a.",
+        "Not measured here: Chromium, WebGPU;",
+    ):
         assert words in text
     assert answer({"release_steps": 19, "rows": [], "missing": []}).startswith("Nothing was measured here")
 

@@ -101,7 +101,9 @@ def test_weights_that_are_damaged_or_that_no_page_may_read(port, tmp_path):
             damaged(port, tmp_path / "b", lambda site: change(site / "manifest.json", weights_base=weights.url))
 
 
-@pytest.mark.parametrize("url", ["page", "ftp://127.0.0.1/", "http://[::1/", "http://127.0.0.1:99999/", "http://127.0.0.1:9/"])
+@pytest.mark.parametrize(
+    "url", ["page", "ftp://127.0.0.1/", "http://[::1/", "http://127.0.0.1:99999/", "http://127.0.0.1:9/"]
+)
 def test_addresses_that_lead_nowhere(url):
     with pytest.raises(LabError, match="is not an address|does not answer"):
         check_port(url)

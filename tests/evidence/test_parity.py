@@ -44,7 +44,9 @@ def test_a_mismatch_is_an_error_that_names_it():
     bad = parity.compare("step", "noise", "fp32", "CPU", zeros + 1e-3, zeros)
     not_a_number = parity.compare("vae_decoder", "image", "int8", "CPU", zeros * np.nan, zeros)
     parity.require([good])
-    with pytest.raises(parity.ParityError, match="step.noise in fp32 on CPU: max 1.00e-03.*asked max 0.0001; vae_decoder.image"):
+    with pytest.raises(
+        parity.ParityError, match="step.noise in fp32 on CPU: max 1.00e-03.*asked max 0.0001; vae_decoder.image"
+    ):
         parity.require([good, bad, not_a_number])
     assert parity.table([good, bad]).verdict.tolist() == ["ok", "DIFFERENT"]
     with pytest.raises(parity.ParityError, match="shape"):
@@ -117,7 +119,13 @@ def a_row(graph="step", output="noise", precision="fp32", backend="CPU", off=1e-
 
 
 def test_the_table_for_reading_has_graphs_down_and_precisions_across():
-    rows = [a_row(), a_row(precision="int8", off=1e-3), a_row("vae_encoder", "mean", backend="a browser"), a_row("vae_encoder", "mean"), a_row(precision="fp32", backend="a browser", off=1e-2)]
+    rows = [
+        a_row(),
+        a_row(precision="int8", off=1e-3),
+        a_row("vae_encoder", "mean", backend="a browser"),
+        a_row("vae_encoder", "mean"),
+        a_row(precision="fp32", backend="a browser", off=1e-2),
+    ]
     table = parity.wide_table(rows)
     assert list(table.columns) == ["fp32, largest difference", "int8, dB"]
     assert list(table.index) == [
@@ -131,8 +139,15 @@ def test_the_table_for_reading_has_graphs_down_and_precisions_across():
 def test_the_answer_says_what_the_rows_show_and_what_is_missing():
     rows = [a_row(), a_row(backend="Chromium, wasm", off=2e-5), a_row(precision="int8", off=1e-3)]
     text = parity.answer(rows, {})
-    assert "In float32, yes" in text and "2.0e-05 (Chromium, wasm)" in text and "int8 at least 60 dB" in text and "Not compared" not in text
-    text = parity.answer(rows[:1], {"Chromium, wasm": "no browser", "this browser": "no browser", "WebGPU, native": "no card"})
+    assert (
+        "In float32, yes" in text
+        and "2.0e-05 (Chromium, wasm)" in text
+        and "int8 at least 60 dB" in text
+        and "Not compared" not in text
+    )
+    text = parity.answer(
+        rows[:1], {"Chromium, wasm": "no browser", "this browser": "no browser", "WebGPU, native": "no card"}
+    )
     assert "Chromium" not in text.partition("**Not compared")[0]
     assert text.endswith("**Not compared here:** Chromium, wasm; this browser (no browser). WebGPU, native (no card).")
     text = parity.answer([*rows, a_row("vae_decoder", "image", off=1e-2)], {})

@@ -37,7 +37,13 @@ def test_rows_are_kept_over_runs_replaced_by_name_and_never_mixed_with_others(tm
     assert results.read(path) == data
 
 
-OTHER = {"machine": {"processor": "another", "cores": 4, "cards": []}, "network": "demo", "weights": "demo", "made_from": "x", "code": "x"}
+OTHER = {
+    "machine": {"processor": "another", "cores": 4, "cards": []},
+    "network": "demo",
+    "weights": "demo",
+    "made_from": "x",
+    "code": "x",
+}
 
 
 def test_files_of_one_machine_merge_and_others_are_refused(tmp_path):
@@ -72,14 +78,25 @@ def test_the_readme_has_tables_of_one_file_each(tmp_path):
     files = results.read_all(paths)
     text = results.readme_table(files)
     assert len(tables(text)) == 3, "not one table has rows of two files"
-    assert text.index("**small on A card, 8 cores, 2026-01-02 03:04 UTC, code abababab**") < text.index("**small on a processor, 2 cores, 2026-01-03 00:00 UTC, code cdcdcdcd**")
-    assert text.index("<details>") < text.index("**small on a processor, 2 cores, 2026-01-02 03:04 UTC, code not recorded**") < text.index("</details>")
+    assert text.index("**small on A card, 8 cores, 2026-01-02 03:04 UTC, code abababab**") < text.index(
+        "**small on a processor, 2 cores, 2026-01-03 00:00 UTC, code cdcdcdcd**"
+    )
+    assert (
+        text.index("<details>")
+        < text.index("**small on a processor, 2 cores, 2026-01-02 03:04 UTC, code not recorded**")
+        < text.index("</details>")
+    )
     lines = text.splitlines()
     assert lines.index("| quick | fp32 | 10 (9 to 11) | 0.9 |") < lines.index("| slow | fp32 | 2,000 (1,999 to 2,001) |  |")
     assert "| load and memory | backend | fp32 | int8 |" in lines
-    assert f"| from the cache to ready | {results.CAPTURED} |  | 4.5 s |" in lines and f"| peak memory, page | {results.CAPTURED} | 2.48 GB |  |" in lines
+    assert (
+        f"| from the cache to ready | {results.CAPTURED} |  | 4.5 s |" in lines
+        and f"| peak memory, page | {results.CAPTURED} | 2.48 GB |  |" in lines
+    )
     assert text.count("Method: by hand") == 3
-    assert results.table(files).groupby("run").size().to_dict() == {results.run_name(data): len(data["rows"]) for data in files}
+    assert results.table(files).groupby("run").size().to_dict() == {
+        results.run_name(data): len(data["rows"]) for data in files
+    }
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n", encoding="utf-8")
     assert main(["results", *map(str, paths), "--readme", str(readme)]) == 0
@@ -103,7 +120,9 @@ def test_the_readme_is_what_the_committed_results_make():
     assert between.strip() == made.strip(), "run `python -m moebius_lab results --readme README.md`"
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is not JSON"), ("[]", "no file of measurements"), (json.dumps({"format": 0}), "of form 1")]
+)
 def test_files_that_are_none_are_refused(tmp_path, text, words):
     (tmp_path / "r.json").write_text(text, encoding="utf-8")
     with pytest.raises(LabError, match=words):

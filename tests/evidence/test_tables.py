@@ -102,7 +102,12 @@ def test_the_tables_hold_together():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"matrices": "int7"}, {"arithmetic": FLOAT16, "matrices": INT8, "kernels": FLOAT16}, {"arithmetic": "bfloat16"}, {"costly": ("step",)}],
+    [
+        {"matrices": "int7"},
+        {"arithmetic": FLOAT16, "matrices": INT8, "kernels": FLOAT16},
+        {"arithmetic": "bfloat16"},
+        {"costly": ("step",)},
+    ],
 )
 def test_an_entry_that_nothing_could_store_is_refused(fields):
     with pytest.raises(ValueError, match="choose|arithmetic"):

@@ -42,7 +42,9 @@ def bench(picture_files, tmp_path_factory) -> Workbench:
 
 
 @pytest.mark.filterwarnings("error")  # PyTorch warns of arrays that are read-only
-@pytest.mark.parametrize("make", [Modules, lambda bench: TorchGraphs(bench, "cpu", torch.float32)], ids=["modules", "benchmark"])
+@pytest.mark.parametrize(
+    "make", [Modules, lambda bench: TorchGraphs(bench, "cpu", torch.float32)], ids=["modules", "benchmark"]
+)
 def test_a_runtime_that_defines_run_is_a_backend(bench, make):
     backend, published = make(bench), bench.torch_backend
     inputs = example_inputs(bench.config)
@@ -72,7 +74,10 @@ def test_the_three_methods_over_run_stand_once():
     package = Path(moebius_lab.__file__).parent
     places = {path: ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")}
     classes = [(path, node) for path, tree in places.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    methods = {(path.name, node.name): {part.name for part in node.body if isinstance(part, ast.FunctionDef)} for path, node in classes}
+    methods = {
+        (path.name, node.name): {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+        for path, node in classes
+    }
     having = {place for place, names in methods.items() if names >= {"encode", "step", "decode"}}
     assert having == {("backends.py", name) for name in ("Backend", "GraphBackend", "TorchBackend")}
     assert all(issubclass(kind, GraphBackend) for kind in (OnnxBackend, TorchGraphs, BrowserRunner))

@@ -145,7 +145,9 @@ def specks(height, width, count, size, seed=0):
     return mask
 
 
-@pytest.mark.parametrize("count, most", [(200, 60), (800, 85), (10_000, 90)])  # 88 tiles of the usable part cover the picture
+@pytest.mark.parametrize(
+    "count, most", [(200, 60), (800, 85), (10_000, 90)]
+)  # 88 tiles of the usable part cover the picture
 def test_many_small_holes_go_through_windows_of_the_model_s_size(count, most):
     mask = specks(3000, 4000, count, 3)
     began = time.process_time()

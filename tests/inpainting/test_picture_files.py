@@ -147,7 +147,10 @@ def test_a_profile_converts_colours_as_littlecms_does():
         Image.fromarray(RGB), ImageCms.ImageCmsProfile(io.BytesIO(DISPLAY_P3)), ImageCms.createProfile("sRGB"), 1
     )
     picture = read_picture(png(RGB, iccp(DISPLAY_P3)))
-    assert np.abs(picture.rgb.astype(int) - np.asarray(expected)).max() <= 1 and np.abs(picture.rgb.astype(int) - RGB).max() > 50
+    assert (
+        np.abs(picture.rgb.astype(int) - np.asarray(expected)).max() <= 1
+        and np.abs(picture.rgb.astype(int) - RGB).max() > 50
+    )
     assert np.array_equal(picture.stored, RGB) and picture.profile == DISPLAY_P3
 
 
@@ -230,7 +233,9 @@ def test_every_colour_mode_is_read_as_pillow_converts_it(tmp_path, mode):
 
 
 def test_lab_is_read_as_srgb(tmp_path):
-    lab = ImageCms.profileToProfile(Image.fromarray(RGB), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(RGB), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
     lab.save(tmp_path / "x.tif")
     assert np.abs(read_image(tmp_path / "x.tif").astype(int) - RGB).mean() < 1.5  # Lab in 8 bits
 
@@ -250,7 +255,9 @@ def test_paths_contents_and_pil_images_go_through_the_same_door(tmp_path, name):
     path.write_bytes(content)
     expected = read_picture(path)
     forms = [content, bytearray(content), memoryview(content)]
-    if name not in cases.BROKEN_METADATA and not name.startswith(("cICP", "XMP against", "EXIF after")):  # Pillow reads those by rules of its own
+    if name not in cases.BROKEN_METADATA and not name.startswith(
+        ("cICP", "XMP against", "EXIF after")
+    ):  # Pillow reads those by rules of its own
         image = Image.open(path)
         loaded = Image.open(path)
         loaded.load()
@@ -350,7 +357,9 @@ def test_exact_formats_bring_every_pixel_back(tmp_path, ending, source):
     else:
         assert back.profile == picture.profile
         assert np.array_equal(back.stored_rgb[outside], picture.stored_rgb[outside])
-    assert (back.alpha is None) == (picture.alpha is None) and np.array_equal(as_rgba(back)[..., 3], as_rgba(picture)[..., 3])
+    assert (back.alpha is None) == (picture.alpha is None) and np.array_equal(
+        as_rgba(back)[..., 3], as_rgba(picture)[..., 3]
+    )
     assert np.abs(back.rgb[HOLE > 0].astype(int) - 130).max() <= 2
     assert not list(tmp_path.glob(".*"))
 
@@ -487,7 +496,9 @@ def test_the_panel_gives_a_picture_back_in_its_own_profile(tmp_path):
     result = panel.run(timeout=120)
     assert result.mode == "RGBA" and result.info["icc_profile"] == DISPLAY_P3
     far = ndimage.distance_transform_edt(hole == 0) > 20
-    assert np.array_equal(np.asarray(result)[far], pixels[far]) and np.array_equal(np.asarray(result)[..., 3], pixels[..., 3])
+    assert np.array_equal(np.asarray(result)[far], pixels[far]) and np.array_equal(
+        np.asarray(result)[..., 3], pixels[..., 3]
+    )
     plain = Inpaint(MaskPainter(painter.image, hole), {"PyTorch": backend})
     plain.steps.value = 2
     in_srgb = np.asarray(plain.run(timeout=120)).astype(int)

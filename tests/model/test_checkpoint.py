@@ -89,7 +89,9 @@ def test_numbers_that_no_weight_can_have_are_refused(tmp_path, state, change, wo
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
 def test_types_that_weights_are_published_in_load(tmp_path, state, kind):
-    torch.save({name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "x.bin")
+    torch.save(
+        {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "x.bin"
+    )
     weight = load_checkpoint(tmp_path / "x.bin", SMALL).embedding_layer.weight
     assert weight.dtype == torch.float32 and torch.equal(weight, state["embedding_layer.weight"].to(kind).float())
 
@@ -99,8 +101,14 @@ def test_types_that_weights_are_published_in_load(tmp_path, state, kind):
     [
         (lambda state: dict(enumerate(state.values())), "have no names other than 0"),
         (lambda state: {"epoch": 3, "state_dict": state}, "save its entry 'state_dict' alone"),
-        (lambda state: {"module." + name: value for name, value in state.items()}, "each name has an extra 'module.' in front"),
-        (lambda state: {"_orig_mod." + name: value for name, value in state.items()}, "each name has an extra '_orig_mod.' in front"),
+        (
+            lambda state: {"module." + name: value for name, value in state.items()},
+            "each name has an extra 'module.' in front",
+        ),
+        (
+            lambda state: {"_orig_mod." + name: value for name, value in state.items()},
+            "each name has an extra '_orig_mod.' in front",
+        ),
     ],
 )
 def test_the_right_tensors_under_other_names_say_what_to_save(tmp_path, state, wrap, words):

@@ -389,7 +389,9 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, publi
         "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2], {'revisions': {}, 'files': {}}))\n"
         "except LabError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8"
+    )
     assert "the disk is full" in done.stdout, done.stdout + done.stderr
     assert left_behind(hub) == ({place.name} if by_hand else set())
 
@@ -407,12 +409,18 @@ def test_a_damaged_lock_file_is_named(hub):
 def test_what_is_pinned_is_what_is_asked_for_and_names_its_source():
     """The Places2 denoiser and the autoencoder, as others saw them; see `hub.SEEN_BY`."""
     assert PINNED["revisions"].keys() == {DENOISER, VAE}
-    assert PINNED["files"].keys() == {f"{DENOISER}/{PLACES}", f"{VAE}/vae/config.json", f"{VAE}/vae/diffusion_pytorch_model.bin"}
+    assert PINNED["files"].keys() == {
+        f"{DENOISER}/{PLACES}",
+        f"{VAE}/vae/config.json",
+        f"{VAE}/vae/diffusion_pytorch_model.bin",
+    }
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in PINNED["revisions"].values())
     for entry in PINNED["files"].values():
         assert re.fullmatch("[0-9a-f]{64}", entry["sha256"]) and "github.com/" in entry["source"] and entry["bytes"] > 0
     parameters = sum(value.numel() for value in MoebiusNet(MOEBIUS).state_dict().values() if value.is_floating_point())
-    assert 0 < PINNED["files"][f"{DENOISER}/{PLACES}"]["bytes"] - 4 * parameters < 2e6, "32 bits a number, and a pickle's head"
+    assert 0 < PINNED["files"][f"{DENOISER}/{PLACES}"]["bytes"] - 4 * parameters < 2e6, (
+        "32 bits a number, and a pickle's head"
+    )
     autoencoder = sum(p.numel() for p in make_vae(MOEBIUS).parameters())
     assert 0 < PINNED["files"][f"{VAE}/vae/diffusion_pytorch_model.bin"]["bytes"] - 2 * autoencoder < 1e5, "16 bits a number"
 
@@ -428,19 +436,26 @@ def test_a_pinned_file_is_taken_and_goes_once_it_is_converted_also_after_an_inte
         hub.fetch(DENOISER, (PLACES,))  # and the process ends here
     assert left_behind(hub) == {"diffusion_pytorch_model.bin"}
     assert denoiser(hub).is_file() and left_behind(hub) == {"denoiser.safetensors"}
-    assert [request["path"] for request in server.state.requests if "/resolve/" in request["path"]][0].split("/")[4] == REVISION
+    assert [request["path"] for request in server.state.requests if "/resolve/" in request["path"]][0].split("/")[
+        4
+    ] == REVISION
 
 
 def test_another_file_than_the_pinned_one_is_not_fetched_and_the_way_on_works(hub, server, published):
     hub = Hub(hub.folder, server.url, pins(published, "ab" * 32))
-    with pytest.raises(HubError, match="now has another file.*than abababababababab... as pinned in hub.py .source: the notes of a friend.; if its authors.*fetch NAME --unpinned`$"):
+    with pytest.raises(
+        HubError,
+        match="now has another file.*than abababababababab... as pinned in hub.py .source: the notes of a friend.; if its authors.*fetch NAME --unpinned`$",
+    ):
         denoiser(hub)
     assert not server.state.deliveries() and left_behind(hub) == set()
     hub.unpin(DENOISER)
     path = denoiser(hub)
     assert denoiser(hub) == path
     lock = json.loads((hub.folder / "lock.json").read_text(encoding="utf-8"))
-    assert lock["unpinned"] == [DENOISER] and lock["files"][f"{DENOISER}/{PLACES}"]["sha256"] == file_sha256(published / "denoiser.bin")
+    assert lock["unpinned"] == [DENOISER] and lock["files"][f"{DENOISER}/{PLACES}"]["sha256"] == file_sha256(
+        published / "denoiser.bin"
+    )
 
 
 def test_a_file_put_there_by_hand_is_held_to_its_pin(hub, server, published):
@@ -448,14 +463,20 @@ def test_a_file_put_there_by_hand_is_held_to_its_pin(hub, server, published):
     place = hub.folder / DENOISER / PLACES
     place.parent.mkdir(parents=True)
     shutil.copy(published / "denoiser.bin", place)
-    with pytest.raises(HubError, match="not abababababababab... as pinned in hub.py as the notes of a friend.*Delete it and run this again; if"):
+    with pytest.raises(
+        HubError,
+        match="not abababababababab... as pinned in hub.py as the notes of a friend.*Delete it and run this again; if",
+    ):
         denoiser(hub)
     assert place.is_file()
 
 
 def test_a_pinned_revision_that_is_gone_says_who_named_it(hub, server, published):
     hub = Hub(hub.folder, server.url, pins(published, revision="cd" * 20))
-    with pytest.raises(HubUnreachable, match=f"revision {'cd' * 20} .pinned in hub.py, see github.com/.* is no longer on .*; if .*--unpinned"):
+    with pytest.raises(
+        HubUnreachable,
+        match=f"revision {'cd' * 20} .pinned in hub.py, see github.com/.* is no longer on .*; if .*--unpinned",
+    ):
         denoiser(hub)
 
 

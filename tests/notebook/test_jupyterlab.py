@@ -73,7 +73,15 @@ WORDS = """() => [...document.querySelectorAll('.jp-OutputArea .moebius-widget')
 A_MEASUREMENT = """output = bench.folder / "measurements.json"
 data = await run_beside(bench, output, ("onnxruntime-cpu",), ("fp32",), ("step",), 3, runner=runner)"""
 THE_READER_S_PART = {
-    "03_parity": ["03-01", "03-02", "03-references", "rows, evidence, missing = [], {}, {}", "03-06", "03-runner", "03-runner-rows"],
+    "03_parity": [
+        "03-01",
+        "03-02",
+        "03-references",
+        "rows, evidence, missing = [], {}, {}",
+        "03-06",
+        "03-runner",
+        "03-runner-rows",
+    ],
     "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.page.browser import NoBrowser\nmissing = {}", "04-fill"],
     "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", A_MEASUREMENT, "05-07"],
 }
@@ -269,9 +277,7 @@ def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     assert (red == (hole > 110))[(hole < 60) | (hole > 160)].mean() > 0.999
 
 
-def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(
-    lab, playwright, tiny_bundle, picture_files
-):
+def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(lab, playwright, tiny_bundle, picture_files):
     folder, url = lab
     image, mask = map(str, picture_files)
     code = IN_THE_PAGE.format(image=image, mask=mask, output=str(folder / "build"), bundle=str(tiny_bundle))
@@ -300,7 +306,9 @@ def test_widgets_say_when_their_kernel_was_restarted(lab, page, small_bundle):
     page.click(".jp-Dialog .jp-mod-accept")
     page.wait_for_function(f"() => ({WORDS})().every((words) => words.includes({GONE!r}))")
     expect(page.locator(".jp-OutputArea .moebius-runner")).to_have_text(GONE)
-    page.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")')  # a kernel that is only starting delays the server's end
+    page.wait_for_selector(
+        '.jp-StatusBar-TextItem:has-text("| Idle")'
+    )  # a kernel that is only starting delays the server's end
 
 
 @pytest.mark.parametrize("name", THE_READER_S_PART)

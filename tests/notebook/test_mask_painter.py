@@ -281,7 +281,9 @@ def test_a_still_goes_with_the_widget_for_readers_without_one(painter):
     assert data["image/jpeg"].startswith(b"\xff\xd8") and "application/vnd.jupyter.widget-view+json" in data
     still = np.asarray(painter.picture()).astype(int)
     assert still.shape == (HEIGHT, WIDTH, 3)
-    assert (still[:, :40, 0] - still[:, :40, 1]).mean() > (painter.image[:, :40, 0] - painter.image[:, :40, 1].astype(int)).mean()
+    assert (still[:, :40, 0] - still[:, :40, 1]).mean() > (
+        painter.image[:, :40, 0] - painter.image[:, :40, 1].astype(int)
+    ).mean()
     np.testing.assert_array_equal(still[:, 40:], painter.image[:, 40:])
 
 

@@ -33,7 +33,9 @@ def finished(tmp_path_factory, picture_files, tiny):
     def run():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(report, "SOURCE_FOLDER", source)
-            return report.run_notebooks(folder, {"network": "tiny", "weights": "deterministic", "image": image, "mask": mask})
+            return report.run_notebooks(
+                folder, {"network": "tiny", "weights": "deterministic", "image": image, "mask": mask}
+            )
 
     return folder, run(), run
 
@@ -65,7 +67,9 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
 
 
 def answer_of(folder, name: str) -> str:
-    [cell] = [c for c in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells if "answer" in c.metadata.get("tags", [])]
+    [cell] = [
+        c for c in nbformat.read(folder / "notebooks" / f"{name}.ipynb", 4).cells if "answer" in c.metadata.get("tags", [])
+    ]
     return cell.outputs[0].data["text/markdown"]
 
 
@@ -73,7 +77,9 @@ def answer_of(folder, name: str) -> str:
 def test_answers_are_what_the_run_showed(finished):
     folder, index, _ = finished
     parity_answer, bundle_answer, benchmark_answer = (answer_of(folder, name) for name in report.NOTEBOOKS[2:])
-    assert "In float32, yes" in parity_answer and "(Chromium, webgpu" in parity_answer and "(Chromium, wasm)" in parity_answer
+    assert (
+        "In float32, yes" in parity_answer and "(Chromium, webgpu" in parity_answer and "(Chromium, wasm)" in parity_answer
+    )
     assert "every node on WebGPU" in bundle_answer and "a second one none at all" in bundle_answer
     assert "The quickest guided step" in benchmark_answer
     for text in (parity_answer, bundle_answer, benchmark_answer):
@@ -95,7 +101,12 @@ def test_without_a_browser_the_answers_say_what_is_missing(tmp_path, small, pict
         assert what in missing
     shown, missing = bundle_answer.split("**Not shown here:**")
     assert "WebGPU" not in shown and "visit" not in shown
-    for what in ("what a second visit fetches", "where the runtime places the nodes", "a picture through the bundle", "there is no Chromium"):
+    for what in (
+        "what a second visit fetches",
+        "where the runtime places the nodes",
+        "a picture through the bundle",
+        "there is no Chromium",
+    ):
         assert what in missing
 
 
@@ -208,7 +219,11 @@ def test_each_notebook_is_a_lesson_with_the_same_parameters(name):
     opening, closing = notebook.cells[0].source, notebook.cells[-1].source
     assert all(words in opening for words in ("**Question.**", "**Answer found here.**", "*Runs alone.*"))
     assert closing.startswith("## Learned") and ".ipynb)" in closing
-    [given, first] = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters-more"]][:2]
+    [given, first] = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters-more"]
+    ][:2]
     assert re.findall(r"^(\w+) = ", given, re.MULTILINE) == list(PARAMETERS)
     assert f"prepare({', '.join(inspect.signature(prepare).parameters)})" in first
     for cell in notebook.cells:

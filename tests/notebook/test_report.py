@@ -39,7 +39,9 @@ def pages(tmp_path_factory):
             "# 1 · First <one>\n\n**Question.** Does it?\n\n**Answer found here.** It *does*, see\n[here](b.ipynb), not [there](z.ipynb)."
         ),
         *[shows(data, "MaskPainter()") for data in widgets],
-        shows({"application/vnd.jupyter.widget-view+json": widgets[0]["application/vnd.jupyter.widget-view+json"]}, "0%| 0/3"),
+        shows(
+            {"application/vnd.jupyter.widget-view+json": widgets[0]["application/vnd.jupyter.widget-view+json"]}, "0%| 0/3"
+        ),
         new_markdown_cell("## A part: with & signs\n\ntext"),
         shows({"image/png": wide}, "<Figure size 1100x400 with 1 Axes>"),
     ]
@@ -55,7 +57,9 @@ def pages(tmp_path_factory):
     for name, outputs in (("b", [said]), ("d", [])):
         cells = [new_markdown_cell(opening), new_code_cell("Markdown(...)", outputs=outputs, metadata={"tags": ["answer"]})]
         nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
-    (folder / "notebooks" / "a.json").write_text(json.dumps({"signature": "", "seconds": 3.4, "files": []}), encoding="utf-8")
+    (folder / "notebooks" / "a.json").write_text(
+        json.dumps({"signature": "", "seconds": 3.4, "files": []}), encoding="utf-8"
+    )
     report.write_report(folder, ("a", "b", "c", "d"))
     return folder / "report"
 
@@ -83,7 +87,9 @@ def test_an_answer_is_what_the_run_made_of_it_on_the_contents_page_and_on_the_no
 def test_code_and_what_it_prints_stay_within_the_page(pages, chromium, width):
     page = chromium.new_page(viewport={"width": width, "height": 800})
     page.goto((pages / "a.html").as_uri())
-    outside = page.evaluate("() => [...document.querySelectorAll('pre')].filter((e) => e.scrollWidth > e.parentElement.clientWidth + 1).length")
+    outside = page.evaluate(
+        "() => [...document.querySelectorAll('pre')].filter((e) => e.scrollWidth > e.parentElement.clientWidth + 1).length"
+    )
     assert page.locator("pre").count() >= 3 and outside == 0
     page.close()
 
@@ -142,7 +148,9 @@ def test_the_commit_hook_strips_outputs_and_widget_state_and_leaves_clean_notebo
 def sources(tmp_path_factory):
     """The package without its large files, and the notebooks, copied so that a test may edit them."""
     root, package = tmp_path_factory.mktemp("sources"), report.PACKAGE
-    shutil.copytree(package, root / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jpg", "heldout"))
+    shutil.copytree(
+        package, root / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jpg", "heldout")
+    )
     shutil.copytree(report.SOURCE_FOLDER, root / "notebooks")
     return root
 
@@ -162,7 +170,17 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["notebook/figures.py", "notebook/browser_backend.js", "notebook/templates/notebook.css", "page/web/engine.js", "page/web/style.css", "page/web/index.html", "page/web/package-lock.json", "training/vae.py", "demo/README.md"],
+    [
+        "notebook/figures.py",
+        "notebook/browser_backend.js",
+        "notebook/templates/notebook.css",
+        "page/web/engine.js",
+        "page/web/style.css",
+        "page/web/index.html",
+        "page/web/package-lock.json",
+        "training/vae.py",
+        "demo/README.md",
+    ],
 )
 def test_an_edit_anywhere_in_the_package_dates_every_notebook(sources, signatures, name):
     """The page's modules and the widget's were left out: notebooks that run them kept what older ones had done."""
@@ -195,7 +213,9 @@ def test_parameters_and_the_files_that_they_name_date_notebooks(signatures, tmp_
     (weights / "vae.safetensors").write_bytes(b"one")
     parameters = {"network": "small", "weights": str(weights), "image": str(image)}
     before = signatures(**parameters)
-    assert changed(before, signatures(**parameters)) == [] and changed(before, signatures(**parameters | {"precision": "int8"}))
+    assert changed(before, signatures(**parameters)) == [] and changed(
+        before, signatures(**parameters | {"precision": "int8"})
+    )
     for path in (image, weights / "vae.safetensors"):
         path.write_bytes(b"another")
         after = signatures(**parameters)
@@ -266,7 +286,9 @@ def test_the_stamp_names_all_that_a_notebook_left(left):
 
 @damages
 @pytest.mark.parametrize("name", KEPT)
-def test_a_notebook_whose_files_are_damaged_is_run_again_and_the_report_is_written_meanwhile(left, tmp_path, capsys, name, damage):
+def test_a_notebook_whose_files_are_damaged_is_run_again_and_the_report_is_written_meanwhile(
+    left, tmp_path, capsys, name, damage
+):
     signature = json.loads((left / "run" / KEPT[0]).read_text(encoding="utf-8"))["signature"]
     folder = shutil.copytree(left / "run", tmp_path / "run")
     spoil(folder / name, damage)
@@ -274,7 +296,10 @@ def test_a_notebook_whose_files_are_damaged_is_run_again_and_the_report_is_writt
     [line] = capsys.readouterr().err.splitlines()
     assert name in line and "again" in line
     index = report.write_report(folder, ("a",), {"a": signature})
-    assert "a" in index.read_text(encoding="utf-8") and json.loads((folder / "results.json").read_text(encoding="utf-8")) is not None
+    assert (
+        "a" in index.read_text(encoding="utf-8")
+        and json.loads((folder / "results.json").read_text(encoding="utf-8")) is not None
+    )
 
 
 def test_a_damaged_notebook_is_made_whole_by_the_next_run(left, tmp_path, monkeypatch, capsys):

@@ -52,7 +52,9 @@ class Downloads(http.server.BaseHTTPRequestHandler):
         name = Path(self.path).stem
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as files:
-            files.writestr(f"{name}/chrome-headless-shell" if "shell" in name else name, self.browser.read_text(encoding="utf-8"))
+            files.writestr(
+                f"{name}/chrome-headless-shell" if "shell" in name else name, self.browser.read_text(encoding="utf-8")
+            )
         self.send_response(200)
         self.send_header("Content-Length", str(len(archive.getvalue())))
         self.end_headers()
@@ -109,7 +111,10 @@ def test_a_browser_may_be_named(bare, monkeypatch, tmp_path, capsys):
     assert find_chromium() == str(tmp_path / "real")
     monkeypatch.setenv(browser.CHROMIUM, str(tmp_path / "none"))
     assert main(["browser"]) == 2
-    assert capsys.readouterr().err == f"moebius_lab: MOEBIUS_CHROMIUM names {tmp_path}/none, which is no browser that starts; correct it or unset it\n"
+    assert (
+        capsys.readouterr().err
+        == f"moebius_lab: MOEBIUS_CHROMIUM names {tmp_path}/none, which is no browser that starts; correct it or unset it\n"
+    )
 
 
 def test_playwright_brings_its_headless_shell_and_it_runs_the_model(downloads, small_bundle, tmp_path, capsys):
@@ -132,11 +137,18 @@ def test_the_system_s_package_is_installed_where_that_is_allowed(bare, capsys, t
     apt(bare, f"cp {shlex.quote(str(tmp_path / 'real'))} {shlex.quote(str(bare / 'chromium'))}")
     path, _ = brought(capsys)
     asked = (bare / "asked").read_text(encoding="utf-8").splitlines()
-    assert path == str(bare / "chromium") and [line.split()[-1] for line in asked] == ["update", "--download-only", "chromium"]
+    assert path == str(bare / "chromium") and [line.split()[-1] for line in asked] == [
+        "update",
+        "--download-only",
+        "chromium",
+    ]
 
 
 def test_what_a_brought_browser_lacks_is_installed(downloads, bare, tmp_path, capsys):
-    downloads.browser = program(tmp_path / "lacking", f"test -e {shlex.quote(str(tmp_path / 'library'))} && exec {shlex.quote(str(tmp_path / 'real'))} \"$@\"")
+    downloads.browser = program(
+        tmp_path / "lacking",
+        f'test -e {shlex.quote(str(tmp_path / "library"))} && exec {shlex.quote(str(tmp_path / "real"))} "$@"',
+    )
     apt(bare, f"echo > {shlex.quote(str(tmp_path / 'library'))}")
     path, _ = brought(capsys)
     assert Path(path).is_relative_to(tmp_path / "playwright")

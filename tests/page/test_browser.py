@@ -209,7 +209,10 @@ def test_what_cannot_be_recorded_is_not(tiny, tiny_bundle, tmp_path):
 def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tiny_bundle, recorded, tmp_path):
     write_bundle(small, tmp_path, ("fp16-storage", "int8"))
     feeds = {name: x.numpy() for name, x in example_inputs(small.config)["step"].items()}
-    stored = {form: Counter(n.op_type for n in onnx.load(small.stored(form)["step"]).graph.node) for form in ("fp16-storage", "int8")}
+    stored = {
+        form: Counter(n.op_type for n in onnx.load(small.stored(form)["step"]).graph.node)
+        for form in ("fp16-storage", "int8")
+    }
     for form, restored_by in (("fp16-storage", "Cast"), ("int8", "DequantizeLinear")):
         with Browser(tmp_path, "wasm", form) as browser:
             calls = {found.operator: found.calls for found in operator_times(browser.profile("step", feeds, 1), 1)}
@@ -257,7 +260,9 @@ def test_without_webgpu_the_page_says_so_and_runs_on_the_processor(bundle, playw
 def test_a_lost_graphics_device_is_told_and_loading_again_works(tiny_bundle, chromium, tab):
     with Server(tiny_bundle) as server:
         assert load(tab, server, provider="webgpu")["loaded"]["provider"] == "webgpu"
-        tab.evaluate("void (globalThis.lost = new Promise((yes) => engine.addEventListener('lost', (e) => yes(e.detail.code))))")
+        tab.evaluate(
+            "void (globalThis.lost = new Promise((yes) => engine.addEventListener('lost', (e) => yes(e.detail.code))))"
+        )
         chromium.new_browser_cdp_session().send("Browser.crashGpuProcess")
         told = tab.evaluate("Promise.race([lost, new Promise((done) => setTimeout(done, 60_000, 'nothing in a minute'))])")
         assert told == "device-lost"
@@ -337,14 +342,17 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
     Slow.killed.clear()
     with Server(bundle, handler=Slow) as server:
         visit(tab, server)
-        code = tab.evaluate("""async (choice) => {
+        code = tab.evaluate(
+            """async (choice) => {
           const { page } = await (await fetch('manifest.json')).json();
           const { Engine } = await import(new URL(`${page}engine.js`, location));
           globalThis.engine = await Engine.open(new URL('manifest.json', location));
           const stop = new AbortController();
           const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
           return engine.load(choice, { onProgress, signal: stop.signal }).then(() => '', ({ code }) => code);
-        }""", WASM)
+        }""",
+            WASM,
+        )
         assert code == "cancelled"
         kept = tab.evaluate("engine.stored()")
         server.requests.clear()
@@ -371,7 +379,9 @@ def test_a_second_visit_fetches_no_byte_of_the_model(bundle, tab):
         assert again["loaded"]["storage"] == "cache" and not model_requests(server)
         assert {progress["phase"] for progress in again["seen"]} == {"verify", "session"}
         choice = tab.evaluate("engine.detect()")["choices"]
-        assert [c["cachedBytes"] == c["bytes"] for c in choice if c["provider"] == "wasm" and c["precision"] == "fp32"] == [True]
+        assert [c["cachedBytes"] == c["bytes"] for c in choice if c["provider"] == "wasm" and c["precision"] == "fp32"] == [
+            True
+        ]
 
 
 def test_a_new_version_fetches_only_what_it_changed(bundle, tab, tmp_path):

@@ -72,14 +72,18 @@ def test_the_runtime_is_pinned_and_only_what_is_used_is_there(folder):
     runtime = read_manifest(folder)["runtime"]
     wanted = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
     assert runtime["version"] == wanted == "1.30.0"
-    used = {build["module"] for build in runtime["builds"].values()} | {b["wasm"]["file"] for b in runtime["builds"].values()}
+    used = {build["module"] for build in runtime["builds"].values()} | {
+        b["wasm"]["file"] for b in runtime["builds"].values()
+    }
     assert used == {f"runtime/1.30.0/{path.name}" for path in (folder / "runtime" / "1.30.0").iterdir()} and len(used) == 6
     lock = (bundle.WEB / "package-lock.json").read_text(encoding="utf-8")
     assert "://" not in lock and '"version": "1.30.0"' in lock
 
 
 def test_the_service_worker_knows_every_file_of_the_page(folder):
-    precache = json.loads((folder / "precache.js").read_text(encoding="utf-8").removeprefix("self.PRECACHE = ").rstrip(";\n"))
+    precache = json.loads(
+        (folder / "precache.js").read_text(encoding="utf-8").removeprefix("self.PRECACHE = ").rstrip(";\n")
+    )
     assert precache["version"] == read_manifest(folder)["version"]
     prefix = f"page-{precache['version']}/"
     assert read_manifest(folder)["page"] == prefix
@@ -230,4 +234,8 @@ def test_the_answer_says_what_was_seen_and_what_was_not():
     text = bundle.answer(manifest, {"step": {"WebGpu": 1, "CPU": 2}}, [9, 3], {})
     assert "**2 nodes elsewhere than on WebGPU**" in text and text.endswith("a second one **[3]**.")
     text = bundle.answer(manifest, {}, [], {"where the nodes are": "no browser"})
-    assert "WebGPU" not in text and "visit" not in text and text.endswith("**Not shown here:** where the nodes are (no browser).")
+    assert (
+        "WebGPU" not in text
+        and "visit" not in text
+        and text.endswith("**Not shown here:** where the nodes are (no browser).")
+    )

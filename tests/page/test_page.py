@@ -108,7 +108,9 @@ def choose(page: Page, tool: str) -> None:
 
 
 def brush(page: Page, size: float) -> None:
-    page.evaluate("async (size) => (await import(document.querySelector('script[type=module]').src)).editor.resizeBrush(size)", size)
+    page.evaluate(
+        "async (size) => (await import(document.querySelector('script[type=module]').src)).editor.resizeBrush(size)", size
+    )
 
 
 def downloaded(page: Page, button: str) -> np.ndarray:
@@ -172,7 +174,9 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     expect(page.locator("#prompt")).to_contain_text(re.compile(r"\d+\.\d MB will be downloaded.*kept in this browser"))
     expect(page.locator("#prompt-warning")).to_contain_text("processor, which is slow")
     page.click("#prompt-yes")
-    expect(page.locator("#run-text")).to_contain_text(re.compile(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step"), timeout=120_000)
+    expect(page.locator("#run-text")).to_contain_text(
+        re.compile(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step"), timeout=120_000
+    )
     expect(page.locator("#run")).to_be_enabled(timeout=240_000)
     expect(page.locator("#results input")).to_have_count(2)
     expect(page.locator("#results label").nth(0)).to_contain_text("seed 0")
@@ -272,7 +276,9 @@ def test_a_large_photograph_with_transparency(visit):
     mask = mask_of(page)
     result = downloaded(page, "#save")
     assert result.shape == original.shape and (result[..., 3] == original[..., 3]).all()
-    assert (result[untouched(mask)] == original[untouched(mask)]).all() and (result[mask == 255] != original[mask == 255]).any()
+    assert (result[untouched(mask)] == original[untouched(mask)]).all() and (
+        result[mask == 255] != original[mask == 255]
+    ).any()
 
 
 def test_a_failed_download_says_why_and_goes_on(visit):
@@ -317,7 +323,9 @@ def test_a_start_can_be_cancelled(visit):
 
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
     page, mask = running(visit, steps=40)
-    page.evaluate("async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))")
+    page.evaluate(
+        "async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))"
+    )
     alert = page.locator(".notice[role=alert]")
     expect(alert).to_contain_text("worker stopped (gone)")
     expect(page.locator("#run")).to_be_enabled()
@@ -805,7 +813,11 @@ def test_everything_works_from_the_keyboard(visit):
 
 
 def test_controls_have_names_and_sizes(visit):
-    for options in ({}, {"viewport": PHONE, "has_touch": True, "is_mobile": True}, {"viewport": {"width": 768, "height": 1024}}):
+    for options in (
+        {},
+        {"viewport": PHONE, "has_touch": True, "is_mobile": True},
+        {"viewport": {"width": 768, "height": 1024}},
+    ):
         page = visit(**options)
         load_picture(page, photograph())
         page.click("#storage summary")
@@ -835,7 +847,14 @@ def test_colours_have_contrast():
     light, dark = re.findall(r":root \{(.*?)\}", (WEB / "style.css").read_text(encoding="utf-8"), re.DOTALL)
     for block in (light, dark):
         colours = dict(re.findall(r"--([\w-]+): #(\w+)", block))
-        pairs = [("text", "panel"), ("text", "ground"), ("text", "field"), ("text", "stage"), ("soft", "panel"), ("soft", "stage")]
+        pairs = [
+            ("text", "panel"),
+            ("text", "ground"),
+            ("text", "field"),
+            ("text", "stage"),
+            ("soft", "panel"),
+            ("soft", "stage"),
+        ]
         pairs += [("on-accent", "accent"), ("warn", "warn-soft"), ("bad", "panel"), ("text", "accent-soft")]
         for ink, paper in pairs:
             a, b = sorted((luminance(colours[ink]), luminance(colours[paper])))
@@ -843,7 +862,11 @@ def test_colours_have_contrast():
 
 
 def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
-    for options in ({}, {"viewport": PHONE, "is_mobile": True}, {"color_scheme": "dark", "viewport": {"width": 1920, "height": 1080}}):
+    for options in (
+        {},
+        {"viewport": PHONE, "is_mobile": True},
+        {"color_scheme": "dark", "viewport": {"width": 1920, "height": 1080}},
+    ):
         page = visit(**options)
         page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
         settle(page)
@@ -856,8 +879,16 @@ def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
 
 def test_what_leaves_the_page():
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8"))[1]
-    assert "default-src 'none'" in policy and "unsafe-inline" not in policy and "unsafe-eval" not in policy.replace("wasm-unsafe-eval", "")
+    assert (
+        "default-src 'none'" in policy
+        and "unsafe-inline" not in policy
+        and "unsafe-eval" not in policy.replace("wasm-unsafe-eval", "")
+    )
     for file in WEB.glob("*.*"):
         if file.suffix in {".html", ".css", ".js"}:
-            hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text(encoding="utf-8"))) - {"www.w3.org", "127.0.0.1", "localhost"}
+            hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text(encoding="utf-8"))) - {
+                "www.w3.org",
+                "127.0.0.1",
+                "localhost",
+            }
             assert not hosts, (file, hosts)

@@ -73,18 +73,30 @@ def test_the_card_says_what_licence_how_and_how_well(published):
         assert words in card
 
 
-@pytest.mark.parametrize(("weights", "license_"), [("places2", "mit"), ("demo", "apache-2.0"), ("deterministic", "apache-2.0")])
+@pytest.mark.parametrize(
+    ("weights", "license_"), [("places2", "mit"), ("demo", "apache-2.0"), ("deterministic", "apache-2.0")]
+)
 def test_the_card_names_the_licences_of_code_and_weights_apart(weights, license_):
     assert yaml.safe_load(publish._front_matter(weights).strip("-"))["license"] == license_
     code, words = publish._licence(weights).split("\n\n")
     assert code.startswith("**Code** (") and "Apache-2.0" in code and words.startswith("**Weights**: ")
     if weights == "places2":
-        for said in ("MIT by the cards", "hustvl/Moebius", "ft_places2", "hustvl/PixelHacker", "b88d462", "dllu/rawpuppy", "2026-08-27"):
+        for said in (
+            "MIT by the cards",
+            "hustvl/Moebius",
+            "ft_places2",
+            "hustvl/PixelHacker",
+            "b88d462",
+            "dllu/rawpuppy",
+            "2026-08-27",
+        ):
             assert said in words
 
 
 def test_results_of_other_code_are_not_sent(bench):
-    (bench.folder / "results" / "05_benchmark.json").write_text(json.dumps({"made_from": "0", "timings": []}), encoding="utf-8")
+    (bench.folder / "results" / "05_benchmark.json").write_text(
+        json.dumps({"made_from": "0", "timings": []}), encoding="utf-8"
+    )
     sent = next(file for file in plan(bench, bench.folder / "bundle", REPO) if file.path == "results.json").source
     assert set(json.loads(sent)) == {"03_parity"}
 
@@ -177,11 +189,17 @@ def test_a_run_s_report_goes_along(bench, tmp_path):
     (run / "report").mkdir()
     (run / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(run / "pictures" / "a_figure.png")
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1 · First")]), run / "notebooks" / "a.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1 · First")]), run / "notebooks" / "a.ipynb"
+    )
     write_report(run, ("a",))
     write_site(bench.folder / "bundle", site, run)
     assert broken_links([site / "index.html", *(site / "report").glob("*.html")]) == []
-    assert (site / "pictures" / "a_figure.png").is_file() and (site / "results.json").is_file() and not (site / "notebooks").exists()
+    assert (
+        (site / "pictures" / "a_figure.png").is_file()
+        and (site / "results.json").is_file()
+        and not (site / "notebooks").exists()
+    )
     (run / "pictures" / "a_figure.png").unlink()
     with pytest.raises(PublishError, match="lead nowhere.*a_figure.png"):
         write_site(bench.folder / "bundle", tmp_path / "other", run)

@@ -76,7 +76,9 @@ PICTURES = {
     "two whose feathers meet": painted(80, 190, (20, 40, 60, 88), (22, 91, 58, 139), soft=True),
     "at the edges, in several windows": painted(200, 210, (0, 0, 21, 30), (0, 181, 30, 210), (171, 95, 200, 120), soft=True),
     "a comb, a ring around a dot": np.maximum(comb(100, 180), painted(100, 180, (70, 150, 71, 151))),
-    "a soft stain far from the hole": np.maximum(painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3),
+    "a soft stain far from the hole": np.maximum(
+        painted(90, 140, (30, 20, 50, 40)), painted(90, 140, (40, 60, 44, 66)) // 3
+    ),
     "many specks": specks(300, 400, 150, 5),
     "specks and holes too large": specks(400, 300, 60, 70),
     "wide and low, a wire along it": painted(20, 900, (8, 30, 12, 880)),
@@ -122,7 +124,9 @@ def plan_case(seed: int) -> dict:
     height, width, size = rng.integers(30, 600, 2).tolist() + [int(rng.integers(4, 20)) * 8]
     mask = specks(height, width, int(rng.integers(1, 300)), int(rng.integers(1, 40)))
     coverage = config.COVERAGES[seed % 2]
-    windows = [[window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size, coverage)]
+    windows = [
+        [window.left, window.top, window.side, int(window.hole.sum())] for window in plan_windows(mask, size, coverage)
+    ]
     return {"width": width, "height": height, "size": size, "coverage": coverage, "mask": text(mask), "windows": windows}
 
 
@@ -168,14 +172,17 @@ def fixtures(tmp_path_factory) -> Path:
         "size": SIZE,
         "alphas": scheduler().alphas_cumprod.double().tolist(),
         "schedules": [
-            {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]} for n, share in schedules
+            {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]}
+            for n, share in schedules
         ],
         "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
         "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
         "plans": [plan_case(seed) for seed in range(60)],
         "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
         "paintings": [painting_case(seed) for seed in range(24)],
-        "brushes": [[w, h, first_brush(h, w)] for w, h in ((1, 1), (14, 30), (100, 100), (640, 480), (3000, 2000), (9999, 10_001))],
+        "brushes": [
+            [w, h, first_brush(h, w)] for w, h in ((1, 1), (14, 30), (100, 100), (640, 480), (3000, 2000), (9999, 10_001))
+        ],
         "range": {key: text(array) for key, array in ranges.items()},
     }
     path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"
@@ -194,10 +201,20 @@ def test_types(tmp_path):
     (tmp_path / "node_modules").symlink_to(modules)
     (tmp_path / "web").symlink_to(bundle.WEB)
     (tmp_path / DRIVER.name).symlink_to(DRIVER)  # which drives the page's modules from outside
-    common = {"strict": True, "checkJs": True, "noEmit": True, "target": "es2024", "module": "esnext", "preserveSymlinks": True}
+    common = {
+        "strict": True,
+        "checkJs": True,
+        "noEmit": True,
+        "target": "es2024",
+        "module": "esnext",
+        "preserveSymlinks": True,
+    }
     common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
     page = sorted(f"web/{path.name}" for path in bundle.WEB.glob("*.js") if path.name != "service_worker.js")
-    programs = {"page": ([*page, DRIVER.name], ["es2024", "dom", "dom.iterable"]), "worker": (["web/service_worker.js"], ["es2024", "webworker"])}
+    programs = {
+        "page": ([*page, DRIVER.name], ["es2024", "dom", "dom.iterable"]),
+        "worker": (["web/service_worker.js"], ["es2024", "webworker"]),
+    }
     for name, (files, libraries) in programs.items():
         settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
         (tmp_path / f"{name}.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -209,10 +226,14 @@ def test_javascript_stands_in_files_that_are_checked():
     """What stands in a Python string is an expression of one line."""
     found = {}
     for path in Path(bundle.__file__).parents[1].rglob("*.py"):
-        parts = [node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)]
+        parts = [
+            node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)
+        ]
         found[path] = [part for part in parts if isinstance(part, str) and "=>" in part]
     assert found[DRIVER.with_name("browser.py")]
-    programs = {path: [part for part in parts if "\n" in part or ";" in part or len(part) > 125] for path, parts in found.items()}
+    programs = {
+        path: [part for part in parts if "\n" in part or ";" in part or len(part) > 125] for path, parts in found.items()
+    }
     assert not any(programs.values()), programs
 
 

@@ -216,7 +216,9 @@ def step_file(small) -> Path:
 def test_exported_step_graph_has_only_operators_that_stay_on_a_gpu(step_file):
     model = onnx.load(str(step_file))
     counts = Counter(node.op_type for node in model.graph.node)
-    assert {(node.domain, node.op_type) for node in model.graph.node if node.domain} == {("com.microsoft", "SkipLayerNormalization")}
+    assert {(node.domain, node.op_type) for node in model.graph.node if node.domain} == {
+        ("com.microsoft", "SkipLayerNormalization")
+    }
     assert counts["SkipLayerNormalization"] == 29  # of 30: the first sum with the condition goes from a batch of one to two
     unwanted = {"Einsum", "Shape", "Sin", "Cos", "Mod", "Resize", "ConstantOfShape", "GroupNormalization", "Where", "Range"}
     assert not unwanted & set(counts)

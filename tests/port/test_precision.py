@@ -66,7 +66,9 @@ def run(path, image=None):
     return session.run(None, {"image": image, "timestep": np.float32([57])})[0]
 
 
-@pytest.mark.parametrize(("kind", "error"), [("fp32", 0), ("fp16-storage", 4e-3), ("fp16", 2e-2), ("int8", 1e-1), ("int4", 1)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("fp32", 0), ("fp16-storage", 4e-3), ("fp16", 2e-2), ("int8", 1e-1), ("int4", 1)]
+)
 def test_every_precision_runs_with_float32_ends_and_its_own_error(graph_file, tmp_path, kind, error):
     files = precision.store(graph_file, kind, tmp_path / kind)
     onnx.checker.check_model(str(tmp_path / kind / "net.onnx"))
@@ -95,7 +97,9 @@ def test_no_precision_is_recognised_by_its_name(graph_file, tmp_path, monkeypatc
     entries = dict(PRECISIONS)
     for i, (name, entry) in enumerate(entries.items()):
         monkeypatch.setitem(PRECISIONS, f"form {i}", entry)
-        assert precision.store(graph_file, f"form {i}", tmp_path / "new" / name) == precision.store(graph_file, name, tmp_path / "old" / name)
+        assert precision.store(graph_file, f"form {i}", tmp_path / "new" / name) == precision.store(
+            graph_file, name, tmp_path / "old" / name
+        )
     assert precision.per_graph("form 2") == precision.per_graph("fp16") | {"step": "form 2"}
 
 
@@ -206,7 +210,9 @@ def test_equal_tables_of_integers_are_stored_once(tmp_path):
     nodes = [helper.make_node("Gather", ["x", name], [f"y_{name}"]) for name in "abc"]
     outputs = [helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, [400]) for name in "abc"]
     graph = helper.make_graph(nodes, "test", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [401])], outputs, inits)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "net.onnx"))
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "net.onnx")
+    )
     precision.store(tmp_path / "net.onnx", "fp32", tmp_path / "stored")
     stored = onnx.load(str(tmp_path / "stored" / "net.onnx"))
     assert sorted(tensor.name for tensor in stored.graph.initializer) == ["a", "c"]

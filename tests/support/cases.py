@@ -23,7 +23,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(pixels: np.ndarray, *before: bytes, kind: int | None = None, bits: int = 8, after: bytes = chunk(b"IEND", b"")) -> bytes:
+def png(
+    pixels: np.ndarray, *before: bytes, kind: int | None = None, bits: int = 8, after: bytes = chunk(b"IEND", b"")
+) -> bytes:
     """A PNG of (H, W) or (H, W, 2 to 4); `before` the pixels come other chunks; `kind` 3 is a palette."""
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels] if kind is None else kind
@@ -98,7 +100,7 @@ def app1(block: bytes) -> bytes:
 
 SIX = exif(entry(6))
 RATIONAL = exif(entry(6), (0x011A, 5, 1, b"\xff\xff\xff\xff"), order="<")  # its value lies past the end
-XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation=\"6\"/></x:xmpmeta>"
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 # -- colour profiles ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,11 @@ def gamma_curve(exponent: float) -> bytes:
 def icc(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ ") -> bytes:
     """An ICC profile, version 2."""
     words = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)
-    tags = {b"desc": words, b"cprt": b"text\0\0\0\0x\0", b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642) + fixed(1) + fixed(0.8249)} | tags
+    tags = {
+        b"desc": words,
+        b"cprt": b"text\0\0\0\0x\0",
+        b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642) + fixed(1) + fixed(0.8249),
+    } | tags
     table, body = struct.pack(">I", len(tags)), b""
     for name, value in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
@@ -143,10 +149,16 @@ def table_profile(space: bytes, kind: bytes, to_lab) -> bytes:
     return icc(space, {b"A2B0": lut + line * channels + colours + line * 3}, kind, b"Lab ")
 
 
-DISPLAY_P3 = rgb_profile([(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)], gamma_curve(2.2))
-ADOBE_RGB = rgb_profile([(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)], gamma_curve(2.2))
+DISPLAY_P3 = rgb_profile(
+    [(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)], gamma_curve(2.2)
+)
+ADOBE_RGB = rgb_profile(
+    [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)], gamma_curve(2.2)
+)
 GREY_LINEAR = icc(b"GRAY", {b"kTRC": gamma_curve(1.0)})
-SCANNER = table_profile(b"RGB ", b"scnr", lambda r, g, b: (255 * (0.3 * r + 0.6 * g + 0.1 * b), 128 + 60 * (r - g), 128 + 60 * (g - b)))
+SCANNER = table_profile(
+    b"RGB ", b"scnr", lambda r, g, b: (255 * (0.3 * r + 0.6 * g + 0.1 * b), 128 + 60 * (r - g), 128 + 60 * (g - b))
+)
 PRINTER = table_profile(
     b"CMYK", b"prtr",
     lambda c, m, y, k: (5 + 240 * (1 - 0.3 * c - 0.4 * m - 0.1 * y) * (1 - k), 128 + (60 * m - 40 * c) * (1 - k), 128 + (70 * y - 50 * c) * (1 - k)),
@@ -200,7 +212,9 @@ BROKEN_METADATA = {
     "a text with a wrong checksum": png(RGB, spoiled(chunk(b"tEXt", b"a\0b"))),
     "a compressed text that is none": png(RGB, chunk(b"zTXt", b"a\0\0nonsense"), chunk(b"iTXt", b"a\0\1\0\0\0nonsense")),
     "a time and a size of no length": png(RGB, chunk(b"pHYs", b""), chunk(b"tIME", b"")),
-    "a transparent colour with a wrong checksum": png(RGB // 64 * 64, spoiled(chunk(b"tRNS", struct.pack(">3H", 64, 64, 0)))),
+    "a transparent colour with a wrong checksum": png(
+        RGB // 64 * 64, spoiled(chunk(b"tRNS", struct.pack(">3H", 64, 64, 0)))
+    ),
     "a profile that is none": png(RGB, iccp(b"nonsense")),
     "a profile that does not unpack": png(RGB, chunk(b"iCCP", b"x\0\0abc")),
     "a profile cut short": png(RGB, iccp(DISPLAY_P3[:300])),
@@ -255,8 +269,13 @@ COLOURS = {
     "sRGB before gamma": png(RGB, SRGB_CHUNK, gama(1.0), chrm(P3)),
     "profile before sRGB and gamma": png(RGB, SRGB_CHUNK, gama(1.0), iccp(DISPLAY_P3)),
     "cICP before the profile": png(RGB, chunk(b"cICP", b"\1\x0d\0\1"), iccp(DISPLAY_P3)),
-    **{f"cICP, primaries {code}": png(RGB, chunk(b"cICP", bytes([code, 13, 0, 1]))) for code in (1, 2, 4, 5, 6, 7, 9, 11, 12)},
-    **{f"cICP, transfer {code}": png(RGB, chunk(b"cICP", bytes([1, code, 0, 1]))) for code in (1, 2, 4, 5, 6, 8, 14, 15, 17)},
+    **{
+        f"cICP, primaries {code}": png(RGB, chunk(b"cICP", bytes([code, 13, 0, 1])))
+        for code in (1, 2, 4, 5, 6, 7, 9, 11, 12)
+    },
+    **{
+        f"cICP, transfer {code}": png(RGB, chunk(b"cICP", bytes([1, code, 0, 1]))) for code in (1, 2, 4, 5, 6, 8, 14, 15, 17)
+    },
     "cICP of unknown codes": png(RGB, chunk(b"cICP", b"\x63\x63\0\1"), iccp(DISPLAY_P3)),
     "cICP of grey": png(GREY, chunk(b"cICP", b"\1\x08\0\1")),
     "cICP in video's range": png(RGB, chunk(b"cICP", b"\x0c\x0d\0\0")),

@@ -119,12 +119,16 @@ def test_grain_knows_smooth_from_rough_and_not_which():
     torch.manual_seed(0)
     rough = torch.randn(1, 3, 64, 64)
     other, smooth = torch.randn(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
-    assert (decoder.grain(rough) - decoder.grain(other)).abs().mean() < 0.2 * (decoder.grain(rough) - decoder.grain(smooth)).abs().mean()
+    assert (decoder.grain(rough) - decoder.grain(other)).abs().mean() < 0.2 * (
+        decoder.grain(rough) - decoder.grain(smooth)
+    ).abs().mean()
 
 
 def test_mixed_decoder_lies_on_the_line_and_keeps_the_encoder():
     first, second = make_vae(SMALL), make_vae(SMALL)
-    expected = [a.lerp(b, 1.1).detach() for a, b in zip(decoder.decoder_parameters(first), decoder.decoder_parameters(second))]
+    expected = [
+        a.lerp(b, 1.1).detach() for a, b in zip(decoder.decoder_parameters(first), decoder.decoder_parameters(second))
+    ]
     encoder = copy.deepcopy(first.encoder.state_dict())
     decoder.mix_decoders(first, decoder.decoder_parameters(second), 1.1)
     assert all(torch.equal(a, b) for a, b in zip(decoder.decoder_parameters(first), expected))
@@ -201,7 +205,10 @@ def test_loss_is_lowest_for_the_true_noise(monkeypatch):
         def forward(self, x, t, ids):
             seen["ids"] = ids
             alpha = schedule[t][:, None, None, None]
-            match = [int(((x[i, :4] - alpha[i].sqrt() * pool["latent"].float()).abs().mean(dim=(1, 2, 3))).argmin()) for i in range(len(x))]
+            match = [
+                int(((x[i, :4] - alpha[i].sqrt() * pool["latent"].float()).abs().mean(dim=(1, 2, 3))).argmin())
+                for i in range(len(x))
+            ]
             return (x[:, :4] - alpha.sqrt() * pool["latent"][match].float()) / (1 - alpha).sqrt()
 
     torch.manual_seed(0)
@@ -224,12 +231,18 @@ CPU = torch.device("cpu")
 
 def _picture(h: int, w: int, colour: int) -> np.ndarray:
     """Rows get brighter, and every picture has a colour of its own."""
-    return np.stack([np.linspace(0, 250, h).astype(np.uint8)[:, None].repeat(w, 1)] * 2 + [np.full((h, w), colour, np.uint8)], 2)
+    return np.stack(
+        [np.linspace(0, 250, h).astype(np.uint8)[:, None].repeat(w, 1)] * 2 + [np.full((h, w), colour, np.uint8)], 2
+    )
 
 
 def test_windows_lie_inside_one_picture_and_keep_its_rows():
     torch.manual_seed(0)
-    pictures = [("photograph", _picture(100, 70, 10)), ("photograph", _picture(64, 300, 90)), ("texture", _picture(40, 50, 200))]
+    pictures = [
+        ("photograph", _picture(100, 70, 10)),
+        ("photograph", _picture(64, 300, 90)),
+        ("texture", _picture(40, 50, 200)),
+    ]
     kept = album.Album(pictures, CPU, 64, bank=16)
     assert len(kept) == 3 and int(kept.sides.min()) == 64  # the texture was enlarged
     seen = set()
@@ -246,7 +259,9 @@ def test_windows_lie_inside_one_picture_and_keep_its_rows():
 def test_photographs_are_the_majority_of_windows():
     pictures = [("photograph", _picture(80, 80, 10))] + [("texture", _picture(200, 200, 200))] * 20
     kept = album.Album(pictures, CPU, 64, bank=16)
-    assert float(kept.weights[1:].sum()) == pytest.approx(album.TEXTURE_SHARE) and float(kept.weights.sum()) == pytest.approx(1)
+    assert float(kept.weights[1:].sum()) == pytest.approx(album.TEXTURE_SHARE) and float(
+        kept.weights.sum()
+    ) == pytest.approx(1)
 
 
 def test_random_windows_are_coloured_anew_and_some_are_grey():
@@ -264,7 +279,9 @@ def test_generated_pictures_are_in_range_and_differ(kind, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(generated, "KINDS", (kind,))
     pictures = generated.generated_pictures(6, 48, CPU)
-    assert pictures.shape == (6, 3, 48, 48) and torch.isfinite(pictures).all() and pictures.min() >= 0 and pictures.max() <= 1
+    assert (
+        pictures.shape == (6, 3, 48, 48) and torch.isfinite(pictures).all() and pictures.min() >= 0 and pictures.max() <= 1
+    )
     assert all((a - b).abs().mean() > 0.01 for a, b in zip(pictures, pictures[1:]))
     assert pictures.flatten(1).std(1).median() > 0.02
 
@@ -275,7 +292,13 @@ def test_bricks_go_on_in_straight_rows():
     wall, clouds = generated._wall(12, 128, CPU), generated._clouds(12, 128, CPU)
 
     def edges(pictures):  # how much sharper the sharpest line is than the median line, whichever way it runs
-        return [max(float(p.mean(0).diff(dim=d).abs().mean(1 - d).max() / p.mean(0).diff(dim=d).abs().mean().clamp_min(1e-6)) for d in (0, 1)) for p in pictures]
+        return [
+            max(
+                float(p.mean(0).diff(dim=d).abs().mean(1 - d).max() / p.mean(0).diff(dim=d).abs().mean().clamp_min(1e-6))
+                for d in (0, 1)
+            )
+            for p in pictures
+        ]
 
     assert np.mean(edges(wall)) > 1.3 * np.mean(edges(clouds))
 
@@ -294,7 +317,9 @@ def test_a_pool_is_renewed_where_it_is_oldest():
     pool.renew(4)
     assert pool["latent"].tolist() == [6, 7, 8, 9, 4, 5]
     pool.renew(4)
-    assert pool["latent"].tolist() == [12, 13, 8, 9, 10, 11] and pool["latent"].data_ptr() == place  # a captured step reads there
+    assert (
+        pool["latent"].tolist() == [12, 13, 8, 9, 10, 11] and pool["latent"].data_ptr() == place
+    )  # a captured step reads there
 
 
 def test_masks_of_the_pool_are_whole_cells_and_those_of_as_released():
@@ -303,8 +328,17 @@ def test_masks_of_the_pool_are_whole_cells_and_those_of_as_released():
     hole[0, 9:20, 9:20] = 1
     small = smoke_album(CPU, 64)
     encoded = denoiser.Encoder(make_vae(SMALL).eval(), 1.0, small, hole, 4).encode(6)
-    assert {k: tuple(v.shape[1:]) for k, v in encoded.items()} == {"latent": (4, 8, 8), "masked": (4, 8, 8), "mask": (1, 8, 8), "released": (1, 8, 8)}
-    assert len(encoded["mask"]) == 6 and (encoded["mask"].sum((1, 2, 3)) == 4).all() and (encoded["released"].sum((1, 2, 3)) < 4).all()
+    assert {k: tuple(v.shape[1:]) for k, v in encoded.items()} == {
+        "latent": (4, 8, 8),
+        "masked": (4, 8, 8),
+        "mask": (1, 8, 8),
+        "released": (1, 8, 8),
+    }
+    assert (
+        len(encoded["mask"]) == 6
+        and (encoded["mask"].sum((1, 2, 3)) == 4).all()
+        and (encoded["released"].sum((1, 2, 3)) < 4).all()
+    )
 
 
 def test_planned_seconds_are_read_and_others_refused():
@@ -372,9 +406,15 @@ def _rcc(content: bytes, packed: bool) -> bytes:
     names = name("d") + name("a.txt")
     stored = struct.pack(">I", len(content)) + zlib.compress(content) if packed else content
     blob = struct.pack(">I", len(stored)) + stored
-    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", 0, 2, 1, 2) + struct.pack(">IHHHI", len(name("d")), int(packed), 0, 0, 0)
+    tree = (
+        struct.pack(">IHII", 0, 2, 1, 1)
+        + struct.pack(">IHII", 0, 2, 1, 2)
+        + struct.pack(">IHHHI", len(name("d")), int(packed), 0, 0, 0)
+    )
     header = 20
-    return struct.pack(">4sIIII", b"qres", 1, header, header + len(tree), header + len(tree) + len(blob)) + tree + blob + names
+    return (
+        struct.pack(">4sIIII", b"qres", 1, header, header + len(tree), header + len(tree) + len(blob)) + tree + blob + names
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -392,9 +432,13 @@ def test_licences_are_read_and_missing_ones_refused():
     assert data.look_up(entries, "b/c.jpg") == ("B", "CC0-1.0")
     with pytest.raises(KeyError):
         data.look_up(entries, "a.png")
-    assert data.parse_gcompris_readme("Copyright: C\nLicense: Public Domain\nFiles:\nx.webp\n\nother\n") == {"x.webp": ("C", "Public domain")}
+    assert data.parse_gcompris_readme("Copyright: C\nLicense: Public Domain\nFiles:\nx.webp\n\nother\n") == {
+        "x.webp": ("C", "Public domain")
+    }
     readme = "Copyright: C\nLicense: CC-BY-SA 4.0\ny.webp\nComment: based on a photo by D, license CC-BY 2.0, source\n\n"
-    painted = "Copyright: C\nLicense: Public domain\nz.webp\nComment: based on an original painting by E, Public domain image.\n"
+    painted = (
+        "Copyright: C\nLicense: Public domain\nz.webp\nComment: based on an original painting by E, Public domain image.\n"
+    )
     assert data.parse_gcompris_readme(readme + painted) == {"y.webp": ("C; based on a photo by D", "CC-BY-SA 4.0")}
 
 
@@ -419,7 +463,11 @@ def test_an_album_keeps_what_is_trained_on_and_lays_the_rest_aside(tmp_path, mon
     monkeypatch.setattr(data, "pictures", lambda folder: iter(sources))
     assert data.make_album(tmp_path, tmp_path / "album.zip") == [source for source, _ in sources]
     (kind, large), (other, small) = data.read_album(tmp_path / "album.zip")
-    assert (kind, other) == ("photograph", "texture") and min(large.shape[:2]) == data.MOST_SIDE["photograph"] and small.shape == (300, 300, 3)
+    assert (
+        (kind, other) == ("photograph", "texture")
+        and min(large.shape[:2]) == data.MOST_SIDE["photograph"]
+        and small.shape == (300, 300, 3)
+    )
     assert abs(int(large[5, 5, 2]) - 40) < 6
     assert max(Image.open(tmp_path / "held_out" / "c.png").size) == 1024
 
@@ -476,7 +524,9 @@ def test_weights_alone_start_a_resumed_run(tmp_path):
 def test_weights_alone_begin_a_new_plan(tmp_path):
     """Where the old plan's seconds were spent, training the shipped weights further ended before its first step."""
     file = tmp_path / "state.pt"
-    torch.save({"network": MoebiusNet(SMALL).state_dict(), "steps": 40, "log": {"steps": 40, "seconds": 1440.0, "curve": []}}, file)
+    torch.save(
+        {"network": MoebiusNet(SMALL).state_dict(), "steps": 40, "log": {"steps": 40, "seconds": 1440.0, "curve": []}}, file
+    )
     trainer, log = denoiser.train_denoiser(SMALL, _pool(), file, seconds=1440, stop_after=1e9, max_steps=42, batch=2)
     assert log["steps"] == 42 and log["seconds"] > 1440
     assert trainer.rate.item() < 0.05 * denoiser.PEAK_LR  # warming up again

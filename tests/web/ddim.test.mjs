@@ -13,10 +13,18 @@ test('cumulative alphas are those of the scheduler', () => {
 test('every step has the numbers of ddim.py', () => {
   for (const { steps, strength, expected } of fixtures.schedules) {
     const got = ddimSteps(steps, strength, constants);
-    assert.deepEqual(got.map((step) => step.timestep), expected.map((step) => step.timestep));
+    assert.deepEqual(
+      got.map((step) => step.timestep),
+      expected.map((step) => step.timestep),
+    );
     got.forEach((step, i) => {
       const { signal, sigma, latent_scale, noise_scale } = expected[i];
-      const pairs = [[step.signal, signal], [step.sigma, sigma], [step.latentScale, latent_scale], [step.noiseScale, noise_scale]];
+      const pairs = [
+        [step.signal, signal],
+        [step.sigma, sigma],
+        [step.latentScale, latent_scale],
+        [step.noiseScale, noise_scale],
+      ];
       for (const [a, b] of pairs) assert.ok(Math.abs(a - b) < 1e-12);
     });
   }

@@ -21,7 +21,9 @@ test('black and white is a mask, also soft at the edge, noisy as a JPEG, or whit
   assert.ok(looksLikeMask(picture((x, y) => grey(inHole(x, y) ? 255 : 0))));
   assert.ok(looksLikeMask(picture((x, y) => (x === 30 && y < 15 ? grey(120) : grey(inHole(x, y) ? 255 : 0)))));
   const noise = () => random.uint32() % 8;
-  assert.ok(looksLikeMask(picture((x, y) => [noise(), noise(), noise(), 255].map((v, i) => (i < 3 && inHole(x, y) ? 255 - v : v)))));
+  assert.ok(
+    looksLikeMask(picture((x, y) => [noise(), noise(), noise(), 255].map((v, i) => (i < 3 && inHole(x, y) ? 255 - v : v)))),
+  );
   assert.ok(looksLikeMask(picture((x, y) => [255, 255, 255, inHole(x, y) ? 255 : 0])));
 });
 

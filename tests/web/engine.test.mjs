@@ -29,23 +29,32 @@ test('an error crosses from the worker whole', () => {
   assert.deepEqual([error.code, error.message, error.cause.message], ['quota', 'Full.', 'why']);
 });
 
-test('the runtime\'s log says where nodes ran', () => {
+test("the runtime's log says where nodes ran", () => {
   assert.deepEqual(placement(['[V] All nodes placed on [WebGpuExecutionProvider]. Number of nodes: 12']), { WebGpu: 12 });
-  const split = [' Node(s) placed on [CPUExecutionProvider]. Number of nodes: 2', ' Node(s) placed on [WebGpuExecutionProvider]. Number of nodes: 9'];
+  const split = [
+    ' Node(s) placed on [CPUExecutionProvider]. Number of nodes: 2',
+    ' Node(s) placed on [WebGpuExecutionProvider]. Number of nodes: 9',
+  ];
   assert.deepEqual(placement(split), { CPU: 2, WebGpu: 9 });
 });
 
 test('a manifest of another version is refused', () => {
   assert.throws(() => checkManifest({ format: 99 }), { code: 'manifest-version', message: /Reload the page/ });
   assert.throws(() => checkManifest([]), { code: 'manifest' });
-  assert.throws(() => checkManifest({ format: FORMAT, version: 'x', page: 'page-x/' }), { code: 'manifest', message: /lacks network/ });
+  assert.throws(() => checkManifest({ format: FORMAT, version: 'x', page: 'page-x/' }), {
+    code: 'manifest',
+    message: /lacks network/,
+  });
 });
 
 test('a file that two graphs share is fetched once', () => {
   const file = (sha256) => ({ name: sha256, file: sha256, bytes: 1, sha256 });
   const graphs = { vae_encoder: [file('a')], step: [file('b'), file('c')], vae_decoder: [file('a')] };
   const manifest = { runtime: { builds: { wasm: { wasm: file('w') } } }, precisions: { fp32: { graphs } } };
-  assert.deepEqual(filesOf(manifest, 'fp32', 'wasm').map(({ file }) => file.sha256), ['w', 'a', 'b', 'c']);
+  assert.deepEqual(
+    filesOf(manifest, 'fp32', 'wasm').map(({ file }) => file.sha256),
+    ['w', 'a', 'b', 'c'],
+  );
 });
 
 test('hashes are hexadecimal', async () => {
@@ -63,7 +72,17 @@ test('the clean latents follow from two consecutive ones', () => {
 test('a sketch has the colours of the latents, enlarged without steps', () => {
   const constants = { image_size: 32, latent_size: 4, latent_channels: 4 };
   const latents = Float32Array.from({ length: 64 }, (_, i) => (i < 16 ? i % 4 : 0)); // the first channel grows to the right
-  const planes = sketch(latents, [[0.1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0.5, -0.5]], constants);
+  const planes = sketch(
+    latents,
+    [
+      [0.1, 0, 0],
+      [0, 0, 0],
+      [0, 0, 0],
+      [0, 0, 0],
+      [0, 0.5, -0.5],
+    ],
+    constants,
+  );
   const row = [...planes.subarray(0, 32)];
   assert.ok(row[0] === 0 && Math.abs(row[31] - 0.3) < 1e-6 && row.every((v, i) => i === 0 || v >= row[i - 1]));
   assert.ok(Math.max(...row.map((v, i) => (i ? v - row[i - 1] : 0))) < 0.02);

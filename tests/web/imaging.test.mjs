@@ -29,11 +29,14 @@ for (const { name, coverage, width, height, image, mask, windows, plan, owners, 
     });
     assert.ok(!left.includes(1), 'no hole is left');
     same(withoutAlpha(picture.data), bytes(result), 'the picture after pasting');
-    assert.ok(picture.data.every((value, i) => i % 4 !== 3 || value === 77), 'alpha is kept');
+    assert.ok(
+      picture.data.every((value, i) => i % 4 !== 3 || value === 77),
+      'alpha is kept',
+    );
   });
 }
 
-test('the feather is Python\'s, as released Pillow\'s blur', () => {
+test("the feather is Python's, as released Pillow's blur", () => {
   for (const { width, height, mask, blurred, weights } of fixtures.feathers) {
     const hole = imaging.isHole(bytes(mask), constants);
     same(imaging.feather(hole, width, height, constants), bytes(weights), `${width} x ${height}`);
@@ -47,7 +50,10 @@ test('windows are placed as in Python, whatever the holes', () => {
     const planned = imaging.planWindows(imaging.isHole(bytes(mask), constants), width, height, coverage, numbers);
     const filled = new Array(planned.length + 1).fill(0);
     for (const number of planned[0].owners) filled[number] += 1;
-    assert.deepEqual(planned.map(({ left, top, side, number }) => [left, top, side, filled[number]]), windows);
+    assert.deepEqual(
+      planned.map(({ left, top, side, number }) => [left, top, side, filled[number]]),
+      windows,
+    );
   }
 });
 
@@ -106,7 +112,10 @@ test('the latent mask has every cell that the hole touches, as released those wh
 
 test('a picture and a mask that cannot be used are refused with what to do', () => {
   const picture = { width: 4, height: 4, data: new Uint8ClampedArray(64) };
-  const check = (mask, image = picture) => () => imaging.holeToFill(image, mask, constants);
+  const check =
+    (mask, image = picture) =>
+    () =>
+      imaging.holeToFill(image, mask, constants);
   assert.throws(check(new Uint8Array(16)), { code: 'bad-input', message: /mask is empty/ });
   assert.throws(check(new Uint8Array(16).fill(255)), { code: 'bad-input', message: /whole picture/ });
   assert.throws(check(new Uint8Array(9)), { code: 'bad-input', message: /differ in size/ });

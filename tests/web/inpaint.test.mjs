@@ -15,7 +15,11 @@ const preview = Array.from({ length: channels + 1 }, () => [0, 0, 0]);
 /** A white picture with a hole in its upper rows. */
 function job(init) {
   const mask = new Uint8Array(S * S).fill(255, 0, (S * S) / 2);
-  return { image: { width: S, height: S, data: new Uint8ClampedArray(4 * S * S).fill(255) }, mask, settings: { ...settings, init } };
+  return {
+    image: { width: S, height: S, data: new Uint8ClampedArray(4 * S * S).fill(255) },
+    mask,
+    settings: { ...settings, init },
+  };
 }
 
 /** The least that a model can be: every latent has mean 0 and deviation 1, steps change nothing, what is decoded is black. */
@@ -38,7 +42,15 @@ class Plain {
   }
 }
 
-const run = (backend, init) => inpaint(backend, job(init), constants, preview, () => {}, async () => false);
+const run = (backend, init) =>
+  inpaint(
+    backend,
+    job(init),
+    constants,
+    preview,
+    () => {},
+    async () => false,
+  );
 
 test('random numbers are drawn in the order image, masked image, noise, offset', async () => {
   const generator = new Generator(settings.seed);
@@ -50,7 +62,10 @@ test('random numbers are drawn in the order image, masked image, noise, offset',
   const backend = new Plain();
   await run(backend, 'noise');
   assert.deepEqual(backend.latents, start);
-  assert.deepEqual(backend.maskedLatents, ofMasked.map((n) => round(factor) * n));
+  assert.deepEqual(
+    backend.maskedLatents,
+    ofMasked.map((n) => round(factor) * n),
+  );
   await run(backend, 'image');
   const mixed = start.map((n, i) => round(round(signal) * round(round(factor) * ofImage[i])) + round(round(sigma) * n));
   assert.deepEqual(backend.latents, mixed);
@@ -69,20 +84,44 @@ test('the second encoding sees grey in the hole, the first what is under it', as
 test('what a run will cost is told before it computes anything', async () => {
   const backend = new Plain();
   const told = [];
-  await inpaint(backend, job('noise'), constants, preview, (progress) => told.push([backend.encoded.length, progress]), async () => false);
+  await inpaint(
+    backend,
+    job('noise'),
+    constants,
+    preview,
+    (progress) => told.push([backend.encoded.length, progress]),
+    async () => false,
+  );
   assert.deepEqual(told[0], [0, { window: 0, windows: 1, step: 0, steps: 2, msPerStep: 0, plan: `1 window of ${S} px` }]);
-  assert.deepEqual(told.slice(1).map(([, { step, plan }]) => [step, plan]), [1, 2].map((step) => [step, `1 window of ${S} px`]));
+  assert.deepEqual(
+    told.slice(1).map(([, { step, plan }]) => [step, plan]),
+    [1, 2].map((step) => [step, `1 window of ${S} px`]),
+  );
 });
 
 test('a thin hole that misses the corners of its cells is told and replaced; as released it is neither', async () => {
-  for (const [coverage, cells, left] of [['whole', s, 0], ['as-released', 0, 192]]) {
+  for (const [coverage, cells, left] of [
+    ['whole', s, 0],
+    ['as-released', 0, 192],
+  ]) {
     const wire = job('noise');
     wire.mask.fill(0);
     for (let y = 0; y < S; y++) wire.mask.fill(255, y * S + 41, y * S + 43);
     wire.settings.coverage = coverage;
     const backend = new Plain();
-    const { image } = await inpaint(backend, wire, constants, preview, () => {}, async () => false);
-    assert.equal(backend.mask.reduce((sum, told) => sum + told, 0), cells, coverage);
+    const { image } = await inpaint(
+      backend,
+      wire,
+      constants,
+      preview,
+      () => {},
+      async () => false,
+    );
+    assert.equal(
+      backend.mask.reduce((sum, told) => sum + told, 0),
+      cells,
+      coverage,
+    );
     const red = Array.from({ length: S }, (_, x) => image.data[4 * (60 * S + x)]); // the model's picture is black, the old one white
     assert.ok(Math.abs(red[41] - left) < 4 && red[41] === red[42], `${coverage}: ${red[41]}`);
     assert.ok(red.every((value, x) => value === 255 || (x > 41 - constants.feather_width && x < 42 + constants.feather_width)));
@@ -92,7 +131,14 @@ test('a thin hole that misses the corners of its cells is told and replaced; as 
 test('a coverage that there is not is refused', async () => {
   const bad = job('noise');
   bad.settings.coverage = 'most';
-  const running = inpaint(new Plain(), bad, constants, preview, () => {}, async () => false);
+  const running = inpaint(
+    new Plain(),
+    bad,
+    constants,
+    preview,
+    () => {},
+    async () => false,
+  );
   await assert.rejects(running, { code: 'bad-input', message: /whole or as-released/ });
 });
 

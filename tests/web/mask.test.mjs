@@ -19,7 +19,9 @@ function drawn(draw, width = W, height = H) {
 
 /** @param {(x: number, y: number) => boolean} inside, of a pixel's centre */
 function expected(inside, width = W, height = H) {
-  return Uint8Array.from({ length: width * height }, (_, i) => (inside((i % width) + 0.5, Math.floor(i / width) + 0.5) ? HOLE : KEEP));
+  return Uint8Array.from({ length: width * height }, (_, i) =>
+    inside((i % width) + 0.5, Math.floor(i / width) + 0.5) ? HOLE : KEEP,
+  );
 }
 
 function distance(x, y, [x0, y0, x1, y1]) {
@@ -29,7 +31,15 @@ function distance(x, y, [x0, y0, x1, y1]) {
 }
 
 test('a line holds the pixels within its radius, and no others', () => {
-  const lines = [[20, 30, 100, 90], [100, 90, 20, 30], [50, 50, 50, 50], [10, 64, 140, 64], [64, 5, 64, 120], [-30, -20, 40, 35], [120, 100, 200, 300]];
+  const lines = [
+    [20, 30, 100, 90],
+    [100, 90, 20, 30],
+    [50, 50, 50, 50],
+    [10, 64, 140, 64],
+    [64, 5, 64, 120],
+    [-30, -20, 40, 35],
+    [120, 100, 200, 300],
+  ];
   for (const line of lines) {
     for (const radius of [0.61, 1.03, 7.31, 5, 10, 40.07]) {
       const { mask } = drawn((m) => m.line(...line, radius, HOLE));
@@ -52,19 +62,62 @@ test('the dirty rectangle of a line holds every pixel it changed', () => {
 
 test('rectangle and polygon agree on a box, and a polygon winds', () => {
   const box = drawn((m) => m.rectangle(100, 90, 20, 30, HOLE)).mask;
-  const outline = drawn((m) => m.polygon([[20, 30], [100, 30], [100, 90], [20, 90]], HOLE)).mask;
+  const outline = drawn((m) =>
+    m.polygon(
+      [
+        [20, 30],
+        [100, 30],
+        [100, 90],
+        [20, 90],
+      ],
+      HOLE,
+    ),
+  ).mask;
   assert.equal(box.holes, 80 * 60);
   assert.deepEqual(outline.data, box.data);
-  const star = drawn((m) => m.polygon([[75, 5], [110, 120], [10, 45], [140, 45], [40, 120]], HOLE)).mask;
+  const star = drawn((m) =>
+    m.polygon(
+      [
+        [75, 5],
+        [110, 120],
+        [10, 45],
+        [140, 45],
+        [40, 120],
+      ],
+      HOLE,
+    ),
+  ).mask;
   assert.equal(star.data[65 * W + 75], HOLE, 'the middle of a star drawn in one go is inside');
 });
 
 test('the edge of a shape belongs to it', () => {
-  const corners = [[20.5, 30.5], [100.5, 30.5], [100.5, 90.5], [20.5, 90.5]];
+  const corners = [
+    [20.5, 30.5],
+    [100.5, 30.5],
+    [100.5, 90.5],
+    [20.5, 90.5],
+  ];
   assert.equal(drawn((m) => m.rectangle(...corners[2], ...corners[0], HOLE)).mask.holes, 81 * 61);
   assert.equal(drawn((m) => m.polygon(corners, HOLE)).mask.holes, 81 * 61);
-  assert.equal(drawn((m) => m.line(50.5, 50.5, 50.5, 50.5, 5, HOLE)).mask.holes, 81, 'the points (3, 4) and (0, 5) of a circle too');
-  assert.equal(drawn((m) => m.polygon([[9.5, 9.5], [9.5, 9.5], [9.5, 19.5]], HOLE)).mask.holes, 11, 'a lasso without an inside is a line');
+  assert.equal(
+    drawn((m) => m.line(50.5, 50.5, 50.5, 50.5, 5, HOLE)).mask.holes,
+    81,
+    'the points (3, 4) and (0, 5) of a circle too',
+  );
+  assert.equal(
+    drawn((m) =>
+      m.polygon(
+        [
+          [9.5, 9.5],
+          [9.5, 9.5],
+          [9.5, 19.5],
+        ],
+        HOLE,
+      ),
+    ).mask.holes,
+    11,
+    'a lasso without an inside is a line',
+  );
 });
 
 test('a gesture fills the pixels that it fills in the notebook', () => {
@@ -74,7 +127,9 @@ test('a gesture fills the pixels that it fills in the notebook', () => {
       mask.begin();
       if (tool === 'lasso') mask.polygon(points, HOLE);
       else if (tool === 'rectangle') mask.rectangle(...points[0], ...points[1], HOLE);
-      else for (let i = 0; i < Math.max(1, points.length - 1); i++) mask.line(...points[i], ...(points[i + 1] ?? points[i]), size / 2, tool === 'brush' ? HOLE : KEEP);
+      else
+        for (let i = 0; i < Math.max(1, points.length - 1); i++)
+          mask.line(...points[i], ...(points[i + 1] ?? points[i]), size / 2, tool === 'brush' ? HOLE : KEEP);
       mask.commit();
       const other = bytes(expected);
       const wrong = mask.data.filter((value, i) => value !== other[i]).length;
@@ -95,7 +150,15 @@ test('holes are counted, whatever was drawn', () => {
     () => mask.line(10, 10, 120, 100, 9, HOLE),
     () => mask.line(30, 10, 40, 100, 4, KEEP),
     () => mask.invert(),
-    () => mask.polygon([[0, 0], [80, 3], [70, 90]], KEEP),
+    () =>
+      mask.polygon(
+        [
+          [0, 0],
+          [80, 3],
+          [70, 90],
+        ],
+        KEEP,
+      ),
     () => mask.replace(Uint8Array.from({ length: W * H }, (_, i) => i % 256)),
     () => mask.fill(HOLE),
     () => mask.fill(KEEP),
@@ -158,7 +221,11 @@ test('history drops the oldest first, keeps the last, and forgets what was undon
 
 test('a smooth path is continuous, ends where the pointer is, and does not cut corners by much', () => {
   const path = new SmoothPath(0, 0);
-  const pieces = [[100, 0], [100, 100], [0, 100]].flatMap(([x, y]) => path.add(x, y, 5));
+  const pieces = [
+    [100, 0],
+    [100, 100],
+    [0, 100],
+  ].flatMap(([x, y]) => path.add(x, y, 5));
   pieces.push(path.end());
   assert.deepEqual(pieces[0].slice(0, 2), [0, 0]);
   assert.deepEqual(pieces.at(-1).slice(2), [0, 100]);

@@ -8,7 +8,9 @@ import { after, before, beforeEach, test } from 'node:test';
 
 import { ModelCache } from '../../moebius_lab/page/web/model_cache.js';
 
-const FILES = Object.fromEntries([300_000, 70_000, 5, 120_000, 90_000, 40_000].map((size, i) => [`${i}.bin`, Buffer.alloc(size, i + 1)]));
+const FILES = Object.fromEntries(
+  [300_000, 70_000, 5, 120_000, 90_000, 40_000].map((size, i) => [`${i}.bin`, Buffer.alloc(size, i + 1)]),
+);
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
 
 /** @type {(name: string, answer: import('node:http').ServerResponse) => boolean} whether it answered in its own way */
@@ -45,7 +47,9 @@ const wanted = (...names) =>
 async function provide(items, signal = new AbortController().signal) {
   const seen = [];
   const cache = new ModelCache(new URL('manifest.json', base), { precisions: {}, runtime: { builds: {} } });
-  const files = await cache.provide(items, (progress) => seen.push(progress), signal).catch((error) => Promise.reject(Object.assign(error, { seen })));
+  const files = await cache
+    .provide(items, (progress) => seen.push(progress), signal)
+    .catch((error) => Promise.reject(Object.assign(error, { seen })));
   return { files, seen };
 }
 
@@ -62,10 +66,17 @@ test('every file arrives whole, at most four at a time, and the visit is told th
   await assert.rejects(files.file('0'.repeat(64)), { code: 'corrupt' });
 
   const done = seen.map(({ doneBytes }) => doneBytes);
-  assert.deepEqual(done, [...done].sort((a, b) => a - b), 'progress never runs backwards');
+  assert.deepEqual(
+    done,
+    [...done].sort((a, b) => a - b),
+    'progress never runs backwards',
+  );
   const last = seen.at(-1);
   assert.equal(last.doneBytes, last.totalBytes);
-  assert.equal(last.totalBytes, all.reduce((sum, { file }) => sum + file.bytes, 0));
+  assert.equal(
+    last.totalBytes,
+    all.reduce((sum, { file }) => sum + file.bytes, 0),
+  );
   assert.ok(last.secondsLeft === 0 && last.cachedBytes === 0 && last.phase === 'download');
   assert.match(last.message, /does not let the page keep files/);
 });
@@ -96,7 +107,10 @@ test('a file that arrives damaged is fetched once more, and refused after that',
   assert.equal(asked.length, 2);
   assert.ok(seen.some(({ message }) => /arrived damaged/.test(message ?? '')));
   badly = (name, answer) => (answer.end(Buffer.alloc(FILES[name].length, 99)), true);
-  await assert.rejects(provide(wanted('1.bin')), { code: 'corrupt', message: /1\.bin from 127\.0\.0\.1.* is not the file that the manifest names/ });
+  await assert.rejects(provide(wanted('1.bin')), {
+    code: 'corrupt',
+    message: /1\.bin from 127\.0\.0\.1.* is not the file that the manifest names/,
+  });
 });
 
 test('what is not there, too long or too short is said at once', async () => {

@@ -4,7 +4,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { inflateSync } from 'node:zlib';
 
-import { contentsOf, maskToPng, orientationOf, pictureToPng, resizeMask, sizeInHeader, turn } from '../../moebius_lab/page/web/picture_files.js';
+import {
+  contentsOf,
+  maskToPng,
+  orientationOf,
+  pictureToPng,
+  resizeMask,
+  sizeInHeader,
+  turn,
+} from '../../moebius_lab/page/web/picture_files.js';
 
 /** The pixels of a PNG whose rows all use one filter type. @param {Buffer} png @param {number} channels */
 function decode(png, channels) {
@@ -29,7 +37,8 @@ function decode(png, channels) {
   return { width, height, data: out };
 }
 
-const noise = (/** @type {number} */ length) => Uint8ClampedArray.from({ length }, (_, i) => (i * 7919 + (i >> 3) * 104729) % 256);
+const noise = (/** @type {number} */ length) =>
+  Uint8ClampedArray.from({ length }, (_, i) => (i * 7919 + (i >> 3) * 104729) % 256);
 
 test('a mask survives as PNG', async () => {
   const data = new Uint8Array(noise(37 * 21));
@@ -49,11 +58,16 @@ test('a picture survives as PNG, with alpha only where it has some', async () =>
 
 test('sizes are read from headers', () => {
   const bytes = (/** @type {(number|string)[]} */ ...parts) => {
-    const joined = Buffer.concat(parts.map((part) => (typeof part === 'string' ? Buffer.from(part, 'latin1') : Buffer.from([part]))));
+    const joined = Buffer.concat(
+      parts.map((part) => (typeof part === 'string' ? Buffer.from(part, 'latin1') : Buffer.from([part]))),
+    );
     return new Uint8Array(Buffer.concat([joined, Buffer.alloc(64)]));
   };
   assert.deepEqual(sizeInHeader(bytes('GIF89a', 0x2c, 0x01, 0xc8, 0)), { width: 300, height: 200 });
-  assert.deepEqual(sizeInHeader(bytes('RIFF....WEBPVP8X', 10, 0, 0, 0, 0, 0, 0, 0, 0x2b, 1, 0, 0xc7, 0, 0)), { width: 300, height: 200 });
+  assert.deepEqual(sizeInHeader(bytes('RIFF....WEBPVP8X', 10, 0, 0, 0, 0, 0, 0, 0, 0x2b, 1, 0, 0xc7, 0, 0)), {
+    width: 300,
+    height: 200,
+  });
   const jpeg = bytes(0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xff, 0xc2, 0, 17, 8, 0, 0xc8, 1, 0x2c, 3);
   assert.deepEqual(sizeInHeader(jpeg), { width: 300, height: 200 });
   assert.equal(sizeInHeader(bytes('not a picture at all, but a text of some length')), null);
@@ -66,7 +80,8 @@ test('a mask is stretched by nearest neighbour', () => {
 });
 
 test('orientation is read from EXIF, and a picture is turned by it', () => {
-  const block = (/** @type {number} */ kind, /** @type {number} */ value) => Uint8Array.of(0x4d, 0x4d, 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, kind, 0, 0, 0, 1, 0, value, 0, 0, 0, 0, 0, 0);
+  const block = (/** @type {number} */ kind, /** @type {number} */ value) =>
+    Uint8Array.of(0x4d, 0x4d, 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, kind, 0, 0, 0, 1, 0, value, 0, 0, 0, 0, 0, 0);
   assert.equal(orientationOf(block(3, 6)), 6);
   assert.equal(orientationOf(block(3, 9)), 1);
   assert.equal(orientationOf(block(4, 6)), 1);
@@ -76,12 +91,24 @@ test('orientation is read from EXIF, and a picture is turned by it', () => {
     const { width, data } = turn(picture, orientation);
     return [width, ...data.filter((_, i) => i % 4 === 0)].join('');
   };
-  assert.deepEqual([1, 2, 3, 4, 5, 6, 7, 8].map(turned), ['3012345', '3210543', '3543210', '3345012', '2031425', '2304152', '2524130', '2251403']);
+  assert.deepEqual([1, 2, 3, 4, 5, 6, 7, 8].map(turned), [
+    '3012345',
+    '3210543',
+    '3543210',
+    '3345012',
+    '2031425',
+    '2304152',
+    '2524130',
+    '2251403',
+  ]);
 });
 
 test('a browser gets a file without EXIF, and a PNG with its end', async () => {
-  const png = new Uint8Array(await (await pictureToPng({ width: 2, height: 1, data: Uint8ClampedArray.of(1, 2, 3, 255, 4, 5, 6, 255) })).arrayBuffer());
-  const whole = async (/** @type {Uint8Array<ArrayBuffer>} */ bytes) => new Uint8Array(await new Blob(contentsOf(bytes).parts).arrayBuffer());
+  const png = new Uint8Array(
+    await (await pictureToPng({ width: 2, height: 1, data: Uint8ClampedArray.of(1, 2, 3, 255, 4, 5, 6, 255) })).arrayBuffer(),
+  );
+  const whole = async (/** @type {Uint8Array<ArrayBuffer>} */ bytes) =>
+    new Uint8Array(await new Blob(contentsOf(bytes).parts).arrayBuffer());
   assert.deepEqual(await whole(png), png);
   for (const cut of [4, 12]) assert.deepEqual(await whole(png.slice(0, -cut)), png);
   const jpeg = Uint8Array.of(0xff, 0xd8, 0xff, 0xe1, 0, 10, ...Buffer.from('Exif\0\0II'), 0xff, 0xdb, 0, 2, 0xff, 0xda, 1, 2, 3);

@@ -13,7 +13,10 @@ test("torch's numbers, in torch's order, for long and short draws", () => {
       expected.forEach((value, i) => {
         // torch's vectorised logarithm and sine are themselves a few units off in the last place
         const distance = Math.abs(got[i] - value);
-        assert.ok(distance <= Math.max(4 * ulp(value), 1e-7), `seed ${seed}, ${expected.length} numbers, ${i}: ${got[i]} ${value}`);
+        assert.ok(
+          distance <= Math.max(4 * ulp(value), 1e-7),
+          `seed ${seed}, ${expected.length} numbers, ${i}: ${got[i]} ${value}`,
+        );
       });
     }
   }

@@ -10,7 +10,8 @@ globalThis.GPUCommandBuffer = class {
     this.copies = copies;
   }
 };
-Map.groupBy ??= (items, key) => { // browsers have it; Node does from 21
+Map.groupBy ??= (items, key) => {
+  // browsers have it; Node does from 21
   const groups = new Map();
   for (const item of items) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
   return groups;
@@ -89,8 +90,14 @@ async function recorded(names = ['step']) {
 test('a recording does nothing while it is made, and what the inputs hold each time it runs', async () => {
   const { device, graphs } = await recorded();
   const graph = graphs.get('step');
-  assert.ok(device.made.every(({ bytes }) => bytes.every((value) => value === 0)), 'nothing was copied yet');
-  for (const values of [[1, 2, 3, 4], [-5, 6, 7, 8]]) {
+  assert.ok(
+    device.made.every(({ bytes }) => bytes.every((value) => value === 0)),
+    'nothing was copied yet',
+  );
+  for (const values of [
+    [1, 2, 3, 4],
+    [-5, 6, 7, 8],
+  ]) {
     graph.write('latents', floats(values));
     graph.write('timestep', floats([values[0] * 10]));
     await graph.run();
@@ -138,7 +145,10 @@ test('what a recording cannot hold is told, and the device is as before', async 
     code: 'unrecordable',
     message: /its input timestep is int64/,
   });
-  const reads = { ...session(device), run: async () => device.createBuffer({ size: 4, usage: globalThis.GPUBufferUsage.MAP_READ }) };
+  const reads = {
+    ...session(device),
+    run: async () => device.createBuffer({ size: 4, usage: globalThis.GPUBufferUsage.MAP_READ }),
+  };
   await assert.rejects(recordGraph(ort, reads, device), { code: 'unrecordable', message: /between processor and device/ });
   assert.ok(device.createBuffer({ size: 4, usage: 128 }) instanceof Buffer);
   assert.deepEqual(Object.keys(device.queue), []);

@@ -9,7 +9,11 @@ const picture = () => ({ width: 7, height: 5, data: Uint8ClampedArray.from({ len
 
 test('a difference is the smallest rectangle, and put back it gives the whole', () => {
   const filled = picture();
-  for (const [x, y] of [[2, 1], [5, 3]]) filled.data[(y * 7 + x) * 4 + 1] ^= 1;
+  for (const [x, y] of [
+    [2, 1],
+    [5, 3],
+  ])
+    filled.data[(y * 7 + x) * 4 + 1] ^= 1;
   const region = difference(picture(), filled);
   assert.deepEqual([region.left, region.top, region.width, region.height], [2, 1, 4, 3]);
   const rebuilt = picture();

@@ -18,10 +18,23 @@ test('what a program does with its buffers', () => {
       atomicAdd(&count[0], 1);
       keep(&handed);
     }`;
-  assert.deepEqual([...usesIn(code)], [[0, 'read'], [1, 'write'], [2, 'both'], [3, 'both'], [4, 'both'], [5, 'read']]);
+  assert.deepEqual(
+    [...usesIn(code)],
+    [
+      [0, 'read'],
+      [1, 'write'],
+      [2, 'both'],
+      [3, 'both'],
+      [4, 'both'],
+      [5, 'read'],
+    ],
+  );
   const compared = '@group(0) @binding(0) var<storage, read_write> y: array<f32>; fn main() { if (y[0] == 1) { y[1] = 2; } }';
   assert.deepEqual([...usesIn(compared)], [[0, 'both']]);
-  assert.deepEqual([...usesIn('@group(0) @binding(0) var<storage, read_write> y: array<f32>; fn main() { y[a[0 }')], [[0, 'both']]);
+  assert.deepEqual(
+    [...usesIn('@group(0) @binding(0) var<storage, read_write> y: array<f32>; fn main() { y[a[0 }')],
+    [[0, 'both']],
+  );
 });
 
 /** Something of `size` bytes, written by the first command of `uses` and read by the others. */
@@ -38,7 +51,13 @@ test('what is never wanted together shares room, and a command never reads the b
   const halves = [lifetime(500, 2, 9), lifetime(500, 3, 9)]; // alive together, met by one command that reads both
   const { sizes, allocations } = plan([[large, ...halves]], 256);
   assert.deepEqual(sizes, [1024]);
-  assert.deepEqual(halves.map((half) => allocations.get(half)), [{ index: 0, offset: 0 }, { index: 0, offset: 512 }]);
+  assert.deepEqual(
+    halves.map((half) => allocations.get(half)),
+    [
+      { index: 0, offset: 0 },
+      { index: 0, offset: 512 },
+    ],
+  );
 
   const apart = [lifetime(500, 2, 3), lifetime(500, 3, 9)]; // the second is made from the first
   assert.deepEqual(plan([[large, ...apart]], 256).sizes, [1024, 500]);

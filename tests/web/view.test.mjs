@@ -12,7 +12,11 @@ const close = (a, b, what) => assert.ok(Math.abs(a - b) < 1e-9, `${what}: ${a}, 
 const onStage = (view, [x, y]) => ({ x: view.x + x * view.scale, y: view.y + y * view.scale });
 
 test('a picture that is fitted stands in the middle, whole, and is not enlarged without end', () => {
-  for (const picture of [{ width: 3000, height: 500 }, { width: 10, height: 4000 }, { width: 640, height: 480 }]) {
+  for (const picture of [
+    { width: 3000, height: 500 },
+    { width: 10, height: 4000 },
+    { width: 640, height: 480 },
+  ]) {
     const view = fitted(picture, stage);
     const [start, end] = [onStage(view, [0, 0]), onStage(view, [picture.width, picture.height])];
     close(start.x, stage.width - end.x, 'left and right');
@@ -42,8 +46,14 @@ test('screen and picture are each other’s inverse', () => {
 
 test('two fingers keep what is under each of them', () => {
   const view = { scale: 1.5, x: 40, y: -20 };
-  const before = [{ x: 100, y: 100 }, { x: 200, y: 150 }];
-  const after = [{ x: 90, y: 130 }, { x: 290, y: 230 }]; // twice as far apart
+  const before = [
+    { x: 100, y: 100 },
+    { x: 200, y: 150 },
+  ];
+  const after = [
+    { x: 90, y: 130 },
+    { x: 290, y: 230 },
+  ]; // twice as far apart
   const now = pinched(view, before, after);
   close(now.scale, 3, 'scale');
   before.forEach((finger, i) => {
@@ -56,7 +66,11 @@ test('two fingers keep what is under each of them', () => {
 
 test('some of the picture always stays in sight', () => {
   const picture = { width: 300, height: 200 };
-  for (const [x, y] of [[1e5, 1e5], [-1e5, -1e5], [1e5, -1e5]]) {
+  for (const [x, y] of [
+    [1e5, 1e5],
+    [-1e5, -1e5],
+    [1e5, -1e5],
+  ]) {
     const view = inSight({ scale: 2, x, y }, picture, stage);
     assert.ok(view.x <= stage.width - 48 && view.x + 600 >= 48 && view.y <= stage.height - 48 && view.y + 400 >= 48);
   }
@@ -64,7 +78,12 @@ test('some of the picture always stays in sight', () => {
 });
 
 test('a rectangle has its four corners in order', () => {
-  assert.deepEqual(rectangleCorners([1, 2], [5, 9]), [[1, 2], [5, 2], [5, 9], [1, 9]]);
+  assert.deepEqual(rectangleCorners([1, 2], [5, 9]), [
+    [1, 2],
+    [5, 2],
+    [5, 9],
+    [1, 9],
+  ]);
 });
 
 // -- the hole ----------------------------------------------------------------------------------------------------------

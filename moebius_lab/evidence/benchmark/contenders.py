@@ -109,7 +109,9 @@ class TorchGraphs(GraphBackend):
         net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
         self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
-        self.order = {graph: list(inputs) for graph, inputs in example_inputs(bench.config).items()}  # that of the modules' arguments
+        self.order = {
+            graph: list(inputs) for graph, inputs in example_inputs(bench.config).items()
+        }  # that of the modules' arguments
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -226,7 +228,9 @@ def _cuda_graph(job: Job, stack: ExitStack) -> Entrant:
         graph.replay()
         torch.cuda.synchronize()
 
-    stack.callback([step, *inputs].clear)  # which keeps them until then: the recording reads their memory, and does not hold it
+    stack.callback(
+        [step, *inputs].clear
+    )  # which keeps them until then: the recording reads their memory, and does not hold it
     evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
     return Entrant(job.way.label, job.form, job.contender.where, evidence, {STEP: work})
 
@@ -320,7 +324,9 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
         what: lambda graph=graph: float(runner.time(graph, feeds[graph], 1)[1][0])
         for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
     }
-    return Entrant(READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask))
+    return Entrant(
+        READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask)
+    )
 
 
 OPENERS: dict[str, Callable[[Job, ExitStack], Entrant]] = {

@@ -39,7 +39,12 @@ Lacks = Callable[[str, tuple[str, str], str], None]
 
 
 def loads(
-    bench: Loops, bundle: Callable[[], Path], backends: tuple[str, ...], precisions: tuple[str, ...], results: Results, lacks: Lacks
+    bench: Loops,
+    bundle: Callable[[], Path],
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    results: Results,
+    lacks: Lacks,
 ) -> None:
     """Load the model in a browser that visits for the first time and, started anew, comes again; add the rows."""
     for contender in (CONTENDERS[name] for name in backends):
@@ -122,7 +127,9 @@ def peaks(
             except LabError as error:
                 lacks("peak memory", (name, form), str(error))
                 continue
-            results.add("rows", [vars(Row(f"peak memory, {what}", name, form, "MB", *[mb] * 3, 1)) for what, mb in found.items()])
+            results.add(
+                "rows", [vars(Row(f"peak memory, {what}", name, form, "MB", *[mb] * 3, 1)) for what, mb in found.items()]
+            )
 
 
 @contextmanager
@@ -178,7 +185,13 @@ def _peak_of(process: int | str) -> float:
 
 def _child_peak(bench: Loops, backend: str, form: str) -> dict[str, float]:
     """The same in a Python process of its own that runs each graph once."""
-    job = {"backend": backend, "form": form, "network": bench.config.name, "weights": bench.weights, "folder": str(bench.folder)}
+    job = {
+        "backend": backend,
+        "form": form,
+        "network": bench.config.name,
+        "weights": bench.weights,
+        "folder": str(bench.folder),
+    }
     with card_memory() as card:
         command = [sys.executable, "-m", "moebius_lab.evidence.benchmark.footprint", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
@@ -190,10 +203,11 @@ def _child_peak(bench: Loops, backend: str, form: str) -> dict[str, float]:
 def _child(job: dict) -> None:
     from contextlib import ExitStack
 
-
     folder = job["folder"]
     image, mask = next(iter(demo_photographs().values()))
-    bench = Loops(NETWORKS[job["network"]], job["weights"], Path(folder), image=read_picture(image).rgb, mask=read_mask(mask))
+    bench = Loops(
+        NETWORKS[job["network"]], job["weights"], Path(folder), image=read_picture(image).rgb, mask=read_mask(mask)
+    )
     backend, form = job["backend"], job["form"]
     [candidate, *_] = candidates(bench, (backend,), (form,), lambda: Path(folder), {})
     with ExitStack() as stack:

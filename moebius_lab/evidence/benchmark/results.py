@@ -149,7 +149,9 @@ def merge(paths: list[str | Path], output: str | Path) -> dict:
     for data, path in zip(files[1:], paths[1:]):
         for name, what in SAME.items():
             if data.get(name) != whole.get(name):
-                raise LabError(f"{path} is of another {what} than {paths[0]}; only files of one machine, network and code can be merged")
+                raise LabError(
+                    f"{path} is of another {what} than {paths[0]}; only files of one machine, network and code can be merged"
+                )
         for name in LISTS:
             merge_into(whole[name], data[name])
         whole |= {name: data[name] for name in ("date", "method")}
@@ -209,7 +211,11 @@ def readme_table(files: list[dict]) -> str:
     before = [data for data in sorted(files, key=lambda data: data["date"], reverse=True) if data not in shown]
     parts = [section(data) for data in shown]
     if before:
-        parts += ["<details><summary>Before that, on other hosts or with other code</summary>", *map(section, before), "</details>"]
+        parts += [
+            "<details><summary>Before that, on other hosts or with other code</summary>",
+            *map(section, before),
+            "</details>",
+        ]
     return "\n\n".join(parts) + "\n"
 
 

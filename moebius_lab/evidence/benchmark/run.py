@@ -293,13 +293,19 @@ def answer(data: dict) -> str:
         (backend, form), least = min(steps.items(), key=lambda item: item[1])
         parts.append(f"The quickest guided step of {len(steps)} measured here took {least:.3g} ms ({backend}, {form}).")
     if shares:
-        parts.append(f"The {data['release_steps']} steps are {statistics.median(shares):.0%} of a whole picture's time (median of {len(shares)} backends and forms).")
+        parts.append(
+            f"The {data['release_steps']} steps are {statistics.median(shares):.0%} of a whole picture's time (median of {len(shares)} backends and forms)."
+        )
     gains = {
         backend: steps[backend, STRAIGHTFORWARD] / ms for (backend, form), ms in steps.items()
         if form == "fp32" and (backend, STRAIGHTFORWARD) in steps
     }  # fmt: skip
     if gains:
-        parts.append("The straightforward export's step takes " + ", ".join(f"{gain:.2g} times as long in {name}" for name, gain in gains.items()) + ".")
+        parts.append(
+            "The straightforward export's step takes "
+            + ", ".join(f"{gain:.2g} times as long in {name}" for name, gain in gains.items())
+            + "."
+        )
     lacking = sorted({entry["backend"] for entry in data["missing"] if entry["what"] == STEP})
     if lacking:
         parts.append(f"Not measured here: {'; '.join(lacking)}; the table of what is missing has the reasons.")
@@ -333,7 +339,9 @@ def machine() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "cards": cards(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "onnxruntime", "onnxruntime-ep-webgpu", "onnx", "diffusers", "numpy")},
+        "versions": {
+            name: _version(name) for name in ("torch", "onnxruntime", "onnxruntime-ep-webgpu", "onnx", "diffusers", "numpy")
+        },
     }
 
 

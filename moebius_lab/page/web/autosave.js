@@ -75,7 +75,10 @@ export class Autosave extends EventTarget {
   async #saveAll() {
     for (let painting = this.#next; painting; painting = this.#next) {
       this.#next = null;
-      const done = await this.#saveOne(painting).then(() => /** @type {const} */ ('saved'), () => /** @type {const} */ ('refused'));
+      const done = await this.#saveOne(painting).then(
+        () => /** @type {const} */ ('saved'),
+        () => /** @type {const} */ ('refused'),
+      );
       if (!this.#next) this.#tell(done);
     }
     this.#work = null;

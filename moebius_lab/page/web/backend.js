@@ -132,7 +132,9 @@ export class OrtBackend {
     const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
     const gpu = this.provider === 'webgpu';
     const options = {
-      executionProviders: [gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capture && UNSHARED) } : { name: 'wasm' }],
+      executionProviders: [
+        gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capture && UNSHARED) } : { name: 'wasm' },
+      ],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { ...this.extra }, // the runtime adds to it
       ...(gpu && { preferredOutputLocation: 'gpu-buffer' }),

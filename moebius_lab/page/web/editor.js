@@ -81,7 +81,8 @@ export class Editor extends EventTarget {
     this.cross = marks.appendChild(svg('path', 'cross'));
     this.handle = marks.appendChild(svg('path', 'split'));
     new ResizeObserver(() => this.#resize()).observe(stage);
-    const on = (/** @type {string} */ type, /** @type {(event: any) => void} */ f) => maskCanvas.addEventListener(type, f, { passive: false });
+    const on = (/** @type {string} */ type, /** @type {(event: any) => void} */ f) =>
+      maskCanvas.addEventListener(type, f, { passive: false });
     on('pointerdown', (event) => this.#down(event));
     on('pointermove', (event) => this.#move(event));
     on('pointerup', (event) => this.#up(event));
@@ -307,7 +308,8 @@ export class Editor extends EventTarget {
     const cross = free && at && (this.#cursor || !brush) ? `M${at.x - 9} ${at.y}h18M${at.x} ${at.y - 9}v18` : '';
     this.cross.setAttribute('d', cross);
     const points = this.#cursor && this.#points.length ? [...this.#points, [this.#cursor.x, this.#cursor.y]] : this.#points;
-    const corners = points.length > 1 && this.tool === 'rectangle' ? rectangleCorners(points[0], points[points.length - 1]) : points;
+    const corners =
+      points.length > 1 && this.tool === 'rectangle' ? rectangleCorners(points[0], points[points.length - 1]) : points;
     const outline = corners.map(([px, py]) => `${(px * scale + x).toFixed(1)} ${(py * scale + y).toFixed(1)}`).join('L');
     this.band.setAttribute('d', outline ? `M${outline}Z` : '');
     let handle = '';
@@ -318,7 +320,15 @@ export class Editor extends EventTarget {
       handle = `M${sx} ${from}V${to}M${sx - 5} ${middle - 6}l-6 6 6 6M${sx + 5} ${middle - 6}l6 6-6 6`;
     }
     this.handle.setAttribute('d', handle);
-    const cursor = !this.picture ? 'default' : panning ? 'grab' : this.#split !== null ? 'ew-resize' : this.locked ? 'default' : 'none';
+    const cursor = !this.picture
+      ? 'default'
+      : panning
+        ? 'grab'
+        : this.#split !== null
+          ? 'ew-resize'
+          : this.locked
+            ? 'default'
+            : 'none';
     this.maskCanvas.style.cursor = cursor;
   }
 
@@ -483,12 +493,15 @@ export class Editor extends EventTarget {
     } else if (this.#points.length > 1) {
       mask.begin();
       const last = this.#points[this.#points.length - 1];
-      this.redrawMask(tool === 'rectangle' ? mask.rectangle(...this.#points[0], ...last, value) : mask.polygon(this.#points, value));
+      this.redrawMask(
+        tool === 'rectangle' ? mask.rectangle(...this.#points[0], ...last, value) : mask.polygon(this.#points, value),
+      );
     }
     this.#path = null;
     this.#points = [];
     const patch = mask.editing ? mask.commit() : null;
-    if (patch) this.dispatchEvent(new CustomEvent('edit', { detail: { label: value === KEEP ? 'erasing' : LABELS[tool], patch } }));
+    if (patch)
+      this.dispatchEvent(new CustomEvent('edit', { detail: { label: value === KEEP ? 'erasing' : LABELS[tool], patch } }));
     this.#marks();
   }
 
@@ -523,11 +536,15 @@ export class Editor extends EventTarget {
     if (!this.picture) return;
     const { width, height } = this.picture;
     const from = this.#cursor ?? this.#middle();
-    const to = { x: Math.min(Math.max(from.x + dx * distance, 0), width), y: Math.min(Math.max(from.y + dy * distance, 0), height) };
+    const to = {
+      x: Math.min(Math.max(from.x + dx * distance, 0), width),
+      y: Math.min(Math.max(from.y + dy * distance, 0), height),
+    };
     if (this.mask?.editing) this.#line([from.x, from.y, to.x, to.y]);
     this.#setCursor(to);
     const [sx, sy] = [to.x * this.view.scale + this.view.x, to.y * this.view.scale + this.view.y];
-    const out = (/** @type {number} */ v, /** @type {number} */ length) => (v < 16 ? 16 - v : v > length - 16 ? length - 16 - v : 0);
+    const out = (/** @type {number} */ v, /** @type {number} */ length) =>
+      v < 16 ? 16 - v : v > length - 16 ? length - 16 - v : 0;
     const [px, py] = [out(sx, this.#width), out(sy, this.#height)];
     if (px || py) this.pan(px, py);
     this.#say(`${this.mask?.editing ? 'Painting, at' : 'At'} ${Math.round(to.x)}, ${Math.round(to.y)}`);
@@ -555,7 +572,9 @@ export class Editor extends EventTarget {
     } else {
       this.#begin(point, this.tool === 'eraser' || this.#takesAway(alt));
       if (this.#path) this.#path = null; // keys draw straight lines
-      this.#say(`${this.tool === 'rectangle' ? 'First corner' : 'Painting from'} ${where}. Arrows move, Enter ends, Escape gives up.`);
+      this.#say(
+        `${this.tool === 'rectangle' ? 'First corner' : 'Painting from'} ${where}. Arrows move, Enter ends, Escape gives up.`,
+      );
     }
     this.#marks();
   }

@@ -119,7 +119,13 @@ export class Engine extends EventTarget {
         const files = filesOf(this.manifest, precision, buildFor(provider)).map(({ file }) => file);
         const sum = (/** @type {typeof files} */ list) => list.reduce((bytes, file) => bytes + file.bytes, 0);
         const cachedBytes = sum(files.filter((file) => held.has(file.sha256)));
-        choices.push({ provider, precision, bytes: sum(files), cachedBytes, note: noteFor(provider, form.note, webgpu, wasm.threads) });
+        choices.push({
+          provider,
+          precision,
+          bytes: sum(files),
+          cachedBytes,
+          note: noteFor(provider, form.note, webgpu, wasm.threads),
+        });
       }
     }
     const first = webgpu.adapter?.fallback ? choices.findIndex((choice) => choice.provider === 'wasm') : 0;

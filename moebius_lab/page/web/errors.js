@@ -57,7 +57,11 @@ export function classify(error) {
   const is = (/** @type {RegExp} */ pattern) => pattern.test(text);
   if (error instanceof Error && error.name === 'AbortError') return cancelled();
   if (is(/device (is|was) lost|device.lost|lost.*device|GPUDevice.*destroyed/i)) {
-    return new EngineError('device-lost', 'The graphics device was lost. Load the model again; nothing you painted is gone.', error);
+    return new EngineError(
+      'device-lost',
+      'The graphics device was lost. Load the model again; nothing you painted is gone.',
+      error,
+    );
   }
   if (is(/out.of.memory|bad_alloc|allocation failed|memory access out of bounds|cannot enlarge memory|exceeds the max buffer/i)) {
     const advice = 'Close other tabs, or choose a smaller precision.';

@@ -344,7 +344,8 @@ export function crop(image, hole, window, size) {
   if (side !== size) return shrink(image, hole, rows, cols, size);
   const rgb = new Uint8Array(size * size * 3);
   const seen = new Uint8Array(size * size);
-  for (let y = 0; y < size; y++) readLine(image, hole, rows[y] * image.width, 1, cols, rgb.subarray(3 * y * size), seen.subarray(y * size));
+  for (let y = 0; y < size; y++)
+    readLine(image, hole, rows[y] * image.width, 1, cols, rgb.subarray(3 * y * size), seen.subarray(y * size));
   return { rgb, hole: seen };
 }
 
@@ -381,7 +382,9 @@ function readLine(image, hole, start, step, at, rgb, seen) {
 function shrink(image, hole, rows, cols, size) {
   const side = cols.length;
   const lanczos = fixedTaps(0, side, side, size, LANCZOS);
-  const touched = taps(0, side, side, size, BOX).map(({ first, weights }) => weights.flatMap((w, k) => (w > 0 ? [first + k] : [])));
+  const touched = taps(0, side, side, size, BOX).map(({ first, weights }) =>
+    weights.flatMap((w, k) => (w > 0 ? [first + k] : [])),
+  );
   const turned = image.height > image.width; // lines are columns then
   const [lines, places] = turned ? [cols, rows] : [rows, cols];
   const [lineStep, pixelStep] = turned ? [1, image.width] : [image.width, 1];
@@ -428,7 +431,12 @@ function transpose(square, size, bytes) {
 export function visible(window, { width, height }) {
   const left = Math.max(window.left, 0);
   const top = Math.max(window.top, 0);
-  return { left, top, width: Math.min(window.left + window.side, width) - left, height: Math.min(window.top + window.side, height) - top };
+  return {
+    left,
+    top,
+    width: Math.min(window.left + window.side, width) - left,
+    height: Math.min(window.top + window.side, height) - top,
+  };
 }
 
 /**

@@ -2,7 +2,20 @@
 
 import { EngineError, cancelled } from './errors.js';
 import { ddimSteps } from './ddim.js';
-import { closeHole, crop, describeWindows, holeToFill, maskToLatent, pasting, planWindows, region, toBytes, toUnitRange, uncrop, visible } from './imaging.js';
+import {
+  closeHole,
+  crop,
+  describeWindows,
+  holeToFill,
+  maskToLatent,
+  pasting,
+  planWindows,
+  region,
+  toBytes,
+  toUnitRange,
+  uncrop,
+  visible,
+} from './imaging.js';
 import { Generator, randn } from './random.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
@@ -202,7 +215,12 @@ async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked
   }));
   await stopIfAsked();
   const hiddenImage = await encode(hidden);
-  return { mask: maskToLatent(seen.hole, settings.coverage, constants), image: latent(image, ofImage), masked: latent(hiddenImage, ofMasked), noise };
+  return {
+    mask: maskToLatent(seen.hole, settings.coverage, constants),
+    image: latent(image, ofImage),
+    masked: latent(hiddenImage, ofMasked),
+    noise,
+  };
 }
 
 /**
@@ -225,7 +243,8 @@ async function sample(backend, known, settings, steps, constants, preview, times
   const sigma = round(steps[0].sigma);
   const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * image[i]) + round(sigma * n));
 
-  const decode = (/** @type {Float32Array} */ latent) => backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
+  const decode = (/** @type {Float32Array} */ latent) =>
+    backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
   const denoising = await backend.denoise(start, known.mask, known.masked, settings.guidance);
   const previews = new PreviewBudget(times.encode, steps.length, constants.preview_share);
   /** @type {Float32Array|null} the latents before the next step, where they are known here */

@@ -6,7 +6,20 @@ import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
 import { History, KEEP, Mask, firstBrush } from './mask.js';
 import { ModelPanel } from './model_panel.js';
-import { VERSION, button, dismiss, download, duration, element, field, isCancelled, notice, onClick, say, write } from './page.js';
+import {
+  VERSION,
+  button,
+  dismiss,
+  download,
+  duration,
+  element,
+  field,
+  isCancelled,
+  notice,
+  onClick,
+  say,
+  write,
+} from './page.js';
 import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
 import { cut, difference, put } from './regions.js';
 
@@ -79,7 +92,10 @@ async function open(file, name, { mask, credit = '' } = {}) {
         show(before);
         autosave.save(before);
       };
-      notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, { bad: false, actions: [{ label: 'Bring it back', run: back }] });
+      notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, {
+        bad: false,
+        actions: [{ label: 'Bring it back', run: back }],
+      });
     }
     if (mask) takeMask(await readMask(mask, limit));
     if (work) autosave.save(work);
@@ -104,7 +120,10 @@ function show(next) {
   work = next;
   outcome = '';
   element('start', HTMLElement).hidden = true;
-  element('mask', HTMLCanvasElement).setAttribute('aria-label', `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`);
+  element('mask', HTMLCanvasElement).setAttribute(
+    'aria-label',
+    `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`,
+  );
   editor.open(next.picture, next.mask);
   look(null);
   listResults();
@@ -113,7 +132,8 @@ function show(next) {
 
 /** Say what went wrong with a file. @param {unknown} error @param {import('./page.js').Action} action */
 function report(error, action) {
-  const text = error instanceof FileError ? error.message : `That did not work: ${error instanceof Error ? error.message : error}`;
+  const text =
+    error instanceof FileError ? error.message : `That did not work: ${error instanceof Error ? error.message : error}`;
   notice('file', text, { actions: [action] });
   say(text);
 }
@@ -165,13 +185,16 @@ function takeMask(grey) {
  */
 async function take(files) {
   const limit = await largest();
-  const some = await Promise.all(files.slice(0, 2).map(async (file) => {
-    const picture = await readPicture(file, limit).catch(() => null); // opening it says why
-    return { file, picture, isMask: picture !== null && looksLikeMask(picture) };
-  }));
+  const some = await Promise.all(
+    files.slice(0, 2).map(async (file) => {
+      const picture = await readPicture(file, limit).catch(() => null); // opening it says why
+      return { file, picture, isMask: picture !== null && looksLikeMask(picture) };
+    }),
+  );
   const first = some.find(({ isMask }) => !isMask) ?? some[0];
   const { picture: before } = work ?? {};
-  const fits = (/** @type {Picture | null} */ picture) => picture && picture.width === before?.width && picture.height === before.height;
+  const fits = (/** @type {Picture | null} */ picture) =>
+    picture && picture.width === before?.width && picture.height === before.height;
   if (some.length === 1 && first.isMask && fits(first.picture)) {
     ask(first.file);
     return;
@@ -179,7 +202,10 @@ async function take(files) {
   await open(first.file, first.file.name || 'pasted picture');
   const second = some.find((each) => each !== first);
   if (second?.isMask) ask(second.file);
-  else if (second) notice('file', `${files.length} files were dropped, and one picture is open at a time: drop the others one by one.`, { bad: false });
+  else if (second)
+    notice('file', `${files.length} files were dropped, and one picture is open at a time: drop the others one by one.`, {
+      bad: false,
+    });
 }
 
 /** Ask whether a file is the mask. @param {File} file */
@@ -205,11 +231,14 @@ function fillSamples() {
     item.appendChild(document.createElement('span')).textContent = title;
     item.addEventListener('click', async () => {
       try {
-        const [picture, mask] = await Promise.all([sample.image, sample.mask].map(async (url) => {
-          const response = await fetch(url);
-          if (!response.ok) throw new FileError(`The server did not hand over ${url} (${response.status}). Try another picture.`);
-          return response.blob();
-        }));
+        const [picture, mask] = await Promise.all(
+          [sample.image, sample.mask].map(async (url) => {
+            const response = await fetch(url);
+            if (!response.ok)
+              throw new FileError(`The server did not hand over ${url} (${response.status}). Try another picture.`);
+            return response.blob();
+          }),
+        );
         await open(picture, sample.name, { mask, credit: sample.credit });
       } catch (error) {
         report(error, { label: 'Try again', run: () => item.click() });
@@ -307,7 +336,9 @@ async function run() {
     return;
   }
   if (mask.holes === mask.data.length) {
-    notice('hole', 'The mask covers the whole picture. Leave some of it: the model continues what is around the hole.', { actions: [invert] });
+    notice('hole', 'The mask covers the whole picture. Leave some of it: the model continues what is around the hole.', {
+      actions: [invert],
+    });
     return;
   }
   const input = readSettings();
@@ -331,7 +362,10 @@ async function run() {
       const settings = { ...input.settings, seed: (input.settings.seed + variant) % 2 ** 32 };
       const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, variant, input.variants);
       write('run-text', 'Reading the picture…');
-      const { image: filled, timings } = await engine.inpaint({ image: picture, mask: mask.data, settings }, { onProgress, signal: abort.signal });
+      const { image: filled, timings } = await engine.inpaint(
+        { image: picture, mask: mask.data, settings },
+        { onProgress, signal: abort.signal },
+      );
       pace = timings.step;
       const region = difference(picture, filled);
       made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
@@ -426,21 +460,23 @@ function listResults() {
     list.replaceChildren(hint);
     return;
   }
-  list.replaceChildren(...results.map((result, index) => {
-    const item = document.createElement('label');
-    const input = item.appendChild(document.createElement('input'));
-    input.type = 'radio';
-    input.name = 'result';
-    input.value = String(index);
-    input.checked = result === shown;
-    input.disabled = running !== null;
-    input.setAttribute('aria-label', `Result with seed ${result.seed}`);
-    input.addEventListener('change', () => look(result));
-    input.addEventListener('click', () => shown !== result && look(result));
-    item.append(thumbnail(result));
-    item.appendChild(document.createElement('span')).textContent = `seed ${result.seed}`;
-    return item;
-  }));
+  list.replaceChildren(
+    ...results.map((result, index) => {
+      const item = document.createElement('label');
+      const input = item.appendChild(document.createElement('input'));
+      input.type = 'radio';
+      input.name = 'result';
+      input.value = String(index);
+      input.checked = result === shown;
+      input.disabled = running !== null;
+      input.setAttribute('aria-label', `Result with seed ${result.seed}`);
+      input.addEventListener('change', () => look(result));
+      input.addEventListener('click', () => shown !== result && look(result));
+      item.append(thumbnail(result));
+      item.appendChild(document.createElement('span')).textContent = `seed ${result.seed}`;
+      return item;
+    }),
+  );
 }
 
 /** What was filled, with some of its surroundings. @param {Result} result */
@@ -479,7 +515,8 @@ function keep() {
     [current.results, otherResults] = [otherResults, current.results];
   };
   exchange();
-  const bytes = other.data.length + (patch?.bytes ?? 0) + otherResults.reduce((sum, result) => sum + 2 * result.region.data.length, 0);
+  const bytes =
+    other.data.length + (patch?.bytes ?? 0) + otherResults.reduce((sum, result) => sum + 2 * result.region.data.length, 0);
   const redraw = () => {
     current.id = newId();
     current.file = null;
@@ -532,7 +569,8 @@ const KEEPING = {
   nothing: '',
   saving: 'Picture and mask are being saved…',
   saved: 'Picture and mask are saved here as you paint; a reload brings them back.',
-  refused: 'This browser does not let the page save picture and mask between visits. Everything else works; save before you leave.',
+  refused:
+    'This browser does not let the page save picture and mask between visits. Everything else works; save before you leave.',
   forgotten: 'Forgotten, with what closed tabs had left here. What is on the screen is saved no more, and stays until you leave.',
 };
 
@@ -597,7 +635,9 @@ function update() {
 
 function hint() {
   const steps = stepsRun(field('steps').valueAsNumber, field('strength').valueAsNumber);
-  const time = pace ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.` : 'The result appears in place.';
+  const time = pace
+    ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.`
+    : 'The result appears in place.';
   if (!work) write('run-text', 'Open a picture first.');
   else if (outcome) write('run-text', outcome);
   else if (!work.mask.holes) write('run-text', 'Paint over what should go.');
@@ -609,7 +649,11 @@ function showTool() {
   const shape = editor.tool === 'rectangle' || editor.tool === 'lasso';
   element('size-row', HTMLElement).hidden = !brush;
   element('shape-row', HTMLElement).hidden = !shape;
-  const hints = { hand: 'Drag the picture; wheel to zoom.', rectangle: 'Drag over what should go.', lasso: 'Draw around what should go.' };
+  const hints = {
+    hand: 'Drag the picture; wheel to zoom.',
+    rectangle: 'Drag over what should go.',
+    lasso: 'Draw around what should go.',
+  };
   write('option-hint', shown ? 'Drag to compare.' : (hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? ''));
 }
 
@@ -668,7 +712,10 @@ for (const input of document.querySelectorAll('[name=tool]')) {
 for (const input of document.querySelectorAll('[name=shape]')) {
   input.addEventListener('change', () => (editor.subtract = /** @type {HTMLInputElement} */ (input).value === 'remove'));
 }
-for (const [id, use] of /** @type {const} */ ([['picture-file', open], ['mask-file', importMask]])) {
+for (const [id, use] of /** @type {const} */ ([
+  ['picture-file', open],
+  ['mask-file', importMask],
+])) {
   const input = field(id);
   input.addEventListener('change', () => {
     const file = input.files?.[0];
@@ -768,7 +815,9 @@ addEventListener('drop', (event) => {
   if (files.length) {
     void take(files);
   } else {
-    notice('file', 'That is not a file. Save the picture first, then drop the file here.', { actions: [{ label: 'Choose a file', run: choosePicture }] });
+    notice('file', 'That is not a file. Save the picture first, then drop the file here.', {
+      actions: [{ label: 'Choose a file', run: choosePicture }],
+    });
   }
 });
 document.addEventListener('paste', (event) => {

@@ -127,7 +127,17 @@ export function checkManifest(manifest) {
     const versions = `The model's manifest has form ${manifest.format}, this page reads form ${FORMAT}`;
     throw new EngineError('manifest-version', `${versions}. Reload the page; if that does not help, build the bundle again.`);
   }
-  const missing = ['version', 'page', 'network', 'weights_base', 'constants', 'layouts', 'preview', 'precisions', 'runtime'].filter((key) => !(key in manifest));
+  const missing = [
+    'version',
+    'page',
+    'network',
+    'weights_base',
+    'constants',
+    'layouts',
+    'preview',
+    'precisions',
+    'runtime',
+  ].filter((key) => !(key in manifest));
   if (missing.length) {
     throw new EngineError('manifest', `manifest.json lacks ${missing.join(', ')}. Build the bundle again.`);
   }

@@ -141,7 +141,10 @@ export class Mask {
    * @returns {Rect}
    */
   polygon(points, value) {
-    const rect = this.#around(points.map((p) => p[0]), points.map((p) => p[1]));
+    const rect = this.#around(
+      points.map((p) => p[0]),
+      points.map((p) => p[1]),
+    );
     const centred = points.map(([x, y]) => [x - 0.5, y - 0.5]);
     for (let y = rect.top; y < rect.bottom; y++) {
       for (const [low, high] of polygonSpans(centred, y)) this.#span(y, Math.ceil(low), Math.floor(high) + 1, value);
@@ -412,7 +415,10 @@ function isNearLine(ax, ay, bx, by, radius, x, y) {
 function lineSpan(x0, y0, x1, y1, radius, y) {
   let low = Infinity;
   let high = -Infinity;
-  for (const [x, cy] of [[x0, y0], [x1, y1]]) {
+  for (const [x, cy] of [
+    [x0, y0],
+    [x1, y1],
+  ]) {
     const square = radius * radius - (y - cy) * (y - cy);
     if (square < 0) continue;
     low = Math.min(low, x - Math.sqrt(square));

@@ -83,7 +83,8 @@ export class ModelPanel extends EventTarget {
   async prepare(signal) {
     await this.opened;
     if (!this.engine || !this.choice) {
-      if (this.engine) this.#fail(new Error('This browser offers neither WebGPU nor WebAssembly for the model. Use a current one.'));
+      if (this.engine)
+        this.#fail(new Error('This browser offers neither WebGPU nor WebAssembly for the model. Use a current one.'));
       else this.opened = this.open();
       return null;
     }
@@ -101,18 +102,28 @@ export class ModelPanel extends EventTarget {
     const dialog = element('prompt', HTMLDialogElement);
     const slow = choice.provider === 'wasm';
     const { missing } = this;
-    const part = choice.cachedBytes ? `Of the model’s ${fileSize(choice.bytes)}, ${fileSize(choice.cachedBytes)} are here already. ` : '';
-    const where = 'They are kept in this browser’s storage for this page until you remove them (Storage, in the panel), so the next visit needs no download.';
+    const part = choice.cachedBytes
+      ? `Of the model’s ${fileSize(choice.bytes)}, ${fileSize(choice.cachedBytes)} are here already. `
+      : '';
+    const where =
+      'They are kept in this browser’s storage for this page until you remove them (Storage, in the panel), so the next visit needs no download.';
     write('prompt-title', missing ? 'Download the model?' : 'Start the model?');
     const size = `${part}${fileSize(missing)} will be downloaded. ${where}`;
-    write('prompt-text', `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`);
+    write(
+      'prompt-text',
+      `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`,
+    );
     const warning = element('prompt-warning', HTMLElement);
     warning.hidden = !slow;
-    warning.textContent = slow ? `${this.#whyNoGpu()}The model will run on the processor, which is slow: a picture takes from half a minute to many minutes.` : '';
+    warning.textContent = slow
+      ? `${this.#whyNoGpu()}The model will run on the processor, which is slow: a picture takes from half a minute to many minutes.`
+      : '';
     write('prompt-yes', missing ? `Download ${fileSize(missing)}` : 'Start');
     dialog.returnValue = 'no';
     dialog.showModal();
-    return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
+    return new Promise((resolve) =>
+      dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }),
+    );
   }
 
   #whyNoGpu() {
@@ -146,7 +157,8 @@ export class ModelPanel extends EventTarget {
     try {
       const onProgress = (/** @type {LoadProgress} */ progress) => this.#progress(progress);
       const { storage, device, evidence } = await engine.load(choice, { onProgress, signal: abort.signal });
-      const kept = storage === 'cache' ? 'It is stored for the next visit.' : 'It could not be stored: the next visit downloads it again.';
+      const kept =
+        storage === 'cache' ? 'It is stored for the next visit.' : 'It could not be stored: the next visit downloads it again.';
       write('load-text', `Ready: ${device}, ${choice.precision}. ${kept}`);
       write('evidence', evidence);
       this.#bar.value = 1;
@@ -161,7 +173,9 @@ export class ModelPanel extends EventTarget {
       button('load-cancel').hidden = true;
       button('load-cancel').textContent = 'Pause';
       if (!this.#bar.hasAttribute('value')) this.#bar.value = 0;
-      choice.cachedBytes = (await engine.detect()).choices.find((c) => c.provider === choice.provider && c.precision === choice.precision)?.cachedBytes ?? 0;
+      choice.cachedBytes =
+        (await engine.detect()).choices.find((c) => c.provider === choice.provider && c.precision === choice.precision)
+          ?.cachedBytes ?? 0;
       void this.#showStored();
     }
     return engine;
@@ -188,7 +202,10 @@ export class ModelPanel extends EventTarget {
     const speed = rate ? `, ${fileSize(rate)}/s, ${duration(secondsLeft)} left` : '';
     const memory = storage === 'memory' ? ' The browser gives no storage: kept in memory, for this visit only.' : '';
     const state = `${fileSize(doneBytes)} of ${fileSize(totalBytes)}`;
-    write('load-text', `${phase === 'verify' ? `Checking stored files: ${state}.` : `${state}${speed}.${kept}`}${memory}${note ? ` ${note}` : ''}`);
+    write(
+      'load-text',
+      `${phase === 'verify' ? `Checking stored files: ${state}.` : `${state}${speed}.${kept}`}${memory}${note ? ` ${note}` : ''}`,
+    );
   }
 
   /** Show why loading or running failed, with the ways on. @param {unknown} error @param {() => void} [again] */
@@ -239,7 +256,11 @@ export class ModelPanel extends EventTarget {
     this.#select.disabled = busy || !this.detected;
     const load = button('load');
     load.disabled = busy || !choice || this.ready;
-    load.textContent = this.ready ? 'Loaded' : this.missing ? `${choice?.cachedBytes ? 'Resume' : 'Download'} (${fileSize(this.missing)})` : 'Start the model';
+    load.textContent = this.ready
+      ? 'Loaded'
+      : this.missing
+        ? `${choice?.cachedBytes ? 'Resume' : 'Download'} (${fileSize(this.missing)})`
+        : 'Start the model';
     if (!busy && !this.ready && !element('load-text', HTMLElement).classList.contains('error')) this.#bar.value = 0;
     this.dispatchEvent(new Event('change'));
   }
@@ -249,8 +270,13 @@ export class ModelPanel extends EventTarget {
     const list = element('stored', HTMLElement);
     try {
       const [files, usage] = await Promise.all([this.engine.stored(), this.engine.usage()]);
-      const persisted = usage.persisted ? 'The browser keeps it until you remove it.' : 'The browser may remove it when space runs short.';
-      write('usage', `${fileSize(usage.used)} used of ${fileSize(usage.quota)} that this browser allows. ${files.length ? persisted : ''}`);
+      const persisted = usage.persisted
+        ? 'The browser keeps it until you remove it.'
+        : 'The browser may remove it when space runs short.';
+      write(
+        'usage',
+        `${fileSize(usage.used)} used of ${fileSize(usage.quota)} that this browser allows. ${files.length ? persisted : ''}`,
+      );
       /** @type {Map<string, number>} */
       const groups = new Map();
       for (const { precision, graph, bytes, current } of files) {

@@ -32,18 +32,24 @@ export async function readPicture(file, maxMegapixels) {
   const said = sizeInHeader(bytes);
   if (said) checkSize(said.width, said.height, name, maxMegapixels);
   const { parts, orientation, depth } = contentsOf(bytes);
-  if (depth === 'hdr') throw new FileError(`${name} has colours of high dynamic range (PQ or HLG). Save it with standard range, and open that.`);
+  if (depth === 'hdr')
+    throw new FileError(`${name} has colours of high dynamic range (PQ or HLG). Save it with standard range, and open that.`);
   let bitmap;
   try {
     bitmap = await createImageBitmap(new Blob(parts, { type: file.type }), { premultiplyAlpha: 'none' });
   } catch {
-    const why = said ? 'is damaged or cut short. Save it again' : 'is not a picture that this browser can read. Use PNG, JPEG or WebP';
+    const why = said
+      ? 'is damaged or cut short. Save it again'
+      : 'is not a picture that this browser can read. Use PNG, JPEG or WebP';
     throw new FileError(`${name} ${why}, and open that.`);
   }
   try {
     checkSize(bitmap.width, bitmap.height, name, maxMegapixels);
     const picture = await pixelsOf(bitmap);
-    if (depth && isBlack(picture.data)) throw new FileError(`${name} has 16 bits but no value above 255, where 65535 is white: all of it is black. Save it with 8 bits, and open that.`);
+    if (depth && isBlack(picture.data))
+      throw new FileError(
+        `${name} has 16 bits but no value above 255, where 65535 is white: all of it is black. Save it with 8 bits, and open that.`,
+      );
     return turn(picture, orientation);
   } catch (error) {
     if (error instanceof FileError) throw error;
@@ -174,7 +180,7 @@ function contentsOfWebp(b) {
   const copy = b.slice();
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   let exif = null;
-  for (let at = 12; at + 8 <= b.length; ) {
+  for (let at = 12; at + 8 <= b.length;) {
     const length = view.getUint32(at + 4, true);
     if (text(b, at, 4) === 'EXIF') {
       exif ??= b.subarray(at + 8, at + 8 + length);
@@ -246,7 +252,7 @@ export function sizeInHeader(b) {
     return { width: (view.getUint32(24, true) & 0xffffff) + 1, height: (b[27] | (b[28] << 8) | (b[29] << 16)) + 1 };
   }
   if (view.getUint16(0) !== 0xffd8) return null;
-  for (let at = 2; at + 9 < b.length; ) {
+  for (let at = 2; at + 9 < b.length;) {
     if (b[at] !== 0xff) return null;
     const marker = b[at + 1];
     const frame = marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);

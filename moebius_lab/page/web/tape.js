@@ -127,7 +127,8 @@ export class Tape {
       createCommandEncoder: () => tape.#encoder(),
     };
     const insteadOfQueue = {
-      submit: (/** @type {GPUCommandBuffer[]} */ buffers) => submit(buffers.filter((buffer) => buffer instanceof GPUCommandBuffer)),
+      submit: (/** @type {GPUCommandBuffer[]} */ buffers) =>
+        submit(buffers.filter((buffer) => buffer instanceof GPUCommandBuffer)),
       writeBuffer: keepWritten,
     };
     Object.assign(device, instead); // in front of the methods that it inherits
@@ -152,7 +153,11 @@ export class Tape {
           setPipeline(/** @type {GPUComputePipeline} */ next) {
             pipeline = next;
           },
-          setBindGroup(/** @type {number} */ index, /** @type {GPUBindGroupDescriptor} */ group, /** @type {unknown[]} */ ...offsets) {
+          setBindGroup(
+            /** @type {number} */ index,
+            /** @type {GPUBindGroupDescriptor} */ group,
+            /** @type {unknown[]} */ ...offsets
+          ) {
             if (index || offsets.length) throw new Error('a second group or offsets of a dispatch cannot be captured');
             groups[index] = group;
           },
@@ -217,7 +222,8 @@ export class Tape {
 /** @param {GPUBufferDescriptor} descriptor */
 function placeholder(descriptor) {
   const mapped = GPUBufferUsage.MAP_READ | GPUBufferUsage.MAP_WRITE;
-  if (descriptor.mappedAtCreation || descriptor.usage & mapped) throw new Error('data between processor and device cannot be captured');
+  if (descriptor.mappedAtCreation || descriptor.usage & mapped)
+    throw new Error('data between processor and device cannot be captured');
   return new Placeholder(descriptor);
 }
 
@@ -240,12 +246,18 @@ function keepWritten(place, offset, data, from = 0, size = data.length - from) {
  */
 function usesOf(command) {
   /** @returns {{place: Place, use: Use}} */
-  const written = (/** @type {Place} */ place, /** @type {number} */ size) => ({ place, use: size >= place.size ? 'write' : 'both' });
+  const written = (/** @type {Place} */ place, /** @type {number} */ size) => ({
+    place,
+    use: size >= place.size ? 'write' : 'both',
+  });
   if ('source' in command) return [{ place: command.source, use: 'read' }, written(command.target, command.size)];
   if ('cleared' in command) return [written(command.cleared, command.size)];
   const known = uses.get(command.pipeline);
   return command.groups.flatMap(({ entries }) =>
-    [...entries].map(({ binding, resource }) => ({ place: /** @type {any} */ (resource).buffer, use: known?.get(binding) ?? 'both' })),
+    [...entries].map(({ binding, resource }) => ({
+      place: /** @type {any} */ (resource).buffer,
+      use: known?.get(binding) ?? 'both',
+    })),
   );
 }
 
@@ -329,7 +341,9 @@ export class Program {
     const of = Map.groupBy(lifetimes, ({ buffer }) => buffer);
     const region = (/** @type {Place} */ buffer, /** @type {number} */ at) => {
       if (!(buffer instanceof Placeholder)) return { buffer, offset: 0 };
-      return numbers.get(buffer) ?? place(/** @type {Lifetime} */ (of.get(buffer)?.find(({ from, to }) => from <= at && at <= to)));
+      return (
+        numbers.get(buffer) ?? place(/** @type {Lifetime} */ (of.get(buffer)?.find(({ from, to }) => from <= at && at <= to)))
+      );
     };
     const bind = (/** @type {any} */ { layout, entries }, /** @type {number} */ at) =>
       device.createBindGroup({

@@ -59,7 +59,17 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   const features = made.device ? [...made.device.features].sort() : [];
   const used = made.device ? 0 : threads;
   const device = deviceName(made.adapter, threads);
-  const facts = { provider, precision, adapter: made.adapter, device, features, threads: used, placed, captured: made.recorded.has('step'), workspace: made.workspace };
+  const facts = {
+    provider,
+    precision,
+    adapter: made.adapter,
+    device,
+    features,
+    threads: used,
+    placed,
+    captured: made.recorded.has('step'),
+    workspace: made.workspace,
+  };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }
 
@@ -73,7 +83,10 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
 function checkFeatures(manifest, precision, device) {
   const missing = manifest.precisions[precision].requires.filter((feature) => !device?.features.has(feature));
   if (missing.length) {
-    throw new EngineError('shader', `This device lacks ${missing.join(', ')}, which ${precision} needs: choose fp32 or fp16-storage.`);
+    throw new EngineError(
+      'shader',
+      `This device lacks ${missing.join(', ')}, which ${precision} needs: choose fp32 or fp16-storage.`,
+    );
   }
 }
 
