@@ -63,9 +63,7 @@ class Precision:
     kernels: str = FLOAT32  # type of any other large weight: a convolution's
     arithmetic: str = FLOAT32  # or FLOAT16, which reads every weight in 16 bits
     autoencoder: str = ""  # the precision that encoder and decoder take instead of this one; empty: this one
-    least_psnr: float | None = (
-        None  # dB, against float32 and inside a picture's hole; None: the same function, but for rounding
-    )
+    least_psnr: float | None = None  # dB, against float32, inside a picture's hole; None: the same function, rounded
     providers: tuple[str, ...] = ("webgpu", "wasm")  # of the page, that can run it
     requires: tuple[str, ...] = ()  # WebGPU features
     options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
