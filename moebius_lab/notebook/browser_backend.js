@@ -33,7 +33,7 @@ class Files {
     if (this.urls.has(name)) return this.urls.get(name);
     if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
     let text = await new Blob(this.parts.get(name)).text();
-    const wanted = [...text.matchAll(/^(?:import|export) .*from '\.\/([\w.]+)';$/gm)].map((found) => found[1]);
+    const wanted = [...text.matchAll(/\bfrom '\.\/([\w.]+)';/g)].map((found) => found[1]);
     for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(other)}';`);
     this.parts.set(name, [text]);
     return this.url(name);
