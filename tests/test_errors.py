@@ -36,10 +36,17 @@ def one_line(capsys, code: int, *arguments: str) -> str:
 
 
 def start(*arguments: str, cwd: Path, program: str = "", **environment: str) -> subprocess.Popen:
-    """`python -m moebius_lab` with arguments, or a program that takes its place, in a process of its own."""
+    """`python -m moebius_lab` with arguments, or a program that takes its place, in a process of its own.
+
+    Ctrl-C reaches it also where the tests themselves run in a shell's background, which ignores it.
+    """
     command = [sys.executable, *(["-c", program] if program else ["-m", "moebius_lab"]), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 # -- which errors ------------------------------------------------------------------------------------------------------

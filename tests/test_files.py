@@ -92,11 +92,11 @@ except OSError as error:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no JSON"),
-        (b'{"name": "a", "sizes"', "no JSON"),
-        (b"\0" * 50, "no JSON"),
-        (b"\xff\xfe\x00", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"", "is not JSON"),
+        (b'{"name": "a", "sizes"', "is not JSON"),
+        (b"\0" * 50, "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (b"[]", "damaged .*type"),
         (b"null", "damaged .*type"),
         (b'{"name": "a", "sizes": [1, 2]}', "'by_name' is a required property"),

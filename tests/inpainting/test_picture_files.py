@@ -462,7 +462,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # the system's own error, as a full disk gives
     try:
-        with pytest.raises(ImageError, match=f"{re.escape(str(path))}.*no room"):
+        with pytest.raises(ImageError, match=f"{re.escape(str(path))}.*the disk is full"):
             write_file(path, bytes(limit + 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -134,7 +134,7 @@ def test_what_cannot_be_bundled_is_refused(small, tmp_path):
         write_bundle(small, tmp_path / "page", weights_base="https://weights.example/small")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(LabError, match="something else"):
+    with pytest.raises(LabError, match="something other than a bundle"):
         write_bundle(small, tmp_path / "letters", ("fp32",))
     assert (tmp_path / "letters" / "a.txt").read_text(encoding="utf-8") == "mine"
     with pytest.raises(LabError, match="not a complete bundle"):

@@ -382,7 +382,7 @@ value = parallel.agree(parallel.rank() + 5.0)
 first, = parallel.mean([torch.tensor(float(parallel.rank()))])
 said = [parallel.world(), layer.running_mean.tolist(), gradients[0].flatten().tolist(), gradients[1].tolist(), line.weight.grad.tolist(), value, first,
         round((layer.weight.sum() + line.weight.sum()).item(), 6)]
-print(f"{said}\n", end="", flush=True)  # in one piece, as both processes write to one stream
+print(f"{said}\\n", end="", flush=True)  # in one piece, as both processes write to one stream
 parallel.stop()
 """
 
