@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ... import LabError
 from ...config import CARD, CONTENDERS, GRAPHS, PRECISIONS, PROCESSOR, Contender, Way, entry_of
-from ...inpainting.backends import Backend, GraphBackend
+from ...inpainting.backends import LOOP_OUTPUTS, Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
 from ...page.browser import Browser, has_nvidia
 from ...port.denoiser import StepGraph
@@ -242,9 +242,8 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     onnx = OnnxBackend(paths, bench.config, open_)
     stack.callback(onnx.sessions.clear)
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
-    wanted = {"vae_encoder": ["mean", "std"], "step": ["next_latents"], "vae_decoder": ["image"]}
     works = {
-        what: partial(onnx.sessions[graph].run, wanted[graph], feeds[graph])
+        what: partial(onnx.sessions[graph].run, LOOP_OUTPUTS[graph], feeds[graph])
         for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
     }
 
@@ -283,7 +282,7 @@ def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorT
     with tempfile.TemporaryDirectory() as folder:
         session = open_(path, profile=str(Path(folder) / "profile"))
         for _ in range(PROFILE_RUNS + 1):
-            session.run(["next_latents"], feeds)
+            session.run(LOOP_OUTPUTS["step"], feeds)
         return operator_times(Path(session.end_profiling()).read_text(encoding="utf-8"), PROFILE_RUNS)
 
 
