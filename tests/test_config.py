@@ -73,7 +73,7 @@ def test_no_python_states_a_constant_again():
 
 def test_the_page_takes_constants_from_the_manifest():
     numbers = {repr(value) for value in TELLING if isinstance(value, float)}
-    for path in bundle.WEB.glob("*.js"):
+    for path in bundle.WEB.rglob("*.js"):
         code = re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert not NAMES & set(re.findall(r"\b(?:const|let)\s+([A-Z_]+)\b", code)), path.name
         assert not numbers & set(re.findall(r"(?<![\w.])\d+\.\d+", code)), path.name

@@ -1,9 +1,14 @@
 """The folders are dependency lists: each imports only from those above it, and nothing imports in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
+import pytest
+
 import moebius_lab
+from moebius_lab.page.bundle import ENGINE, WEB, page_files
+from moebius_lab.provenance import package_files
 
 PACKAGE = Path(moebius_lab.__file__).parent
 ROOMS = ("core", "model", "inpainting", "port", "page", "evidence", "notebook", "training", "commands")
@@ -86,3 +91,57 @@ def test_every_folder_says_in_a_line_what_it_is():
     for folder in {path.parent for path in modules().values()} - {PACKAGE}:
         doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
         assert doc and len(doc.splitlines()[0]) > 20, folder
+
+
+# -- the page's folders ------------------------------------------------------------------------------------------------
+
+RUNTIME = "onnxruntime-web"
+"""Whose types the engine names; the module itself comes from a URL."""
+
+
+def specifiers(source: str) -> set[str]:
+    """What a JavaScript module imports or takes types from, in whatever form that names it."""
+    return set(re.findall(r"""\b(?:from|import)\s*\(?\s*['"`]([^'"`\s]+)['"`]""", source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import { a } from './x.js';",
+        "import {\n  a,\n} from './x.js';",
+        "import './x.js';",
+        "export * from './x.js';",
+        "await import('./x.js')",
+        "/** @typedef {import('./x.js').X} X */",
+        'import a from "./x.js";',
+    ],
+)
+def test_an_import_of_javascript_is_seen_in_whatever_form(source):
+    assert specifiers(source) == {"./x.js"}
+
+
+def targets(name: str) -> set[Path]:
+    """The files that a module of the page imports, other than the runtime's types."""
+    source = (WEB / name).read_text(encoding="utf-8")
+    return {(WEB / name).parent.joinpath(other).resolve() for other in specifiers(source) - {RUNTIME}}
+
+
+def test_the_engine_imports_only_its_neighbours():
+    """It is sent to a worker or a notebook's page as that folder: nothing else of the page is there."""
+    modules = [name for name in page_files() if name.startswith(ENGINE)]
+    folder = {WEB.resolve() / name for name in modules}
+    edges = {name: targets(name) for name in modules}
+    assert sum(map(len, edges.values())) > 20  # the graph is really drawn
+    assert {name: found - folder for name, found in edges.items() if found - folder} == {}
+
+
+def test_the_interface_imports_modules_that_there_are():
+    files = {WEB.resolve() / name for name in page_files()}
+    edges = {name: targets(name) for name in page_files() if name.endswith(".js") and not name.startswith(ENGINE)}
+    assert any("engine" in path.parts for found in edges.values() for path in found)
+    assert {name: found - files for name, found in edges.items() if found - files} == {}
+
+
+def test_what_dates_a_result_of_the_page_holds_both_folders():
+    assert {WEB / name for name in page_files()} < set(package_files())
+    assert {Path(name).parent.as_posix() for name in page_files()} == {".", "engine", "interface"}

@@ -121,7 +121,7 @@ def test_python_is_linted_and_formatted(verb):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-JAVASCRIPT = ("moebius_lab/**/*.js", "tests/web/*.mjs")
+JAVASCRIPT = ("moebius_lab/**/*.js", "tests/web/**/*.mjs")
 
 
 def test_javascript_is_formatted():
@@ -145,8 +145,8 @@ def test_a_commit_is_formatted_by_the_versions_that_the_tests_have():
     assert entries["prettier"]["additional_dependencies"] == [f"prettier@{pinned}"]
     files = re.compile(entries["prettier"]["files"])
     assert (
-        files.search("moebius_lab/page/web/main.js")
-        and files.search("tests/web/mask.test.mjs")
+        files.search("moebius_lab/page/web/interface/main.js")
+        and files.search("tests/web/interface/mask.test.mjs")
         and not files.search("package.json")
     )
 

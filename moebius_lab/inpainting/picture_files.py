@@ -1,6 +1,6 @@
 """Picture files in and out. Everything that is given as a picture or a mask goes through `read_picture` or `read_mask`.
 
-How a file is read, here and on the page (`web/picture_files.js`), pixel for pixel:
+How a file is read, here and on the page (`web/interface/picture_files.js`), pixel for pixel:
 
 - **Metadata never costs the picture.** It is read apart from the pixels; what is broken is ignored.
 - **Orientation** is what EXIF says in a JPEG, PNG or WebP: the first entry 0x0112 of the first directory that holds one SHORT

@@ -1,5 +1,5 @@
-// The reader's own browser as a backend: the page's modules and a model's files come from the kernel, the page's engine
-// runs them here, and outputs go back. Served from nowhere: modules and files become blob URLs.
+// The reader's own browser as a backend: the folder of the page's engine and a model's files come from the kernel, the
+// engine runs here, and outputs go back. Served from nowhere: modules and files become blob URLs.
 
 const TYPES = { js: 'text/javascript', mjs: 'text/javascript', wasm: 'application/wasm' };
 
@@ -33,8 +33,9 @@ class Files {
     if (this.urls.has(name)) return this.urls.get(name);
     if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
     let text = await new Blob(this.parts.get(name)).text();
+    const folder = name.slice(0, name.lastIndexOf('/') + 1);
     const wanted = [...text.matchAll(/\bfrom '\.\/([\w.]+)';/g)].map((found) => found[1]);
-    for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(other)}';`);
+    for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(folder + other)}';`);
     this.parts.set(name, [text]);
     return this.url(name);
   }
@@ -57,15 +58,15 @@ class Runner {
 
   /** Start the engine's module; tell the provider, the build it needs and the files that are kept from an earlier visit. */
   async prepare({ manifest, provider }) {
-    const { Engine } = await import(await this.files.module('engine.js'));
-    const { buildFor, checkManifest } = await import(await this.files.module('manifest.js'));
+    const { Engine } = await import(await this.files.module('engine/engine.js'));
+    const { buildFor, checkManifest } = await import(await this.files.module('engine/manifest.js'));
     this.engine?.close();
     this.manifest = checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
     this.engine = new Engine(
       new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin),
       this.manifest,
-      await this.files.module('worker.js'),
+      await this.files.module('engine/worker.js'),
     );
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');

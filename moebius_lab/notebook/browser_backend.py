@@ -1,4 +1,4 @@
-"""The reader's own browser as a backend: graphs run in the JupyterLab page, by the shipped page's modules, on its GPU.
+"""The reader's own browser as a backend: graphs run in the JupyterLab page, by the shipped page's engine, on its GPU.
 
     runner = BrowserRunner("build/bundle", bench.config)
     runner                                                         # a cell: the page answers as soon as it has the widget
@@ -30,7 +30,7 @@ from ..config import GRAPHS, NetworkConfig
 from ..evidence.loops import PYTORCH, Loop
 from ..inpainting.backends import GraphBackend
 from ..page.browser import TIMEOUT, Browser, NoBrowser, has_nvidia
-from ..page.bundle import OFFERS, read_manifest, write_bundle
+from ..page.bundle import ENGINE, OFFERS, read_manifest, write_bundle
 from .widgets import GONE
 from .workbench import Workbench
 
@@ -172,9 +172,7 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
         self.loaded = self._browser.loaded
 
     def _load_in_page(self) -> None:
-        page = self.manifest["page"]
-        for module in sorted((self.bundle / page).glob("*.js")):
-            self._send_file(module.name, page)
+        self._send_folder(ENGINE, self.manifest["page"])
         manifest = copy.deepcopy(self.manifest)
         manifest["precisions"] = {self.choice["precision"]: manifest["precisions"][self.choice["precision"]]}
         prepared, _ = self._call("prepare", {"manifest": manifest, "provider": self.choice["provider"]})
@@ -188,6 +186,10 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
             self._send_file(name, base)
         self.status = "Starting the model in this page."
         self.loaded, _ = self._call("load", {"choice": self.choice | {"provider": prepared["provider"]}})
+
+    def _send_folder(self, name: str, base: str) -> None:
+        for file in sorted((self.bundle / base / name).glob("*")):
+            self._send_file(name + file.name, base)
 
     def _send_file(self, name: str, base: str = "") -> None:
         body = memoryview((self.bundle / base / name).read_bytes())

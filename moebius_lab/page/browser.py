@@ -5,7 +5,7 @@
         picture, timings = browser.inpaint(image, mask, Settings())
         print(browser.evidence)
 
-Nothing here computes: `web/engine.js` does, in a page served from the bundle; `driver.js` calls it there.
+Nothing here computes: `web/engine/engine.js` does, in a page served from the bundle; `driver.js` calls it there.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: run graphs from recordings on WebGPU, where all of a graph runs on the device; see `web/tape.js`.
+        capture: run graphs from recordings on WebGPU, where all of a graph runs on the device; see `web/engine/tape.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
         profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
 

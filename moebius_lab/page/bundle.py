@@ -1,7 +1,9 @@
 """The page as one static folder: its modules, ONNX Runtime Web, the graphs in several precisions, and manifest.json.
 
     index.html                  names the modules of one version; service_worker.js keeps that version for the next visit
-    page-VERSION/               the page's modules and style, as they stand in `web/`: no page mixes those of two versions
+    page-VERSION/               the page's folders as they stand in `web/`, so that no page mixes the files of two versions:
+        engine/                 what runs the model, here, in a worker, or in a notebook's page: imports nothing from elsewhere
+        interface/              what a person sees
     precache.js                 version and files of the page, for its service worker
     runtime/VERSION/            three builds of ONNX Runtime Web, of which a visitor fetches one
     weights/                    graphs and weights; a name holds the first digits of the file's SHA-256
@@ -63,7 +65,7 @@ from ..port.precision import STAMP, files_of
 from ..provenance import made_by
 
 FORMAT = 4
-"""Of manifest.json; `web/manifest.js` reads this one and refuses others."""
+"""Of manifest.json; `web/engine/manifest.js` reads this one and refuses others."""
 
 PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
 BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
@@ -101,6 +103,8 @@ NODE_MODULES = "MOEBIUS_NODE_MODULES"
 
 WEB = Path(__file__).with_name("web")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
+ENGINE = "engine/"
+"""The folder of `web/`, and of the page in a bundle, whose modules run the model and need no others."""
 UNVERSIONED = ("index.html", "service_worker.js")
 """Files of `web/` whose addresses stay the same from version to version: what a visitor opens, and what a browser renews."""
 
@@ -259,11 +263,11 @@ def write_bundle(
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
     }
-    sources = sorted(file for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
-    digests = {file.name: file_sha256(file) for file in sources}
+    sources = page_files()
+    digests = {name: file_sha256(file) for name, file in sources.items()}
     manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
     manifest["page"] = f"page-{manifest['version']}/"
-    page = [_add_page_file(writer, file, manifest["page"]) for file in sources]
+    page = [_add_page_file(writer, name, file, manifest["page"]) for name, file in sources.items()]
     modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
     pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
     precache = {"version": manifest["version"], "files": [*page, *modules, *pictures, "manifest.json"]}
@@ -418,14 +422,14 @@ def _add_weights(writer: _Writer, path: Path, digest: str) -> dict:
     return entry | {"file": entry["file"].removeprefix("weights/")}
 
 
-def _add_page_file(writer: _Writer, file: Path, page: str) -> str:
+def _add_page_file(writer: _Writer, name: str, file: Path, page: str) -> str:
     """Have a file of `web/` in the bundle, in the folder `page` unless its address stays; returns its name there."""
-    if file.name == "index.html":
+    if name == "index.html":
         writer.write(
-            file.name, re.sub(r'\b(href|src)="([\w.]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8"))
+            name, re.sub(r'\b(href|src)="([\w./]+\.(?:js|css))"', rf'\1="{page}\2"', file.read_text(encoding="utf-8"))
         )
-        return file.name
-    return writer.add(file, file.name if file.name in UNVERSIONED else page + file.name)["file"]
+        return name
+    return writer.add(file, name if name in UNVERSIONED else page + name)["file"]
 
 
 def _add_runtime(writer: _Writer) -> dict:
@@ -518,9 +522,15 @@ def shipped_files(manifest: dict) -> pd.DataFrame:
     return frame[["file", "part", "precision", "MB", "sha256"]].set_index("file")
 
 
+def page_files() -> dict[str, Path]:
+    """The page's own files by their names below `web/`, with slashes, in order."""
+    files = sorted(file for file in WEB.rglob("*") if file.suffix in PAGE_SUFFIXES)
+    return {file.relative_to(WEB).as_posix(): file for file in files}
+
+
 def page_bytes() -> int:
     """Size of the page's own code as static hosts and `serve.Server` send it: each file compressed by gzip."""
-    return sum(len(gzip.compress(file.read_bytes())) for file in WEB.iterdir() if file.suffix in PAGE_SUFFIXES)
+    return sum(len(gzip.compress(file.read_bytes())) for file in page_files().values())
 
 
 MADE_BY = made_by(__name__)

@@ -1,11 +1,11 @@
 // What browser.py has done in a page of its own: calls of the shipped engine, with arrays as base64, each within a time limit.
 // Python hands this module to the page. It is no file of a bundle, and drives the engine of any version that was published.
 
-/** @typedef {import('./web/engine.js').Engine} Engine */
-/** @typedef {import('./web/engine.js').Loaded} Loaded */
-/** @typedef {import('./web/engine.js').Result} Result */
-/** @typedef {import('./web/engine.js').Settings} Settings */
-/** @typedef {import('./web/engine.js').Values} Values */
+/** @typedef {import('./web/engine/engine.js').Engine} Engine */
+/** @typedef {import('./web/engine/engine.js').Loaded} Loaded */
+/** @typedef {import('./web/engine/engine.js').Result} Result */
+/** @typedef {import('./web/engine/engine.js').Settings} Settings */
+/** @typedef {import('./web/engine/engine.js').Values} Values */
 /** @typedef {{dims: number[], data: string}} Packed a float32 tensor, its bytes in base64 */
 
 const PIECE = 32768; // bytes that become text at once, each an argument of one call
@@ -21,13 +21,26 @@ let engine;
  * @returns {Promise<Loaded & {milliseconds: number}>} what the engine says of itself, and how long loading took
  */
 export async function load({ manifest, choice }) {
-  const { page } = await (await fetch(manifest)).json();
-  /** @type {typeof import('./web/engine.js')} */
-  const { Engine } = await import(new URL(`${page}engine.js`, manifest).href);
+  /** @type {typeof import('./web/engine/engine.js')} */
+  const { Engine } = await import(await engineOf(manifest));
   engine = await Engine.open(manifest);
   const began = performance.now();
   const loaded = await engine.load(choice);
   return { ...loaded, milliseconds: performance.now() - began };
+}
+
+/**
+ * The URL of the engine's module, which the page itself lists: it has a folder now, and lay among the page's files before.
+ *
+ * @param {string} manifest URL
+ */
+async function engineOf(manifest) {
+  const { page } = await (await fetch(manifest)).json();
+  const precache = await (await fetch(new URL('precache.js', manifest))).text();
+  const { files } = JSON.parse(precache.slice(precache.indexOf('{'), precache.lastIndexOf('}') + 1));
+  const name = files.find((/** @type {string} */ file) => file.startsWith(page) && file.endsWith('/engine.js'));
+  if (!name) throw new Error('This page lists no engine of its version: publish it again, whole.');
+  return new URL(name, manifest).href;
 }
 
 /**

@@ -71,7 +71,7 @@ def rename_first_file(path, name):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda site: next(site.glob("page-*/engine.js")).unlink(), "engine.js answers 404"),
+        (lambda site: next(site.glob("page-*/engine/engine.js")).unlink(), "engine.js answers 404"),
         (lambda site: (site / "manifest.json").write_text("<html>", encoding="utf-8"), "not the manifest of a port"),
         (lambda site: change(site / "manifest.json", format=99), "has format 99"),
         (lambda site: change(site / "manifest.json", version="0"), "of different versions"),

@@ -64,7 +64,7 @@ def page(chromium):
     context = chromium.new_context()
     with Server(WEB) as server:
         page = context.new_page()
-        page.goto(server.url + "picture_files.js")
+        page.goto(server.url + "interface/picture_files.js")
         yield page
     context.close()
 

@@ -26,13 +26,13 @@ from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.loop import Settings, inpaint
 from moebius_lab.page import browser
 from moebius_lab.page.browser import Browser, launch_options
-from moebius_lab.page.bundle import write_bundle
+from moebius_lab.page.bundle import ENGINE, read_manifest, write_bundle
 from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
 
 LOAD = """async ({provider, precision}) => {
   const { page } = await (await fetch('manifest.json')).json();
-  const { Engine } = await import(new URL(`${page}engine.js`, location));
+  const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
   globalThis.seen = [];
   globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
   const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
@@ -345,7 +345,7 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab):
         code = tab.evaluate(
             """async (choice) => {
           const { page } = await (await fetch('manifest.json')).json();
-          const { Engine } = await import(new URL(`${page}engine.js`, location));
+          const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
           globalThis.engine = await Engine.open(new URL('manifest.json', location));
           const stop = new AbortController();
           const onProgress = ({ doneBytes }) => doneBytes > 3e6 && stop.abort();
@@ -459,10 +459,10 @@ def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(bundle, folder)
     path = folder / "manifest.json"
-    opened = "import(location).then(({Engine}) => Engine.open(new URL('../manifest.json', location)))"
+    opened = "import(location).then(({Engine}) => Engine.open(new URL('../../manifest.json', location)))"
     failure = opened + ".then(() => null, ({code, message}) => [code, message])"
     with Server(folder) as server:
-        tab.goto(server.url + json.loads(path.read_text(encoding="utf-8"))["page"] + "engine.js")
+        tab.goto(server.url + json.loads(path.read_text(encoding="utf-8"))["page"] + "engine/engine.js")
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
         assert tab.evaluate(failure)[0] == "manifest-version"
         path.write_text("<html>", encoding="utf-8")
@@ -549,6 +549,22 @@ def test_the_page_s_own_words_reach_python(bundle, monkeypatch):
 def test_the_driver_is_no_file_of_a_bundle(bundle):
     """So that a page that an earlier version published can be driven."""
     assert browser.DRIVER.name not in {path.name for path in bundle.rglob("*")}
+
+
+@pytest.mark.slow
+def test_a_page_from_before_the_engine_had_a_folder_can_be_driven(tiny_bundle, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(tiny_bundle, folder)
+    page = folder / read_manifest(folder)["page"]
+    for module in sorted((page / ENGINE).iterdir()):
+        module.rename(page / module.name)
+    precache = folder / "precache.js"
+    precache.write_text(precache.read_text(encoding="utf-8").replace(f"/{ENGINE}", "/"), encoding="utf-8")
+    with Browser(folder, "wasm") as driven:
+        assert "wasm" in driven.evidence
+    precache.write_text(precache.read_text(encoding="utf-8").replace("/engine.js", "/other.js"), encoding="utf-8")
+    with pytest.raises(LabError, match="lists no engine of its version"), Browser(folder, "wasm"):
+        pass
 
 
 def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):

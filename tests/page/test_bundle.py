@@ -87,8 +87,7 @@ def test_the_service_worker_knows_every_file_of_the_page(folder):
     assert precache["version"] == read_manifest(folder)["version"]
     prefix = f"page-{precache['version']}/"
     assert read_manifest(folder)["page"] == prefix
-    sources = {path.name for path in bundle.WEB.iterdir() if path.suffix in bundle.PAGE_SUFFIXES}
-    page = {name if name in bundle.UNVERSIONED else prefix + name for name in sources}
+    page = {name if name in bundle.UNVERSIONED else prefix + name for name in bundle.page_files()}
     assert page | {"manifest.json"} < set(precache["files"]) and all((folder / name).is_file() for name in precache["files"])
 
 
@@ -97,7 +96,7 @@ def test_the_page_names_only_modules_of_its_own_version(folder):
     text = (folder / "index.html").read_text(encoding="utf-8")
     named = re.findall(r'(?:href|src)="([^"#:]+)"', text)
     assert len(named) >= 8 and all(name.startswith(prefix) and (folder / name).is_file() for name in named)
-    assert f'src="{prefix}main.js"' in text and f'href="{prefix}style.css"' in text
+    assert f'src="{prefix}interface/main.js"' in text and f'href="{prefix}interface/style.css"' in text
 
 
 def test_samples_come_with_masks_and_credits(folder):
@@ -115,7 +114,7 @@ def test_a_second_writing_copies_nothing_and_removes_what_is_old(small, folder):
     copied = []
     assert write_bundle(small, folder, PRECISIONS, on_file=copied.append)["version"] == version
     assert not copied and not any((folder / name).exists() for name in ("old.js", "weights/old.bin", "sw"))
-    engine = read_manifest(folder)["page"] + "engine.js"
+    engine = read_manifest(folder)["page"] + "engine/engine.js"
     (folder / engine).write_text("damaged", encoding="utf-8")
     write_bundle(small, folder, PRECISIONS, on_file=copied.append)
     assert copied == [engine]
@@ -166,7 +165,7 @@ def test_the_server_isolates_names_types_and_compresses_text(folder):
         assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         assert page.headers["Content-Type"] == "text/html"
-        engine = read_manifest(folder)["page"] + "engine.js"
+        engine = read_manifest(folder)["page"] + "engine/engine.js"
         script = get(server.url + engine, **{"Accept-Encoding": "gzip"})
         assert script.headers["Content-Type"] == "text/javascript" and script.headers["Content-Encoding"] == "gzip"
         assert gzip.decompress(script.read()) == (folder / engine).read_bytes()

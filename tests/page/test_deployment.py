@@ -141,13 +141,13 @@ def test_a_page_and_a_manifest_of_two_versions_are_not_used_together(folder, con
         expect(page.locator("#choice")).to_be_enabled(timeout=30_000)
 
 
-@pytest.mark.parametrize("missing", ["style.css", "main.js"])
+@pytest.mark.parametrize("missing", ["interface/style.css", "interface/main.js"])
 def test_a_page_whose_modules_are_gone_says_so(folder, context, missing):
     with Server(folder) as server:
         (folder / read_manifest(folder)["page"] / missing).unlink()
         page = context.new_page()
         page.goto(server.url)
-        if missing == "main.js":
+        if missing == "interface/main.js":
             expect(page.get_by_text("If nothing more appears here")).to_be_visible(timeout=20_000)
         else:
             page.route("**/main.js", lambda route: route.abort())

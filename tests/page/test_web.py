@@ -191,7 +191,7 @@ def fixtures(tmp_path_factory) -> Path:
 
 
 def test_javascript_computes_what_python_does(fixtures):
-    tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
+    tests = sorted(str(path) for path in (HERE / "web").rglob("*.test.mjs"))
     done = node("--test", "--test-timeout=60000", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -210,7 +210,7 @@ def test_types(tmp_path):
         "preserveSymlinks": True,
     }
     common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
-    page = sorted(f"web/{path.name}" for path in bundle.WEB.glob("*.js") if path.name != "service_worker.js")
+    page = [f"web/{name}" for name in bundle.page_files() if name.endswith(".js") and name != "service_worker.js"]
     programs = {
         "page": ([*page, DRIVER.name], ["es2024", "dom", "dom.iterable"]),
         "worker": (["web/service_worker.js"], ["es2024", "webworker"]),

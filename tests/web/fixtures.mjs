@@ -1,4 +1,4 @@
-// The numbers that tests/test_web.py computed with the Python of the same checkout.
+// The numbers that tests/page/test_web.py computed with the Python of the same checkout.
 
 import { readFileSync } from 'node:fs';
 

@@ -3,7 +3,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from '../../moebius_lab/page/web/view.js';
+import {
+  fitted,
+  inSight,
+  overHole,
+  pinched,
+  rectangleCorners,
+  toPicture,
+  zoomed,
+} from '../../../moebius_lab/page/web/interface/view.js';
 
 const stage = { width: 800, height: 600 };
 const close = (a, b, what) => assert.ok(Math.abs(a - b) < 1e-9, `${what}: ${a}, not ${b}`);

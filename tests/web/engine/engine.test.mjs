@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { placement } from '../../moebius_lab/page/web/backend.js';
-import { EngineError, classify, fromMessage, toMessage } from '../../moebius_lab/page/web/errors.js';
-import { predictedClean, sketch } from '../../moebius_lab/page/web/inpaint.js';
-import { FORMAT, checkManifest, filesOf } from '../../moebius_lab/page/web/manifest.js';
-import { sha256 } from '../../moebius_lab/page/web/model_cache.js';
+import { placement } from '../../../moebius_lab/page/web/engine/backend.js';
+import { EngineError, classify, fromMessage, toMessage } from '../../../moebius_lab/page/web/engine/errors.js';
+import { predictedClean, sketch } from '../../../moebius_lab/page/web/engine/inpaint.js';
+import { FORMAT, checkManifest, filesOf } from '../../../moebius_lab/page/web/engine/manifest.js';
+import { sha256 } from '../../../moebius_lab/page/web/engine/model_cache.js';
 
 test('what a runtime throws becomes a sentence and a code', () => {
   const codes = {

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import * as imaging from '../../moebius_lab/page/web/imaging.js';
-import { bytes, constants, fixtures, floats, withAlpha, withoutAlpha } from './fixtures.mjs';
+import * as imaging from '../../../moebius_lab/page/web/engine/imaging.js';
+import { bytes, constants, fixtures, floats, withAlpha, withoutAlpha } from '../fixtures.mjs';
 
 const same = (got, expected, what) => assert.ok(Buffer.compare(Buffer.from(got), Buffer.from(expected)) === 0, what);
 

@@ -1,7 +1,7 @@
 // Parts of the page that its modules share: its elements, notices, and numbers as a person reads them.
 
-/** The version of the page that this module is part of, which is its folder's name; empty outside a bundle. */
-export const VERSION = /\/page-(\w+)\/$/.exec(new URL('.', import.meta.url).pathname)?.[1] ?? '';
+/** The version of the page that this module is part of, which is the name of the folder above; empty outside a bundle. */
+export const VERSION = /\/page-(\w+)\/$/.exec(new URL('..', import.meta.url).pathname)?.[1] ?? '';
 
 /** @template {Element} T @param {string} id @param {new () => T} type @returns {T} */
 export function element(id, type) {

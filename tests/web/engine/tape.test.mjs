@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { plan, usesIn } from '../../moebius_lab/page/web/tape.js';
-import { Generator } from '../../moebius_lab/page/web/random.js';
+import { plan, usesIn } from '../../../moebius_lab/page/web/engine/tape.js';
+import { Generator } from '../../../moebius_lab/page/web/engine/random.js';
 
 test('what a program does with its buffers', () => {
   const code = `

@@ -17,7 +17,7 @@ Map.groupBy ??= (items, key) => {
   return groups;
 };
 
-const { RecordedLoop, placeTogether, recordGraph } = await import('../../moebius_lab/page/web/recorded.js');
+const { RecordedLoop, placeTogether, recordGraph } = await import('../../../moebius_lab/page/web/engine/recorded.js');
 
 class Buffer {
   constructor({ size, usage }) {

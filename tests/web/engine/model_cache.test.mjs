@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import { after, before, beforeEach, test } from 'node:test';
 
-import { ModelCache } from '../../moebius_lab/page/web/model_cache.js';
+import { ModelCache } from '../../../moebius_lab/page/web/engine/model_cache.js';
 
 const FILES = Object.fromEntries(
   [300_000, 70_000, 5, 120_000, 90_000, 40_000].map((size, i) => [`${i}.bin`, Buffer.alloc(size, i + 1)]),

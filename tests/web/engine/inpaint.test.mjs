@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ddimSteps } from '../../moebius_lab/page/web/ddim.js';
-import { inpaint } from '../../moebius_lab/page/web/inpaint.js';
-import { Generator, randn } from '../../moebius_lab/page/web/random.js';
-import { constants } from './fixtures.mjs';
+import { ddimSteps } from '../../../moebius_lab/page/web/engine/ddim.js';
+import { inpaint } from '../../../moebius_lab/page/web/engine/inpaint.js';
+import { Generator, randn } from '../../../moebius_lab/page/web/engine/random.js';
+import { constants } from '../fixtures.mjs';
 
 const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;
 const count = channels * s * s;

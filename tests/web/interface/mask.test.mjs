@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { HOLE, History, KEEP, Mask, SmoothPath, firstBrush, union } from '../../moebius_lab/page/web/mask.js';
-import { bytes, constants, fixtures } from './fixtures.mjs';
+import { HOLE, History, KEEP, Mask, SmoothPath, firstBrush, union } from '../../../moebius_lab/page/web/interface/mask.js';
+import { bytes, constants, fixtures } from '../fixtures.mjs';
 
 const W = 150;
 const H = 130; // two tiles and a bit each way

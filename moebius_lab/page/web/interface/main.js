@@ -1,7 +1,7 @@
 // The page: opening pictures, the mask's history, running the model, choosing among results, saving.
 
 import { Autosave } from './autosave.js';
-import { stepsRun } from './ddim.js';
+import { stepsRun } from '../engine/ddim.js';
 import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
 import { History, KEEP, Mask, firstBrush } from './mask.js';
@@ -23,8 +23,8 @@ import {
 import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
 import { cut, difference, put } from './regions.js';
 
-/** @typedef {import('./engine.js').Settings} Settings */
-/** @typedef {import('./engine.js').StepProgress} StepProgress */
+/** @typedef {import('../engine/engine.js').Settings} Settings */
+/** @typedef {import('../engine/engine.js').StepProgress} StepProgress */
 /** @typedef {import('./picture_files.js').Picture} Picture */
 /** @typedef {import('./picture_files.js').Grey} Grey */
 /** @typedef {import('./editor.js').Tool} Tool */

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { Generator, randn } from '../../moebius_lab/page/web/random.js';
-import { fixtures, floats, ulp } from './fixtures.mjs';
+import { Generator, randn } from '../../../moebius_lab/page/web/engine/random.js';
+import { fixtures, floats, ulp } from '../fixtures.mjs';
 
 test("torch's numbers, in torch's order, for long and short draws", () => {
   for (const { seed, draws } of fixtures.random) {

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { looksLikeMask } from '../../moebius_lab/page/web/dropped.js';
-import { Generator } from '../../moebius_lab/page/web/random.js';
+import { looksLikeMask } from '../../../moebius_lab/page/web/interface/dropped.js';
+import { Generator } from '../../../moebius_lab/page/web/engine/random.js';
 
 const SIDE = 40;
 

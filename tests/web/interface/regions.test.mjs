@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { cut, difference, put } from '../../moebius_lab/page/web/regions.js';
+import { cut, difference, put } from '../../../moebius_lab/page/web/interface/regions.js';
 
 const picture = () => ({ width: 7, height: 5, data: Uint8ClampedArray.from({ length: 7 * 5 * 4 }, (_, i) => i) });
 

@@ -12,7 +12,7 @@ import {
   resizeMask,
   sizeInHeader,
   turn,
-} from '../../moebius_lab/page/web/picture_files.js';
+} from '../../../moebius_lab/page/web/interface/picture_files.js';
 
 /** The pixels of a PNG whose rows all use one filter type. @param {Buffer} png @param {number} channels */
 function decode(png, channels) {

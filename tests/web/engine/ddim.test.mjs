@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { cumulativeAlphas, ddimSteps } from '../../moebius_lab/page/web/ddim.js';
-import { constants, fixtures } from './fixtures.mjs';
+import { cumulativeAlphas, ddimSteps } from '../../../moebius_lab/page/web/engine/ddim.js';
+import { constants, fixtures } from '../fixtures.mjs';
 
 test('cumulative alphas are those of the scheduler', () => {
   const alphas = cumulativeAlphas(constants);

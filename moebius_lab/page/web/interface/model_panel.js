@@ -1,10 +1,10 @@
 // The panel of the model: what it runs on, loading it, and what is stored.
 
-import { Engine, outdated } from './engine.js';
+import { Engine, outdated } from '../engine/engine.js';
 import { VERSION, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
 
-/** @typedef {import('./engine.js').Choice} Choice */
-/** @typedef {import('./engine.js').LoadProgress} LoadProgress */
+/** @typedef {import('../engine/engine.js').Choice} Choice */
+/** @typedef {import('../engine/engine.js').LoadProgress} LoadProgress */
 
 const PATIENCE = 45; // seconds that starting may take before the person is told that it can be tried again
 const RELOAD = { label: 'Reload the page', run: () => location.reload() };
@@ -14,7 +14,7 @@ const WAY_ON_WITHOUT_GPU = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader
 export class ModelPanel extends EventTarget {
   /** @type {Engine | null} */
   engine = null;
-  /** @type {import('./engine.js').Detected | null} */
+  /** @type {import('../engine/engine.js').Detected | null} */
   detected = null;
   /** @type {Promise<Engine> | null} a load that is under way */
   #loading = null;
