@@ -328,7 +328,7 @@ class Browser:
         provider: "webgpu" or "wasm": where all three graphs run. There is no falling back.
         precision: one that the bundle has.
         adapter: see `launch_options`.
-        capture: run graphs from recordings on WebGPU, where all of a graph runs on the device; see `web/engine/tape.js`.
+        capture: on WebGPU capture each graph that runs on the device as a whole, and replay it; see `web/engine/capture.js`.
         threads: of wasm; 0 for the page's own choice, one a core.
         profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
 

@@ -64,8 +64,8 @@ def bundle(small_bundle) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recorded(tiny_bundle):
-    """TINY on the software adapter, run from recordings. It takes ten seconds to make its programs: tests share it."""
+def captured(tiny_bundle):
+    """TINY on the software adapter, its graphs captured. It takes ten seconds to make its programs: tests share it."""
     with Browser(tiny_bundle, "webgpu", adapter="software") as browser:
         yield browser
 
@@ -138,12 +138,12 @@ def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
     return int(np.abs(got.astype(int) - inpaint(bench.torch_backend, image, mask, settings)).max())
 
 
-def check_numbers_and_memory(browser: Browser, bench, is_recorded: bool) -> None:
+def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None:
     assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
-    assert (", step recorded" if is_recorded else ", step not recorded") in browser.evidence
+    assert (", step captured" if is_captured else ", step not captured") in browser.evidence
     alive = max(peak_activations(path) for path in bench.stored("fp32").values())
     workspace = browser.loaded["workspace"]  # which graphs share
-    assert alive / 2 < workspace < 1.2 * alive if is_recorded else workspace == 0
+    assert alive / 2 < workspace < 1.2 * alive if is_captured else workspace == 0
     placed = browser.loaded["placed"]
     assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
     worst = worst_differences(browser, bench)
@@ -151,29 +151,29 @@ def check_numbers_and_memory(browser: Browser, bench, is_recorded: bool) -> None
     assert levels_apart(browser, bench, bench.image, bench.mask, steps=1) <= 1
 
 
-def test_recorded_on_webgpu_a_network_is_pytorch_s(tiny, recorded):
-    check_numbers_and_memory(recorded, tiny, is_recorded=True)
+def test_captured_on_webgpu_a_network_is_pytorch_s(tiny, captured):
+    check_numbers_and_memory(captured, tiny, is_captured=True)
 
 
-def test_not_recorded_on_webgpu_it_is_too(tiny, tiny_bundle):
+def test_not_captured_on_webgpu_it_is_too(tiny, tiny_bundle):
     with Browser(tiny_bundle, "webgpu", adapter="software", capture=False) as browser:
-        check_numbers_and_memory(browser, tiny, is_recorded=False)
+        check_numbers_and_memory(browser, tiny, is_captured=False)
 
 
-def test_a_recorded_step_takes_new_inputs(tiny, recorded):
+def test_a_captured_step_takes_new_inputs(tiny, captured):
     step = torch_graphs(tiny.net, tiny.vae)["step"]
     first = example_inputs(tiny.config)["step"]
     second = {name: torch.flip(x, (-1,)) * 0.9 + 0.05 for name, x in first.items()} | {"timestep": torch.tensor([50.0])}
-    assert recorded.loaded["captured"] and ", step recorded" in recorded.evidence
+    assert captured.loaded["captured"] and ", step captured" in captured.evidence
     for inputs in (first, second):
-        got = recorded.run("step", {name: x.numpy() for name, x in inputs.items()})
+        got = captured.run("step", {name: x.numpy() for name, x in inputs.items()})
         with torch.inference_mode():
             expected = step(*inputs.values())
         worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
         assert max(worst) < 1e-4, worst
 
 
-def test_a_step_with_a_node_on_the_processor_is_not_recorded(tiny_bundle, recorded, tmp_path):
+def test_a_step_with_a_node_on_the_processor_is_not_captured(tiny_bundle, captured, tmp_path):
     def add_mod(model: onnx.ModelProto) -> None:
         graph = model.graph
         for node in graph.node:
@@ -184,12 +184,12 @@ def test_a_step_with_a_node_on_the_processor_is_not_recorded(tiny_bundle, record
     shutil.copytree(tiny_bundle, tmp_path / "page")
     change_graph(tmp_path / "page", "step", add_mod)
     with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
-        assert not browser.loaded["captured"] and "step not recorded" in browser.evidence
+        assert not browser.loaded["captured"] and "step not captured" in browser.evidence
         nodes = browser.loaded["placed"]["step"]["nodes"]
-        assert nodes["CPU"] >= 1 and nodes["WebGpu"] >= recorded.loaded["placed"]["step"]["nodes"]["WebGpu"]
+        assert nodes["CPU"] >= 1 and nodes["WebGpu"] >= captured.loaded["placed"]["step"]["nodes"]["WebGpu"]
 
 
-def test_what_cannot_be_recorded_is_not(tiny, tiny_bundle, tmp_path):
+def test_what_cannot_be_captured_is_not(tiny, tiny_bundle, tmp_path):
     def add_integer(model: onnx.ModelProto) -> None:
         model.graph.input.append(onnx.helper.make_tensor_value_info("number", onnx.TensorProto.INT32, [1]))
         model.graph.node.insert(0, onnx.helper.make_node("Cast", ["number"], ["number.float"], to=onnx.TensorProto.FLOAT))
@@ -199,14 +199,14 @@ def test_what_cannot_be_recorded_is_not(tiny, tiny_bundle, tmp_path):
     change_graph(tmp_path / "page", "vae_encoder", add_integer)
     with Browser(tmp_path / "page", "webgpu", adapter="software") as browser:
         assert not browser.loaded["captured"] and browser.loaded["workspace"] == 0
-        assert "step not recorded" in browser.evidence and "its input number is int32" in browser.evidence
+        assert "step not captured" in browser.evidence and "its input number is int32" in browser.evidence
         feeds = example_inputs(tiny.config)["vae_decoder"]
         got = browser.run("vae_decoder", {name: x.numpy() for name, x in feeds.items()})["image"]
         with torch.inference_mode():
             assert np.abs(got - torch_graphs(tiny.net, tiny.vae)["vae_decoder"](*feeds.values()).numpy()).max() < 1e-4
 
 
-def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tiny_bundle, recorded, tmp_path):
+def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tiny_bundle, captured, tmp_path):
     write_bundle(small, tmp_path, ("fp16-storage", "int8"))
     feeds = {name: x.numpy() for name, x in example_inputs(small.config)["step"].items()}
     stored = {
@@ -219,7 +219,7 @@ def test_weights_of_16_and_8_bits_stay_so_in_memory(small, tiny_bundle, recorded
         assert calls[restored_by] == stored[form][restored_by] > 40, form
     with Browser(tiny_bundle, "webgpu", "fp16-storage", adapter="software", capture=False) as browser:
         assert "shader-f16" not in browser.loaded["features"]  # it cannot read 16 bits: they are widened once
-        assert browser.loaded["placed"]["step"] == recorded.loaded["placed"]["step"]  # nothing is left that widens
+        assert browser.loaded["placed"]["step"] == captured.loaded["placed"]["step"]  # nothing is left that widens
 
 
 def test_demo_on_wasm_fills_the_hole_and_nothing_else(demo, tmp_path):

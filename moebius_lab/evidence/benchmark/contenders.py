@@ -230,7 +230,7 @@ def _cuda_graph(job: Job, stack: ExitStack) -> Entrant:
 
     stack.callback(
         [step, *inputs].clear
-    )  # which keeps them until then: the recording reads their memory, and does not hold it
+    )  # which keeps them until then: the capture reads their memory, and does not hold it
     evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
     return Entrant(job.way.label, job.form, job.contender.where, evidence, {STEP: work})
 

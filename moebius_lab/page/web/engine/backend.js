@@ -1,16 +1,16 @@
 // The three graphs on ONNX Runtime Web: one provider, and what it says about itself.
 
 import { EngineError, reason } from './errors.js';
-import { RecordedLoop, placeTogether, recordGraph } from './recorded.js';
-import { watchPrograms } from './tape.js';
+import { watchPrograms } from './capture.js';
+import { ReplayedLoop, captureGraph, placeTogether } from './captured_graph.js';
 
 /** @typedef {import('./manifest.js').Manifest} Manifest */
 /** @typedef {import('./manifest.js').StoredFile} StoredFile */
 /** @typedef {import('./engine.js').Adapter} Adapter */
 /** @typedef {import('./engine.js').Values} Values */
 /** @typedef {import('./ddim.js').Step} Step */
-/** @typedef {import('./recorded.js').Recording} Recording */
-/** @typedef {import('./recorded.js').RecordedGraph} RecordedGraph */
+/** @typedef {import('./captured_graph.js').GraphCapture} GraphCapture */
+/** @typedef {import('./captured_graph.js').CapturedGraph} CapturedGraph */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
@@ -34,13 +34,13 @@ export class OrtBackend {
    * @param {URL} options.module the build of ONNX Runtime Web
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
-   * @param {boolean} options.capture record the graphs of which all runs on the device, and never ask the runtime again
+   * @param {boolean} options.capture capture the graphs of which all runs on the device, and replay them without the runtime
    * @param {(sha256: string) => Promise<Blob>} options.file
    */
   static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
     const log = new RuntimeLog();
-    const record = capture && provider === 'webgpu';
-    if (record) watchPrograms();
+    const capturing = capture && provider === 'webgpu';
+    if (capturing) watchPrograms();
     /** @type {Runtime} */
     const ort = await import(module.href);
     ort.env.wasm.wasmBinary = wasm;
@@ -48,7 +48,7 @@ export class OrtBackend {
     ort.env.logLevel = 'warning';
     const { options, options_require: needed } = manifest.precisions[precision];
     const extra = provider === 'wasm' || (await adapterHas(needed)) ? options : {};
-    return new OrtBackend(ort, log, provider, manifest, precision, extra, record, file);
+    return new OrtBackend(ort, log, provider, manifest, precision, extra, capturing, file);
   }
 
   /**
@@ -58,10 +58,10 @@ export class OrtBackend {
    * @param {Manifest} manifest
    * @param {string} precision
    * @param {Record<string, string>} extra entries of the sessions' configuration
-   * @param {boolean} capture
+   * @param {boolean} capturing
    * @param {(sha256: string) => Promise<Blob>} file
    */
-  constructor(ort, log, provider, manifest, precision, extra, capture, file) {
+  constructor(ort, log, provider, manifest, precision, extra, capturing, file) {
     this.ort = ort;
     this.log = log;
     this.provider = provider;
@@ -70,13 +70,13 @@ export class OrtBackend {
     this.layouts = manifest.layouts;
     this.form = manifest.precisions[precision];
     this.extra = extra;
-    this.capture = capture;
+    this.capturing = capturing;
     this.file = file;
-    /** @type {Map<string, Recording>} */
-    this.recordings = new Map();
-    /** @type {Map<string, RecordedGraph>} */
-    this.recorded = new Map();
-    this.workspace = 0; // bytes for what the recorded graphs compute
+    /** @type {Map<string, GraphCapture>} */
+    this.captures = new Map();
+    /** @type {Map<string, CapturedGraph>} */
+    this.captured = new Map();
+    this.workspace = 0; // bytes for what the captured graphs compute
     /** @type {Map<string, Placed>} */
     this.sessions = new Map();
     /** @type {GPUDevice|null} */
@@ -100,20 +100,20 @@ export class OrtBackend {
     const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
     const nodes = placement(lines);
     if (gpu && !this.device) await this.#watchDevice();
-    const record = this.capture && Object.keys(nodes).join() === 'WebGpu';
-    // the autoencoder's lines take less time than the device; a recorded graph writes none
-    const session = gpu && graph === STEP && !record ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    if (record) this.recordings.set(graph, await recordGraph(this.ort, session, /** @type {GPUDevice} */ (this.device)));
+    const whole = this.capturing && Object.keys(nodes).join() === 'WebGpu';
+    // the autoencoder's lines take less time than the device; a captured graph writes none
+    const session = gpu && graph === STEP && !whole ? await this.#quiet(talking, () => create(WARNING)) : talking;
+    if (whole) this.captures.set(graph, await captureGraph(this.ort, session, /** @type {GPUDevice} */ (this.device)));
     const placed = { session, nodes };
     this.sessions.set(graph, placed);
     return placed;
   }
 
-  /** When all graphs are open, give those that are recorded their memory. */
+  /** When all graphs are open, allocate memory for those that are captured. */
   async settle() {
-    if (!this.device || !this.recordings.size) return;
-    const { graphs, bytes } = placeTogether(this.device, this.recordings);
-    this.recorded = graphs;
+    if (!this.device || !this.captures.size) return;
+    const { graphs, bytes } = placeTogether(this.device, this.captures);
+    this.captured = graphs;
     this.workspace = bytes;
     await this.device.queue.onSubmittedWorkDone(); // so that what the device says about it is here
     this.throwDeviceError();
@@ -133,7 +133,7 @@ export class OrtBackend {
     const gpu = this.provider === 'webgpu';
     const options = {
       executionProviders: [
-        gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capture && UNSHARED) } : { name: 'wasm' },
+        gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capturing && UNSHARED) } : { name: 'wasm' },
       ],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { ...this.extra }, // the runtime adds to it
@@ -201,12 +201,12 @@ export class OrtBackend {
    */
   async run(graph, feeds) {
     await this.open(graph);
-    const recorded = this.recorded.get(graph);
-    if (recorded) {
-      for (const [name, { data }] of Object.entries(feeds)) recorded.write(name, data);
-      await recorded.run();
+    const captured = this.captured.get(graph);
+    if (captured) {
+      for (const [name, { data }] of Object.entries(feeds)) captured.write(name, data);
+      await captured.run();
       this.throwDeviceError();
-      return recorded.values();
+      return captured.values();
     }
     const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
     const outputs = await this.runTensors(graph, Object.fromEntries(tensors));
@@ -273,11 +273,11 @@ export class OrtBackend {
    * @param {number} guidance
    */
   async denoise(latents, mask, maskedLatents, guidance) {
-    const recorded = this.recorded.get(STEP);
-    if (!recorded) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
+    const captured = this.captured.get(STEP);
+    if (!captured) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
     const first = { latents, mask, masked_latents: maskedLatents, guidance: Float32Array.of(guidance) };
-    for (const [name, data] of Object.entries(first)) recorded.write(name, data);
-    return new RecordedLoop(recorded, () => this.throwDeviceError());
+    for (const [name, data] of Object.entries(first)) captured.write(name, data);
+    return new ReplayedLoop(captured, () => this.throwDeviceError());
   }
 }
 

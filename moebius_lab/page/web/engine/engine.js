@@ -42,8 +42,8 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
  * @property {string[]} features of the device
  * @property {number} threads of wasm
  * @property {Record<string, {nodes: Record<string, number>}>} placed for each graph, how many nodes run on which provider
- * @property {boolean} captured whether the step is replayed from a recording
- * @property {number} workspace bytes on the device for all that recorded graphs compute
+ * @property {boolean} captured whether the step is replayed from a capture
+ * @property {number} workspace bytes on the device for all that captured graphs compute
  * @property {string} device what it runs on, in a few words: the adapter, or the processor
  * @property {string} evidence all of it in one sentence
  * @property {'cache'|'memory'} storage
@@ -150,8 +150,8 @@ export class Engine extends EventTarget {
       this.close();
       if (!(error instanceof EngineError)) throw error;
       if (GONE.includes(error.code) && (await isOutdated(this.url, this.manifest))) throw outdated(error);
-      if (error.code !== 'unrecordable') throw error;
-      // in a new worker, for a recording that failed may have left the runtime half-way
+      if (error.code !== 'uncapturable') throw error;
+      // in a new worker, for a capture that failed may have left the runtime half-way
       const loaded = await this.load({ ...choice, capture: false }, options);
       loaded.evidence += `. ${error.message}`;
       return loaded;

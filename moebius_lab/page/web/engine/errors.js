@@ -2,7 +2,7 @@
 
 /**
  * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
- *   'out-of-memory'|'shader'|'unrecordable'|'cancelled'|'bad-input'|'worker'} ErrorCode
+ *   'out-of-memory'|'shader'|'uncapturable'|'cancelled'|'bad-input'|'worker'} ErrorCode
  */
 
 export class EngineError extends Error {

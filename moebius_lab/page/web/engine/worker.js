@@ -67,7 +67,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
     features,
     threads: used,
     placed,
-    captured: made.recorded.has('step'),
+    captured: made.captured.has('step'),
     workspace: made.workspace,
   };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
@@ -111,7 +111,7 @@ function evidence({ precision, adapter, device, placed, captured }, manifest) {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${device}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}recorded` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  return `${device}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}captured` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
 }
 
 /** @returns {OrtBackend} */

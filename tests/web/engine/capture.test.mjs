@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { plan, usesIn } from '../../../moebius_lab/page/web/engine/tape.js';
+import { plan, usesIn } from '../../../moebius_lab/page/web/engine/capture.js';
 import { Generator } from '../../../moebius_lab/page/web/engine/random.js';
 
 test('what a program does with its buffers', () => {
@@ -67,14 +67,14 @@ test('no two that are wanted at once overlap, in a hundred random plans', () => 
   const random = new Generator(1);
   const below = (n) => random.uint32() % n;
   for (let round = 0; round < 100; round++) {
-    const tapes = [0, 1].map(() =>
+    const captures = [0, 1].map(() =>
       Array.from({ length: 40 }, () => {
         const from = below(60);
         return lifetime(16 * (1 + below(64)), from, from + 1 + below(4), from + 6 + below(12));
       }),
     );
-    const { sizes, allocations } = plan(tapes, 256);
-    for (const lifetimes of tapes) {
+    const { sizes, allocations } = plan(captures, 256);
+    for (const lifetimes of captures) {
       for (const a of lifetimes) {
         const at = allocations.get(a);
         assert.ok(at.offset % 256 === 0 && at.offset + a.buffer.size <= sizes[at.index]);
@@ -86,7 +86,7 @@ test('no two that are wanted at once overlap, in a hundred random plans', () => 
         }
       }
     }
-    const all = tapes.flat().reduce((sum, each) => sum + each.buffer.size, 0);
+    const all = captures.flat().reduce((sum, each) => sum + each.buffer.size, 0);
     assert.ok(sizes.reduce((sum, size) => sum + size, 0) < all / 2);
   }
 });

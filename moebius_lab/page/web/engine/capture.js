@@ -1,4 +1,4 @@
-// The commands of a graph for the graphics device: captured without being run, and replayed in memory that was planned for them.
+// The commands of a graph for the graphics device: captured once without being run, and replayed in memory that was planned for them.
 //
 // ONNX Runtime makes a buffer for every tensor, reuses it only for tensors of the same size, and keeps separate buffers for every
 // session that it captures itself. Once all commands are captured, every lifetime is known, so what is never alive at the same time,
@@ -102,7 +102,8 @@ export class Placeholder {
   destroy() {}
 }
 
-export class Tape {
+/** The commands of one run, without memory for what they compute. */
+export class Capture {
   constructor() {
     /** @type {Command[]} */
     this.commands = [];
@@ -114,17 +115,17 @@ export class Tape {
    * @template T
    * @param {GPUDevice} device
    * @param {() => Promise<T>} work
-   * @returns {Promise<{tape: Tape, value: T}>}
-   * @throws {Error} `work` moves data between processor and device, or does what else a tape cannot hold
+   * @returns {Promise<{capture: Capture, value: T}>}
+   * @throws {Error} `work` moves data between processor and device, or does anything else that a capture cannot hold
    */
-  static async record(device, work) {
-    const tape = new Tape();
+  static async make(device, work) {
+    const capture = new Capture();
     const { queue } = device;
     const submit = queue.submit.bind(queue);
     const instead = {
       createBuffer: placeholder,
       createBindGroup: (/** @type {GPUBindGroupDescriptor} */ descriptor) => descriptor,
-      createCommandEncoder: () => tape.#encoder(),
+      createCommandEncoder: () => capture.#encoder(),
     };
     const insteadOfQueue = {
       submit: (/** @type {GPUCommandBuffer[]} */ buffers) =>
@@ -134,7 +135,7 @@ export class Tape {
     Object.assign(device, instead); // in front of the methods that it inherits
     Object.assign(queue, insteadOfQueue);
     try {
-      return { tape, value: await work() };
+      return { capture, value: await work() };
     } finally {
       for (const name of Object.keys(instead)) Reflect.deleteProperty(device, name);
       for (const name of Object.keys(insteadOfQueue)) Reflect.deleteProperty(queue, name);
@@ -263,22 +264,22 @@ function usesOf(command) {
 
 // -- planning ---------------------------------------------------------------------------------------------------------
 
-/** @typedef {{lifetime: Lifetime, tape: number, size: number, offset: number}} Guest */
+/** @typedef {{lifetime: Lifetime, capture: number, size: number, offset: number}} Guest */
 
 /**
- * Allocate memory for the lifetimes of several tapes, of which one runs at a time.
+ * Allocate memory for the lifetimes of several captures, of which one is replayed at a time.
  *
  * The largest go first, each to the smallest buffer that has room for it, next to others if need be; a buffer is as large as
  * its first guest. A device lets no command write to a buffer that it also reads, so what meets in a command that writes is put
  * in different buffers.
  *
- * @param {Lifetime[][]} tapes
+ * @param {Lifetime[][]} captures
  * @param {number} apart bytes; every allocation begins at a multiple of it
  * @returns {{sizes: number[], allocations: Map<Lifetime, Allocation>}} bytes of each buffer; where each lifetime is
  */
-export function plan(tapes, apart) {
-  const guests = tapes.flatMap((lifetimes, tape) =>
-    lifetimes.map((lifetime) => ({ lifetime, tape, size: lifetime.buffer.size, offset: 0 })),
+export function plan(captures, apart) {
+  const guests = captures.flatMap((lifetimes, capture) =>
+    lifetimes.map((lifetime) => ({ lifetime, capture, size: lifetime.buffer.size, offset: 0 })),
   );
   /** @type {{size: number, taken: Guest[]}[]} */
   const buffers = [];
@@ -305,7 +306,7 @@ export function plan(tapes, apart) {
  */
 function roomIn({ size, taken }, guest, apart) {
   const { from, to } = guest.lifetime;
-  const alive = taken.filter(({ lifetime, tape }) => tape === guest.tape && lifetime.from <= to && lifetime.to >= from);
+  const alive = taken.filter(({ lifetime, capture }) => capture === guest.capture && lifetime.from <= to && lifetime.to >= from);
   if (alive.some(({ lifetime }) => clash(lifetime, guest.lifetime))) return null;
   let offset = 0;
   for (const other of alive.sort((a, b) => a.offset - b.offset)) {
@@ -327,17 +328,17 @@ function clash(a, b) {
 
 // -- replay -----------------------------------------------------------------------------------------------------------
 
-/** A tape with memory behind it: replayed as often as wanted. */
-export class Program {
+/** A capture with memory allocated for it, to be run as often as wanted. */
+export class Replay {
   /**
    * @param {GPUDevice} device
-   * @param {Tape} tape
-   * @param {Lifetime[]} lifetimes of the tape
+   * @param {Capture} capture
+   * @param {Lifetime[]} lifetimes of the capture
    * @param {(lifetime: Lifetime) => Region} place
    */
-  constructor(device, tape, lifetimes, place) {
+  constructor(device, capture, lifetimes, place) {
     this.device = device;
-    const numbers = dispatchNumbers(device, tape);
+    const numbers = dispatchNumbers(device, capture);
     const of = Map.groupBy(lifetimes, ({ buffer }) => buffer);
     const region = (/** @type {Place} */ buffer, /** @type {number} */ at) => {
       if (!(buffer instanceof Placeholder)) return { buffer, offset: 0 };
@@ -354,7 +355,7 @@ export class Program {
         }),
       });
     /** @type {((encoder: GPUCommandEncoder, pass: GPUComputePassEncoder|null) => GPUComputePassEncoder|null)[]} */
-    this.commands = tape.commands.map((command, at) => {
+    this.commands = capture.commands.map((command, at) => {
       if ('source' in command) {
         const { sourceOffset, targetOffset, size } = command;
         const [from, to] = [region(command.source, at), region(command.target, at)];
@@ -398,15 +399,15 @@ export class Program {
 }
 
 /**
- * Put the numbers that go with each dispatch of a tape into one buffer.
+ * Put the numbers that go with each dispatch of a capture into one buffer.
  *
  * @param {GPUDevice} device
- * @param {Tape} tape
+ * @param {Capture} capture
  * @returns {Map<Placeholder, Region>}
  */
-function dispatchNumbers(device, tape) {
+function dispatchNumbers(device, capture) {
   const apart = device.limits.minUniformBufferOffsetAlignment;
-  const places = new Set(tape.commands.flatMap(usesOf).map(({ place }) => place));
+  const places = new Set(capture.commands.flatMap(usesOf).map(({ place }) => place));
   /** @type {Map<Placeholder, number>} */
   const offsets = new Map();
   let size = 0;

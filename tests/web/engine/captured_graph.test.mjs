@@ -17,7 +17,7 @@ Map.groupBy ??= (items, key) => {
   return groups;
 };
 
-const { RecordedLoop, placeTogether, recordGraph } = await import('../../../moebius_lab/page/web/engine/recorded.js');
+const { ReplayedLoop, captureGraph, placeTogether } = await import('../../../moebius_lab/page/web/engine/captured_graph.js');
 
 class Buffer {
   constructor({ size, usage }) {
@@ -80,15 +80,15 @@ function session(device, types = {}) {
   };
 }
 
-async function recorded(names = ['step']) {
+async function captured(names = ['step']) {
   const device = new Device();
-  const recordings = new Map();
-  for (const name of names) recordings.set(name, await recordGraph(ort, session(device), device));
-  return { device, ...placeTogether(device, recordings) };
+  const captures = new Map();
+  for (const name of names) captures.set(name, await captureGraph(ort, session(device), device));
+  return { device, ...placeTogether(device, captures) };
 }
 
-test('a recording does nothing while it is made, and what the inputs hold each time it runs', async () => {
-  const { device, graphs } = await recorded();
+test('a capture does nothing while it is made, and what the inputs hold each time it runs', async () => {
+  const { device, graphs } = await captured();
   const graph = graphs.get('step');
   assert.ok(
     device.made.every(({ bytes }) => bytes.every((value) => value === 0)),
@@ -110,11 +110,11 @@ test('a recording does nothing while it is made, and what the inputs hold each t
 });
 
 test('steps follow each other on the device, with their numbers, and stop where the device reports an error', async () => {
-  const { graphs } = await recorded();
+  const { graphs } = await captured();
   const graph = graphs.get('step');
   graph.write('latents', floats([1, 2, 3, 4]));
   let broken = false;
-  const loop = new RecordedLoop(graph, () => {
+  const loop = new ReplayedLoop(graph, () => {
     if (broken) throw new Error('device is gone');
   });
   await loop.step({ timestep: 900, latentScale: 1, noiseScale: 0 });
@@ -128,8 +128,8 @@ test('steps follow each other on the device, with their numbers, and stop where 
 });
 
 test('graphs of which one runs at a time share their memory, and each still gives its own', async () => {
-  const one = await recorded();
-  const two = await recorded(['step', 'again']);
+  const one = await captured();
+  const two = await captured(['step', 'again']);
   assert.equal(two.bytes, one.bytes);
   assert.ok(one.bytes >= 16 + 16);
   for (const [i, graph] of [...two.graphs.values()].entries()) graph.write('latents', floats([i, 2, 3, 4]));
@@ -139,17 +139,17 @@ test('graphs of which one runs at a time share their memory, and each still give
   }
 });
 
-test('what a recording cannot hold is told, and the device is as before', async () => {
+test('what a capture cannot hold is told, and the device is as before', async () => {
   const device = new Device();
-  await assert.rejects(recordGraph(ort, session(device, { timestep: 'int64' }), device), {
-    code: 'unrecordable',
+  await assert.rejects(captureGraph(ort, session(device, { timestep: 'int64' }), device), {
+    code: 'uncapturable',
     message: /its input timestep is int64/,
   });
   const reads = {
     ...session(device),
     run: async () => device.createBuffer({ size: 4, usage: globalThis.GPUBufferUsage.MAP_READ }),
   };
-  await assert.rejects(recordGraph(ort, reads, device), { code: 'unrecordable', message: /between processor and device/ });
+  await assert.rejects(captureGraph(ort, reads, device), { code: 'uncapturable', message: /between processor and device/ });
   assert.ok(device.createBuffer({ size: 4, usage: 128 }) instanceof Buffer);
   assert.deepEqual(Object.keys(device.queue), []);
 });

@@ -1,17 +1,17 @@
-// Captured graphs: each is captured once and then replayed without ONNX Runtime, all in memory that is planned for them together.
+// Graphs that are captured once and then replayed without ONNX Runtime, all in memory that is planned for them together.
 
 import { EngineError, reason } from './errors.js';
-import { Program, Tape, plan } from './tape.js';
+import { Capture, Replay, plan } from './capture.js';
 
 /** @typedef {import('./engine.js').Values} Values */
 /** @typedef {import('./ddim.js').Step} Step */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
-/** @typedef {import('./tape.js').Placeholder} Placeholder */
-/** @typedef {import('./tape.js').Lifetime} Lifetime */
-/** @typedef {import('./tape.js').Allocation} Allocation */
-/** @typedef {import('./tape.js').Region} Region */
+/** @typedef {import('./capture.js').Placeholder} Placeholder */
+/** @typedef {import('./capture.js').Lifetime} Lifetime */
+/** @typedef {import('./capture.js').Allocation} Allocation */
+/** @typedef {import('./capture.js').Region} Region */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const LATENTS = 'next_latents';
@@ -19,8 +19,8 @@ const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a 
 const WARNING = 2;
 
 /**
- * @typedef {object} Recording of a graph, without memory for what it computes
- * @property {Tape} tape
+ * @typedef {object} GraphCapture of a graph, without memory for what it computes
+ * @property {Capture} capture
  * @property {Map<string, GPUBuffer>} inputs
  * @property {Map<string, {buffer: Placeholder, dims: number[]}>} outputs
  * @property {Lifetime[]} lifetimes
@@ -32,13 +32,13 @@ const WARNING = 2;
  * @param {Runtime} ort
  * @param {InferenceSession} session
  * @param {GPUDevice} device
- * @returns {Promise<Recording>}
- * @throws {EngineError} code 'unrecordable': it does something that a tape cannot hold; the runtime may be broken now
+ * @returns {Promise<GraphCapture>}
+ * @throws {EngineError} code 'uncapturable': it does something that a capture cannot hold; the runtime may be broken now
  */
-export async function recordGraph(ort, session, device) {
-  /** @type {Recording['inputs']} */
+export async function captureGraph(ort, session, device) {
+  /** @type {GraphCapture['inputs']} */
   const inputs = new Map();
-  /** @type {Recording['outputs']} */
+  /** @type {GraphCapture['outputs']} */
   const outputs = new Map();
   /** @type {Record<string, Tensor>} */
   const feeds = {};
@@ -49,27 +49,27 @@ export async function recordGraph(ort, session, device) {
       inputs.set(name, buffer);
       feeds[name] = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: shape });
     }
-    const { tape, value } = await Tape.record(device, () => session.run(feeds, { logSeverityLevel: WARNING }));
+    const { capture, value } = await Capture.make(device, () => session.run(feeds, { logSeverityLevel: WARNING }));
     for (const [name, tensor] of Object.entries(/** @type {Record<string, any>} */ (value))) {
       outputs.set(name, { buffer: tensor.gpuBuffer, dims: [...tensor.dims] });
       tensor.dispose();
     }
-    return { tape, inputs, outputs, lifetimes: tape.lifetimes([...outputs.values()].map(({ buffer }) => buffer)) };
+    return { capture, inputs, outputs, lifetimes: capture.lifetimes([...outputs.values()].map(({ buffer }) => buffer)) };
   } catch (error) {
-    throw new EngineError('unrecordable', `A graph cannot be recorded: ${reason(error)}.`, error);
+    throw new EngineError('uncapturable', `A graph cannot be captured: ${reason(error)}.`, error);
   }
 }
 
 /**
- * Allocate the memory of recordings, of which one runs at a time.
+ * Allocate memory for captures, of which one is replayed at a time.
  *
  * @param {GPUDevice} device
- * @param {Map<string, Recording>} recordings
- * @returns {{graphs: Map<string, RecordedGraph>, bytes: number}} `bytes` for all that they compute
+ * @param {Map<string, GraphCapture>} captures
+ * @returns {{graphs: Map<string, CapturedGraph>, bytes: number}} `bytes` for all that they compute
  */
-export function placeTogether(device, recordings) {
+export function placeTogether(device, captures) {
   const { sizes, allocations } = plan(
-    [...recordings.values()].map(({ lifetimes }) => lifetimes),
+    [...captures.values()].map(({ lifetimes }) => lifetimes),
     device.limits.minStorageBufferOffsetAlignment,
   );
   const buffers = sizes.map((size) => storage(device, size));
@@ -77,21 +77,21 @@ export function placeTogether(device, recordings) {
     const { index, offset } = /** @type {Allocation} */ (allocations.get(lifetime));
     return { buffer: buffers[index], offset };
   };
-  const graphs = new Map([...recordings].map(([name, recording]) => [name, new RecordedGraph(device, recording, region)]));
+  const graphs = new Map([...captures].map(([name, captured]) => [name, new CapturedGraph(device, captured, region)]));
   return { graphs, bytes: sizes.reduce((sum, size) => sum + size, 0) };
 }
 
-/** A graph that runs from its recording. */
-export class RecordedGraph {
+/** A graph whose capture is replayed each time it runs. */
+export class CapturedGraph {
   /**
    * @param {GPUDevice} device
-   * @param {Recording} recording
+   * @param {GraphCapture} captured
    * @param {(lifetime: Lifetime) => Region} region
    */
-  constructor(device, { tape, inputs, outputs, lifetimes }, region) {
+  constructor(device, { capture, inputs, outputs, lifetimes }, region) {
     this.device = device;
     this.inputs = inputs;
-    this.program = new Program(device, tape, lifetimes, region);
+    this.replay = new Replay(device, capture, lifetimes, region);
     /** @type {Map<string, {region: Region, dims: number[]}>} */
     this.outputs = new Map();
     for (const [name, { buffer, dims }] of outputs) {
@@ -117,7 +117,7 @@ export class RecordedGraph {
 
   /** Run it on what the inputs hold. */
   async run() {
-    this.program.run();
+    this.replay.run();
     await this.device.queue.onSubmittedWorkDone();
   }
 
@@ -175,10 +175,10 @@ function bytesOf(dims) {
   return 4 * dims.reduce((product, side) => product * side, 1);
 }
 
-/** Steps replayed from a recording. */
-export class RecordedLoop {
+/** Steps replayed from a capture. */
+export class ReplayedLoop {
   /**
-   * @param {RecordedGraph} graph
+   * @param {CapturedGraph} graph
    * @param {() => void} check throws what the device reported meanwhile
    */
   constructor(graph, check) {
