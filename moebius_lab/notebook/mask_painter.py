@@ -40,6 +40,7 @@ MAX_BRUSH = 1000  # px of the picture
 MAX_ZOOM = 16.0  # times the scale at which the whole picture fits
 HISTORY_BYTES = 256 * 2**20  # the oldest gestures are forgotten beyond this
 TICK = 0.016  # s between two redraws: what the pointer does in between is drawn at once
+ENDS = ("release", "leave", "lift")  # the events that may end a gesture
 
 Point = tuple[float, float]
 Box = tuple[slice, slice]  # rows, columns of an array
@@ -512,9 +513,14 @@ class MaskPainter(ipywidgets.VBox):
         self._on_event(kind, [(x, y)])
 
     def _on_event(self, kind: str, points: list[Point]) -> None:
-        """Note an event; all that arrive within a tick are drawn together."""
+        """Note an event; all that arrive within a tick are drawn together.
+
+        A gesture's end is in the mask at once: a click or a cell that waits behind it in the kernel's queue reads that mask.
+        """
         with self._lock:
             self._events.append((kind, points))
+            if kind in ENDS:
+                self._shown(self._handle_events)()
             if self._drawing_planned:
                 return
             self._drawing_planned = True

@@ -31,8 +31,11 @@ def near_line(a, b, radius):
     return np.hypot(x - a[0] - t * (b - a)[0], y - a[1] - t * (b - a)[1]) <= radius
 
 
-def front_end_says(painter, *events):
-    """Deliver events of the page, as (name, x, y) or (name, fingers), to the canvas that receives them."""
+def front_end_says(painter, *events, then=lambda: None):
+    """Deliver events of the page, as (name, x, y) or (name, fingers), to the canvas that receives them.
+
+    `then` is called right after the last one, before a tick is over.
+    """
 
     async def deliver():
         for name, *where in events:
@@ -42,7 +45,8 @@ def front_end_says(painter, *events):
             elif where:
                 content |= {"x": where[0], "y": where[1]}
             painter._canvas._canvases[-1]._handle_frontend_event(None, content, [])
-        async with asyncio.timeout(10):
+        then()
+        async with asyncio.timeout(60):
             while painter._drawing_planned:
                 await asyncio.sleep(0.002)
 
@@ -221,6 +225,19 @@ def test_the_mouse_paints_what_the_same_stroke_paints_in_python(painter, picture
     np.testing.assert_array_equal(painter.mask, other.mask)
     painter.undo()
     assert not painter.mask.any()
+
+
+def test_what_follows_a_gesture_in_the_kernel_s_queue_finds_it_in_the_mask(painter, tmp_path):
+    """Where a kernel is busy meanwhile, a stroke and the click after it are handled in one go."""
+
+    def press_save_and_take_the_eraser():
+        painter.save(tmp_path / "mask.png")
+        painter.tool = "eraser"
+
+    stroke = [("mouse_down", 100, 100), ("mouse_move", 300, 200), ("mouse_up", 300, 200)]
+    front_end_says(painter, *stroke, then=press_save_and_take_the_eraser)
+    assert painter.mask.any()
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), painter.mask)
 
 
 def test_each_tool_is_chosen_by_its_trait_and_leaving_the_canvas_ends_a_gesture(painter):
