@@ -5,6 +5,8 @@ import io
 import re
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -163,16 +165,22 @@ def kernel_mask(page: Page, folder) -> np.ndarray:
     path = folder / "mask.png"
     path.unlink(missing_ok=True)
     button(page, "Save mask to").click()
+    until(path.is_file)  # the words of an earlier Save may stand there still
     expect(page.locator('[role="status"]:has-text("saved to")')).to_be_visible()
     return np.asarray(Image.open(path))
 
 
-def saved_with_widgets(notebook) -> None:
-    for _ in range(120):
-        if "widget-view" in notebook.read_text(encoding="utf-8"):
-            return
-        time.sleep(0.25)
-    raise TimeoutError(f"{notebook} was not saved")
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for what the page does not show."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
+def is_whole_with_widgets(notebook: Path) -> bool:
+    text = notebook.read_text(encoding="utf-8")
+    return "widget-view" in text and text.endswith("}\n")  # the server writes into the file as it stands
 
 
 def canvas_pixels(page: Page) -> np.ndarray:
@@ -181,17 +189,26 @@ def canvas_pixels(page: Page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
 
 
-def settled_pixels(page: Page, wanted=None) -> np.ndarray:
-    """The canvas' pixels once they have stopped changing, and are `wanted` but for one in a thousand."""
-    before = canvas_pixels(page)
-    for _ in range(240):
+def shows(seen: np.ndarray, painter: MaskPainter) -> bool:
+    """Whether pixels of the canvas have the painter's picture, within what JPEG changes, with its mask and no other in red."""
+    size = seen.shape[1::-1]
+    hole = np.asarray(Image.fromarray(painter.mask).resize(size, Image.Resampling.BOX))
+    still = np.asarray(painter.picture(size[0]).resize(size, Image.Resampling.BOX)).astype(int)
+    apart = np.abs(seen[:, :, :3] - still).max(axis=2)
+    return (apart < 60)[(hole < 60) | (hole > 160)].mean() > 0.999
+
+
+def settled_pixels(page: Page, wanted: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """The canvas' pixels once they are `wanted` and have stopped changing."""
+    pixels = [canvas_pixels(page)]
+
+    def at_rest() -> bool:
         page.wait_for_timeout(500)
-        now = canvas_pixels(page)
-        same = wanted is None or (wanted.shape == now.shape and (wanted != now).mean() < 0.001)
-        if same and np.array_equal(now, before):
-            return now
-        before = now
-    raise TimeoutError("the canvas does not come to rest")
+        pixels.append(canvas_pixels(page))
+        return wanted(pixels[-1]) and np.array_equal(*pixels[-2:])
+
+    until(at_rest)
+    return pixels[-1]
 
 
 def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page, picture_files):
@@ -226,13 +243,15 @@ def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page,
     expect(page.locator('.jp-OutputArea:has-text("before | after")').first).to_be_visible()
 
     page.mouse.move(5, 5)
-    before = settled_pixels(page)
+    before = settled_pixels(page, lambda seen: shows(seen, as_in_python))
     page.click('.lm-MenuBar-itemLabel:text-is("File")')  # the canvas keeps keys to itself while it has the focus
+    notebook = folder / "01.ipynb"
+    saved_before = notebook.stat().st_mtime_ns  # by JupyterLab itself, perhaps
     page.click('.lm-Menu-itemLabel:text-is("Save Notebook")')
-    saved_with_widgets(folder / "01.ipynb")
+    until(lambda: notebook.stat().st_mtime_ns > saved_before and is_whole_with_widgets(notebook))
     page.reload(wait_until="domcontentloaded")
     page.locator(".jp-OutputArea canvas").scroll_into_view_if_needed()
-    settled_pixels(page, before)
+    settled_pixels(page, lambda seen: seen.shape == before.shape and (seen != before).mean() < 0.001)
     np.testing.assert_array_equal(kernel_mask(page, folder), as_in_python.mask)
 
 
@@ -277,9 +296,7 @@ def test_fast_strokes_on_a_large_picture_all_arrive_and_are_drawn(lab, page):
     painter.stroke([where((100, 480)), where((400, 500))], size=90)
     np.testing.assert_array_equal(kernel_mask(page, folder), painter.mask)
 
-    red = settled_pixels(page)[:, :, 0] > 120
-    hole = np.asarray(Image.fromarray(painter.mask).resize((red.shape[1], red.shape[0]), Image.Resampling.BOX))
-    assert (red == (hole > 110))[(hole < 60) | (hole > 160)].mean() > 0.999
+    settled_pixels(page, lambda seen: shows(seen, painter))
 
 
 def test_the_page_that_shows_the_notebook_runs_the_model_on_its_own_webgpu(lab, playwright, tiny_bundle, picture_files):
