@@ -1,13 +1,12 @@
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -296,16 +295,16 @@ def test_a_server_whose_certificate_is_not_trusted(tmp_path):
     subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def shake_hands():
-            while True:
-                with contextlib.suppress(ssl.SSLError):  # the client's refusal
-                    context.wrap_socket(listening.accept()[0], server_side=True)
-
-        threading.Thread(target=shake_hands, daemon=True).start()
-        with pytest.raises(HubUnreachable, match="certificate that is not trusted.*SSL_CERT_FILE"):
-            denoiser(Hub(tmp_path / "cache", f"https://127.0.0.1:{listening.getsockname()[1]}"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as listening:
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        serving = threading.Thread(target=listening.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            with pytest.raises(HubUnreachable, match="certificate that is not trusted.*SSL_CERT_FILE"):
+                denoiser(Hub(tmp_path / "cache", f"https://127.0.0.1:{listening.server_port}"))
+        finally:
+            listening.shutdown()
+            serving.join()
 
 
 @pytest.mark.parametrize("taken", [".", "folder/.lock"])

@@ -62,10 +62,13 @@ def test_a_run_reports_progress_and_previews_and_leaves_the_kernel_free(panel):
     texts, pictures = [], []
     panel._message.observe(lambda change: texts.append(change["new"]), "value")
     panel._view.observe(lambda change: pictures.append(change["new"]), "value")
+    looked = threading.Event()
+    panel._bar.observe(lambda change: looked.wait(60), "value")  # in the run's thread, which goes on when this one has looked
     panel.start()
     assert panel._thread.is_alive()
     with pytest.raises(LabError, match="in progress"):
         panel.start()
+    looked.set()
     panel.wait(60)
     assert any("step 2 of 2" in text for text in texts)
     assert len(pictures) >= 2  # a preview on the way, then the result
@@ -75,13 +78,21 @@ def test_a_run_reports_progress_and_previews_and_leaves_the_kernel_free(panel):
 def test_cancelling_stops_before_the_next_step_and_keeps_the_last_result(panel):
     first = panel.run(timeout=60)
     panel.steps.value = 400
-    begun = threading.Event()
-    panel._bar.observe(lambda change: begun.set() if change["new"] >= 2 else None, "value")
+    begun, told = threading.Event(), threading.Event()
+
+    def stay_at_the_second_step(change):
+        if change["new"] == 2:
+            begun.set()
+            told.wait(60)
+
+    panel._bar.observe(stay_at_the_second_step, "value")
     panel.start()
     assert begun.wait(60)
     panel.cancel()
-    with pytest.raises(Cancelled, match="of 396 steps"):
-        panel.wait(30)
+    told.set()
+    with pytest.raises(Cancelled, match="after 2 of 396 steps"):
+        panel.wait(60)
+    panel._bar.unobserve(stay_at_the_second_step, "value")
     assert panel.result is first and "cancelled after" in panel._message.value
     assert not panel._run_button.disabled
     panel.steps.value = 3

@@ -4,12 +4,12 @@ import http.server
 import io
 import shlex
 import shutil
-import socket
 import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+from hub_server import unused_port
 
 from moebius_lab.__main__ import main
 from moebius_lab.page import browser
@@ -32,11 +32,10 @@ def bare(monkeypatch, tmp_path):
         (folder / tool).symlink_to(shutil.which(tool))
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "playwright"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    monkeypatch.setenv("PLAYWRIGHT_DOWNLOAD_HOST", f"http://127.0.0.1:{port}")
     program(tmp_path / "real", f'exec {shlex.quote(real)} "$@"')
-    return folder
+    with unused_port() as port:
+        monkeypatch.setenv("PLAYWRIGHT_DOWNLOAD_HOST", f"http://127.0.0.1:{port}")
+        yield folder
 
 
 class Downloads(http.server.BaseHTTPRequestHandler):

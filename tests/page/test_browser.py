@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import threading
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hub_server import unused_port
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
@@ -568,9 +568,7 @@ def test_a_page_from_before_the_engine_had_a_folder_can_be_driven(tiny_bundle, t
 
 
 def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(LabError, match="ERR_CONNECTION_REFUSED"):
+    with unused_port() as port, pytest.raises(LabError, match="ERR_CONNECTION_REFUSED"):
         browser.Browser(f"http://127.0.0.1:{port}/", "wasm", profile_folder=tmp_path).__enter__()
 
 
