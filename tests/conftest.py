@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from moebius_lab.config import PRECISIONS, STRAIGHTFORWARD
 from moebius_lab.notebook.workbench import Workbench, prepare
@@ -21,6 +21,7 @@ from moebius_lab.page.browser import find_chromium
 from moebius_lab.page.bundle import write_bundle
 
 DATA = Path(__file__).parent / "data"
+expect.set_options(timeout=60_000)  # ms: a busy machine shows late what a quiet one shows at once
 LONGEST_FIRST = ("notebooks", "page", "browser", "jupyterlab", "benchmark", "training", "check", "denoiser", "demo")
 
 

@@ -62,8 +62,8 @@ def test_a_run_reports_progress_and_previews_and_leaves_the_kernel_free(panel):
     texts, pictures = [], []
     panel._message.observe(lambda change: texts.append(change["new"]), "value")
     panel._view.observe(lambda change: pictures.append(change["new"]), "value")
-    looked = threading.Event()
-    panel._bar.observe(lambda change: looked.wait(60), "value")  # in the run's thread, which goes on when this one has looked
+    looked = threading.Event()  # the run's own thread waits for it after its first step
+    panel._bar.observe(lambda change: looked.wait(60), "value")
     panel.start()
     assert panel._thread.is_alive()
     with pytest.raises(LabError, match="in progress"):

@@ -28,10 +28,6 @@ painter = MaskPainter(np.full((3000, 4000, 3), 90, np.uint8))
 painter.size = 90
 painter"""
 
-
-expect.set_options(timeout=60_000)
-
-
 IN_THE_PAGE = """import asyncio
 from moebius_lab.notebook.browser_backend import BrowserRunner
 from moebius_lab.inpainting.loop import Settings, inpaint

@@ -39,6 +39,7 @@ def visit(site, chromium):
 
     def open_page(ready: bool = True, init: str = "", routes: dict | None = None, **options) -> Page:
         context = chromium.new_context(**{"viewport": DESKTOP, "accept_downloads": True} | options)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         context.add_init_script(WATCH + init)
         page = context.new_page()
@@ -79,7 +80,7 @@ def upload(image: Image.Image, name: str = "photo.png") -> dict:
 
 def load_picture(page: Page, image: Image.Image, name: str = "photo.png") -> None:
     page.set_input_files("#picture-file", upload(image, name))
-    expect(page.locator("#facts")).to_contain_text(f"{image.width} × {image.height} px", timeout=30_000)
+    expect(page.locator("#facts")).to_contain_text(f"{image.width} × {image.height} px")
     settle(page)
 
 
@@ -144,6 +145,15 @@ def start(page: Page, steps: int, variants: int = 1, first: bool = True) -> None
         page.click("#prompt-yes")
 
 
+def listen(page: Page) -> None:
+    """Keep what the page says of its runs from here on, however shortly, in `told`."""
+    page.evaluate("""() => {
+      window.told = [];
+      const text = document.getElementById('run-text');
+      new MutationObserver(() => window.told.push(text.textContent)).observe(text, { childList: true, characterData: true, subtree: true });
+    }""")
+
+
 def untouched(mask: np.ndarray) -> np.ndarray:
     """bool (H, W): where the feathered mask has no weight."""
     return feather(mask) == 0
@@ -173,11 +183,11 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     page.click("#run")
     expect(page.locator("#prompt")).to_contain_text(re.compile(r"\d+\.\d MB will be downloaded.*kept in this browser"))
     expect(page.locator("#prompt-warning")).to_contain_text("processor, which is slow")
+    listen(page)
     page.click("#prompt-yes")
-    expect(page.locator("#run-text")).to_contain_text(
-        re.compile(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step"), timeout=120_000
-    )
     expect(page.locator("#run")).to_be_enabled(timeout=240_000)
+    told = page.evaluate("told")
+    assert any(re.search(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step", text) for text in told), told
     expect(page.locator("#results input")).to_have_count(2)
     expect(page.locator("#results label").nth(0)).to_contain_text("seed 0")
     expect(page.locator("#load-text")).to_contain_text("processor (wasm)")
@@ -221,11 +231,7 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     load_picture(page, Image.fromarray(photo))
     page.set_input_files("#mask-file", upload(Image.fromarray(mask), "mask.png"))
     expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
-    page.evaluate("""() => {
-      window.told = [];
-      const text = document.getElementById('run-text');
-      new MutationObserver(() => window.told.push(text.textContent)).observe(text, { childList: true, characterData: true, subtree: true });
-    }""")
+    listen(page)
     fill(page, steps=6)
     assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
     expect(page.locator("#coverage")).to_have_value("whole")
@@ -242,27 +248,27 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     expect(page.locator("#coverage")).to_have_value("whole")
 
 
-def running(visit, steps: int) -> tuple[Page, np.ndarray]:
-    """A page on which a run is under way, and the mask that was painted for it."""
+def running(visit) -> tuple[Page, np.ndarray]:
+    """A page on which a run is under way that takes minutes, and the mask that was painted for it."""
     page = visit()
     load_picture(page, photograph())
     drag(page, (60, 60), (90, 60))
     mask = mask_of(page)
-    start(page, steps=steps)
+    start(page, steps=200, variants=8)
     expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=120_000)
     return page, mask
 
 
 def test_cancel_stops_within_a_step_and_the_mask_stays(visit):
-    page, mask = running(visit, steps=60)
+    page, mask = running(visit)
     page.click("#cancel")
-    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.", timeout=10_000)
+    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.")
     expect(page.locator("#run")).to_be_focused()
     assert (mask_of(page) == mask).all()
-    start(page, steps=60, first=False)
-    expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"), timeout=60_000)
+    start(page, steps=200, variants=8, first=False)
+    expect(page.locator("#run-text")).to_contain_text(re.compile(r"step \d+ of"))
     page.keyboard.press("Escape")
-    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.", timeout=10_000)
+    expect(page.locator("#run-text")).to_have_text("Cancelled. The mask is as it was.")
 
 
 def test_a_large_photograph_with_transparency(visit):
@@ -301,7 +307,7 @@ def test_a_download_pauses_and_resumes(visit):
     slow = "**/weights/step*.bin"
     page.context.route(slow, lambda route: None)
     page.click("#load")
-    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"), timeout=30_000)
+    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"))
     page.click("#load-cancel")
     expect(page.locator("#load-text")).to_contain_text("Stopped. What has arrived is kept")
     expect(page.locator("#load")).to_have_text(re.compile(r"Resume \(\d+\.\d MB\)"))
@@ -313,16 +319,24 @@ def test_a_download_pauses_and_resumes(visit):
 
 def test_a_start_can_be_cancelled(visit):
     page = visit()
+    page.evaluate("""() => {
+      const [text, cancel] = ['load-text', 'load-cancel'].map((id) => document.getElementById(id));
+      new MutationObserver((_, watching) => {
+        if (!text.textContent.includes('Starting the model')) return;
+        watching.disconnect();
+        window.named = cancel.textContent;
+        cancel.click(); // before the model is there, which a quick machine has in no time
+      }).observe(text, { childList: true, characterData: true, subtree: true });
+    }""")
     page.click("#load")
-    expect(page.locator("#load-text")).to_contain_text("Starting the model", timeout=60_000)
-    page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator("#load-text")).to_contain_text("Stopped.")
+    assert page.evaluate("named") == "Cancel"
     page.get_by_role("button", name="Start the model").click()
     expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
 
 
 def test_a_model_that_dies_is_reported_and_starts_again(visit):
-    page, mask = running(visit, steps=40)
+    page, mask = running(visit)
     page.evaluate(
         "async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))"
     )
@@ -331,6 +345,7 @@ def test_a_model_that_dies_is_reported_and_starts_again(visit):
     expect(page.locator("#run")).to_be_enabled()
     assert (mask_of(page) == mask).all()
     page.fill("#steps", "2")
+    page.fill("#variants", "1")
     alert.get_by_role("button", name="Try again").click()
     page.click("#prompt-yes")
     expect(page.locator("#keep")).to_be_enabled(timeout=120_000)
@@ -522,7 +537,7 @@ def test_a_reload_restores_picture_and_mask(visit):
     mask = mask_of(page)
     is_kept(page)
     page.reload()
-    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
     is_kept(page)
     assert (mask_of(page) == mask).all() and (downloaded(page, "#save") == np.asarray(original)).all()
     page.click("#storage summary")
@@ -539,7 +554,7 @@ def test_a_reload_restores_picture_and_mask(visit):
 
 def is_kept(page: Page, state: str = "saved") -> None:
     """Wait until the page says so of what is on the screen."""
-    expect(page.locator("#autosave-text")).to_have_attribute("data-state", state, timeout=15_000)
+    expect(page.locator("#autosave-text")).to_have_attribute("data-state", state)
 
 
 SLOTS = """(more) => new Promise((done) => {
@@ -558,7 +573,6 @@ def saved_slots(page: Page, *more: tuple[str, dict]) -> list[str]:
 
 def test_each_tab_keeps_its_own_picture_and_mask(visit):
     first = visit()
-    first.context.set_default_timeout(60_000)
     load_picture(first, photograph(), "first.png")
     drag(first, (60, 60), (120, 100))
     second = first.context.new_page()
@@ -571,24 +585,24 @@ def test_each_tab_keeps_its_own_picture_and_mask(visit):
     for page in (second, first):
         is_kept(page)
         page.reload()
-        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+        expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
         assert np.array_equal(mask_of(page), masks[page])
 
     with first.context.expect_page() as opened:
         first.evaluate("void window.open(location.href)")  # as a duplicate is made: with a copy of the tab's storage
     third = opened.value
-    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    expect(third.locator("#status")).to_have_text("Your last picture and mask are back.")
     assert np.array_equal(mask_of(third), masks[first])
     third.click("#clear")
     is_kept(third)
     first.reload()
-    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    expect(first.locator("#status")).to_have_text("Your last picture and mask are back.")
     assert np.array_equal(mask_of(first), masks[first])
 
     second.close()
     fourth = first.context.new_page()
     fourth.goto(first.url)
-    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    expect(fourth.locator("#status")).to_have_text("Your last picture and mask are back.")
     assert np.array_equal(mask_of(fourth), masks[second])
 
 
@@ -600,7 +614,7 @@ def test_of_closed_tabs_only_the_last_are_kept(visit):
     hours = {f"closed{i}": now - i * 3_600_000 for i in range(12)} | {"month": now - 31 * 86_400_000}
     saved_slots(page, *[(f"mask {name}", {"id": name, "saved": at}) for name, at in hours.items()])
     page.reload()
-    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.", timeout=15_000)
+    expect(page.locator("#status")).to_have_text("Your last picture and mask are back.")
     kept = {key.split()[1] for key in saved_slots(page)}
     assert kept >= {f"closed{i}" for i in range(8)} and len(kept) == 9  # with this tab's own
 

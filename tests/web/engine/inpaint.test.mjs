@@ -142,6 +142,25 @@ test('a coverage that there is not is refused', async () => {
   await assert.rejects(running, { code: 'bad-input', message: /whole or as-released/ });
 });
 
+test('a run that is asked to stop begins no further step', async () => {
+  for (const last of [0, 1, 4]) {
+    const stopping = job('noise');
+    stopping.settings.steps = 5;
+    stopping.settings.strength = 1;
+    let done = 0;
+    const running = inpaint(
+      new Plain(),
+      stopping,
+      constants,
+      preview,
+      ({ step }) => (done = step),
+      async () => done === last,
+    );
+    await assert.rejects(running, { code: 'cancelled' });
+    assert.equal(done, last);
+  }
+});
+
 test('an encoding that fails is told once', async () => {
   const backend = new Plain();
   backend.encode = async () => {
