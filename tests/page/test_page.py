@@ -875,7 +875,14 @@ def test_colours_have_contrast():
             assert (b + 0.05) / (a + 0.05) >= 4.5, (ink, paper)
 
 
-def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
+BLOCKING = """() => {
+  const entries = performance.getEntriesByType('resource').filter((entry) => entry.renderBlockingStatus === 'blocking');
+  return [...performance.getEntriesByType('navigation'), ...entries].map(({ name, encodedBodySize }) => [name, encodedBodySize]);
+}"""
+
+
+def test_first_paint_waits_for_little_and_nothing_shifts(visit, record_property):
+    """How soon it comes is the machine's and the network's affair; what it waits for is the page's."""
     for options in (
         {},
         {"viewport": PHONE, "is_mobile": True},
@@ -887,7 +894,9 @@ def test_first_paint_is_quick_and_nothing_shifts(visit, record_property):
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         record_property("first_paint_ms", paint)
         print(f"first paint after {paint:.0f} ms")
-        assert paint < 3000  # the aim is 1000, on a machine that does nothing else
+        waited = {url.rsplit("/", 1)[1]: size for url, size in page.evaluate(BLOCKING)}
+        print(waited)
+        assert set(waited) == {"", "style.css"} and 0 < min(waited.values()) and sum(waited.values()) < 13_000
         assert page.evaluate("shifts") == []
 
 
