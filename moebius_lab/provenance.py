@@ -69,7 +69,7 @@ def _own_imports(path: Path, package: Path) -> set[Path]:
     """The files that a module's imports run: the modules, and the packages that they lie in."""
     here = list(path.relative_to(package).parent.parts)
     names: list[list[str]] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in _imports(path.read_bytes()):
         if isinstance(node, ast.ImportFrom):
             if node.level:
                 base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
@@ -78,12 +78,20 @@ def _own_imports(path: Path, package: Path) -> set[Path]:
             else:
                 continue
             names += [base, *(base + [alias.name] for alias in node.names)]
-        elif isinstance(node, ast.Import):
+        else:
             names += [parts[1:] for alias in node.names if (parts := alias.name.split("."))[0] == package.name]
     files = {package / "__init__.py"}
     for parts in names:
         files |= {file for end in range(1, len(parts) + 1) if (file := _file_of(package, parts[:end]))}
     return files
+
+
+@cache
+def _imports(source: bytes) -> dict[ast.Import | ast.ImportFrom, bool]:
+    """Every import of a Python source, and whether it stands at the top, where loading runs it."""
+    tree = ast.parse(source)
+    top = set(tree.body)
+    return {node: node in top for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)}
 
 
 def package_files() -> list[Path]:
@@ -108,12 +116,13 @@ def libraries(paths: list[Path], optional: bool = False) -> dict[str, str]:
 def _libraries_of(path: Path, optional: bool) -> set[str]:
     """First parts of the names that a file imports, without Python's own and the package's."""
     found: set[str] = set()
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree) if optional else tree.body:
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
+    for node, at_once in _imports(path.read_bytes()).items():
+        if not at_once and not optional:
+            continue
+        if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
+        elif not node.level:
+            found.add(node.module.split(".")[0])
     return found - sys.stdlib_module_names - {PACKAGE.name}
 
 
