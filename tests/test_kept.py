@@ -26,8 +26,8 @@ GRAPH = "onnx/int8/vae_decoder"
 def made(small, tmp_path_factory):
     """A folder with all that a run of SMALL keeps: graphs, a loop, a preview, a bundle, evidence."""
     folder = tmp_path_factory.mktemp("kept")
-    small.stored("int8")
-    shutil.copytree(small.folder / "onnx", folder / "onnx")
+    for form in ("fp32", "int8"):
+        shutil.copytree(small.folder / "onnx" / form, folder / "onnx" / form)
     bench = dataclasses.replace(small, folder=folder)
     write_bundle(bench, folder / "bundle", ("fp32",))
     bench.loop("int8")

@@ -1,7 +1,9 @@
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -378,20 +380,14 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, server, publi
         place.parent.mkdir(parents=True)
         shutil.copy(published / "denoiser.bin", place)
     limit = (published / "denoiser.bin").stat().st_size // 2
-    program = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "from moebius_lab import LabError\n"
-        "from moebius_lab.model.checkpoint import find_weights; from moebius_lab.config import SMALL\n"
-        "from moebius_lab.model.hub import Hub\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "try: find_weights('places2', 'denoiser', SMALL, Hub(Path(sys.argv[1]), sys.argv[2], {'revisions': {}, 'files': {}}))\n"
-        "except LabError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(hub.folder), server.url], capture_output=True, encoding="utf-8"
-    )
-    assert "the disk is full" in done.stdout, done.stdout + done.stderr
+    before, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(LabError, match="the disk is full"):
+            denoiser(hub)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
     assert left_behind(hub) == ({place.name} if by_hand else set())
 
 

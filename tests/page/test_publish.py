@@ -10,8 +10,10 @@ import nbformat
 import pytest
 import yaml
 from hub_server import REVISION, HubServer
+from huggingface_hub import constants
 from PIL import Image
 
+from moebius_lab.__main__ import main
 from moebius_lab.evidence import parity
 from moebius_lab.notebook.report import write_report
 from moebius_lab.page import publish
@@ -136,8 +138,8 @@ def test_a_name_that_is_none(published, repo):
         plan(published, published.folder / "bundle", repo)
 
 
-def command(published, server, *options, **environment):
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_right"} | environment
+def command(published, server, *options):
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_right"}
     network = ["--network", "small", "--weights", "deterministic", "--output-dir", str(published.folder)]
     arguments = [sys.executable, "-m", "moebius_lab", "publish", REPO, *network, *options]
     return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
@@ -160,14 +162,18 @@ def test_the_command_sends_nothing_unless_told_and_then_exactly_what_it_showed(p
     assert {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in commit.items()} == announced
 
 
-def test_a_hub_that_refuses_is_said_in_one_line(published):
+def test_a_hub_that_refuses_is_said_in_one_line(published, monkeypatch, capsys, tmp_path):
+    network = ["--network", "small", "--weights", "deterministic", "--output-dir", str(published.folder)]
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
         server.state.token = "hf_other"
-        done = command(published, server, "--send")
-        assert done.returncode == 2 and "HF_TOKEN" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
-        assert not server.state.commits
-        done = command(published, server, "--send", HF_TOKEN="", HF_HOME=str(published.folder / "home"))
-        assert done.returncode == 2 and "needs a token" in done.stderr
+        for token, words in (("hf_right", "HF_TOKEN"), ("", "needs a token")):
+            monkeypatch.setenv("HF_TOKEN", token)
+            assert main(["publish", REPO, *network, "--send"]) == 2
+            said = capsys.readouterr().err
+            assert words in said.splitlines()[-1] and "Traceback" not in said
+            assert not server.state.commits
 
 
 def test_the_site_leaves_out_weights_that_lie_elsewhere(bench, tmp_path):
