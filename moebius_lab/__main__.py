@@ -103,6 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
     check.set_defaults(command=_check)
 
+    bisect = verbs.add_parser("bisect", help="find the first node of a graph at which two backends differ")
+    _add_network(bisect)
+    bisect.add_argument("--graph", choices=config.GRAPHS, default="step", help=f"{', '.join(config.GRAPHS)} (default: step)")
+    names = ", ".join(config.SIDES)
+    words = f"two of {names}; differences are measured from the first (default: torch-cpu onnxruntime-cpu)"
+    between = {"nargs": 2, "choices": tuple(config.SIDES), "default": ["torch-cpu", "onnxruntime-cpu"]}
+    bisect.add_argument("--between", **between, metavar="BACKEND", help=words)
+    words = f"one for both or one each, of {', '.join(PRECISIONS)}; PyTorch has fp32 (default: fp32)"
+    bisect.add_argument("--precision", nargs="+", default=["fp32"], metavar="PRECISION", help=words)
+    words = "largest difference allowed, as a share of a tensor's largest magnitude (default: by precision)"
+    bisect.add_argument("--tolerance", type=float, metavar="SHARE", help=words)
+    words = "folder of the run whose graphs it uses (default: build)"
+    bisect.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
+    bisect.set_defaults(command=_bisect)
+
     site = verbs.add_parser("site", help="make the folder that a static host publishes, within GitHub's limits")
     site.add_argument("folder", metavar="FOLDER", help="a new folder to write")
     site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's folder (default: build/bundle)")
@@ -253,6 +268,23 @@ def _check(options: argparse.Namespace) -> int:
         verdict = "ok" if row.ok else "DIFFERENT"
         print(f"{row.graph:12} {row.output:13} {row.backend:17} max {row.max_error:.1e}  {row.psnr_db:5.1f} dB  {verdict}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from .evidence.bisect import between
+    from .port.graphs import Graphs, find_network
+
+    precisions = options.precision
+    if len(precisions) == 1:  # of the sides that have a choice
+        precisions = [(*config.SIDES[side].forms, *precisions)[0] for side in options.between]
+    if len(precisions) != 2:
+        raise LabError(f"--precision takes one for both sides or one each, not {len(precisions)}")
+    graphs = Graphs(find_network(options.network), options.weights, Path(options.output_dir).resolve())
+    graphs.folder.mkdir(parents=True, exist_ok=True)
+    on_group = lambda done, groups: print(f"group {done + 1} of at most {groups}", file=sys.stderr, flush=True)  # noqa: E731
+    answer = between(graphs, options.graph, tuple(options.between), tuple(precisions), options.tolerance, on_group)
+    print(answer.words(), answer.table().to_string(), sep="\n")
+    return 1 if answer.failed else 0
 
 
 def _site(options: argparse.Namespace) -> int:

@@ -64,6 +64,9 @@ class Precision:
     arithmetic: str = FLOAT32  # or FLOAT16, which reads every weight in 16 bits
     autoencoder: str = ""  # the precision that encoder and decoder take instead of this one; empty: this one
     least_psnr: float | None = None  # dB, against float32, inside a picture's hole; None: the same function, rounded
+    node_tolerance: float = (
+        1e-4  # of any tensor on the way: largest difference from float32, as a share of its largest magnitude
+    )
     providers: tuple[str, ...] = ("webgpu", "wasm")  # of the page, that can run it
     requires: tuple[str, ...] = ()  # WebGPU features
     options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
@@ -95,6 +98,7 @@ PRECISIONS = {
         matrices=FLOAT16,
         kernels=FLOAT16,
         least_psnr=60.0,
+        node_tolerance=0.02,
         options=WIDENED_IN_EACH_RUN,
         options_require=("shader-f16",),
         place=2,
@@ -108,6 +112,7 @@ PRECISIONS = {
         arithmetic=FLOAT16,
         autoencoder="fp16-storage",
         least_psnr=40.0,
+        node_tolerance=0.05,
         providers=("webgpu",),
         requires=("shader-f16",),
         place=1,
@@ -118,6 +123,7 @@ PRECISIONS = {
         matrices=INT8,
         kernels=INT8,
         least_psnr=40.0,
+        node_tolerance=0.5,
         place=4,
         costly=("load",),
     ),
@@ -126,6 +132,7 @@ PRECISIONS = {
         matrices=INT4,
         kernels=INT4,
         least_psnr=10.0,
+        node_tolerance=1.0,
         measured=False,
     ),
 }
@@ -252,6 +259,34 @@ CONTENDERS = {
     ),
 }
 """Every backend by its name, in the order in which they are opened; to add one is to add an entry."""
+
+# -- what `bisect` compares --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """A backend that can be one of the two whose runs are compared node by node."""
+
+    label: str  # what the answer calls it
+    opened_by: str  # key of `bisect.OPENERS`, or `bisect.TORCH`
+    forms: tuple[str, ...] = ()  # that it has; empty: every precision
+    taken_at_once: int = 256_000_000  # bytes of intermediate values that one run gives
+    provider: str = ""  # of the page in a browser
+    captured: bool = False  # the page captures the graph, where all of it runs on the device, and replays it
+
+
+IN_BROWSER = 64_000_000  # bytes that a page hands over at once, as text
+SIDES = {
+    "torch-cpu": Side("PyTorch eager, CPU", "torch", ("fp32",)),
+    "onnxruntime-cpu": Side("ONNX Runtime, CPU", "onnxruntime"),
+    "webgpu-native": Side("WebGPU, native", "webgpu"),
+    "chromium-wasm": Side("Chromium, wasm", "browser", taken_at_once=IN_BROWSER, provider="wasm"),
+    "chromium-webgpu": Side("Chromium, WebGPU", "browser", taken_at_once=IN_BROWSER, provider="webgpu"),
+    "chromium-webgpu-captured": Side(
+        "Chromium, WebGPU, captured", "browser", taken_at_once=IN_BROWSER, provider="webgpu", captured=True
+    ),
+}
+"""Every one by its name; to add one is to add an entry."""
 
 # -- the diffusion process (release: DDIM, epsilon prediction) ---------------------------------------------------------
 

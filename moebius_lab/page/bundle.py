@@ -226,7 +226,8 @@ def write_bundle(
         weights_base: where the page finds the files of `weights/`: relative to manifest.json, or the URL of another host,
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
-        graphs: more graphs by name, for measurements, which every precision gets; next to each lies its `files.json`.
+        graphs: more graphs by name, for measurements, which every precision gets, or others in place of the three; next to each
+            lies its `files.json`.
 
     Returns:
         The manifest.
@@ -245,7 +246,13 @@ def write_bundle(
         raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
         raise LabError(f"{folder} contains something other than a bundle: choose another folder or empty it")
-    stored = {precision: bench.stored(precision, on_file) | (graphs or {}) for precision in known if precision in precisions}
+    given = graphs or {}
+    replaced = set(given) >= set(config.GRAPHS)
+    stored = {
+        precision: ({} if replaced else bench.stored(precision, on_file)) | given
+        for precision in known
+        if precision in precisions
+    }
     _require_room(folder, stored)
     (folder / "manifest.json").unlink(missing_ok=True)
     if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished

@@ -141,6 +141,16 @@ def torch_graphs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, nn.Module]:
     return {"vae_encoder": Encoder(vae).eval(), "step": PublishedStep(net).eval(), "vae_decoder": Decoder(vae).eval()}
 
 
+def exported_module(graph: str, net: MoebiusNet, vae: AutoencoderKL) -> nn.Module:
+    """The PyTorch module that `export_graph` exports: the rewritten form, in evaluation mode. It may share parts with `net` or `vae`."""
+    make = {
+        "vae_encoder": lambda: Encoder(rewritten(vae)),
+        "step": lambda: StepGraph(net),
+        "vae_decoder": lambda: Decoder(rewritten(vae)),
+    }
+    return make[graph]().eval()
+
+
 def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | Path) -> Path:
     """Export one of the three graphs to `folder`/NAME.onnx, float32, with its weights in NAME.onnx.data next to it.
 
@@ -153,13 +163,8 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    make = {
-        "vae_encoder": lambda: Encoder(rewritten(vae)),
-        "step": lambda: StepGraph(net),
-        "vae_decoder": lambda: Decoder(rewritten(vae)),
-    }
-    module = make[graph]()
-    return _export(module.eval(), example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
+    module = exported_module(graph, net, vae)
+    return _export(module, example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
 
 
 def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:

@@ -8,6 +8,7 @@ are in `denoiser` and `autoencoder`.
     share_tables            before storing: equal tables of indices are stored once
     halve_arithmetic        before storing, fp16: everything in 16 bits that bears it
     gather_cells            at load, on the processor: cells brought into the order of `to_tokens` as a processor would
+    take_out                at load, for comparisons: tensors on the way as further outputs
 
 A pass changes the graph in place unless it says otherwise.
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from .denoiser import FROM_TILES, TILE, TO_TILES, token_cells
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
 INLINE_BYTES = 1024  # a tensor up to this size, a shape or a scalar, stays inside the graph
+HALF = ".half"  # ends the name of a tensor that `halve_arithmetic` made one of 16 bits
 EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
 SAFE_OPERATORS = {
     "InstanceNormalization",
@@ -221,7 +225,7 @@ def _tensor_types(graph: GraphProto) -> dict[str, int]:
 
 def half_name(name: str) -> str:
     """What a tensor is called in float16 where its name is the one in float32."""
-    return name + ".half"
+    return name + HALF
 
 
 def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
@@ -280,3 +284,64 @@ def gather_cells(model: ModelProto) -> ModelProto:
 def transposed_axes(node: NodeProto) -> tuple[int, ...]:
     """The order of a Transpose; of any other node nothing."""
     return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a graph, or the part of it from `start` to before `stop` along one axis."""
+
+    tensor: str
+    widened: bool  # put out in float32, from float16
+    axis: int = 0
+    start: int = 0
+    stop: int | None = None  # None: all of it
+
+
+def take_out(model: ModelProto, pieces: Iterable[Piece]) -> list[str]:
+    """Make tensors on the way further outputs, in place; returns the name of each piece's output.
+
+    Whole tensors are outputs as they are; others pass through a Slice, a Cast or both, which lose nothing.
+    """
+    graph, names = model.graph, []
+    known = {value.name for value in graph.output}
+    for i, piece in enumerate(pieces):
+        name = piece.tensor
+        if piece.stop is not None:
+            ends = {"start": piece.start, "stop": piece.stop, "axis": piece.axis}
+            graph.initializer.extend(
+                numpy_helper.from_array(np.array([at], np.int64), f"taken.{i}.{end}") for end, at in ends.items()
+            )
+            inputs = [name, *(f"taken.{i}.{end}" for end in ends)]
+            name = f"taken.{i}.piece"
+            graph.node.append(helper.make_node("Slice", inputs, [name], f"take_{name}"))
+        if piece.widened:
+            graph.node.append(helper.make_node("Cast", [name], [f"taken.{i}"], f"take_taken.{i}", to=TensorProto.FLOAT))
+            name = f"taken.{i}"
+        if name not in known:
+            graph.output.append(onnx.ValueInfoProto(name=name))
+        names.append(name)
+    return names
+
+
+def tensor_types_and_shapes(model: ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """ONNX element type and shape of every tensor that a node puts out, by name; of what ONNX cannot infer, none.
+
+    Args:
+        model: a graph with fixed shapes, in any form; its weights need not be there.
+    """
+    shell = ModelProto()
+    shell.CopyFrom(model)
+    del shell.graph.node[:]
+    del shell.graph.value_info[:]  # what another program noted may no longer be true
+    for node in model.graph.node:
+        if node.op_type == "SkipLayerNormalization":  # of which ONNX knows nothing: all it puts out is as what it reads
+            shell.graph.node.extend(helper.make_node("Identity", node.input[:1], [name]) for name in node.output if name)
+        else:
+            shell.graph.node.append(node)
+    inferred = shape_inference.infer_shapes(shell).graph
+    found = {}
+    for value in (*inferred.value_info, *inferred.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            found[value.name] = tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim)
+    return found

@@ -14,6 +14,10 @@ from ..config import GPU_LAYOUTS, GRAPHS, NetworkConfig
 from ..inpainting.backends import LOOP_OUTPUTS, GraphBackend
 from .passes import gather_cells
 
+WEIGHTS_FOLDER = (
+    "session.model_external_initializers_file_folder_path"  # where a graph that is given as bytes has its weights
+)
+
 
 class OnnxBackend(GraphBackend):
     """ONNX Runtime on the three graphs, in any precision.
@@ -61,12 +65,13 @@ def session_options(profile: str = "") -> onnxruntime.SessionOptions:
     return options
 
 
-def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
+def open_session(path: str | Path, profile: str = "", model: onnx.ModelProto | None = None) -> onnxruntime.InferenceSession:
     """Load a graph in ONNX Runtime on the CPU, stored in any precision; `passes.gather_cells` suits it to that provider.
 
     Args:
         path: the graph.
         profile: prefix of a profile's file name; empty for none.
+        model: another graph on the same weights, to be loaded instead.
 
     Raises:
         LabError: the file is missing or cannot be read.
@@ -74,18 +79,18 @@ def open_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSe
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
     options = session_options(profile)
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
-    )
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(path).resolve().parent))
     try:
-        model = gather_cells(onnx.load(str(path), load_external_data=False))
+        model = gather_cells(model or onnx.load(str(path), load_external_data=False))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         line = str(error).splitlines()[0]
         raise LabError(f"{path}: ONNX Runtime cannot load it ({line}); export it again") from None
 
 
-def webgpu_session(path: str | Path, profile: str = "") -> onnxruntime.InferenceSession:
+def webgpu_session(
+    path: str | Path, profile: str = "", model: onnx.ModelProto | None = None
+) -> onnxruntime.InferenceSession:
     """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
 
     Convolutions run in the layout that the page takes for this graph (`config.GPU_LAYOUTS`), in NCHW where it has none.
@@ -93,6 +98,7 @@ def webgpu_session(path: str | Path, profile: str = "") -> onnxruntime.Inference
     Args:
         path: a graph in any precision.
         profile: prefix of a profile's file name; empty for none.
+        model: another graph on the same weights, to be loaded instead.
 
     Raises:
         LabError: the package is missing, there is no device for it, or a node would not run there.
@@ -109,7 +115,9 @@ def webgpu_session(path: str | Path, profile: str = "") -> onnxruntime.Inference
     options = session_options(profile)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_provider_for_devices(devices[:1], {"preferredLayout": GPU_LAYOUTS.get(Path(path).stem, "NCHW")})
+    if model:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(path).resolve().parent))
     try:
-        return onnxruntime.InferenceSession(str(path), options)
+        return onnxruntime.InferenceSession(model.SerializeToString() if model else str(path), options)
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         raise LabError(f"{path}: the native WebGPU provider does not take it ({str(error).splitlines()[0]})") from None
