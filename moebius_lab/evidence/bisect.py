@@ -171,6 +171,10 @@ class Range:
         """The largest finite magnitude; 0 where nothing is finite."""
         return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
 
+    def words(self) -> str:
+        """From where to where the finite numbers reach."""
+        return f"{self.low:.3g} to {self.high:.3g}" if self.low <= self.high else "nothing finite"
+
     def remarks(self) -> list[str]:
         """What is unusual about these numbers, in a few words each."""
         found = []
@@ -551,11 +555,11 @@ class Answer:
     groups: int  # that were run
     outputs: list[Comparison]  # the graph's own, without extra outputs
     first: Comparison | None  # the first tensor that differs by more than the tolerance
-    inputs: list[Comparison]  # what the node reads that makes it, as far as that was compared
+    worst: Comparison | None  # of all that agree, the one that differs most
     suspects: list[
         int
-    ]  # nodes, in order, between tensors that agree and this one, its own last: the fault lies in one of these
-    worst: Comparison | None  # of all that agree, the one that differs most
+    ]  # nodes, in order, between tensors that agree and `first`, or `worst`; the last is the node that makes it
+    inputs: list[Comparison]  # tensors that agree, which these nodes read
     module: str  # of PyTorch, whose output differs; empty where both sides are graphs
 
     @property
@@ -565,8 +569,8 @@ class Answer:
 
     @property
     def node(self) -> NodeProto | None:
-        """The node at which they part."""
-        return self.outline.nodes[self.suspects[-1]] if self.suspects else None
+        """The node at which they part; None where they do not."""
+        return self.outline.nodes[self.suspects[-1]] if self.first else None
 
     def words(self) -> str:
         """What was found, in a few lines."""
@@ -601,13 +605,11 @@ class Answer:
                 f"What lies between it and tensors that agree was not compared: nodes {before[0]} to {node} ({listed})."
             )
         inherited = max((c.share for c in self.inputs), default=0.0)
-        if self.inputs and self.first.share < MADE_HERE * inherited:
-            lines.append(
-                f"What it reads differs by {inherited:.2g} of its magnitude already: the difference has grown on the way, and no one "
-                "node makes it."
-            )
-        elif self.inputs:
-            read = f"differs by {inherited:.2g} of its magnitude at most" if inherited else "is equal on both sides"
+        read = f"differs by {inherited:.2g} of its magnitude at most" if inherited else "is equal on both sides"
+        if self.first.share < MADE_HERE * inherited:
+            read = f"differs by {inherited:.2g} of its magnitude already"
+            lines.append(f"What it reads {read}: the difference has grown on the way, and no one node makes it.")
+        else:
             lines.append(f"What it reads {read}: the difference is made here.")
         return lines
 
@@ -617,23 +619,19 @@ class Answer:
         return f"at node {index} of {len(self.outline.nodes)}, {node.op_type} {node.name}{where}"
 
     def table(self) -> pd.DataFrame:
-        """What flows where they part, or where they differ most: a row for what the node puts out and for each tensor that it reads."""
-        shown = [(self.first or self.worst, "output"), *((c, "input") for c in self.inputs)]
-        rows = [
-            {
-                "tensor": c.name,
-                "is": f"{role} of {self.outline.nodes[self.outline.flows[c.name].node].op_type}"
-                if role == "output"
-                else role,
-                "largest difference": f"{c.largest:.2g}",
-                "share": f"{c.share:.2g}",
-                **{side: f"{r.low:.3g} to {r.high:.3g}" for side, r in (("reference", c.reference), ("other", c.other))},
-                "remarks": c.remarks(),
-            }
-            for c, role in shown
-            if c
-        ]
-        return pd.DataFrame(rows).set_index("tensor")
+        """What flows where they part, or else where they differ most: that tensor, and what the nodes read that lead to it."""
+        rows = {}
+        for comparison, role in [(self.first or self.worst, "output"), *((c, "input") for c in self.inputs)]:
+            if comparison:
+                rows[comparison.name] = {
+                    "what": role,
+                    "largest difference": f"{comparison.largest:.2g}",
+                    "share": f"{comparison.share:.2g}",
+                    "reference": comparison.reference.words(),
+                    "other": comparison.other.words(),
+                    "remarks": comparison.remarks(),
+                }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tensor")
 
 
 def find_parting(
@@ -676,8 +674,10 @@ def find_parting(
     if not first and unlike:
         ranges = (_whole_range(run, unlike.name, most) for run in (reference, other))
         first = Comparison(unlike.name, math.inf, *ranges)
-    node = outline.flows[first.name].node if first else None
-    read = [plain_name(name) for name in outline.nodes[node].input] if first else []
+    worst = max(done.values(), key=lambda comparison: comparison.share, default=None)
+    shown = first or worst
+    suspects = _suspects(outline, outline.flows[shown.name].node, set(done) - {shown.name}) if shown else []
+    read = dict.fromkeys(plain_name(name) for i in suspects for name in outline.nodes[i].input)
     return Answer(
         graph,
         (reference.label, other.label),
@@ -689,9 +689,9 @@ def find_parting(
         runs,
         outputs,
         first,
-        [done[name] for name in dict.fromkeys(read) if name in done],
-        _suspects(outline, node, set(done)) if first else [],
-        max(done.values(), key=lambda comparison: comparison.share, default=None),
+        worst,
+        suspects,
+        [done[name] for name in read if name in done and name != shown.name],
         next((run.ends[first.name] for run in (reference, other) if first and isinstance(run, TorchRun)), ""),
     )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
@@ -19,6 +20,7 @@ from moebius_lab.evidence import bisect
 from moebius_lab.evidence.bisect import Flow, GraphRun, InBrowser, Native, Outline, TorchRun, find_parting
 from moebius_lab.files import file_sha256
 from moebius_lab.port.export import example_inputs, exported_module, torch_graphs
+from moebius_lab.port.passes import Piece, take_out
 from moebius_lab.port.precision import STAMP, store
 from moebius_lab.port.sessions import open_session
 
@@ -30,7 +32,7 @@ def stamp(path: Path) -> Path:
     """Write the record of a graph's files, as `Graphs.stored` does."""
     files = [path, *sorted(path.parent.glob("*.bin"))]
     entries = [{"name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files]
-    path.with_name(STAMP).write_text(json.dumps({"files": entries}))
+    path.with_name(STAMP).write_text(json.dumps({"files": entries}), encoding="utf-8")
     return path
 
 
@@ -99,7 +101,7 @@ def test_modules_of_pytorch_end_in_the_tensors_that_are_compared_with_them(tiny,
     assert answer.first is None and answer.compared == answer.common >= least
     assert answer.worst.share < 2e-5  # a module that was taken for another would differ by all of its magnitude
     assert all(c.share < 1e-5 for c in answer.outputs) and not list(tiny.folder.glob("tmp*"))
-    assert "No tensor differs" in answer.words() and len(answer.table()) == 1
+    assert "No tensor differs" in answer.words() and answer.node is None and answer.table().index[0] == answer.worst.name
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -148,6 +150,7 @@ def test_a_wrong_epsilon_is_found_against_pytorch_by_the_module(tiny, tmp_path):
     suspects = [other.outline.nodes[i].name for i in answer.suspects]
     assert node.name in suspects and len(suspects) <= 8
     assert answer.module in other.outline.scopes[[n.name for n in other.outline.nodes].index(node.name)]
+    assert answer.inputs and all(c.share < 1e-5 for c in answer.inputs) and "made here" in answer.words()
     assert f"the module {answer.module}" in answer.words() and "was not compared" in answer.words()
 
 
@@ -268,6 +271,24 @@ def test_small_groups_and_parts_give_the_same_answer(tiny, tmp_path, reference):
     assert node.name in [other.outline.nodes[i].name for i in answers[1].suspects]
 
 
+def test_pieces_are_cut_and_widened_in_the_graph():
+    """As a page needs them, which reads float32 alone."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 6]) for name in "xy"]
+    casts = [
+        helper.make_node("Cast", "x", "h", to=TensorProto.FLOAT16),
+        helper.make_node("Cast", "h", "y", to=TensorProto.FLOAT),
+    ]
+    model = helper.make_model(helper.make_graph(casts, "halves", ends[:1], ends[1:]))
+    pieces = [Piece("h", True), Piece("h", True, 1, 2, 5), Piece("y", False, 0, 1, 2), Piece("y", False)]
+    names = take_out(model, pieces)
+    x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)
+    got = ReferenceEvaluator(model).run(names, {"x": x})
+    rounded = x.astype(np.float16).astype(np.float32)
+    for y, expected in zip(got, (rounded, rounded[:, 2:5], rounded[1:2], rounded), strict=True):
+        assert y.dtype == np.float32 and np.array_equal(y, expected)
+    assert names[-1] == "y" and len(model.graph.output) == 4  # it is one already
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +303,8 @@ def test_what_is_unusual_about_numbers_is_said():
     assert remarks(1, 1e-6, 0, 1e-39) == ["25% denormal", "25% denormal in 16 bits"]
     assert remarks(*[1.0] * 1000, 2, 1e-6) == []  # too few to matter
     assert remarks(3, 3, 3) == ["constant"] and remarks(3) == []
-    assert bisect.range_of(np.full(2, np.nan, np.float32)).magnitude == 0
+    nothing = bisect.range_of(np.full(2, np.nan, np.float32))
+    assert nothing.magnitude == 0 and nothing.words() == "nothing finite"
 
 
 def test_a_comparison_in_blocks_is_that_of_the_whole(monkeypatch):
