@@ -111,12 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     between = {"nargs": 2, "choices": tuple(config.SIDES), "default": ["torch-cpu", "onnxruntime-cpu"]}
     bisect.add_argument("--between", **between, metavar="BACKEND", help=words)
     words = f"one for both or one each, of {', '.join(PRECISIONS)}; PyTorch has fp32 (default: fp32)"
-    bisect.add_argument("--precision", nargs="+", default=["fp32"], metavar="PRECISION", help=words)
+    bisect.add_argument("--precision", nargs="+", default=["fp32"], metavar="PRECISION", dest="precisions", help=words)
     words = "largest difference allowed, as a share of a tensor's largest magnitude (default: by precision)"
     bisect.add_argument("--tolerance", type=float, metavar="SHARE", help=words)
     words = "folder of the run whose graphs it uses (default: build)"
     bisect.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
-    bisect.set_defaults(command=_bisect)
+    bisect.set_defaults(command=_bisect, precision="fp32")
 
     site = verbs.add_parser("site", help="make the folder that a static host publishes, within GitHub's limits")
     site.add_argument("folder", metavar="FOLDER", help="a new folder to write")
@@ -272,17 +272,17 @@ def _check(options: argparse.Namespace) -> int:
 
 def _bisect(options: argparse.Namespace) -> int:
     from .evidence.bisect import between
-    from .port.graphs import Graphs, find_network
 
-    precisions = options.precision
-    if len(precisions) == 1:  # of the sides that have a choice
+    def show(done: int, groups: int) -> None:
+        print(f"group {done + 1} of at most {groups}", file=sys.stderr, flush=True)
+
+    precisions = options.precisions
+    if len(precisions) == 1:  # for the sides that have a choice
         precisions = [(*config.SIDES[side].forms, *precisions)[0] for side in options.between]
     if len(precisions) != 2:
         raise LabError(f"--precision takes one for both sides or one each, not {len(precisions)}")
-    graphs = Graphs(find_network(options.network), options.weights, Path(options.output_dir).resolve())
-    graphs.folder.mkdir(parents=True, exist_ok=True)
-    on_group = lambda done, groups: print(f"group {done + 1} of at most {groups}", file=sys.stderr, flush=True)  # noqa: E731
-    answer = between(graphs, options.graph, tuple(options.between), tuple(precisions), options.tolerance, on_group)
+    graphs = _graphs(options, options.output_dir)
+    answer = between(graphs, options.graph, tuple(options.between), tuple(precisions), options.tolerance, show)
     print(answer.words(), answer.table().to_string(), sep="\n")
     return 1 if answer.failed else 0
 
