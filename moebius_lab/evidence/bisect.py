@@ -63,8 +63,6 @@ BLOCK = 1 << 22  # numbers that are compared at once
 
 Feeds = dict[str, np.ndarray]
 OnGroup = Callable[[int, int], object]
-Runner = Callable[[Path, Feeds], Feeds]
-"""Runs a graph file on arrays by name: its outputs by name, float32."""
 
 
 # -- what flows in a graph ---------------------------------------------------------------------------------------------
@@ -408,16 +406,18 @@ class TorchRun:
     def _run_with(self, watchers: dict[str, Callable[[Tensor], object]]) -> None:
         """Run the exported module once, each watcher called with the output of the module of its name."""
         modules = dict(self.exported.named_modules())
-        hooks = [
-            modules[name].register_forward_hook(lambda _module, _inputs, y, watch=watch: watch(y) and None)
-            for name, watch in watchers.items()
-        ]
+        hooks = [modules[name].register_forward_hook(partial(_watch, watch)) for name, watch in watchers.items()]
         try:
             with torch.inference_mode():
                 self.exported(*self.inputs.values())
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _watch(watch: Callable[[Tensor], object], _module: nn.Module, _inputs: tuple, y: Tensor) -> None:
+    """A forward hook, which leaves the output as it is."""
+    watch(y)
 
 
 def module_ends(outline: Outline, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
@@ -556,9 +556,7 @@ class Answer:
     outputs: list[Comparison]  # the graph's own, without extra outputs
     first: Comparison | None  # the first tensor that differs by more than the tolerance
     worst: Comparison | None  # of all that agree, the one that differs most
-    suspects: list[
-        int
-    ]  # nodes, in order, between tensors that agree and `first`, or `worst`; the last is the node that makes it
+    suspects: list[int]  # nodes in order, from tensors that agree to `first`, or else `worst`; the last one makes it
     inputs: list[Comparison]  # tensors that agree, which these nodes read
     module: str  # of PyTorch, whose output differs; empty where both sides are graphs
 
@@ -761,8 +759,8 @@ def between(
             raise LabError(f"{side} computes in {entry.forms[0]}; give each side its precision, as in --precision fp32 int8")
         if entry.provider and entry.provider not in PRECISIONS[form].providers:
             raise LabError(f"{side} cannot run {form}, which is for {', '.join(PRECISIONS[form].providers)}; choose another")
-    if tolerance is not None and not tolerance >= 0:
-        raise LabError(f"tolerance {tolerance} is not possible; give a number of at least 0")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise LabError(f"tolerance {tolerance} is not possible; give a finite number of at least 0")
     inputs = example_inputs(graphs.config)[graph]
     feeds = {name: x.numpy() for name, x in inputs.items()}
     most = min(entry.taken_at_once for entry in entries)

@@ -361,6 +361,7 @@ def test_the_command_says_where_two_runs_part_and_by_its_exit_code_that_they_do(
         (["--between", "torch-cpu", "chromium-wasm", "--precision", "fp16"], "cannot run fp16"),
         (["--graph", "unet"], "choose from"),
         (["--tolerance", "-1"], "at least 0"),
+        (["--tolerance", "nan"], "at least 0"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_code_2(tmp_path, capsys, options, words):
