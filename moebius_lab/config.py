@@ -16,11 +16,15 @@ VAE_FACTOR = 8  # image pixels per latent cell, along each side
 CONDITION_TOKENS = 10  # learned vectors in one condition row
 UNCONDITIONAL_IDS = tuple(range(10, 20))  # rows of the embedding table: the unconditional row ...
 CONDITIONAL_IDS = tuple(range(0, 10))  # ... and the conditional one; there is no text encoder
+UNCONDITIONAL, CONDITIONAL = 0, 1  # what the step graph's input `conditions` calls the two
 
 # -- what commands, notebooks and files call things --------------------------------------------------------------------
 
 GRAPHS = ("vae_encoder", "step", "vae_decoder")
 """Names of the three graphs, and of their files without the ending."""
+STEP_UNGUIDED = "step_unguided"
+RUNS = {"vae_encoder": "vae_encoder", "step": "step", STEP_UNGUIDED: "step", "vae_decoder": "vae_decoder"}
+"""Every way in which a picture runs a graph, and the graph. The step runs on both conditions where it is guided, else on one."""
 PARTS = ("denoiser", "vae")
 """What a set of weights consists of."""
 
@@ -40,8 +44,8 @@ FLOAT32, FLOAT16, INT8, INT4 = STORED_TYPES = ("float32", "float16", "int8", "in
 """Types in which a large weight may be stored; `port.precision` says what becomes of one that a type does not suit."""
 
 MEASURES = {
-    "step": "a guided step",
-    "picture": "the whole picture as the release fills it",
+    "step": "a guided step, and one that is not",
+    "picture": "the whole picture, as the release fills it and fast",
     "parts": "encode and decode",
     "limits": "a large matrix product and a large copy on the same backends",
     "curve": "the whole picture with other numbers of steps",
@@ -293,15 +297,52 @@ SIDES = {
 TRAIN_TIMESTEPS = 1000  # length of the schedule that the network was trained on
 BETA_START = 0.00085  # "scaled_linear": betas are the squares of a line between the square roots of these two
 BETA_END = 0.012
+STATE_ROWS = ("latent", "prediction", "kept")  # what the sampling loop carries from step to step; see `model.sampler`
 
 # -- defaults of the release's example ---------------------------------------------------------------------------------
 
+SOLVER = "ddim"
 STEPS = 20  # of which strength decides how many are run
 STRENGTH = 0.99  # share of the schedule that is run: 19 of 20 steps, starting at t = 900
 GUIDANCE = 2.0  # classifier-free guidance: uncond + g (cond - uncond)
 NOISE_OFFSET = 0.0357  # weight of the one normal number per channel that is added to the noise
+GUIDANCE_INTERVAL = (0.0, 1.0)  # shares of the run between which steps are guided
 MASK_BLUR_RADIUS = 3  # px, radius of PIL's Gaussian blur that feathers the mask before pasting, as released
 MASK_THRESHOLD = 0.5  # a mask value / 255 at or above this is the hole: 128 of 255
+
+# -- what a person chooses between -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to sample, by name: values of `inpainting.loop.Settings`."""
+
+    label: str  # what a person reads
+    note: str  # in one plain sentence
+    solver: str  # a name in `model.sampler.SOLVERS`
+    steps: int
+    strength: float
+    guidance: float
+    guidance_interval: tuple[float, float]
+    init: str  # "image" or "noise"
+
+
+PRESETS = {
+    "fast": Preset(
+        "Fast", "6 steps of DPM-Solver++, the last half guided: 9 evaluations of the network.",
+        "dpm++2m", 6, 1.0, GUIDANCE, (0.5, 1.0), "noise",
+    ),
+    "fastest": Preset(
+        "Fastest", "4 steps of DPM-Solver++, the last half guided: 6 evaluations; structures are coarser.",
+        "dpm++2m", 4, 1.0, GUIDANCE, (0.5, 1.0), "noise",
+    ),
+    "as-released": Preset(
+        "As released", "19 guided DDIM steps, which start from the picture: 38 evaluations.",
+        SOLVER, STEPS, STRENGTH, GUIDANCE, GUIDANCE_INTERVAL, "image",
+    ),
+}  # fmt: skip
+"""What is offered to people, their default first; `Settings()` is "as-released", so that parity compares like with like."""
+DEFAULT_PRESET = next(iter(PRESETS))
 
 # -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------
 

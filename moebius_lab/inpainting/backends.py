@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..config import CONDITIONAL_IDS, UNCONDITIONAL_IDS, NetworkConfig
-from ..model.ddim import Step, guided_update
+from ..config import CONDITIONAL, CONDITIONAL_IDS, UNCONDITIONAL, UNCONDITIONAL_IDS, NetworkConfig
+from ..model.sampler import Step, guided_weights, next_state
 from ..model.unet import MoebiusNet
 
 
@@ -23,14 +23,17 @@ class Backend(Protocol):
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(1, 3, S, S) in [-1, 1] -> mean and standard deviation of the posterior, each (1, 4, s, s), unscaled."""
 
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        """One guided DDIM step: latents (1, 4, s, s), mask (1, 1, s, s), masked latents (1, 4, s, s) -> next latents."""
+    def step(self, state: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        """One step of a solver, see `model.sampler`: state (3, 4, s, s), mask (1, 1, s, s), masked latents (1, 4, s, s) -> next state.
+
+        With a guidance of 1 the network is evaluated once, on the condition alone; with any other twice.
+        """
 
     def decode(self, latent: Tensor) -> Tensor:
         """(1, 4, s, s), unscaled -> (1, 3, S, S) in about [-1, 1]."""
 
 
-LOOP_OUTPUTS = {"vae_encoder": ["mean", "std"], "step": ["next_latents"], "vae_decoder": ["image"]}
+LOOP_OUTPUTS = {"vae_encoder": ["mean", "std"], "step": ["next_state"], "vae_decoder": ["image"]}
 """What the sampling loop reads of each graph; a graph may have more outputs (`port.export.OUTPUT_NAMES`)."""
 
 
@@ -41,7 +44,7 @@ class GraphBackend:
 
         graph          inputs                                            outputs in `LOOP_OUTPUTS`
         vae_encoder    image (1, 3, S, S) in [-1, 1]                     mean, std (1, 4, s, s), unscaled
-        step           those of `step_feeds`                             next_latents (1, 4, s, s)
+        step           those of `step_feeds`                             next_state (3, 4, s, s)
         vae_decoder    latent (1, 4, s, s), unscaled                     image (1, 3, S, S) in about [-1, 1]
     """
 
@@ -60,9 +63,9 @@ class GraphBackend:
         mean, std = self._run("vae_encoder", {"image": image})
         return mean, std
 
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        [next_latents] = self._run("step", step_feeds(latents, mask, masked_latents, step, guidance))
-        return next_latents
+    def step(self, state: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        [following] = self._run("step", step_feeds(state, mask, masked_latents, step, guidance))
+        return following
 
     def decode(self, latent: Tensor) -> Tensor:
         [image] = self._run("vae_decoder", {"latent": latent})
@@ -73,8 +76,8 @@ class GraphBackend:
         return [torch.tensor(outputs[name]) for name in LOOP_OUTPUTS[graph]]  # a copy, which the loop may write into
 
 
-def guided_ids() -> Tensor:
-    """int64 (2, 10): the embedding rows of a guided batch, unconditional first."""
+def condition_ids() -> Tensor:
+    """int64 (2, 10): the embedding rows of both conditions, unconditional first."""
     return torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
 
 
@@ -93,24 +96,32 @@ class TorchBackend:
         return posterior.mean.cpu(), posterior.std.cpu()
 
     @torch.inference_mode()
-    def step(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
-        batch = torch.cat([latents, mask, masked_latents], dim=1).to(self.device).repeat(2, 1, 1, 1)
-        t = torch.full((2,), float(step.timestep), device=self.device)
-        noise = self.net(batch, t, guided_ids().to(self.device)).cpu()
-        return guided_update(latents, noise, guidance, step.latent_scale, step.noise_scale)
+    def step(self, state: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        feeds = step_feeds(state, mask, masked_latents, step, guidance)
+        ids = condition_ids()[feeds["conditions"].long()]
+        batch = torch.cat([state[:1], mask, masked_latents], dim=1).to(self.device).repeat(len(ids), 1, 1, 1)
+        t = feeds["timestep"].to(self.device).expand(len(ids))
+        noise = self.net(batch, t, ids.to(self.device)).cpu()
+        return next_state(state, noise, feeds["state_weights"], feeds["noise_weights"])
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
         return self.vae.decode(latent.to(self.device)).sample.cpu()
 
 
-def step_feeds(latents: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> dict[str, Tensor]:
-    """The inputs of the step graph by name."""
-    numbers = {
-        "timestep": step.timestep,
-        "guidance": guidance,
-        "latent_scale": step.latent_scale,
-        "noise_scale": step.noise_scale,
+def step_feeds(state: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> dict[str, Tensor]:
+    """The inputs of the step graph by name: those of `Backend.step`, and what the solver and guidance make of them.
+
+    `conditions` (n,) says which rows of the condition table the network is evaluated on: both, or where guidance is 1 the
+    conditional one alone.
+    """
+    conditions = [CONDITIONAL] if guidance == 1 else [UNCONDITIONAL, CONDITIONAL]
+    return {
+        "state": state,
+        "mask": mask,
+        "masked_latents": masked_latents,
+        "timestep": torch.tensor([float(step.timestep)]),
+        "conditions": torch.tensor(conditions, dtype=torch.float32),
+        "state_weights": torch.tensor(step.state_weights),
+        "noise_weights": torch.tensor(guided_weights(step, guidance)),
     }
-    arrays = {"latents": latents, "mask": mask, "masked_latents": masked_latents}
-    return arrays | {name: torch.tensor([float(number)]) for name, number in numbers.items()}

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 
 from .. import LabError
-from ..config import COVERAGES, GUIDANCE, LATENT_CHANNELS, NOISE_OFFSET, STEPS, STRENGTH
-from ..model.ddim import Step, ddim_steps
+from ..config import (
+    COVERAGES,
+    GUIDANCE,
+    GUIDANCE_INTERVAL,
+    LATENT_CHANNELS,
+    NOISE_OFFSET,
+    PRESETS,
+    SOLVER,
+    STEPS,
+    STRENGTH,
+)
+from ..model.sampler import Step, first_state, solver_steps
 from .backends import Backend
 from .imaging import (
     Window,
@@ -31,20 +41,33 @@ from .imaging import (
 from .picture_files import Picture
 
 
+ROUNDING = 1e-6  # steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a person chooses; the defaults are the release's example, except for `coverage`."""
+    """What a person chooses; the defaults are the release's example, except for `coverage`. See `preset` for faster ones."""
 
+    solver: str = SOLVER  # a name in `sampler.SOLVERS`
     steps: int = STEPS  # 1..1000, length of the schedule
     strength: float = STRENGTH  # (0, 1], share of the schedule that is run
-    guidance: float = GUIDANCE  # 1 is the conditional prediction alone
+    guidance: float = GUIDANCE  # 1 is the conditional prediction alone, which takes half the arithmetic
+    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL  # shares of the run: step i of n is guided if start <= i/n < end
     noise_offset: float = NOISE_OFFSET  # weight of one normal number per channel, added to the noise
     seed: int = 0  # of torch's CPU generator
     init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
     coverage: Literal["whole", "as-released"] = "whole"  # see `config.COVERAGES`; "whole" replaces all of the hole
 
     def __post_init__(self) -> None:
-        ddim_steps(self.steps, self.strength)  # raises for values outside their ranges
+        steps = self.schedule()  # raises for values outside their ranges
+        start, end = self.guidance_interval
+        if not 0 <= start < end <= 1:
+            raise LabError(f"guidance must run from a share of 0 or more to a later one of at most 1, not from {start} to {end}")
+        if not any(self.is_guided(i, len(steps)) for i in range(len(steps))):
+            raise LabError(
+                f"no step of {len(steps)} begins between {start:g} and {end:g} of the run: widen the guidance interval, "
+                "or set guidance to 1"
+            )
         if self.init not in ("image", "noise"):
             raise LabError(f'init must be "image" or "noise", not {self.init!r}')
         if self.coverage not in COVERAGES:
@@ -53,6 +76,36 @@ class Settings:
             raise LabError("guidance and noise offset must be finite numbers")
         if not 0 <= self.seed < 2**63:
             raise LabError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+
+    def schedule(self) -> list[Step]:
+        """The steps that are run."""
+        return solver_steps(self.solver, self.steps, self.strength)
+
+    def is_guided(self, i: int, count: int) -> bool:
+        """Whether step `i`, from 0, of `count` lies in the guidance interval."""
+        start, end = self.guidance_interval
+        return start * count <= i + ROUNDING and i + ROUNDING < end * count
+
+    def guidances(self) -> list[float]:
+        """The guidance of each step that is run: 1 outside the interval."""
+        count = len(self.schedule())
+        return [self.guidance if self.is_guided(i, count) else 1.0 for i in range(count)]
+
+    def evaluations(self) -> int:
+        """How often a window's sampling evaluates the network: twice in a guided step, once in any other."""
+        return sum(1 if guidance == 1 else 2 for guidance in self.guidances())
+
+
+def preset(name: str, **changes: object) -> Settings:
+    """The settings of a preset, a name in `config.PRESETS`, with other `changes` by name, such as `seed=3`.
+
+    Raises:
+        LabError: an unknown preset, or a change outside its range.
+    """
+    if name not in PRESETS:
+        raise LabError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    chosen = {field: value for field, value in vars(PRESETS[name]).items() if field not in ("label", "note")}
+    return Settings(**chosen | changes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +135,7 @@ def sample(
     """Denoise one model window.
 
     Random numbers are drawn in the release's order from one CPU generator: image posterior, masked posterior, noise,
-    offset, all of them whatever `init` is.
+    offset, all of them whatever `init` is. From noise, the picture itself is not encoded: nothing reads it.
 
     Args:
         backend: where the networks run.
@@ -106,29 +159,28 @@ def sample(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    def encode(x: Tensor) -> Tensor:
+    def encode(x: Tensor, draw: Tensor) -> Tensor:
         mean, std = backend.encode(x)
-        return factor * (mean + std * normal(1, LATENT_CHANNELS, s, s))
+        return factor * (mean + std * draw)
 
-    steps = ddim_steps(settings.steps, settings.strength)
-    image_latent = encode(image)
-    masked_latent = encode(image * (1 - hole))
-    noise = normal(1, LATENT_CHANNELS, s, s)
-    noise = noise + settings.noise_offset * normal(1, LATENT_CHANNELS, 1, 1)
-    latent = steps[0].signal * image_latent + steps[0].sigma * noise if settings.init == "image" else noise
+    steps = settings.schedule()
+    of_image, of_masked, noise = (normal(1, LATENT_CHANNELS, s, s) for _ in range(3))
+    latent = noise + settings.noise_offset * normal(1, LATENT_CHANNELS, 1, 1)
+    if settings.init == "image":
+        latent = steps[0].signal * encode(image, of_image) + steps[0].sigma * latent
+    masked_latent = encode(image * (1 - hole), of_masked)
     mask = mask_to_latent(hole, settings.coverage)
 
-    for i, step in enumerate(steps):
+    state = first_state(latent)
+    for i, (step, guidance) in enumerate(zip(steps, settings.guidances())):
         if cancel is not None and cancel.is_set():
             raise Cancelled(f"cancelled after {i} of {len(steps)} steps")
-        following = backend.step(latent, mask, masked_latent, step, settings.guidance)
-        if not torch.isfinite(following).all():
+        state = backend.step(state, mask, masked_latent, step, guidance)
+        if not torch.isfinite(state).all():
             raise FloatingPointError(f"{backend.name}: the denoiser returned numbers that are not finite at step {i + 1}")
-        clean = predicted_clean(latent, following, step)
-        latent = following
         if on_step is not None:
-            on_step(i + 1, len(steps), latent, clean)
-    return backend.decode(latent / factor)
+            on_step(i + 1, len(steps), state[:1], state[1:2])
+    return backend.decode(state[:1] / factor)
 
 
 def describe_cost(windows: list[Window], size: int, settings: Settings, step_seconds: float = 0.0) -> str:
@@ -138,23 +190,14 @@ def describe_cost(windows: list[Window], size: int, settings: Settings, step_sec
         windows: the plan.
         size: px, side of the model's input.
         settings: see `Settings`.
-        step_seconds: how long a step takes, for the time; 0 where nobody knows.
+        step_seconds: how long a guided step takes, for the time; 0 where nobody knows. Any other takes half of it.
     """
-    steps = len(windows) * len(ddim_steps(settings.steps, settings.strength))
+    steps = len(windows) * len(settings.schedule())
     words = f"{describe_windows(windows, size)}, {steps:,} step{'s' if steps > 1 else ''}"
     if not step_seconds:
         return words
-    seconds = max(steps * step_seconds, 1)
+    seconds = max(len(windows) * settings.evaluations() / 2 * step_seconds, 1)
     return f"{words}, about {f'{seconds / 60:,.0f} min' if seconds >= 100 else f'{seconds:.0f} s'}"
-
-
-def predicted_clean(latent: Tensor, following: Tensor, step: Step) -> Tensor:
-    """x0, what the latent would be without its noise, from the latents before and after a step.
-
-    The step was next = latent_scale x + noise_scale e, which gives the noise e back; x0 = (x - sigma e) / signal.
-    """
-    e = (following - step.latent_scale * latent) / step.noise_scale
-    return (latent - step.sigma * e) / step.signal
 
 
 def inpaint(

@@ -1,7 +1,7 @@
 """Exact rewrites of the denoiser, made before it is exported: same numbers, fewer and better-shaped operations.
 
-    NoiseGraph   latents, mask, masked latents, timestep                 -> noise of both guided halves
-    StepGraph    the same, guidance and two DDIM coefficients            -> next latents, and the noise
+    NoiseGraph   latents, mask, masked latents, timestep, conditions     -> noise under each condition
+    StepGraph    the same, and the weights of a solver's step            -> next state, and the noise
 
 Each rewrite is one function or one small module here, with its derivation; `tests/port/test_denoiser.py` compares each with
 the published form in `unet.py` and `lambda_layer.py`.
@@ -18,6 +18,9 @@ the published form in `unet.py` and `lambda_layer.py`.
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
+The number n of conditions is free, 2 in a guided step and 1 in any other, so one graph with one set of weights serves both.
+No shape is computed in the graph: every other axis is known at export, and what has to be repeated n times is added to zeros (n,).
+
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
 head-major, in the lambda layers, with the cells of the grid in the order of `to_tokens`.
 Symbols as in `lambda_layer.py`: B batch, H heads, K = V = C / H, N = h w positions, M keys. A grid of side h has g x g
@@ -33,9 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CONDITIONAL_IDS, TRAIN_TIMESTEPS, UNCONDITIONAL_IDS
-from ..model.ddim import guided_update
+from ..config import TRAIN_TIMESTEPS
+from ..inpainting.backends import condition_ids
 from ..model.lambda_layer import CrossLambda, SelfLambda
+from ..model.sampler import next_state
 from ..model.unet import (
     ChannelLayerNorm,
     Downsample,
@@ -56,18 +60,12 @@ FEW_TILES = 16  # up to here scores are not reordered for larger products: there
 LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
 LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
 PARTS = 16  # of a long sum
-TO_TILES = (
-    0,
-    3,
-    5,
-    2,
-    4,
-    1,
-)  # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
+# (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
+TO_TILES = (0, 3, 5, 2, 4, 1)
 FROM_TILES = (0, 5, 3, 1, 4, 2)  # and back
 
-STEP_INPUTS = ("latents", "mask", "masked_latents", "timestep", "guidance", "latent_scale", "noise_scale")
-STEP_OUTPUTS = ("next_latents", "noise")
+STEP_INPUTS = ("state", "mask", "masked_latents", "timestep", "conditions", "state_weights", "noise_weights")
+STEP_OUTPUTS = ("next_state", "noise")
 
 
 def constant(tensor: Tensor) -> nn.Parameter:
@@ -332,12 +330,13 @@ class TiledSelfLambda(nn.Module):
         S = S.reshape(B, P, tiles, self.heads * M).transpose(1, 2).reshape(B * tiles, P * self.heads, M)
         return (S @ v.reshape(B * tiles, M, self.width)).reshape(B, tiles, P, C).transpose(1, 2).reshape(B, N, C)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
-        B, _, C = x.shape
+    def forward(self, x: Tensor, zeros: Tensor) -> Tensor:
+        """Tokens (B, N, C) and zeros (B,) -> (B, N, C)."""
+        C = x.shape[2]
         q, k, v = (x @ self.qkv + self.qkv_shift).split([C, self.width, self.width], dim=2)
         lambda_c = content_lambda(k.transpose(1, 2).softmax(dim=-1), v)  # (B, K, V)
-        return self.apply_scores(q, torch.cat([v, self.zero_and_one.expand(B, -1, -1), lambda_c], dim=1))
+        everywhere = self.zero_and_one + zeros[:, None, None]
+        return self.apply_scores(q, torch.cat([v, everywhere, lambda_c], dim=1))
 
 
 def content_lambda(k: Tensor, v: Tensor) -> Tensor:
@@ -354,18 +353,19 @@ def content_lambda(k: Tensor, v: Tensor) -> Tensor:
 
 
 class ConditionAttention(nn.Module):
-    """Cross-lambda for condition rows that are known at export.
+    """Cross-lambda for condition rows that are known at export, of which a run chooses.
 
     The published form applies lambda_c + lambda_p(n) = sum_m (k[m] + E[n,m]) v[m]^T to q[n]. Contracting q first,
 
         S[n,h,m] = sum_k q[n,h,k] (k[m,k] + E[n,m,k]),    y[n,h,v] = sum_m S[n,h,m] v[m,v]
 
     is attention over the 10 condition vectors without softmax (the one over the vectors is inside k), and nothing of
-    size N x K x V is made. k and v depend on the condition row alone, so they are constants, one for each row.
+    size N x K x V is made. k and v depend on the condition row alone, so they are constants, one for each row. Keys of score 0
+    fill their number up to a multiple of `LANES`.
 
     Args:
         layer: the published layer.
-        context: (R, 10, context_dim), the R condition rows. A batch of one, or of R, is taken in; R comes out.
+        context: (R, 10, context_dim), the R condition rows.
     """
 
     def __init__(self, layer: CrossLambda, context: Tensor) -> None:
@@ -374,22 +374,21 @@ class ConditionAttention(nn.Module):
         q, q_shift = fold_batchnorm(layer.to_q.weight.flatten(1), layer.norm_q)
         v, v_shift = fold_batchnorm(layer.to_v.weight, layer.norm_v)
         self.q, self.q_shift = constant(q.T), constant(q_shift)
-        self.k = constant(layer.to_k(context).softmax(dim=1)[:, None])  # (R, 1, 10, K)
-        self.unused = -context.shape[1] % LANES
-        self.v = constant(F.pad(F.linear(context, v, v_shift), (0, 0, 0, self.unused)))  # (R, 12, V)
+        unused = -context.shape[1] % LANES
+        k = layer.to_k(context).softmax(dim=1).transpose(1, 2)[:, None]  # (R, 1, K, 10)
+        self.k = constant(F.pad(k, (0, unused)))  # (R, 1, K, 12)
+        self.v = constant(F.pad(F.linear(context, v, v_shift), (0, 0, 0, unused)))  # (R, 12, V)
         positions = layer.rel_pos_emb.squeeze(-1)  # (N, 10, K), row-major
-        self.rel_pos_emb = constant(positions[token_cells(math.isqrt(len(positions)))])
+        positions = positions[token_cells(math.isqrt(len(positions)))].transpose(1, 2)
+        self.rel_pos_emb = constant(F.pad(positions, (0, unused)))  # (N, K, 12)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (1 or R, N, C) -> (R, N, C)."""
+    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
+        """Tokens (1 or n, N, C), conditions (n,) int32, numbers of rows -> (n, N, C)."""
         B, N, C = x.shape
-        rows = self.v.shape[0]
         q = (x @ self.q + self.q_shift).reshape(B, N, self.heads, self.width)
-        keys = F.pad(self.rel_pos_emb + self.k, (0, 0, 0, self.unused)).transpose(
-            2, 3
-        )  # (R, N, K, 12): constants, once at load
-        S = (q @ keys).reshape(rows, N * self.heads, -1)
-        return (S @ self.v).reshape(rows, N, C)
+        keys = self.rel_pos_emb + self.k.index_select(0, conditions)  # (n, N, K, 12)
+        S = (q @ keys).flatten(1, 2)  # (n, N H, 12)
+        return (S @ self.v.index_select(0, conditions)).reshape(-1, N, C)
 
 
 # -- transformer block -------------------------------------------------------------------------------------------------
@@ -451,12 +450,12 @@ class TransformerGraph(nn.Module):
         self.ffn = feed_forward(layer.ff, side)
         self.proj_out = transformer.proj_out
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """(1 or R, C, h, w) -> (R, C, h, w), with R the number of condition rows."""
+    def forward(self, picture: Tensor, conditions: Tensor, zeros: Tensor) -> Tensor:
+        """(B, C, h, w) with B = 1 or n, conditions (n,) int32 and zeros (B,) -> (n, C, h, w)."""
         side = picture.shape[-1]
         x = to_tokens(group_normalize(picture, self.groups, self.eps)) @ self.proj_in + self.proj_in_bias
-        x = x + self.self_lambda(self.norms[0](x))
-        x = x + self.condition(self.norms[1](x))
+        x = x + self.self_lambda(self.norms[0](x), zeros)
+        x = x + self.condition(self.norms[1](x), conditions)
         y = to_picture(x, side) + self.ffn(to_picture(self.norms[2](x), side))
         return picture + self.proj_out(y)
 
@@ -537,12 +536,11 @@ class TapUpsample(nn.Module):
 
 def condition_rows(net: MoebiusNet) -> Tensor:
     """The two condition rows as the U-Net's layers see them, unconditional first: (2, 10, cross_attention_dim)."""
-    ids = torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
-    return net.diff_model.encoder_hid_proj(net.embedding_layer(ids))
+    return net.diff_model.encoder_hid_proj(net.embedding_layer(condition_ids()))
 
 
 class NoiseGraph(nn.Module):
-    """Predicted noise of both guided halves, for one picture.
+    """Predicted noise under one condition or both, for one picture.
 
     The halves of classifier-free guidance see the same latent and timestep and differ in the condition only. Until the
     condition first enters, in the first transformer's cross-lambda, they are equal: everything before it, and the skip
@@ -564,6 +562,7 @@ class NoiseGraph(nn.Module):
             unet, size, context = net.diff_model, net.config.latent_size, condition_rows(net)
             resnets = [resnet for block in (*unet.down_blocks, *unet.up_blocks) for resnet in block.resnets]
             self.time = TimeBiases(unet.time_embedding, unet.time_dim, resnets)
+            self.register_buffer("zero", torch.zeros(1))
             self.conv_in = FoldedSeparableConv(unet.conv_in)
             self.down = nn.ModuleList(
                 stage(block, [GatheredDownsample(d, size >> level) for d in block.downsamplers], context, size >> level)
@@ -577,7 +576,9 @@ class NoiseGraph(nn.Module):
             self.conv_out = FoldedSeparableConv(unet.conv_out)
         self.requires_grad_(False).eval()
 
-    def forward(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, timestep: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, mask: Tensor, masked_latents: Tensor, timestep: Tensor, conditions: Tensor
+    ) -> Tensor:
         """Predict the noise.
 
         Args:
@@ -585,24 +586,26 @@ class NoiseGraph(nn.Module):
             mask: (1, 1, s, s), 1 is the hole.
             masked_latents: (1, 4, s, s) latent of the masked image.
             timestep: (1,) float32, a whole number in 0..999.
+            conditions: (n,) float32, each `UNCONDITIONAL` or `CONDITIONAL`.
 
         Returns:
-            (2, 4, s, s), unconditional half first, in units of standard normal noise.
+            (n, 4, s, s), in units of standard normal noise.
         """
         time = iter(self.time(timestep))
+        zeros, rows = conditions * 0, conditions.int()
         x = self.conv_in(torch.cat([latents, mask, masked_latents], dim=1), self.conv_in.bias)
         skips = [x]
         for block in self.down:
             for resnet, transformer in zip(block["resnets"], block["transformers"]):
-                x = transformer(resnet(x, next(time)))
+                x = transformer(resnet(x, next(time)), rows, zeros if len(skips) > 1 else self.zero)
                 skips.append(x)
             for sampler in block["samplers"]:
                 x = sampler(x)
                 skips.append(x)
         for block in self.up:
             for resnet, transformer in zip(block["resnets"], block["transformers"]):
-                skip = skips.pop()
-                x = transformer(resnet(torch.cat([x, skip.expand(x.shape[0], -1, -1, -1)], dim=1), next(time)))
+                skip = skips.pop() if len(skips) > 1 else skips.pop() + zeros[:, None, None, None]
+                x = transformer(resnet(torch.cat([x, skip], dim=1), next(time)), rows, zeros)
             for sampler in block["samplers"]:
                 x = sampler(x)
         return self.conv_out(self.norm_out(x), self.conv_out.bias)
@@ -620,16 +623,9 @@ def stage(block: nn.Module, samplers: Iterable[nn.Module], context: Tensor, side
 
 
 class StepGraph(nn.Module):
-    """One guided DDIM step, latents to latents: a sampling loop reads nothing back between steps.
+    """One step of any solver in `model.sampler`, state to state: a sampling loop reads nothing back between steps.
 
-    With eta 0 and cumulative alphas a at this timestep and a' at the next (1 after the last step), DDIM is linear:
-
-        noise = u + guidance (c - u)
-        x0    = (x - sqrt(1 - a) noise) / sqrt(a)
-        next  = sqrt(a') x0 + sqrt(1 - a') noise = latent_scale x + noise_scale noise
-        latent_scale = sqrt(a' / a),   noise_scale = sqrt(1 - a') - sqrt(a' (1 - a) / a)
-
-    The noise is put out as well, for comparisons; a loop asks for the next latents alone.
+    The noise is put out as well, for comparisons; a loop asks for the next state alone.
     """
 
     def __init__(self, net: MoebiusNet) -> None:
@@ -639,14 +635,14 @@ class StepGraph(nn.Module):
 
     def forward(
         self,
-        latents: Tensor,
+        state: Tensor,
         mask: Tensor,
         masked_latents: Tensor,
         timestep: Tensor,
-        guidance: Tensor,
-        latent_scale: Tensor,
-        noise_scale: Tensor,
+        conditions: Tensor,
+        state_weights: Tensor,
+        noise_weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `NoiseGraph`, and three float32 numbers of shape (1,) -> next latents (1, 4, s, s), noise (2, 4, s, s)."""
-        noise = self.noise(latents, mask, masked_latents, timestep)
-        return guided_update(latents, noise, guidance, latent_scale, noise_scale), noise
+        """As `NoiseGraph`, but state (3, 4, s, s) for the latents; weights (3, 3) and (3, n) -> next state, noise (n, 4, s, s)."""
+        noise = self.noise(state[:1], mask, masked_latents, timestep, conditions)
+        return next_state(state, noise, state_weights, noise_weights), noise

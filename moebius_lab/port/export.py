@@ -3,12 +3,13 @@
 | graph | inputs | outputs |
 |---|---|---|
 | vae_encoder | image (1, 3, S, S) in [-1, 1] | mean, std (1, 4, s, s) of the posterior, unscaled |
-| step | latents (1, 4, s, s), mask (1, 1, s, s), masked_latents (1, 4, s, s), timestep, guidance, latent_scale, noise_scale (1) | next_latents (1, 4, s, s); noise (2, 4, s, s), unconditional first |
+| step | state (3, 4, s, s), mask (1, 1, s, s), masked_latents (1, 4, s, s), timestep (1), conditions (n), state_weights (3, 3), noise_weights (3, n) | next_state (3, 4, s, s); noise (n, 4, s, s) |
 | vae_decoder | latent (1, 4, s, s), unscaled | image (1, 3, S, S) in about [-1, 1] |
 
-All are float32; S is the network's image size and s = S / 8. Shapes are fixed. `step` is one guided DDIM step of the
-denoiser, rewritten as `denoiser.py` tells; `autoencoder.py` has the autoencoder's rewrites. The straightforward form of the step is
-the published denoiser as the exporter finds it, which is there to be compared with.
+All are float32; S is the network's image size and s = S / 8. Shapes are fixed, but for n, the number of conditions that the denoiser
+is evaluated on: both in a guided step, one in any other. `step` is one step of any solver in `model.sampler`, with the denoiser
+rewritten as `denoiser.py` tells; `autoencoder.py` has the autoencoder's rewrites. The straightforward form of the step is the published
+denoiser as the exporter finds it, which is there to be compared with.
 """
 
 from __future__ import annotations
@@ -27,15 +28,24 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from .. import LabError
-from ..config import GRAPHS, GUIDANCE, LATENT_CHANNELS, OPSET, RUNTIME_DOMAIN, STEPS, STRENGTH, NetworkConfig
+from ..config import (
+    GRAPHS,
+    GUIDANCE,
+    LATENT_CHANNELS,
+    OPSET,
+    RUNTIME_DOMAIN,
+    STATE_ROWS,
+    STEP_UNGUIDED,
+    NetworkConfig,
+)
 from ..files import require_room
-from ..inpainting.backends import guided_ids
-from ..model.ddim import ddim_steps, guided_update
+from ..inpainting.backends import condition_ids, step_feeds
 from ..model.lambda_layer import SelfLambda
+from ..model.sampler import next_state, solver_steps
 from ..model.unet import MoebiusNet
 from .autoencoder import rewritten
-from .denoiser import STEP_INPUTS, STEP_OUTPUTS, StepGraph
-from .passes import forget_where_from, fuse_depth_to_space, fuse_skip_layer_norms
+from .denoiser import STEP_OUTPUTS, StepGraph
+from .passes import forget_where_from, fuse_depth_to_space, fuse_skip_layer_norms, settle_shapes
 
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
 
@@ -90,48 +100,47 @@ class Decoder(nn.Module):
 
 
 class PublishedStep(nn.Module):
-    """What `denoiser.StepGraph` must equal: the published network on a guided batch of two, guidance, one DDIM step."""
+    """What `denoiser.StepGraph` must equal: the published network on a batch, one sample a condition, and one step of a solver."""
 
     def __init__(self, net: MoebiusNet) -> None:
         super().__init__()
         self.net = net
+        self.register_buffer("ids", condition_ids())
 
     def forward(
         self,
-        latents: Tensor,
+        state: Tensor,
         mask: Tensor,
         masked_latents: Tensor,
         timestep: Tensor,
-        guidance: Tensor,
-        latent_scale: Tensor,
-        noise_scale: Tensor,
+        conditions: Tensor,
+        state_weights: Tensor,
+        noise_weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Inputs and outputs are those of `denoiser.StepGraph`."""
-        x = torch.cat([latents, mask, masked_latents], dim=1).repeat(2, 1, 1, 1)
-        noise = self.net(x, timestep.expand(2), guided_ids().to(x.device))
-        return guided_update(latents, noise, guidance, latent_scale, noise_scale), noise
+        ids, zeros = self.ids.index_select(0, conditions.int()), conditions * 0  # (n, 10), (n,)
+        x = torch.cat([state[:1], mask, masked_latents], dim=1) + zeros[:, None, None, None]
+        noise = self.net(x, timestep + zeros, ids)
+        return next_state(state, noise, state_weights, noise_weights), noise
 
 
 def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
-    """Inputs of each graph by name, drawn with a fixed seed: for tracing, parity and timing.
+    """Inputs of each of `RUNS` by name, drawn with a fixed seed: for tracing, parity and timing.
 
-    The step is the middle one of the release's schedule, with its guidance; the latents have unit variance and the mask
-    is a square hole in the middle.
+    The step is the third of six of DPM-Solver++, which reads a previous prediction, with the release's guidance and without; latent
+    and prediction have unit variance and the mask is a square hole in the middle.
     """
     rng = torch.Generator().manual_seed(0)
     s, S = config.latent_size, config.image_size
-    step = ddim_steps(STEPS, STRENGTH)[9]
+    step = solver_steps("dpm++2m", 6)[2]
     mask = torch.zeros(1, 1, s, s)
     mask[:, :, s // 4 : 3 * s // 4, s // 4 : 3 * s // 4] = 1
-    numbers = (step.timestep, GUIDANCE, step.latent_scale, step.noise_scale)
-    arrays = (
-        torch.randn(1, LATENT_CHANNELS, s, s, generator=rng),
-        mask,
-        torch.randn(1, LATENT_CHANNELS, s, s, generator=rng),
-    )
+    state = torch.randn(len(STATE_ROWS), LATENT_CHANNELS, s, s, generator=rng)
+    arrays = (state, mask, torch.randn(1, LATENT_CHANNELS, s, s, generator=rng))
     return {
         "vae_encoder": {"image": torch.rand(1, 3, S, S, generator=rng) * 2 - 1},
-        "step": dict(zip(STEP_INPUTS, (*arrays, *(torch.tensor([float(n)]) for n in numbers)), strict=True)),
+        "step": step_feeds(*arrays, step, GUIDANCE),
+        STEP_UNGUIDED: step_feeds(*arrays, step, 1.0),
         "vae_decoder": {"latent": torch.randn(1, LATENT_CHANNELS, s, s, generator=rng) / config.vae.scaling_factor},
     }
 
@@ -163,8 +172,7 @@ def export_graph(graph: str, net: MoebiusNet, vae: AutoencoderKL, folder: str | 
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    module = exported_module(graph, net, vae)
-    return _export(module, example_inputs(net.config)[graph], OUTPUT_NAMES[graph], Path(folder) / f"{graph}.onnx")
+    return _export(exported_module(graph, net, vae), graph, net.config, Path(folder))
 
 
 def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
@@ -173,20 +181,24 @@ def export_straightforward(net: MoebiusNet, folder: str | Path) -> Path:
     Raises:
         LabError: the disk has too little room. Nothing is written.
     """
-    module = PublishedStep(with_2d_position_conv(net)).eval()
-    return _export(module, example_inputs(net.config)["step"], OUTPUT_NAMES["step"], Path(folder) / "step.onnx")
+    return _export(PublishedStep(with_2d_position_conv(net)).eval(), "step", net.config, Path(folder))
 
 
-def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> Path:
+def _export(module: nn.Module, graph: str, config: NetworkConfig, folder: Path) -> Path:
+    inputs, path = example_inputs(config)[graph], folder / f"{graph}.onnx"
+    count = torch.export.Dim("n", min=1, max=len(condition_ids()))
+    free = {"conditions": {0: count}, "noise_weights": {1: count}}
     path.parent.mkdir(parents=True, exist_ok=True)
     require_room(path.parent, sum(4 * p.numel() for p in module.parameters()) * 1.1, f"the export of {path.name}")
     with _quiet(), torch.no_grad():
         torch.onnx.export(
-            module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
+            module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=OUTPUT_NAMES[graph],
             opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
+            dynamic_shapes=[free.get(name) for name in inputs],
         )  # fmt: skip
     model = onnx.load(str(path), load_external_data=False)
     forget_where_from(model)
+    settle_shapes(model.graph)
     fuse_depth_to_space(model.graph)
     if fuse_skip_layer_norms(model.graph):
         model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))

@@ -4,6 +4,7 @@ are in `denoiser` and `autoencoder`.
     forget_where_from       after export: the exporter's notes go, but for the modules' names
     fuse_skip_layer_norms   after export: a residual sum and the norm of it in one node
     fuse_depth_to_space     after export: the four phases of an upsampling put together by one node
+    settle_shapes           after export: shapes that the graph computes become constants
     lift_constants          before storing: constants become initializers
     share_tables            before storing: equal tables of indices are stored once
     halve_arithmetic        before storing, fp16: everything in 16 bits that bears it
@@ -111,6 +112,38 @@ def fuse_depth_to_space(graph: GraphProto) -> None:
         graph.node.insert(list(graph.node).index(last), node)
         for old in (first, middle, last):
             graph.node.remove(old)
+
+
+def settle_shapes(graph: GraphProto) -> None:
+    """Let every Reshape whose target shape is computed have a constant one, with -1 for the axis that is free; in place.
+
+    The exporter computes the number of conditions wherever a tensor's shape is written down. It is the only free number, so one axis
+    at most depends on it; what is left of the computation has no reader and goes. A shape that the graph computes is work for the
+    processor, and a graph with such work cannot be captured.
+    """
+    known = {tensor.name for tensor in graph.initializer}
+    known |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    dims = {value.name: list(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
+    measured = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"}  # the shape of another tensor
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] not in known:
+            like = measured.get(node.input[1], node.output[0])
+            shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims[like]]
+            graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{node.output[0]}.shape"))
+            node.input[1] = graph.initializer[-1].name
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Remove the nodes whose outputs nobody reads, and what only they read."""
+    read = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            read.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 # -- before storing ----------------------------------------------------------------------------------------------------

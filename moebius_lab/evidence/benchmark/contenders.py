@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ... import LabError
-from ...config import CARD, CONTENDERS, GRAPHS, PRECISIONS, PROCESSOR, Contender, Way, entry_of
+from ...config import CARD, CONTENDERS, PRECISIONS, PROCESSOR, RUNS, STEP_UNGUIDED, Contender, Way, entry_of
 from ...inpainting.backends import LOOP_OUTPUTS, Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
 from ...page.browser import Browser, has_nvidia
@@ -37,11 +37,13 @@ from .profiles import (
     limit_graphs,
     operator_times,
 )
-from .results import DECODE, ENCODE, STEP
+from .results import DECODE, ENCODE, STEP, UNGUIDED
 
 SOFTWARE = "this machine has no graphics card; Chromium's software adapter says nothing about speed"
 READER = "this notebook's browser"
 PROFILE_RUNS = 3
+WORKS = {ENCODE: "vae_encoder", STEP: "step", UNGUIDED: STEP_UNGUIDED, DECODE: "vae_decoder"}
+"""What is timed of every backend, and which of `RUNS` it is."""
 STEPS_A_ROUND = 3  # where a step takes milliseconds: the round's time is their median
 Work = Callable[[], object]
 """Something to time: it returns when it is finished, or returns the milliseconds that it measured itself, as a float."""
@@ -66,7 +68,7 @@ class Entrant:
     form: str
     where: str  # profiles.PROCESSOR or CARD
     evidence: str  # what really runs, in the runtime's words
-    works: dict[str, Work] = field(default_factory=dict)  # by what they are: STEP, ENCODE, DECODE
+    works: dict[str, Work] = field(default_factory=dict)  # by what they are, a name in `WORKS`
     fill: Callable[[Settings], object] | None = None  # the whole picture
     limit: Callable[[str], float] | None = None  # "product" or "copy" -> ms of one repetition
     profile: Callable[[], list[OperatorTime]] | None = None  # of a step
@@ -110,7 +112,7 @@ class TorchGraphs(GraphBackend):
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
         self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
         self.order = {
-            graph: list(inputs) for graph, inputs in example_inputs(bench.config).items()
+            RUNS[run]: list(inputs) for run, inputs in example_inputs(bench.config).items()
         }  # that of the modules' arguments
 
     @torch.inference_mode()
@@ -137,7 +139,7 @@ def _torch(job: Job, stack: ExitStack) -> Entrant:
     graphs = TorchGraphs(bench, device, kind, compiled)
     stack.callback(graphs.modules.clear)
     inputs = {g: [x.to(device, kind) for x in feeds.values()] for g, feeds in example_inputs(bench.config).items()}
-    works = {what: partial(graphs.finished, graph, inputs[graph]) for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)}
+    works = {what: partial(graphs.finished, RUNS[run], inputs[run]) for what, run in WORKS.items()}
     works[STEP]()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     tf32 = f", TF32 in convolutions: {torch.backends.cudnn.allow_tf32}" if device == "cuda" else ""
@@ -243,8 +245,7 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     stack.callback(onnx.sessions.clear)
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
     works = {
-        what: partial(onnx.sessions[graph].run, LOOP_OUTPUTS[graph], feeds[graph])
-        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+        what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for what, run in WORKS.items()
     }
 
     def limit(name: str) -> float:
@@ -305,8 +306,9 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         where,
         f"Chromium {browser.version}; {browser.evidence}",
         {
-            STEP: lambda: float(statistics.median(browser.time_steps(feeds["step"], times))),
             ENCODE: partial(run, "vae_encoder", feeds["vae_encoder"]),
+            STEP: lambda: float(statistics.median(browser.time_steps(feeds["step"], times))),
+            UNGUIDED: lambda: float(statistics.median(browser.time_steps(feeds[STEP_UNGUIDED], times))),
             DECODE: partial(run, "vae_decoder", feeds["vae_decoder"]),
         },
         lambda settings: float(browser.inpaint(bench.image, bench.mask, settings)[1]["total"]),
@@ -320,8 +322,7 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
     evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
     works = {
-        what: lambda graph=graph: float(runner.time(graph, feeds[graph], 1)[1][0])
-        for what, graph in zip((ENCODE, STEP, DECODE), GRAPHS)
+        what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()
     }
     return Entrant(
         READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask)

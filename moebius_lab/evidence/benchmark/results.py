@@ -42,7 +42,8 @@ SHAPE = record(
 )
 """What a file holds, as a JSON Schema."""
 ADVICE = "name another file, or remove it and measure again"
-STEP, ENCODE, DECODE, PICTURE = "guided step", "encode", "decode", "whole picture"
+STEP, UNGUIDED, ENCODE, DECODE = "guided step", "unguided step", "encode", "decode"
+PICTURE, FAST_PICTURE = "whole picture", "fast picture"  # as released; and by the preset "fast"
 METHOD = (
     "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
     "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
@@ -232,11 +233,17 @@ def _times(data: dict) -> str:
     if steps.empty:
         return ""
     filled = frame[(frame.what == PICTURE) & (frame.steps == frame.release_steps)]
-    pictures = {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in filled.itertuples()}
-    lines = [f"| backend | form | guided step, ms | picture of {data['release_steps']} steps, s |", "|---|---|---|---|"]
+    columns = {f"picture of {data['release_steps']} steps, s": filled, "fast picture, s": frame[frame.what == FAST_PICTURE]}
+    seconds = {
+        title: {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in rows.itertuples()}
+        for title, rows in columns.items()
+        if rows is filled or not rows.empty
+    }
+    lines = [f"| backend | form | guided step, ms | {' | '.join(seconds)} |", f"|---|---|---|{'---|' * len(seconds)}"]
     for row in steps.itertuples():
         step = f"{_digits(row.median)} ({_digits(row.q1)} to {_digits(row.q3)})"
-        lines.append(f"| {row.backend} | {row.form} | {step} | {pictures.get((row.backend, row.form), '')} |")
+        pictures = " | ".join(found.get((row.backend, row.form), "") for found in seconds.values())
+        lines.append(f"| {row.backend} | {row.form} | {step} | {pictures} |")
     return "\n".join(lines)
 
 

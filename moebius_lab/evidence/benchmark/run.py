@@ -24,11 +24,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ... import LabError, __version__
-from ...config import CONTENDERS, FLOAT16, MEASURES, STEPS, STRAIGHTFORWARD, STRENGTH, entry_of, measured
+from ...config import CONTENDERS, FLOAT16, MEASURES, STRAIGHTFORWARD, entry_of, measured
 from ...files import digest_of
 from ...inpainting.imaging import plan_windows
-from ...inpainting.loop import Settings
-from ...model.ddim import ddim_steps
+from ...inpainting.loop import Settings, preset
 from ...page.browser import cards
 from ...page.bundle import write_bundle
 from ...provenance import PACKAGE, package_files
@@ -39,7 +38,7 @@ from .profiles import (
     limit_work,
     write_limits,
 )
-from .results import DECODE, ENCODE, METHOD, PICTURE, STEP, Results, Row
+from .results import DECODE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, Row
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
 
@@ -152,20 +151,20 @@ class _Run:
     def works(self, what: str) -> dict[tuple[str, str], Work]:
         return {entrant.key: entrant.works[what] for entrant in self.entrants if what in entrant.works}
 
-    def pictures(self, settings: Settings, repeats: int, warmup: int) -> None:
-        steps = len(ddim_steps(settings.steps, settings.strength))
+    def pictures(self, settings: Settings, repeats: int, warmup: int, what: str = PICTURE) -> None:
+        steps = len(settings.schedule())
         step_ms = {(r["backend"], r["form"]): r["median"] for r in self.results.data["rows"] if r["what"] == STEP}
         no_step = {(m["backend"], m["form"]): m["reason"] for m in self.results.data["missing"] if m["what"] == STEP}
         works = {}
         for entrant in (entrant for entrant in self.entrants if entrant.fill):
-            seconds = step_ms.get(entrant.key, 0.0) * steps / 1000
+            seconds = step_ms.get(entrant.key, 0.0) * settings.evaluations() / 2 / 1000
             if entrant.key in no_step:
-                self.lacks(PICTURE, entrant.key, f"of its step: {no_step[entrant.key]}", steps)
+                self.lacks(what, entrant.key, f"of its step: {no_step[entrant.key]}", steps)
             elif seconds > self.patience:
-                self.lacks(PICTURE, entrant.key, f"{steps} steps take about {seconds:.0f} s, longer than allowed", steps)
+                self.lacks(what, entrant.key, f"{steps} steps take about {seconds:.0f} s, longer than allowed", steps)
             else:
                 works[entrant.key] = partial(entrant.fill, settings)
-        self.time(PICTURE, works, repeats, warmup, steps)
+        self.time(what, works, repeats, warmup, steps)
 
     def limits(self) -> None:
         for limit, name, unit in (("product", "large matrix product", "GFLOP/s"), ("copy", "large copy", "GB/s")):
@@ -254,9 +253,11 @@ def run(
         if set(measures) - {"load", "memory"}:  # those two open what they measure themselves, alone
             this.open(candidates(bench, backends, precisions, bundle, limits, runner), stack)
         if "step" in measures:
-            this.time(STEP, this.works(STEP), repeats)
+            for what in (STEP, UNGUIDED):
+                this.time(what, this.works(what), repeats)
         if "picture" in measures:
             this.pictures(Settings(), min(repeats, 3), 1)
+            this.pictures(preset("fast"), min(repeats, 3), 1, FAST_PICTURE)
         if "parts" in measures:
             for what in (ENCODE, DECODE):
                 this.time(what, this.works(what), repeats)
@@ -323,7 +324,7 @@ def head(bench: Loops) -> dict:
         "network": bench.config.name,
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "image_size": bench.config.image_size,
-        "release_steps": len(ddim_steps(STEPS, STRENGTH)),
+        "release_steps": len(Settings().schedule()),
         "picture": {"width": bench.image.shape[1], "height": bench.image.shape[0], "windows": windows},
         "library": __version__,
         "made_from": bench.fingerprint(),
