@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import COVERAGES, GUIDANCE, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, STEPS, STRENGTH, WEIGHTS
+from .config import COVERAGES, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, WEIGHTS
 
 if TYPE_CHECKING:
     from .port.graphs import Graphs
@@ -76,12 +76,22 @@ def _parser() -> argparse.ArgumentParser:
         "--graphs-dir", default="build", metavar="FOLDER", help="has onnx/, which is made if missing (default: build)"
     )
     _add_precision(fill)
-    fill.add_argument("--steps", type=int, default=STEPS, help=f"1 to 1000 (default: {STEPS})")
-    fill.add_argument("--strength", type=float, default=STRENGTH, help=f"above 0, at most 1 (default: {STRENGTH})")
-    fill.add_argument("--guidance", type=float, default=GUIDANCE, help=f"1 turns it off (default: {GUIDANCE})")
+    words = "; ".join(f"{name}: {entry.note}" for name, entry in config.PRESETS.items())
+    fill.add_argument(
+        "--preset",
+        choices=tuple(config.PRESETS),
+        default=config.DEFAULT_PRESET,
+        help=f"{words} (default: {config.DEFAULT_PRESET})",
+    )
+    fill.add_argument("--solver", help="ddim, dpm++2m or unipc (default: the preset's, as for the next five)")
+    fill.add_argument("--steps", type=int, help="1 to 1000")
+    fill.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
+    fill.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
+    words = "shares of the run between which steps are guided, as in 0.5 1"
+    fill.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
+    fill.add_argument("--init", choices=("image", "noise"), help="where denoising starts")
     fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
     fill.add_argument("--seed", type=int, default=0, help="default: 0")
-    fill.add_argument("--init", choices=("image", "noise"), default="image", help="where denoising starts (default: image)")
     words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
     fill.add_argument("--coverage", choices=COVERAGES, default=COVERAGES[0], help=words)
     fill.set_defaults(command=_inpaint)
@@ -301,10 +311,13 @@ def _inpaint(options: argparse.Namespace) -> int:
 
     from .evidence.inventory import least_step_seconds
     from .inpainting.imaging import check_picture_and_mask, plan_windows
-    from .inpainting.loop import Settings, describe_cost, inpaint_picture
+    from .inpainting.loop import Settings, describe_cost, inpaint_picture, preset
     from .inpainting.picture_files import plan_output, read_mask, read_picture
 
-    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    chosen = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    if chosen["guidance_interval"]:
+        chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
+    settings = preset(options.preset, **{name: value for name, value in chosen.items() if value is not None})
     picture, mask = read_picture(options.image), read_mask(options.mask)
     check_picture_and_mask(picture.rgb, mask)
     output = plan_output(options.output, picture, options.quality)

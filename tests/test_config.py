@@ -58,8 +58,8 @@ def second_homes(tree: ast.Module) -> set[str]:
         ("x = helper.make_opsetid('', 18)", True),
         ("export(m, opset_version=18)", True),
         ("helper.make_opsetid('com.microsoft', 1)", True),
-        ("ddim_steps(20, 0.99)", True),
-        ("ddim_steps(STEPS, STRENGTH)", False),
+        ("solver_steps('ddim', 20, 0.99)", True),
+        ("solver_steps(SOLVER, STEPS, STRENGTH)", False),
         ("helper.make_opsetid(RUNTIME_DOMAIN, 1)", False),
     ],
 )

@@ -11,7 +11,7 @@ from moebius_lab.page import bundle
 from moebius_lab.port import graphs
 from moebius_lab.provenance import PACKAGE, libraries, made_by, sources
 
-MAKERS = {"config", "model.checkpoint", "model.ddim", "model.lambda_layer", "model.unet"}
+MAKERS = {"config", "model.checkpoint", "model.sampler", "model.lambda_layer", "model.unet"}
 MAKERS |= {f"port.{name}" for name in ("autoencoder", "denoiser", "export", "graphs", "passes", "precision")}
 UNRELATED = ("page.", "evidence.", "notebook.", "training.")
 
@@ -85,12 +85,12 @@ def test_loops_and_previews_depend_on_more_than_graphs():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("model.ddim", "from ..page.serve import Server"),
-        ("model.ddim", "from ..page import serve"),
-        ("model.ddim", "def late():\n    from ..page.serve import Server"),
-        ("model.ddim", "import moebius_lab.page.serve"),
+        ("model.sampler", "from ..page.serve import Server"),
+        ("model.sampler", "from ..page import serve"),
+        ("model.sampler", "def late():\n    from ..page.serve import Server"),
+        ("model.sampler", "import moebius_lab.page.serve"),
         ("config", "from .page import serve"),
-        ("model.ddim", "from moebius_lab.page.serve import Server"),
+        ("model.sampler", "from moebius_lab.page.serve import Server"),
         ("training.masks", "from ..page.serve import Server"),
         ("training.masks", "from ..page import serve"),
         ("training", "from ..page import serve"),

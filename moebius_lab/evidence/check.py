@@ -40,7 +40,7 @@ def check_port(
 ) -> list[parity.Row]:
     """Download everything that a visitor would, compare the hashes, and run the page's own engine on it.
 
-    A graph runs once in the browser and in ONNX Runtime, on `export.example_inputs`. The reference is PyTorch in float32
+    A graph runs once, the step guided and not, in the browser and in ONNX Runtime, on `export.example_inputs`. The reference is PyTorch in float32
     where the weights are on every machine, else ONNX Runtime on the downloaded files.
 
     Args:
@@ -72,9 +72,10 @@ def check_port(
         weights = sum(file["bytes"] for files in manifest["precisions"][form]["graphs"].values() for file in files)
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
         config, weights = NETWORKS[manifest["network"]], manifest["weights"]
-        inputs = {g: {name: x.numpy() for name, x in example_inputs(config)[g].items()} for g in graphs}
+        runs = parity.runs_of(graphs)
+        inputs = {run: {name: x.numpy() for name, x in example_inputs(config)[run].items()} for run in runs}
         natively = parity.onnx_run(paths)
-        native = {graph: natively(graph, feeds) for graph, feeds in inputs.items()}
+        native = {run: natively(runs[run], feeds) for run, feeds in inputs.items()}
         if weights in RECOMPUTABLE:
             references = parity.reference_outputs(load_checkpoint(weights, config), load_vae(weights, config), graphs)
             rows = parity.compare_outputs(references, native, dict.fromkeys(graphs, form), "ONNX Runtime")
@@ -84,7 +85,7 @@ def check_port(
             on_progress("the reference is ONNX Runtime on the downloaded files")
         with Browser(base, provider, form, adapter) as browser:
             on_progress(f"Chromium {browser.version}: {browser.evidence}")
-            seen = {graph: browser.run(graph, feeds) for graph, feeds in inputs.items()}
+            seen = {run: browser.run(runs[run], feeds) for run, feeds in inputs.items()}
         return rows + parity.compare_outputs(references, seen, dict.fromkeys(graphs, form), f"Chromium, {provider}")
 
 

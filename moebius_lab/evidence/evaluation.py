@@ -27,7 +27,7 @@ from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent,
 from ..inpainting.loop import Settings, inpaint
 from ..inpainting.picture_files import read_image, read_mask
 from ..model.checkpoint import load_checkpoint, load_vae
-from ..model.ddim import alphas_cumprod
+from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
 from .perceptual import PerceptualDistance
 

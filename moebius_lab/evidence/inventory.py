@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from ..config import CONDITION_TOKENS, INPUT_CHANNELS, NetworkConfig
+from ..config import CONDITION_TOKENS, INPUT_CHANNELS, RUNS, NetworkConfig
 from ..model.checkpoint import make_vae
 from ..model.unet import MoebiusNet
 from ..port.export import example_inputs, torch_graphs
@@ -111,14 +111,14 @@ def network_inventory(config: NetworkConfig, batch: int = 2) -> tuple[pd.DataFra
 
 
 def graph_gflop(config: NetworkConfig) -> dict[str, float]:
-    """GFLOP of one run of each graph in its published form: convolutions and matrix products, multiply-adds count two."""
+    """GFLOP of each of `config.RUNS` in its published form: convolutions and matrix products, multiply-adds count two."""
     with torch.device("meta"):
         modules = torch_graphs(MoebiusNet(config), make_vae(config))
     work = {}
-    for graph, inputs in example_inputs(config).items():
+    for run, inputs in example_inputs(config).items():
         with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-            modules[graph](*(tensor.to("meta") for tensor in inputs.values()))
-        work[graph] = counter.get_total_flops() / 1e9
+            modules[RUNS[run]](*(tensor.to("meta") for tensor in inputs.values()))
+        work[run] = counter.get_total_flops() / 1e9
     return work
 
 

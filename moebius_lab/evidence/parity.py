@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from .. import LabError
-from ..config import GRAPHS, PRECISIONS
+from ..config import GRAPHS, PRECISIONS, RUNS
 from ..errors import reasons
 from ..model.unet import MoebiusNet
 from ..port.export import OUTPUT_NAMES, example_inputs, torch_graphs
@@ -78,7 +78,7 @@ def compare(
     """Compare an output with PyTorch's in float32.
 
     Args:
-        graph: one of `GRAPHS`; or `LOOP`: latents, whose largest error may grow with the largest of them; or `PICTURE`: 8-bit
+        graph: one of `config.RUNS`; or `LOOP`: latents, whose largest error may grow with the largest of them; or `PICTURE`: 8-bit
             values, of which only those inside the hole are given where the precision is not fp32.
         output: the output's name.
         precision: held to its `least_psnr`, or where it has none to `LARGEST_ERROR`.
@@ -110,20 +110,25 @@ def compare(
 def reference_outputs(
     net: MoebiusNet, vae: AutoencoderKL, graphs: tuple[str, ...] = GRAPHS
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What PyTorch in float32 makes of `example_inputs`: for each of `graphs` its outputs by name."""
+    """What PyTorch in float32 makes of `example_inputs`: for each of `config.RUNS` of these graphs its outputs by name."""
     modules, inputs, references = torch_graphs(net, vae), example_inputs(net.config), {}
-    for graph in graphs:
+    for run, graph in runs_of(graphs).items():
         with torch.inference_mode():
-            got = modules[graph](*inputs[graph].values())
+            got = modules[graph](*inputs[run].values())
         outputs = got if isinstance(got, tuple) else (got,)
-        references[graph] = dict(zip(OUTPUT_NAMES[graph], (y.numpy() for y in outputs), strict=True))
+        references[run] = dict(zip(OUTPUT_NAMES[graph], (y.numpy() for y in outputs), strict=True))
     return references
+
+
+def runs_of(graphs: Iterable[str]) -> dict[str, str]:
+    """The entries of `config.RUNS` for these graphs: the step is run guided and not."""
+    return {run: graph for run, graph in RUNS.items() if graph in graphs}
 
 
 def compare_graphs(
     references: dict[str, dict[str, np.ndarray]], net: MoebiusNet, run: Run, forms: dict[str, str], backend: str
 ) -> list[Row]:
-    """Run every graph of `references` on `example_inputs` and compare each output.
+    """Run every graph of `references`, in each of its ways, on `example_inputs` and compare each output.
 
     Args:
         references: from `reference_outputs`.
@@ -133,15 +138,15 @@ def compare_graphs(
         backend: what to call it in the table.
     """
     inputs = example_inputs(net.config)
-    got = {graph: run(graph, {name: tensor.numpy() for name, tensor in inputs[graph].items()}) for graph in references}
+    got = {way: run(RUNS[way], {name: tensor.numpy() for name, tensor in inputs[way].items()}) for way in references}
     return compare_outputs(references, got, forms, backend)
 
 
 def compare_outputs(references: dict, got: dict, forms: dict[str, str], backend: str) -> list[Row]:
-    """Compare every output in `references`, by graph and name, with the one in `got`; see `compare_graphs`."""
+    """Compare every output in `references`, by `config.RUNS` and name, with the one in `got`; see `compare_graphs`."""
     return [
-        compare(graph, name, forms[graph], backend, got[graph][name], y)
-        for graph, outputs in references.items()
+        compare(run, name, forms[RUNS[run]], backend, got[run][name], y)
+        for run, outputs in references.items()
         for name, y in outputs.items()
     ]
 
@@ -168,7 +173,7 @@ def compare_precisions(
     for precision in precisions:
         forms = {graph: form for graph, form in per_graph(precision).items() if (graph, form) not in done}
         done |= set(forms.items())
-        expected = {graph: references[graph] for graph in forms}
+        expected = {run: references[run] for run in runs_of(forms)}
         rows += compare_graphs(expected, net, make_run(stored(precision)), forms, backend)
     return rows
 
@@ -265,8 +270,7 @@ def wide_table(rows: list[Row]) -> pd.DataFrame:
     for row in rows:
         cells.setdefault((row.graph, row.output, row.backend), {})[row.precision] = _measured(row)
     order = [
-        list(dict.fromkeys(names))
-        for names in ((*GRAPHS, LOOP, PICTURE), *zip(*((row.output, row.backend) for row in rows)))
+        list(dict.fromkeys(names)) for names in ((*RUNS, LOOP, PICTURE), *zip(*((row.output, row.backend) for row in rows)))
     ]
     index = pd.MultiIndex.from_tuples(
         sorted(cells, key=lambda key: [known.index(name) for known, name in zip(order, key)]),
@@ -290,7 +294,7 @@ def answer(rows: list[Row], missing: dict[str, str]) -> str:
         rows: all that was compared.
         missing: what was not, and why.
     """
-    same = [row for row in rows if exact(row.precision) and row.graph in GRAPHS]
+    same = [row for row in rows if exact(row.precision) and row.graph in RUNS]
     bad = [row for row in rows if not row.ok]
     parts = []
     if same:

@@ -40,7 +40,6 @@ from .imaging import (
 )
 from .picture_files import Picture
 
-
 ROUNDING = 1e-6  # steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
 
 
@@ -52,7 +51,9 @@ class Settings:
     steps: int = STEPS  # 1..1000, length of the schedule
     strength: float = STRENGTH  # (0, 1], share of the schedule that is run
     guidance: float = GUIDANCE  # 1 is the conditional prediction alone, which takes half the arithmetic
-    guidance_interval: tuple[float, float] = GUIDANCE_INTERVAL  # shares of the run: step i of n is guided if start <= i/n < end
+    guidance_interval: tuple[float, float] = (
+        GUIDANCE_INTERVAL  # shares of the run: step i of n is guided if start <= i/n < end
+    )
     noise_offset: float = NOISE_OFFSET  # weight of one normal number per channel, added to the noise
     seed: int = 0  # of torch's CPU generator
     init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
@@ -60,9 +61,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         steps = self.schedule()  # raises for values outside their ranges
+        if len(self.guidance_interval) != 2:
+            raise LabError(
+                f"the guidance interval must be two shares of the run, as in (0.5, 1), not {self.guidance_interval}"
+            )
         start, end = self.guidance_interval
         if not 0 <= start < end <= 1:
-            raise LabError(f"guidance must run from a share of 0 or more to a later one of at most 1, not from {start} to {end}")
+            raise LabError(
+                f"guidance must run from a share of 0 or more to a later one of at most 1, not from {start} to {end}"
+            )
         if not any(self.is_guided(i, len(steps)) for i in range(len(steps))):
             raise LabError(
                 f"no step of {len(steps)} begins between {start:g} and {end:g} of the run: widen the guidance interval, "
@@ -106,6 +113,14 @@ def preset(name: str, **changes: object) -> Settings:
         raise LabError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
     chosen = {field: value for field, value in vars(PRESETS[name]).items() if field not in ("label", "note")}
     return Settings(**chosen | changes)
+
+
+def preset_of(settings: Settings) -> str:
+    """The name of the preset that has these settings, whatever their seed, offset and coverage; empty for none."""
+    for name in PRESETS:
+        if preset(name, seed=settings.seed, noise_offset=settings.noise_offset, coverage=settings.coverage) == settings:
+            return name
+    return ""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,7 @@ _TRAINED = {
 
 def ddim_scheduler() -> DDIMScheduler:
     """diffusers' scheduler with the release's settings; after the last step the cumulative alpha is 1."""
-    return DDIMScheduler(
-        **_TRAINED, clip_sample=False, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading"
-    )
+    return DDIMScheduler(**_TRAINED, clip_sample=False, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading")
 
 
 SOLVERS = {
@@ -111,7 +109,9 @@ def solver_steps(solver: str, steps: int, strength: float = 1.0) -> list[Step]:
         raise LabError(f"strength must be above 0 and at most 1, not {strength}")
     run, order = max(1, int(steps * strength)), SOLVERS[solver].order
     if run < order:
-        raise LabError(f"{solver} needs at least {order} steps, and {run} would run: raise steps or strength, or choose ddim")
+        raise LabError(
+            f"{solver} needs at least {order} steps, and {run} would run: raise steps or strength, or choose ddim"
+        )
     return list(_steps(solver, steps, run))
 
 

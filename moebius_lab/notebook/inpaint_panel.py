@@ -13,14 +13,16 @@ import traitlets
 from PIL import Image
 
 from .. import LabError
-from ..config import COVERAGES, PREVIEW_SHARE
+from ..config import COVERAGES, DEFAULT_PRESET, PRESETS, PREVIEW_SHARE
 from ..inpainting.backends import Backend
 from ..inpainting.imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
-from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture
+from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture, preset, preset_of
+from ..model.sampler import SOLVERS
 from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
 SHOWN_WIDTH = 720  # px, of preview and result on screen
+CUSTOM = "Custom"  # what the list of presets calls settings that are none of them
 
 
 class Inpaint(ipywidgets.VBox):
@@ -32,7 +34,8 @@ class Inpaint(ipywidgets.VBox):
     Args:
         painter: picture and mask are taken from it when a run starts.
         backends: by the name to choose them by; a function is called for its backend when that is first used.
-        settings: what the controls begin with; strength, noise offset and init stay as given.
+        settings: what the controls begin with. Strength, guidance interval and init follow the chosen preset; as `CUSTOM` they stay
+            as they were, as the noise offset always does.
 
     Raises:
         LabError: there is no backend.
@@ -44,7 +47,7 @@ class Inpaint(ipywidgets.VBox):
         self,
         painter: MaskPainter,
         backends: dict[str, Backend | Callable[[], Backend]],
-        settings: Settings = Settings(),
+        settings: Settings = preset(DEFAULT_PRESET),
     ) -> None:
         if not backends:
             raise LabError('name at least one backend, for example {"PyTorch": bench.torch_backend}')
@@ -52,12 +55,13 @@ class Inpaint(ipywidgets.VBox):
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._failure: BaseException | None = None
-        self._pace: dict[str, float] = {}  # s a step of the last run, by backend
+        self._pace: dict[str, float] = {}  # s a guided step of the last run, by backend
+        self._naming = True  # whether a changed control may change the preset's name
         self._pair: tuple[np.ndarray, np.ndarray] | None = None  # before and after, as shown
         super().__init__()
         self._make_controls()
         self.children = [
-            row(self.backend, self.steps, self.guidance, self.seed, self.coverage),
+            row(self.backend, self.preset, self.solver, self.steps, self.guidance, self.seed, self.coverage),
             row(self._run_button, self._cancel_button, self._bar),
             self._message,
             self._slider,
@@ -70,6 +74,13 @@ class Inpaint(ipywidgets.VBox):
         wide, narrow = {"width": "15rem"}, {"width": "9.5rem"}
         style = {"description_width": "4.5rem"}
         self.backend = ipywidgets.Dropdown(options=list(self._backends), description="Backend", layout=wide, style=style)
+        self.preset = ipywidgets.Dropdown(
+            options=[*((entry.label, name) for name, entry in PRESETS.items()), (CUSTOM, "")],
+            value=preset_of(start), description="Preset", layout={"width": "13rem"}, style=style,
+        )  # fmt: skip
+        self.solver = ipywidgets.Dropdown(
+            options=list(SOLVERS), value=start.solver, description="Solver", layout={"width": "11rem"}, style=style
+        )
         self.steps = ipywidgets.BoundedIntText(start.steps, min=1, max=1000, description="Steps", layout=narrow, style=style)
         self.guidance = ipywidgets.BoundedFloatText(
             start.guidance, min=0, max=20, step=0.1, description="Guidance", layout=narrow, style=style
@@ -80,6 +91,9 @@ class Inpaint(ipywidgets.VBox):
         self.coverage = ipywidgets.Dropdown(
             options=COVERAGES, value=start.coverage, description="Coverage", layout={"width": "13rem"}, style=style
         )
+        self.preset.observe(lambda change: self._take_preset(change.new), "value")
+        for control in (self.solver, self.steps, self.guidance):
+            control.observe(lambda _: self._name_preset(), "value")
         self._run_button = ipywidgets.Button(description="Fill the hole", icon="play", button_style="primary")
         self._cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self._run_button.on_click(lambda _: self._start_or_say_why_not())
@@ -107,8 +121,7 @@ class Inpaint(ipywidgets.VBox):
             raise LabError("a run is in progress: wait for it or cancel it")
         image, mask = self.painter.image, self.painter.mask
         check_picture_and_mask(image, mask)
-        names = ("steps", "guidance", "seed", "coverage")
-        settings = replace(self._settings, **{name: getattr(self, name).value for name in names})
+        settings = self._chosen_settings()
         self._cancel.clear()
         self._failure = None
         self._busy(True)
@@ -117,6 +130,29 @@ class Inpaint(ipywidgets.VBox):
         self._slider.layout.display = "none"
         self._thread = threading.Thread(target=self._work, args=(image, mask, settings), name="inpaint", daemon=True)
         self._thread.start()
+
+    def _chosen_settings(self) -> Settings:
+        names = ("solver", "steps", "guidance", "seed", "coverage")
+        return replace(self._settings, **{name: getattr(self, name).value for name in names})
+
+    def _take_preset(self, name: str) -> None:
+        """Set the controls, and what has none, to a preset; `CUSTOM` leaves them."""
+        if name and name != self._preset_now():
+            self._settings, self._naming = preset(name, noise_offset=self._settings.noise_offset), False
+            for control in ("solver", "steps", "guidance"):
+                getattr(self, control).value = getattr(self._settings, control)
+            self._naming = True
+
+    def _name_preset(self) -> None:
+        if self._naming:
+            self.preset.value = self._preset_now()
+
+    def _preset_now(self) -> str:
+        """The preset that the controls say; none for settings that cannot be run, which are refused when they are to be."""
+        try:
+            return preset_of(self._chosen_settings())
+        except LabError:
+            return ""
 
     def cancel(self) -> None:
         """Stop the run before its next step; the last result stays."""
@@ -233,14 +269,17 @@ class _Watch:
         self.windows = plan_windows(mask, size, settings.coverage)
         cost = describe_cost(self.windows, size, settings, panel._pace.get(backend.name, 0.0))
         panel._message.value = message(f"{backend.name}: {cost}")
-        self.pace = 0.0  # s a step so far, previews included
+        self.pace = 0.0  # s a guided step so far, previews included; any other counts half
+        self.shares = [0.5 if guidance == 1 else 1.0 for guidance in settings.guidances()]
         self.began = time.perf_counter()
         self.previews = 0.0  # s spent on them
 
     def __call__(self, progress: Progress) -> None:
         done, total = progress.window * progress.steps + progress.step, progress.windows * progress.steps
-        self.pace = (time.perf_counter() - self.began) / done
-        left = self.pace * (total - done)
+        whole = sum(self.shares)
+        made = progress.window * whole + sum(self.shares[: progress.step])
+        self.pace = (time.perf_counter() - self.began) / made
+        left = self.pace * (progress.windows * whole - made)
         where = f", window {progress.window + 1} of {progress.windows}" if progress.windows > 1 else ""
         text = f"{self.backend.name}: step {progress.step} of {progress.steps}{where}, {left:.0f} s left"
         self.panel._show_progress(done, total, text)

@@ -576,9 +576,7 @@ class NoiseGraph(nn.Module):
             self.conv_out = FoldedSeparableConv(unet.conv_out)
         self.requires_grad_(False).eval()
 
-    def forward(
-        self, latents: Tensor, mask: Tensor, masked_latents: Tensor, timestep: Tensor, conditions: Tensor
-    ) -> Tensor:
+    def forward(self, latents: Tensor, mask: Tensor, masked_latents: Tensor, timestep: Tensor, conditions: Tensor) -> Tensor:
         """Predict the noise.
 
         Args:

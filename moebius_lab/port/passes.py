@@ -124,7 +124,9 @@ def settle_shapes(graph: GraphProto) -> None:
     known = {tensor.name for tensor in graph.initializer}
     known |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     dims = {value.name: list(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
-    measured = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"}  # the shape of another tensor
+    measured = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"
+    }  # the shape of another tensor
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] not in known:
             like = measured.get(node.input[1], node.output[0])

@@ -32,7 +32,7 @@ from ..config import (
     NetworkConfig,
 )
 from ..inpainting.imaging import mask_to_latent
-from ..model.ddim import alphas_cumprod
+from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
 from . import parallel
 from .album import Album, random_windows

@@ -39,7 +39,7 @@ from moebius_lab.evidence.perceptual import PerceptualDistance
 from moebius_lab.inpainting.imaging import is_hole, to_unit_range
 from moebius_lab.inpainting.loop import Settings
 from moebius_lab.model.checkpoint import make_vae
-from moebius_lab.model.ddim import alphas_cumprod
+from moebius_lab.model.sampler import alphas_cumprod
 from moebius_lab.model.unet import MoebiusNet
 from moebius_lab.notebook import report
 from moebius_lab.training import card, data

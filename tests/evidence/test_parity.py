@@ -21,7 +21,8 @@ def test_every_graph_in_every_precision_against_pytorch(small, references, preci
     run = parity.onnx_run(small.stored(precision))
     rows = parity.compare_graphs(references, small.net, run, per_graph(precision), "ONNX Runtime")
     assert [(row.graph, row.output) for row in rows] == [
-        ("vae_encoder", "mean"), ("vae_encoder", "std"), ("step", "next_latents"), ("step", "noise"), ("vae_decoder", "image"),
+        ("vae_encoder", "mean"), ("vae_encoder", "std"), ("step", "next_state"), ("step", "noise"),
+        ("step_unguided", "next_state"), ("step_unguided", "noise"), ("vae_decoder", "image"),
     ]  # fmt: skip
     parity.require(rows)
     if precision == "fp32":
@@ -68,6 +69,7 @@ def test_a_form_that_two_precisions_share_is_compared_once(small, references):
     compared = [(row.graph, row.precision) for row in rows if row.output in ("mean", "noise", "image")]
     assert sorted(compared) == [
         ("step", "fp16"), ("step", "fp16-storage"), ("step", "fp32"),
+        ("step_unguided", "fp16"), ("step_unguided", "fp16-storage"), ("step_unguided", "fp32"),
         ("vae_decoder", "fp16-storage"), ("vae_decoder", "fp32"), ("vae_encoder", "fp16-storage"), ("vae_encoder", "fp32"),
     ]  # fmt: skip
     parity.require(rows)
@@ -78,7 +80,7 @@ def test_a_graph_that_would_take_too_long_is_left_out_and_the_reason_stands_for_
     rows, left_out = parity.compare_in_time(references, small.net, run, forms, parity.CPU, seconds=600)
     assert {row.graph for row in rows} == set(references) and not left_out
     rows, left_out = parity.compare_in_time(references, small.net, run, forms, parity.CPU, seconds=0)
-    assert {row.graph for row in rows} == {"step"} and set(left_out) == {"vae_encoder", "vae_decoder"}
+    assert {row.graph for row in rows} == {"step"} and set(left_out) == {"vae_encoder", "step_unguided", "vae_decoder"}
     assert all("by its arithmetic" in reason for reason in left_out.values())
 
 

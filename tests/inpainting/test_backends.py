@@ -10,7 +10,7 @@ import torch
 import moebius_lab
 from moebius_lab.evidence.benchmark.contenders import TorchGraphs
 from moebius_lab.inpainting.backends import LOOP_OUTPUTS, GraphBackend
-from moebius_lab.model.ddim import ddim_steps
+from moebius_lab.model.sampler import solver_steps
 from moebius_lab.notebook.browser_backend import BrowserRunner
 from moebius_lab.notebook.workbench import Workbench, prepare
 from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
@@ -49,8 +49,9 @@ def test_a_runtime_that_defines_run_is_a_backend(bench, make):
     backend, published = make(bench), bench.torch_backend
     inputs = example_inputs(bench.config)
     image, latent = inputs["vae_encoder"]["image"], inputs["vae_decoder"]["latent"]
-    step = (*list(inputs["step"].values())[:3], ddim_steps(20, 0.99)[9], 2.0)
-    pairs = [*zip(backend.encode(image), published.encode(image), strict=True), (backend.step(*step), published.step(*step))]
+    step = (*list(inputs["step"].values())[:3], solver_steps("dpm++2m", 6)[2])
+    pairs = [*zip(backend.encode(image), published.encode(image), strict=True)]
+    pairs += [(backend.step(*step, guidance), published.step(*step, guidance)) for guidance in (2.0, 1.0)]
     pairs.append((backend.decode(latent), published.decode(latent)))
     for got, expected in pairs:
         assert got.dtype == torch.float32 and got.shape == expected.shape
@@ -61,8 +62,8 @@ def test_a_runtime_that_defines_run_is_a_backend(bench, make):
 def test_inputs_are_taken_by_name_in_any_order(bench):
     inputs = {name: x.numpy() for name, x in example_inputs(bench.config)["step"].items()}
     backend = TorchGraphs(bench, "cpu", torch.float32)
-    turned = backend.run("step", dict(reversed(inputs.items())))["next_latents"]
-    assert np.array_equal(turned, backend.run("step", inputs)["next_latents"])
+    turned = backend.run("step", dict(reversed(inputs.items())))["next_state"]
+    assert np.array_equal(turned, backend.run("step", inputs)["next_state"])
 
 
 def test_the_loop_reads_outputs_that_the_graphs_have():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moebius_lab import LabError
-from moebius_lab.config import AS_RELEASED, FEATHER_WIDTH
+from moebius_lab.config import AS_RELEASED, FEATHER_WIDTH, PRESETS
 from moebius_lab.inpainting.imaging import (
     feather,
     is_hole,
@@ -16,8 +16,7 @@ from moebius_lab.inpainting.imaging import (
     to_bytes,
     to_unit_range,
 )
-from moebius_lab.inpainting.loop import Cancelled, Settings, describe_cost, inpaint, sample
-from moebius_lab.model.ddim import ddim_steps, scheduler
+from moebius_lab.inpainting.loop import Cancelled, Settings, describe_cost, inpaint, preset, preset_of, sample
 
 FEW = Settings(steps=3)
 
@@ -43,43 +42,81 @@ def test_inpaint_on_a_picture_of_the_models_size_is_the_release_too(small, pipel
     assert most <= 1 and share < 1e-3
 
 
-def test_the_release_runs_19_of_20_steps_from_900():
-    steps = ddim_steps(20, 0.99)
-    assert [step.timestep for step in steps] == list(range(900, -1, -50))
-    assert steps[0].signal == pytest.approx(0.12, abs=0.005)
-    assert steps[-1].noise_scale == pytest.approx(-steps[-1].sigma / steps[-1].signal)
-
-
-@pytest.mark.parametrize("count", [1, 7, 20, 50])
-def test_two_numbers_a_step_are_diffusers_ddim(count):
-    schedule = scheduler()
-    schedule.set_timesteps(count)
-    generator = torch.Generator().manual_seed(0)
-    x, e = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
-    steps = ddim_steps(count, 1.0)
-    assert [step.timestep for step in steps] == schedule.timesteps.tolist()
-    gap = 1000 // count
-    for step in steps:
-        if step.timestep - gap >= 0 or step is steps[-1]:
-            theirs = schedule.step(e, step.timestep, x).prev_sample
-            torch.testing.assert_close(step.latent_scale * x + step.noise_scale * e, theirs, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("steps, strength", [(0, 1.0), (1001, 1.0), (20, 0.0), (20, 1.1), (1, float("nan"))])
 def test_schedules_that_cannot_be_run(steps, strength):
     with pytest.raises(LabError):
         Settings(steps=steps, strength=strength)
 
 
-def test_at_least_one_step_is_run():
-    assert ddim_steps(1, Settings().strength) == ddim_steps(1, 1.0)
-    assert len(ddim_steps(10, 0.01)) == 1
-
-
-@pytest.mark.parametrize("bad", [{"init": "zeros"}, {"seed": -1}, {"guidance": float("nan")}, {"coverage": "most"}])
-def test_settings_that_make_no_sense(bad):
-    with pytest.raises(LabError):
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"init": "zeros"}, 'must be "image" or "noise"'),
+        ({"seed": -1}, "seed must be"),
+        ({"guidance": float("nan")}, "finite"),
+        ({"coverage": "most"}, "one of whole, as-released"),
+        ({"solver": "euler"}, "choose one of ddim, dpm"),
+        ({"solver": "dpm++2m", "steps": 1}, "at least 2 steps, and 1 would run"),
+        ({"solver": "unipc", "steps": 10, "strength": 0.1}, "at least 2 steps, and 1 would run"),
+        ({"guidance_interval": (0.5, 0.5)}, "not from 0.5 to 0.5"),
+        ({"guidance_interval": (-0.1, 0.5)}, "not from -0.1"),
+        ({"guidance_interval": (0.5, 1.5)}, "to 1.5"),
+        ({"guidance_interval": (float("nan"), 1.0)}, "not from nan"),
+        ({"guidance_interval": (0.5,)}, "two shares"),
+        ({"guidance_interval": (0.96, 1.0)}, "no step of 19 begins between 0.96 and 1"),
+    ],
+)
+def test_settings_that_make_no_sense(bad, words):
+    with pytest.raises(LabError, match=words):
         Settings(**bad)
+
+
+def test_presets_say_what_they_cost_and_are_known_again():
+    evaluations = {name: preset(name).evaluations() for name in PRESETS}
+    assert evaluations == {"fast": 9, "fastest": 6, "as-released": 38}
+    for name, entry in PRESETS.items():
+        assert preset_of(preset(name, seed=3)) == name and f"{evaluations[name]} evaluations" in entry.note
+    assert preset("as-released") == Settings() and preset_of(Settings(steps=7)) == ""
+    with pytest.raises(LabError, match="choose one of fast, fastest, as-released"):
+        preset("faster")
+
+
+@pytest.mark.parametrize(
+    "interval, guided",
+    [((0.0, 1.0), range(10)), ((0.5, 1.0), range(5, 10)), ((0.0, 0.3), range(3)), ((0.7, 0.8), [7]), ((0.29, 0.31), [3])],
+)
+def test_steps_of_the_interval_are_guided(interval, guided):
+    settings = Settings(steps=10, strength=1.0, guidance=3.0, guidance_interval=interval)
+    assert [i for i, guidance in enumerate(settings.guidances()) if guidance == 3.0] == list(guided)
+    assert settings.evaluations() == 10 + len(guided)
+
+
+def test_where_guidance_is_1_the_network_is_evaluated_once_and_gives_the_same(small):
+    state = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    mask, masked = torch.ones(1, 1, 16, 16), torch.zeros(1, 4, 16, 16)
+    for step in preset("fast").schedule()[1:3]:
+        once, nearly = (small.torch_backend.step(state, mask, masked, step, g) for g in (1, 1 + 1e-6))
+        torch.testing.assert_close(once, nearly, rtol=1e-4, atol=1e-4)
+
+
+def test_from_noise_the_picture_itself_is_not_encoded_and_its_draw_is_made_all_the_same(small):
+    backend = Flat(small.config)
+    inpaint(backend, small.image, small.mask, Settings(steps=1, init="noise"))
+    assert len(backend.seen) == 1
+    inpaint(backend, small.image, small.mask, Settings(steps=1))
+    assert len(backend.seen) == 3
+    first = {}
+
+    class Keeping(Flat):
+        def step(self, state, mask, masked_latents, step, guidance):
+            first.setdefault(settings.init, state)
+            return state
+
+    for init in ("image", "noise"):
+        settings = Settings(init=init, steps=1)
+        sample(Keeping(small.config), to_unit_range(small.image), mask_to_hole(small.mask), settings)
+    sigma = settings.schedule()[0].sigma  # the picture's latent is zeros here
+    torch.testing.assert_close(first["image"], sigma * first["noise"])
 
 
 def test_seed_start_and_guidance_each_change_the_result_and_repeat_exactly(small):
@@ -105,9 +142,9 @@ class Flat:
         cells = torch.zeros(1, 4, self.config.latent_size, self.config.latent_size)
         return cells, cells
 
-    def step(self, latents, mask, masked_latents, step, guidance):
+    def step(self, state, mask, masked_latents, step, guidance):
         self.told.append(mask)
-        return latents
+        return state
 
     def decode(self, latents):
         grey = (self.painted + 0.5) / 255

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from moebius_lab.model.ddim import ddim_steps, scheduler
 from PIL import Image, ImageFilter
 from programs import node
 
@@ -25,7 +26,6 @@ from moebius_lab.inpainting.imaging import (
     to_unit_range,
     uncrop,
 )
-from moebius_lab.model.ddim import ddim_steps, scheduler
 from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER

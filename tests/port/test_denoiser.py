@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, SMALL, UNCONDITIONAL_IDS
-from moebius_lab.model import ddim
+from moebius_lab.config import CONDITIONAL_IDS, DEMO, MOEBIUS, RUNS, SMALL, STEP_UNGUIDED, UNCONDITIONAL_IDS
+from moebius_lab.inpainting.backends import step_feeds
 from moebius_lab.model.checkpoint import deterministic_weights
 from moebius_lab.model.lambda_layer import CrossLambda, SelfLambda
+from moebius_lab.model.sampler import ddim_scheduler, solver_steps
 from moebius_lab.model.unet import Downsample, MixFFN, MoebiusNet, SeparableConv, Upsample, sinusoid
 from moebius_lab.port import denoiser as graph
 from moebius_lab.port import passes
@@ -21,6 +22,7 @@ from moebius_lab.port.sessions import open_session, session_options
 
 DATA = Path(__file__).parents[1] / "data"
 IDS = torch.tensor([UNCONDITIONAL_IDS, CONDITIONAL_IDS])
+BOTH = torch.tensor([0.0, 1.0])
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -87,7 +89,7 @@ def test_tokens_are_a_reordered_picture(side):
 def test_self_lambda_as_scores_of_tiles(side, window):
     layer = filled(SelfLambda(48, 8, window))
     x = normal(2, 48, side, side)
-    y = graph.to_picture(graph.TiledSelfLambda(layer, side)(graph.to_tokens(x)), side)
+    y = graph.to_picture(graph.TiledSelfLambda(layer, side)(graph.to_tokens(x), torch.zeros(2)), side)
     assert_same(y, layer(x), 3e-5)
 
 
@@ -110,10 +112,12 @@ def test_cross_lambda_as_attention_over_ten_keys():
     x = normal(2, 48, 8, 8)
     with torch.no_grad():
         attention = graph.ConditionAttention(layer, context)
-    assert_same(graph.to_picture(attention(graph.to_tokens(x)), 8), layer(x, context), 1e-5)
-    shared = x[:1]  # a batch of one meets both rows
-    expected = layer(shared.expand(2, -1, -1, -1), context)
-    assert_same(graph.to_picture(attention(graph.to_tokens(shared)), 8), expected, 1e-5)
+    both = torch.tensor([0, 1])
+    assert_same(graph.to_picture(attention(graph.to_tokens(x), both), 8), layer(x, context), 1e-5)
+    shared = x[:1]  # a batch of one meets the rows that are chosen
+    for rows in (both, both[1:], both[:1], both.flip(0)):
+        expected = layer(shared.expand(len(rows), -1, -1, -1), context[rows])
+        assert_same(graph.to_picture(attention(graph.to_tokens(shared), rows), 8), expected, 1e-5)
 
 
 @pytest.mark.parametrize("positions", [1024, graph.LONG_SUM])
@@ -160,7 +164,10 @@ def test_noise_graph_is_the_published_network(config):
     net, s = filled(MoebiusNet(config)), config.latent_size
     x, t = normal(1, 9, s, s), torch.tensor([450.0])
     expected = net(x.expand(2, -1, -1, -1), t.expand(2), IDS)
-    assert_same(graph.NoiseGraph(net)(x[:, :4], x[:, 4:5], x[:, 5:], t), expected)
+    noise_graph = graph.NoiseGraph(net)
+    for conditions in (BOTH, BOTH[1:], BOTH[:1]):
+        got = noise_graph(x[:, :4], x[:, 4:5], x[:, 5:], t, conditions)
+        assert_same(got, expected[conditions.long()])
 
 
 @pytest.mark.slow
@@ -172,7 +179,7 @@ def test_noise_graph_at_full_size_gives_the_release_s_numbers():
     assert torch.equal(ids, IDS)
     for row in range(2):
         x = latent[row : row + 1]
-        got = noise_graph(x[:, :4], x[:, 4:5], x[:, 5:], timestep)[row]
+        got = noise_graph(x[:, :4], x[:, 4:5], x[:, 5:], timestep, BOTH)[row]
         assert_same(got, noise[row])
 
 
@@ -181,26 +188,31 @@ def test_the_guided_halves_are_shared_until_the_condition_enters(net):
     first = noise_graph.down[0]["transformers"][0]
     for name, module in {"self": first.self_lambda, "condition": first.condition, "ffn": first.ffn}.items():
         module.register_forward_hook(lambda _, x, y, name=name: batches.update({name: (len(x[0]), len(y))}))
-    noise_graph(*list(example_inputs(net.config)["step"].values())[:4])
-    assert batches == {"self": (1, 1), "condition": (1, 2), "ffn": (2, 2)}
+    for run, n in (("step", 2), (STEP_UNGUIDED, 1)):
+        noise_graph(*noise_inputs(example_inputs(net.config)[run]))
+        assert batches == {"self": (1, 1), "condition": (1, n), "ffn": (n, n)}
+
+
+def noise_inputs(inputs: dict) -> list:
+    """What a `NoiseGraph` takes of the step's inputs."""
+    return [inputs["state"][:1], *(inputs[name] for name in ("mask", "masked_latents", "timestep", "conditions"))]
 
 
 def test_step_graph_is_guidance_and_a_ddim_step_of_diffusers(net):
-    inputs = {name: normal(*tensor.shape) for name, tensor in example_inputs(net.config)["step"].items()}
-    scheduler = ddim.scheduler()
+    state, mask, masked = normal(3, 4, 16, 16), normal(1, 1, 16, 16), normal(1, 4, 16, 16)
+    scheduler = ddim_scheduler()
     scheduler.set_timesteps(20)
-    alphas = scheduler.alphas_cumprod.double()
-    for timestep, alpha_next in ((900, alphas[850]), (0, scheduler.final_alpha_cumprod.double())):
-        alpha = alphas[timestep]
-        inputs["timestep"], inputs["guidance"] = torch.tensor([float(timestep)]), torch.tensor([2.0])
-        inputs["latent_scale"] = torch.sqrt(alpha_next / alpha).float().reshape(1)
-        noise_scale = torch.sqrt(1 - alpha_next) - torch.sqrt(alpha_next * (1 - alpha) / alpha)
-        inputs["noise_scale"] = noise_scale.float().reshape(1)
-        u, c = graph.NoiseGraph(net)(*list(inputs.values())[:4])
-        expected = scheduler.step(u + 2.0 * (c - u), timestep, inputs["latents"], eta=0.0).prev_sample
+    steps = solver_steps("ddim", 20)
+    for step in (steps[1], steps[-1]):
+        inputs = step_feeds(state, mask, masked, step, 2.0)
+        u, c = graph.NoiseGraph(net)(*noise_inputs(inputs))
+        expected = scheduler.step(u + 2.0 * (c - u), step.timestep, state[:1], eta=0.0).prev_sample
         following, noise = graph.StepGraph(net)(*inputs.values())
-        assert_same(following, expected)
+        assert_same(following[:1], expected)
         assert torch.equal(noise, torch.stack([u, c]))
+        unguided, alone = graph.StepGraph(net)(*step_feeds(state, mask, masked, step, 1.0).values())
+        assert_same(alone[0], c)
+        assert_same(unguided[:1], scheduler.step(c, step.timestep, state[:1], eta=0.0).prev_sample)
 
 
 def test_a_network_in_training_mode_is_refused(net):
@@ -225,8 +237,9 @@ def test_exported_step_graph_has_only_operators_that_stay_on_a_gpu(step_file):
     dims = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     assert all(dims.get(node.input[1], 4) == 4 for node in model.graph.node if node.op_type == "Conv")
     assert sum(counts.values()) - counts["Reshape"] < 930  # 1,302 nodes in the straightforward export
-    batch = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
-    assert batch == {name: list(tensor.shape) for name, tensor in example_inputs(SMALL)["step"].items()}
+    dims = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    fixed = {name: list(tensor.shape) for name, tensor in example_inputs(SMALL)["step"].items()}
+    assert dims == fixed | {"conditions": ["n"], "noise_weights": [3, "n"]}
 
 
 @pytest.mark.parametrize("form", ["fp32", "fp16"])
@@ -238,6 +251,19 @@ def test_on_the_processor_cells_are_gathered_and_no_number_changes(small, form):
     assert before[6] == after[3] - before[3] == 45 and after[6] == 0
     assert passes.gather_cells(model) is model
     feeds = {name: x.numpy() for name, x in example_inputs(SMALL)["step"].items()}
-    expected = onnxruntime.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"]).run(None, feeds)
-    for got, wanted in zip(open_session(path).run(None, feeds), expected, strict=True):
+    options = session_options()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # or it rounds to 16 bits elsewhere
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    given = onnx.load(path, load_external_data=False)
+    runs = []
+    for each in (given, model):
+        session = onnxruntime.InferenceSession(each.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        runs.append(session.run(None, feeds))
+    for got, wanted in zip(*runs, strict=True):
         assert np.array_equal(got, wanted)
+    for run in RUNS:
+        if RUNS[run] == "step":
+            feeds = {name: x.numpy() for name, x in example_inputs(SMALL)[run].items()}
+            assert all(np.isfinite(y).all() for y in open_session(path).run(None, feeds))

@@ -221,9 +221,9 @@ def test_loss_is_lowest_for_the_true_noise(monkeypatch):
 
 
 def test_schedule_matches_the_scheduler_of_the_pipeline():
-    from moebius_lab.model.ddim import scheduler
+    from moebius_lab.model.sampler import ddim_scheduler
 
-    assert torch.allclose(denoiser.alphas_cumprod().float(), scheduler().alphas_cumprod, atol=1e-6)
+    assert torch.allclose(denoiser.alphas_cumprod().float(), ddim_scheduler().alphas_cumprod, atol=1e-6)
 
 
 CPU = torch.device("cpu")

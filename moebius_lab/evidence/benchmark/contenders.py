@@ -244,9 +244,7 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     onnx = OnnxBackend(paths, bench.config, open_)
     stack.callback(onnx.sessions.clear)
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
-    works = {
-        what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for what, run in WORKS.items()
-    }
+    works = {what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for what, run in WORKS.items()}
 
     def limit(name: str) -> float:
         graphs = limit_graphs(name, where)
@@ -321,9 +319,7 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
     feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
     evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
-    works = {
-        what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()
-    }
+    works = {what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()}
     return Entrant(
         READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask)
     )
