@@ -1,0 +1,142 @@
+"""Quality against evaluations of the network: every solver, guided wholly, late, early and never, on the held-out photographs.
+
+`python -m moebius_lab.evidence.quality` fills every hole of `demo/heldout/` in every way of `ways` and writes `demo/quality.json`,
+picture by picture, so that a run that was stopped goes on where it was. Every fill starts from the same noise of its seed. The preset
+"fast" is chosen on the pictures of `CHOOSING` and reported on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import errors
+from ..config import DEFAULT_PRESET, DEMO, PRESETS, STRAIGHTFORWARD
+from ..files import write_json
+from ..inpainting.backends import Backend
+from ..inpainting.imaging import is_hole
+from ..inpainting.loop import Settings, inpaint, preset
+from ..model.sampler import SOLVERS
+from ..port.graphs import Graphs
+from ..port.sessions import OnnxBackend, open_session
+from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, held_out_pairs, hole_psnr, measures
+from .perceptual import PerceptualDistance
+
+QUALITY = DEMO_FOLDER / "quality.json"
+SCHEDULES = {"wholly": (0.0, 1.0), "late": (0.5, 1.0), "early": (0.0, 0.5), "never": (0.0, 1.0)}
+"""When a way is guided: shares of the run; "never" has a guidance of 1."""
+STEPS = {"wholly": (4, 6, 10), "late": (4, 6, 10), "early": (6,), "never": (6,)}
+"""Numbers of steps that each schedule is tried with, by every solver."""
+CURVE_SEEDS = (0, 1)  # of ways that are no preset; presets have `evaluation.SEEDS`
+LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the answer that few steps are compared with; of seed 0
+RELEASED = "as released"  # the preset's steps, but from noise, so that every way starts from the same
+SLACK = {"psnr_db": 0.1, "ssim": 0.01, "texture": 0.05}
+"""How far the mean of a preset may lie from that of the release: dB, and the measures' own units."""
+
+
+def chosen_on(name: str) -> bool:
+    """Whether a preset may be chosen on this picture: on every second one, by name; it is reported on the others."""
+    return sorted(path.stem for path in HELD_OUT_FOLDER.glob("*.webp")).index(name) % 2 == 0
+
+
+def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
+    """Every way to sample that is compared, by name, and its seeds; the release's first."""
+    found = {RELEASED: (replace(preset("as-released"), init="noise"), SEEDS)}
+    presets = {preset(name): SEEDS for name in PRESETS}
+    for solver in SOLVERS:
+        for schedule, interval in SCHEDULES.items():
+            for steps in STEPS[schedule]:
+                guidance = 1.0 if schedule == "never" else Settings.guidance
+                settings = Settings(solver, steps, 1.0, guidance, interval, init="noise")
+                found[f"{solver}, {steps} steps, guided {schedule}"] = settings, presets.get(settings, CURVE_SEEDS)
+    return found
+
+
+def measure_picture(backend: Backend, picture: np.ndarray, mask: np.ndarray, distance: PerceptualDistance) -> list[dict]:
+    """Fill one hole in every way.
+
+    Returns:
+        A row for each way and seed: its measures, see `evaluation.measures`, and of seed 0 `to_longest_db`, the PSNR in the hole against
+        the fill of 100 steps.
+    """
+    hole = is_hole(mask)
+    longest, rows = inpaint(backend, picture, mask, LONGEST), []
+    for way, (settings, seeds) in ways().items():
+        for seed in seeds:
+            filled = inpaint(backend, picture, mask, replace(settings, seed=seed))
+            row = {"way": way, "evaluations": settings.evaluations(), "seed": seed}
+            row |= measures(filled, picture, hole, distance)
+            if seed == LONGEST.seed:
+                row["to_longest_db"] = round(hole_psnr(filled, longest, hole), 2)
+            rows.append(row)
+    return rows
+
+
+def _measure(name: str, folder: Path) -> tuple[str, list[dict]]:
+    backend = OnnxBackend(Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD), DEMO, partial(open_session, threads=1))
+    return name, measure_picture(backend, *held_out_pairs()[name], PerceptualDistance())
+
+
+def table(report: dict) -> pd.DataFrame:
+    """The report's rows as they were measured, each with its picture and whether a preset was chosen on it."""
+    rows = [
+        {"picture": name, "choosing": chosen_on(name)} | row for name, rows in report["pictures"].items() for row in rows
+    ]
+    return pd.DataFrame(rows)
+
+
+def curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over pictures of every measure, by way: columns (measure, "mean" or "sem"), and the evaluations.
+
+    Seeds of one picture are averaged first: what spreads is the picture.
+    """
+    of_pictures = rows.groupby(["way", "evaluations", "picture"], sort=False)[
+        ["psnr_db", "ssim", "texture", "texture_error", "perceptual", "to_longest_db"]
+    ].mean()
+    return of_pictures.groupby(["way", "evaluations"], sort=False).agg(["mean", "sem"]).reset_index("evaluations")
+
+
+def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
+    """A way's means less those of the release, over the same pictures and seeds, of the measures in `SLACK`."""
+    mine, release = (rows[rows.way == name].set_index(["picture", "seed"])[list(SLACK)].mean() for name in (way, RELEASED))
+    return {key: float(mine[key] - release[key]) for key in SLACK}
+
+
+def name_of(name: str) -> str:
+    """What `ways` calls a preset."""
+    return next(way for way, (settings, _) in ways().items() if settings == replace(preset(name), init="noise"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m moebius_lab.evidence.quality", description=__doc__)
+    parser.add_argument("--report", type=Path, default=QUALITY)
+    parser.add_argument("--output-dir", type=Path, default=Path("build"), help="has onnx/, which is made if missing")
+    parser.add_argument("--jobs", type=int, default=1, help="pictures at once, one thread each")
+    options = parser.parse_args()
+    report = json.loads(options.report.read_text(encoding="utf-8")) if options.report.is_file() else {"pictures": {}}
+    left = [name for name in held_out_pairs() if name not in report["pictures"]]
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    folder = options.output_dir.resolve()
+    Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for future in as_completed([pool.submit(_measure, name, folder) for name in left]):
+            name, rows = future.result()
+            report["pictures"] = dict(sorted((report["pictures"] | {name: rows}).items()))
+            write_json(options.report, report)
+            print(f"{name}: {len(report['pictures'])} pictures done", flush=True)
+    print(curves(table(report)).round(3).to_string())
+    reported = table(report)
+    for part, rows in (("chosen on", reported[reported.choosing]), ("reported on", reported[~reported.choosing])):
+        print(part, {key: round(value, 3) for key, value in differences(rows, name_of(DEFAULT_PRESET)).items()})
+    return 0
+
+
+if __name__ == "__main__":
+    errors.leave(errors.run(main))
