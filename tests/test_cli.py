@@ -41,9 +41,28 @@ def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_pat
     options = ["-o", str(out), "--backend", backend, "--steps", "3", "--graphs-dir", str(small.folder), *SMALL]
     assert main(["inpaint", image, mask, *options]) == 0
     said = capsys.readouterr()
-    assert said.out.strip() == str(out) and "1 window of 128 px, 2 steps, about" in said.err
+    assert said.out.strip() == str(out) and "1 window of 128 px, 3 steps, about" in said.err
     before, after, outside = read_image(image), read_image(out), feather(read_mask(mask)) == 0
     assert np.array_equal(after[outside], before[outside]) and not np.array_equal(after, before)
+
+
+def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys):
+    files = [*map(str, picture_files), "-o", str(tmp_path / "out.png"), "--backend", "torch", *SMALL]
+    for options, words in (
+        ([], "6 steps"), (["--preset", "fastest"], "4 steps"), (["--preset", "as-released", "--steps", "3"], "2 steps"),
+        (["--solver", "unipc", "--steps", "2", "--guidance-interval", "0", "0.5"], "2 steps"),
+    ):  # fmt: skip
+        assert main(["inpaint", *files, *options]) == 0
+        assert f"1 window of 128 px, {words}, about" in capsys.readouterr().err
+    for options, words in (
+        (["--solver", "euler"], "there is no solver 'euler'; choose one of ddim, dpm++2m, unipc"),
+        (["--steps", "1"], "dpm++2m needs at least 2 steps, and 1 would run: raise steps or strength, or choose ddim"),
+        (["--guidance-interval", "0.9", "1"], "no step of 6 begins between 0.9 and 1 of the run"),
+        (["--guidance-interval", "1", "2"], "not from 1.0 to 2.0"),
+    ):
+        assert main(["inpaint", *files, *options]) != 0
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
 
 
 def test_transparency_comes_back(picture_files, tmp_path):

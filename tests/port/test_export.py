@@ -43,8 +43,8 @@ def test_the_rewritten_step_has_fewer_convolutions_than_the_straightforward_one_
     for run in ("step", STEP_UNGUIDED):
         feeds = {name: value.numpy() for name, value in example_inputs(small.config)[run].items()}
         published, ours = (session.run(["next_state", "noise"], feeds) for session in sessions)
-        assert all(abs(a - b).max() < 4e-5 for a, b in zip(published, ours))  # a prediction is up to three times the noise
-        assert ours[1].shape == (len(feeds["conditions"]), 4, 16, 16) and abs(published[1] - ours[1]).max() < 2e-5
+        assert all(abs(a - b).max() < 2e-5 for a, b in zip(published, ours))
+        assert ours[1].shape == (len(feeds["conditions"]), 4, 16, 16)
 
 
 def test_no_graph_computes_a_shape_so_all_of_it_can_be_captured(small):
