@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import AS_RELEASED, LATENT_CHANNELS
 from ..files import DamagedFile, read_arrays, say, written_whole
 from ..inpainting.backends import Backend
 from ..inpainting.loop import Progress, Settings, inpaint
+from ..model.sampler import Step
 from ..port.graphs import Graphs
 from ..port.sessions import OnnxBackend
 from ..provenance import facts_digest, made_by
@@ -99,6 +101,26 @@ class Loops(Graphs):
         for array in (self.image, self.mask):
             digest.update(str(array.shape).encode() + array.tobytes())
         return digest.hexdigest()
+
+
+class _Compared:
+    """A backend that takes every guided step without guidance as well, and keeps how far apart the two predictions are."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.config, self.encode, self.decode = backend.name, backend.config, backend.encode, backend.decode
+        self.backend, self.gains = backend, []
+
+    def step(self, state: Tensor, mask: Tensor, masked_latents: Tensor, step: Step, guidance: float) -> Tensor:
+        guided, plain = (self.backend.step(state, mask, masked_latents, step, g) for g in (guidance, 1.0))
+        self.gains.append(float((guided - plain)[1].square().mean().sqrt()))
+        return guided
+
+
+def guidance_gains(backend: Backend, image: np.ndarray, mask: np.ndarray, settings: Settings) -> list[float]:
+    """What guidance adds to the predicted picture at each step of a run: the root mean square of the change in its latent, scaled."""
+    compared = _Compared(backend)
+    inpaint(compared, image, mask, settings)
+    return compared.gains
 
 
 MADE_BY = made_by(__name__)

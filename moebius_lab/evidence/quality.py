@@ -37,6 +37,14 @@ STEPS = {"wholly": (4, 6, 10), "late": (4, 6, 10), "early": (6,), "never": (6,)}
 CURVE_SEEDS = (0, 1)  # of ways that are no preset; presets have `evaluation.SEEDS`
 LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the answer that few steps are compared with; of seed 0
 RELEASED = "as released"  # the preset's steps, but from noise, so that every way starts from the same
+TITLES = {
+    "psnr_db": "PSNR in the hole, dB",
+    "ssim": "SSIM",
+    "texture": "texture, 1 is right",
+    "perceptual": "perceptual distance",
+    "to_longest_db": "PSNR against 100 steps, dB",
+}
+"""The measures that are shown, and what they are called."""
 SLACK = {"psnr_db": 0.1, "ssim": 0.01, "texture": 0.05}
 """How far the mean of a preset may lie from that of the release: dB, and the measures' own units."""
 
@@ -97,10 +105,18 @@ def curves(rows: pd.DataFrame) -> pd.DataFrame:
 
     Seeds of one picture are averaged first: what spreads is the picture.
     """
-    of_pictures = rows.groupby(["way", "evaluations", "picture"], sort=False)[
-        ["psnr_db", "ssim", "texture", "texture_error", "perceptual", "to_longest_db"]
-    ].mean()
+    of_pictures = rows.groupby(["way", "evaluations", "picture"], sort=False)[list(TITLES)].mean()
     return of_pictures.groupby(["way", "evaluations"], sort=False).agg(["mean", "sem"]).reset_index("evaluations")
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """`curves` in words, "17.4 ± 0.6", by way: evaluations, and a column for each of `TITLES`."""
+    found = curves(rows)
+    told = {
+        title: [f"{mean:.3g} ± {spread:.2g}" for mean, spread in found[measure].to_numpy()]
+        for measure, title in TITLES.items()
+    }
+    return pd.DataFrame({"evaluations": found["evaluations"].to_numpy()} | told, index=found.index)
 
 
 def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
@@ -112,6 +128,22 @@ def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
 def name_of(name: str) -> str:
     """What `ways` calls a preset."""
     return next(way for way, (settings, _) in ways().items() if settings == replace(preset(name), init="noise"))
+
+
+def answer(rows: pd.DataFrame) -> str:
+    """Whether the default preset keeps the release's measures within `SLACK`, on these rows, in Markdown."""
+    apart, way = differences(rows, name_of(DEFAULT_PRESET)), preset(DEFAULT_PRESET)
+    words = {"psnr_db": "dB PSNR", "ssim": "SSIM", "texture": "texture"}
+    told = ", ".join(f"{apart[key]:+.3f} {word} ({SLACK[key]:g} allowed)" for key, word in words.items())
+    worse = [words[key] for key, gap in apart.items() if (abs(gap) if key == "texture" else -gap) > SLACK[key]]
+    verdict = (
+        f"**Not within what is allowed: {', '.join(worse)}.**" if worse else "**As good as the release by these measures.**"
+    )
+    pictures, seeds = rows["picture"].nunique(), len(SEEDS)
+    return (
+        f"{verdict} {way.evaluations()} evaluations instead of {preset('as-released').evaluations()}, means of {pictures} pictures and {seeds} "
+        f"seeds: {told}."
+    )
 
 
 def main() -> int:
@@ -134,7 +166,7 @@ def main() -> int:
     print(curves(table(report)).round(3).to_string())
     reported = table(report)
     for part, rows in (("chosen on", reported[reported.choosing]), ("reported on", reported[~reported.choosing])):
-        print(part, {key: round(value, 3) for key, value in differences(rows, name_of(DEFAULT_PRESET)).items()})
+        print(f"{part}: {answer(rows)}")
     return 0
 
 

@@ -233,6 +233,44 @@ def step_times(table: pd.DataFrame, title: str = "One guided step") -> Figure:
     return figure
 
 
+def quality(curves: pd.DataFrame, measures: dict[str, str], presets: dict[str, str]) -> Figure:
+    """Means over pictures with their standard errors against evaluations of the network, a panel a measure, a line for each solver and
+    schedule.
+
+    Args:
+        curves: of `quality.curves`; ways are named "SOLVER, N steps, guided SCHEDULE", or as a whole.
+        measures: columns of `curves` and what their panels are called.
+        presets: ways that are presets, and what they are called in the plot.
+    """
+    figure, axes = _figure(1, len(measures), 4.2 * len(measures), 4.2)
+    ways = curves.index.to_series().str.split(", ", expand=True)
+    lines = curves.groupby((ways[0] + ", " + ways[2].fillna("")).str.strip(", "), sort=False)
+    for ax, (measure, title) in zip(axes[0], measures.items()):
+        for i, (name, line) in enumerate(lines):
+            values, style = line[measure], {"late": "-", "wholly": "--"}.get(str(name).rpartition(" ")[2], "")
+            colour = COLOURS[["ddim", "dpm++2m", "unipc"].index(name.partition(",")[0])] if "," in name else "black"
+            ax.errorbar(line["evaluations"], values["mean"], values["sem"], None, style, color=colour, marker="osv^D"[i % 4],
+                        capsize=2, label=name)  # fmt: skip
+        for way, preset in presets.items():
+            here = curves.loc[[way], "evaluations"].iloc[0], curves.loc[way, (measure, "mean")]
+            ax.annotate(preset, here, xytext=(0, 12), textcoords="offset points", ha="center", weight="bold")
+        ax.set(xlabel="evaluations of the network", title=title, xscale="log")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
+def guidance_gains(gains: dict[str, list[float]]) -> Figure:
+    """What guidance adds to the predicted picture at each step, root mean square in the latent, a line for each way to sample."""
+    figure, axes = _figure(1, 1, 8, 3)
+    for name, values in gains.items():
+        axes[0, 0].plot((np.arange(len(values)) + 0.5) / len(values), values, marker="o", label=name)
+    axes[0, 0].set(
+        xlabel="share of the run", ylabel="RMS of the change", title="What guidance adds to the prediction, and when"
+    )
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
 def operator_times(profiles: pd.DataFrame, top: int = 10) -> Figure:
     """Milliseconds of a step by operator, a panel for each backend and form of a results file's profiles."""
     groups = list(profiles.groupby(["backend", "form", "where"], sort=False))

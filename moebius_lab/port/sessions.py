@@ -65,21 +65,16 @@ def session_options(profile: str = "") -> onnxruntime.SessionOptions:
     return options
 
 
-<<<<<<< HEAD
-def open_session(path: str | Path, profile: str = "", model: onnx.ModelProto | None = None) -> onnxruntime.InferenceSession:
-=======
-def open_session(path: str | Path, profile: str = "", threads: int = 0) -> onnxruntime.InferenceSession:
->>>>>>> 99d0a85 (Quality against evaluations: every solver, guided wholly, late, early and never, on the held-out photographs)
+def open_session(
+    path: str | Path, profile: str = "", model: onnx.ModelProto | None = None, threads: int = 0
+) -> onnxruntime.InferenceSession:
     """Load a graph in ONNX Runtime on the CPU, stored in any precision; `passes.gather_cells` suits it to that provider.
 
     Args:
         path: the graph.
         profile: prefix of a profile's file name; empty for none.
-<<<<<<< HEAD
         model: another graph on the same weights, to be loaded instead.
-=======
         threads: that one node may use; 0 for one a core.
->>>>>>> 99d0a85 (Quality against evaluations: every solver, guided wholly, late, early and never, on the held-out photographs)
 
     Raises:
         LabError: the file is missing or cannot be read.
@@ -87,14 +82,8 @@ def open_session(path: str | Path, profile: str = "", threads: int = 0) -> onnxr
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
     options = session_options(profile)
-<<<<<<< HEAD
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(path).resolve().parent))
-=======
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
-    )
->>>>>>> 99d0a85 (Quality against evaluations: every solver, guided wholly, late, early and never, on the held-out photographs)
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(path).resolve().parent))
     try:
         model = gather_cells(model or onnx.load(str(path), load_external_data=False))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
