@@ -49,7 +49,7 @@ from ..page.browser import Browser
 from ..page.bundle import write_bundle
 from ..port.export import OUTPUT_NAMES, example_inputs, exported_module, torch_graphs
 from ..port.graphs import Graphs
-from ..port.passes import HALF, SCOPES, Piece, take_out, tensor_types_and_shapes
+from ..port.passes import HALF, SCOPES, Piece, settle_sizes, take_out, tensor_types_and_shapes
 from ..port.precision import STAMP, files_of, per_graph
 from ..port.sessions import open_session, webgpu_session
 
@@ -83,16 +83,17 @@ class Outline:
     """What flows in a graph, without its weights.
 
     Attributes:
-        nodes: in graph order.
+        nodes: in graph order, for inputs of the shapes of `feeds`.
         flows: by their names in 32 bits, in graph order: what depends on the graph's inputs. What is made of constants alone
             a session folds when it is made.
         scopes: for each node the modules that it stands in, outermost first; where the exporter noted none, as at a node that a
             pass made, those that its neighbours have in common.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, feeds: Feeds) -> None:
         self.path = path
         model = onnx.load(str(path), load_external_data=False)
+        settle_sizes(model.graph, {name: x.shape for name, x in feeds.items()})
         kinds = tensor_types_and_shapes(model)
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.outputs = [value.name for value in model.graph.output]
@@ -330,7 +331,7 @@ class GraphRun:
 
     def __init__(self, label: str, path: Path, run: Backend, feeds: Feeds) -> None:
         self.label, self.path, self.run, self.feeds = label, path, run, feeds
-        self.outline = Outline(path)
+        self.outline = Outline(path, feeds)
         self.flows = self.outline.flows
 
     def outputs(self) -> Feeds:

@@ -5,6 +5,7 @@ are in `denoiser` and `autoencoder`.
     fuse_skip_layer_norms   after export: a residual sum and the norm of it in one node
     fuse_depth_to_space     after export: the four phases of an upsampling put together by one node
     settle_shapes           after export: shapes that the graph computes become constants
+    settle_sizes            for those that only look: the free axis gets a size
     lift_constants          before storing: constants become initializers
     share_tables            before storing: equal tables of indices are stored once
     halve_arithmetic        before storing, fp16: everything in 16 bits that bears it
@@ -134,6 +135,17 @@ def settle_shapes(graph: GraphProto) -> None:
             graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{node.output[0]}.shape"))
             node.input[1] = graph.initializer[-1].name
     _drop_unread(graph)
+
+
+def settle_sizes(graph: GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Give a graph's inputs fixed shapes, by their names, for what looks at shapes without running it; in place."""
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            dim.dim_value = size
+    for value in graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    del graph.value_info[:]  # inferred anew
 
 
 def _drop_unread(graph: GraphProto) -> None:
