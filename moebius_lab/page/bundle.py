@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,11 +61,13 @@ from ..inpainting.imaging import to_unit_range
 from ..inpainting.photographs import demo_photographs
 from ..inpainting.picture_files import read_image
 from ..model.checkpoint import DEMO_FOLDER
+from ..model.sampler import SOLVERS
+from ..port.export import example_inputs
 from ..port.graphs import Graphs
 from ..port.precision import STAMP, files_of
 from ..provenance import made_by
 
-FORMAT = 4
+FORMAT = 5
 """Of manifest.json; `web/engine/manifest.js` reads this one and refuses others."""
 
 PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
@@ -77,6 +80,20 @@ MANIFEST = record(
     weights=TEXT,
     weights_base=TEXT,
     constants=mapping({"anyOf": [NUMBER, listed(NUMBER), listed(TEXT)]}),
+    presets=mapping(
+        record(
+            label=TEXT,
+            note=TEXT,
+            solver=TEXT,
+            steps=COUNT,
+            strength=NUMBER,
+            guidance=NUMBER,
+            guidance_interval=listed(NUMBER, 2),
+            init=TEXT,
+        )
+    ),
+    solvers=mapping(TEXT),
+    runs=mapping(record(graph=TEXT, sizes=mapping(COUNT))),
     layouts=mapping(TEXT),
     preview=PREVIEW,
     precisions=mapping(
@@ -264,6 +281,9 @@ def write_bundle(
         "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
+        "presets": {name: asdict(preset) for name, preset in config.PRESETS.items()},
+        "solvers": {name: solver.description for name, solver in SOLVERS.items()},
+        "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,
         "preview": _preview(bench),
         "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
@@ -323,6 +343,15 @@ def answer(manifest: dict, placement: dict[str, dict[str, int]], fetched: list[i
     return " ".join(parts)
 
 
+def runs(network: NetworkConfig) -> dict[str, dict]:
+    """Each of `config.RUNS`: its graph, and the sizes that the graph leaves free, by the names that `port.export` gives them."""
+    sizes = {
+        run: {"n": len(feeds["conditions"])} if "conditions" in feeds else {}
+        for run, feeds in example_inputs(network).items()
+    }
+    return {run: {"graph": graph, "sizes": sizes[run]} for run, graph in config.RUNS.items()}
+
+
 def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
     """Every constant of `config.py` that the page computes with, for one network."""
     return {
@@ -334,9 +363,8 @@ def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
         "train_timesteps": config.TRAIN_TIMESTEPS,
         "beta_start": config.BETA_START,
         "beta_end": config.BETA_END,
-        "steps": config.STEPS,
-        "strength": config.STRENGTH,
-        "guidance": config.GUIDANCE,
+        "unconditional": config.UNCONDITIONAL,
+        "conditional": config.CONDITIONAL,
         "noise_offset": config.NOISE_OFFSET,
         "coverages": list(config.COVERAGES),
         "feather_width": config.FEATHER_WIDTH,

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
 
 from moebius_lab import LabError
-from moebius_lab.config import GRAPHS, SMALL
+from moebius_lab.config import GRAPHS, RUNS, SMALL, STEP_UNGUIDED
 from moebius_lab.evidence.benchmark.profiles import operator_times
 from moebius_lab.evidence.inventory import peak_activations
 from moebius_lab.files import file_sha256
@@ -46,7 +46,8 @@ FILL = """async ({steps, stopAfter}) => {
   const stop = new AbortController();
   let done = 0;
   const onProgress = ({ step }) => { done = step; if (step === stopAfter) stop.abort(); };
-  const settings = { steps, strength: 1, guidance: 2, seed: 1, noise_offset: 0.0357, init: 'image', coverage: 'whole' };
+  const settings = { solver: 'ddim', steps, strength: 1, guidance: 2, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
+    init: 'image', coverage: 'whole' };
   const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
     ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
     ({ code, message }) => ({ code, message }));
@@ -119,23 +120,29 @@ def model_requests(server: Server) -> list[str]:
 def worst_differences(browser: Browser, bench) -> dict[str, float]:
     worst = {}
     modules = torch_graphs(bench.net, bench.vae)
-    for graph, inputs in example_inputs(bench.config).items():
+    for run, inputs in example_inputs(bench.config).items():
+        graph = RUNS[run]
         outputs = browser.run(graph, {name: x.numpy() for name, x in inputs.items()})
         with torch.inference_mode():
             expected = modules[graph](*inputs.values())
         expected = expected if isinstance(expected, tuple) else (expected,)
         pairs = zip(OUTPUT_NAMES[graph], expected, strict=True)
-        worst |= {f"{graph} {name}": float(np.abs(outputs[name] - y.numpy()).max()) for name, y in pairs}
+        worst |= {f"{run} {name}": float(np.abs(outputs[name] - y.numpy()).max()) for name, y in pairs}
     return worst
 
 
-def levels_apart(browser: Browser, bench, image, mask, steps: int) -> int:
-    settings = Settings(steps=steps, strength=1.0, seed=3)
+def levels_apart(browser: Browser, bench, image, mask, settings: Settings) -> int:
     got, timings = browser.inpaint(image, mask, settings)
     outside = feather(mask) == 0
     assert np.array_equal(got[outside], image[outside]) and (got != image).any()
-    assert timings["step"] > 0 and timings["total"] > steps * timings["step"]
+    forms = {guidance == 1 for guidance in settings.guidances()}
+    assert {timings["unguided"] > 0} == {True in forms} and {timings["guided"] > 0} == {False in forms}
+    assert timings["step"] > 0 and timings["total"] > len(settings.schedule()) * timings["step"] / 2
     return int(np.abs(got.astype(int) - inpaint(bench.torch_backend, image, mask, settings)).max())
+
+
+# the second step of three is guided: both forms follow each other both ways, on one state
+SWITCHING = Settings("unipc", steps=3, strength=1.0, guidance_interval=(0.3, 0.6), seed=3, init="noise")
 
 
 def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None:
@@ -147,8 +154,9 @@ def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None
     placed = browser.loaded["placed"]
     assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
     worst = worst_differences(browser, bench)
-    assert len(worst) == 5 and max(worst.values()) < 1e-4, worst
-    assert levels_apart(browser, bench, bench.image, bench.mask, steps=1) <= 1
+    assert len(worst) == 7 and max(worst.values()) < 1e-4, worst
+    assert levels_apart(browser, bench, bench.image, bench.mask, Settings(steps=1, strength=1.0, seed=3)) <= 1
+    assert levels_apart(browser, bench, bench.image, bench.mask, SWITCHING) <= 1
 
 
 def test_captured_on_webgpu_a_network_is_pytorch_s(tiny, captured):
@@ -162,15 +170,22 @@ def test_not_captured_on_webgpu_it_is_too(tiny, tiny_bundle):
 
 def test_a_captured_step_takes_new_inputs(tiny, captured):
     step = torch_graphs(tiny.net, tiny.vae)["step"]
-    first = example_inputs(tiny.config)["step"]
-    second = {name: torch.flip(x, (-1,)) * 0.9 + 0.05 for name, x in first.items()} | {"timestep": torch.tensor([50.0])}
+    example = example_inputs(tiny.config)
     assert captured.loaded["captured"] and ", step captured" in captured.evidence
-    for inputs in (first, second):
-        got = captured.run("step", {name: x.numpy() for name, x in inputs.items()})
-        with torch.inference_mode():
-            expected = step(*inputs.values())
-        worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
-        assert max(worst) < 1e-4, worst
+    for first in (example["step"], example[STEP_UNGUIDED]):
+        second = {name: torch.flip(x, (-1,)) * 0.9 + 0.05 for name, x in first.items()}
+        second |= {"timestep": torch.tensor([50.0]), "conditions": first["conditions"]}
+        for inputs in (first, second):
+            got = captured.run("step", {name: x.numpy() for name, x in inputs.items()})
+            with torch.inference_mode():
+                expected = step(*inputs.values())
+            worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
+            assert max(worst) < 1e-4, worst
+
+
+def test_steps_are_timed_as_their_inputs_say(tiny, captured):
+    for feeds in (inputs for run, inputs in example_inputs(tiny.config).items() if RUNS[run] == "step"):
+        assert len(captured.time_steps({name: x.numpy() for name, x in feeds.items()}, 2)) == 2
 
 
 def test_a_step_with_a_node_on_the_processor_is_not_captured(tiny_bundle, captured, tmp_path):
@@ -563,7 +578,7 @@ def test_the_page_s_own_words_reach_python(bundle, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(LabError, match="did not finish in time. Close other programs"):
             patch.setattr(browser, "TIMEOUT", 0.001)
             driven.run("step", step)
-        assert driven.run("step", step)["next_latents"].shape == (1, 4, 16, 16)  # and the model goes on
+        assert driven.run("step", step)["next_state"].shape == (3, 4, 16, 16)  # and the model goes on
     with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
         pass
     with pytest.raises(LabError, match="not a complete bundle"):

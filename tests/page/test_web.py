@@ -3,17 +3,17 @@
 import ast
 import base64
 import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from moebius_lab.model.ddim import ddim_steps, scheduler
 from PIL import Image, ImageFilter
 from programs import node
 
-from moebius_lab import config
+from moebius_lab import LabError, config
 from moebius_lab.inpainting.imaging import (
     crop,
     describe_windows,
@@ -26,6 +26,8 @@ from moebius_lab.inpainting.imaging import (
     to_unit_range,
     uncrop,
 )
+from moebius_lab.inpainting.loop import Settings, preset
+from moebius_lab.model.sampler import SOLVERS, ddim_scheduler, guided_weights, solver_steps
 from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER
@@ -161,20 +163,70 @@ def random_case(seed: int) -> dict:
     return {"seed": seed, "draws": [text(draw) for draw in draws]}
 
 
+SCHEDULES = {
+    "ddim": [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (1, 0.99), (10, 0.01), (999, 0.3)],
+    "dpm++2m": [(6, 1.0), (4, 1.0), (2, 1.0), (3, 1.0), (16, 1.0), (20, 0.99), (50, 0.2), (12, 0.5), (80, 1.0)],
+    "unipc": [(6, 1.0), (4, 1.0), (2, 1.0), (3, 1.0), (5, 0.7), (16, 1.0), (20, 0.99), (50, 0.2), (12, 0.5), (80, 1.0)],
+}
+REFUSED = [
+    {"solver": "euler"},
+    {"steps": 0},
+    {"steps": 1001},
+    {"strength": 1.5},
+    {"strength": 0},
+    {"solver": "dpm++2m", "steps": 1},
+    {"solver": "unipc", "steps": 20, "strength": 0.05},
+    {"guidance_interval": (0.5, 0.25)},
+    {"guidance_interval": (-0.5, 1)},
+    {"guidance_interval": (0, 1.5)},
+    {"guidance_interval": (0.96, 0.99)},
+    {"init": "nothing"},
+    {"coverage": "most"},
+    {"guidance": math.inf},
+]
+"""Settings that are out of their ranges, one for each sentence that says so."""
+INTERVALS = [(0.0, 1.0), (0.5, 1.0), (0.0, 0.5), (0.7, 1.0), (0.3, 0.31), (0.1, 0.9)]
+
+
+def schedule_case(solver: str, steps: int, strength: float) -> dict:
+    expected = solver_steps(solver, steps, strength)
+    guided = [guided_weights(step, 2.5) for step in expected[:2]]
+    schedule = {"solver": solver, "steps": steps, "strength": strength}
+    return schedule | {"expected": [vars(step) for step in expected], "guided": guided}
+
+
+def refused_case(changes: dict) -> dict:
+    with pytest.raises(LabError) as refused:
+        Settings(**changes)
+    sayable = {name: None if value == math.inf else value for name, value in changes.items()}  # JSON has no infinity
+    return {"changes": sayable, "message": str(refused.value)}
+
+
+def guidance_case(steps: int, interval: tuple[float, float]) -> dict | None:
+    try:
+        settings = Settings("ddim", steps, 1.0, 2.0, interval)
+    except LabError:
+        return None
+    return {"steps": steps, "interval": interval, "guidances": settings.guidances()}
+
+
 @pytest.fixture(scope="module")
 def fixtures(tmp_path_factory) -> Path:
     rgb = np.arange(768, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8)
     decoded = torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(5))
     ranges = {"rgb": rgb, "unit": to_unit_range(rgb).numpy(), "decoded": decoded.numpy(), "bytes": to_bytes(decoded)}
-    schedules = [(20, 0.99), (50, 1.0), (7, 0.5), (1000, 1.0), (3, 0.99), (1, 1.0), (1, 0.99), (10, 0.01), (999, 0.3)]
     content = {
         "constants": bundle.constants(config.SMALL),
         "size": SIZE,
-        "alphas": scheduler().alphas_cumprod.double().tolist(),
-        "schedules": [
-            {"steps": n, "strength": share, "expected": [vars(step) for step in ddim_steps(n, share)]}
-            for n, share in schedules
-        ],
+        "alphas": ddim_scheduler().alphas_cumprod.double().tolist(),
+        "orders": {name: solver.order for name, solver in SOLVERS.items()},
+        "schedules": [schedule_case(solver, *case) for solver, cases in SCHEDULES.items() for case in cases],
+        "presets": {
+            name: vars(entry) | {"evaluations": preset(name).evaluations()} for name, entry in config.PRESETS.items()
+        },
+        "settings": vars(Settings()),
+        "refused": [refused_case(changes) for changes in REFUSED],
+        "guidances": [case for n in (1, 2, 6, 10, 19) for share in INTERVALS if (case := guidance_case(n, share))],
         "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
         "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
         "plans": [plan_case(seed) for seed in range(60)],

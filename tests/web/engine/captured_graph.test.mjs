@@ -60,30 +60,36 @@ class Device {
 const ort = { Tensor: { fromGpuBuffer: (gpuBuffer, { dims }) => ({ gpuBuffer, dims }) } };
 const floats = (values) => Float32Array.from(values);
 
-/** A graph that swaps the halves of four latents, and hands `timestep` on, each through a buffer between. */
+/** A graph that swaps the halves of a state of four, and hands `timestep` on once a condition, each through a buffer between. */
 function session(device, types = {}) {
-  const inputs = { latents: [1, 4], timestep: [1], latent_scale: [1], noise_scale: [1] };
+  const inputs = { state: [1, 4], timestep: [1], conditions: ['n'] };
   return {
     inputMetadata: Object.entries(inputs).map(([name, shape]) => ({ name, shape, type: types[name] ?? 'float32' })),
-    async run({ latents, timestep }) {
+    async run({ state, timestep, conditions }) {
       const usage = globalThis.GPUBufferUsage.STORAGE;
-      const [between, next, told] = [16, 16, 4].map((size) => device.createBuffer({ size, usage }));
+      const [n] = conditions.dims;
+      const [between, next, told] = [16, 16, 4 * n].map((size) => device.createBuffer({ size, usage }));
       const encoder = device.createCommandEncoder();
-      encoder.copyBufferToBuffer(latents.gpuBuffer, 0, between, 0, 16);
+      encoder.copyBufferToBuffer(state.gpuBuffer, 0, between, 0, 16);
       encoder.copyBufferToBuffer(between, 8, next, 0, 8);
       encoder.copyBufferToBuffer(between, 0, next, 8, 8);
-      encoder.copyBufferToBuffer(timestep.gpuBuffer, 0, told, 0, 4);
+      for (let i = 0; i < n; i++) encoder.copyBufferToBuffer(timestep.gpuBuffer, 0, told, 4 * i, 4);
       device.queue.submit([encoder.finish()]);
       const dispose = () => {};
-      return { next_latents: { gpuBuffer: next, dims: [1, 4], dispose }, told: { gpuBuffer: told, dims: [1], dispose } };
+      return { next_state: { gpuBuffer: next, dims: [1, 4], dispose }, told: { gpuBuffer: told, dims: [n], dispose } };
     },
   };
 }
 
-async function captured(names = ['step']) {
+async function captured(sizes = { step: 2 }) {
   const device = new Device();
   const captures = new Map();
-  for (const name of names) captures.set(name, await captureGraph(ort, session(device), device));
+  const one = session(device);
+  let earlier;
+  for (const [name, n] of Object.entries(sizes)) {
+    earlier = await captureGraph(ort, one, device, { n }, earlier);
+    captures.set(name, earlier);
+  }
   return { device, ...placeTogether(device, captures) };
 }
 
@@ -98,50 +104,66 @@ test('a capture does nothing while it is made, and what the inputs hold each tim
     [1, 2, 3, 4],
     [-5, 6, 7, 8],
   ]) {
-    graph.write('latents', floats(values));
+    graph.write('state', floats(values));
     graph.write('timestep', floats([values[0] * 10]));
     await graph.run();
     const outputs = await graph.values();
-    assert.deepEqual([...outputs.next_latents.data], [values[2], values[3], values[0], values[1]]);
-    assert.deepEqual(outputs.next_latents.dims, [1, 4]);
-    assert.deepEqual([...outputs.told.data], [values[0] * 10]);
+    assert.deepEqual([...outputs.next_state.data], [values[2], values[3], values[0], values[1]]);
+    assert.deepEqual(outputs.next_state.dims, [1, 4]);
+    assert.deepEqual([...outputs.told.data], [values[0] * 10, values[0] * 10]);
   }
   assert.throws(() => graph.write('mask', floats([1])), { code: 'bad-input', message: /no input "mask"/ });
 });
 
-test('steps follow each other on the device, with their numbers, and stop where the device reports an error', async () => {
-  const { graphs } = await captured();
-  const graph = graphs.get('step');
-  graph.write('latents', floats([1, 2, 3, 4]));
-  let broken = false;
-  const loop = new ReplayedLoop(graph, () => {
-    if (broken) throw new Error('device is gone');
-  });
-  await loop.step({ timestep: 900, latentScale: 1, noiseScale: 0 });
-  assert.deepEqual([...(await loop.latents())], [3, 4, 1, 2]);
-  assert.deepEqual([...(await graph.values()).told.data], [900]);
-  await loop.step({ timestep: 850, latentScale: 1, noiseScale: 0 });
-  assert.deepEqual([...(await loop.latents())], [1, 2, 3, 4]);
-  broken = true;
-  await assert.rejects(loop.step({ timestep: 800, latentScale: 1, noiseScale: 0 }), /device is gone/);
-  assert.deepEqual([...(await loop.latents())], [1, 2, 3, 4], 'latents are those before');
+const feeds = (timestep, n) => ({
+  timestep: { dims: [1], data: floats([timestep]) },
+  conditions: { dims: [n], data: new Float32Array(n) },
 });
 
-test('graphs of which one runs at a time share their memory, and each still gives its own', async () => {
+test('steps of both forms follow each other on the device, and stop where the device reports an error', async () => {
+  const { graphs } = await captured({ step: 2, step_unguided: 1 });
+  const [guided, unguided] = ['step', 'step_unguided'].map((name) => graphs.get(name));
+  guided.write('state', floats([1, 2, 3, 4]));
+  let broken = false;
+  const loop = new ReplayedLoop(({ conditions }) => (conditions.dims[0] === 1 ? unguided : guided), guided, () => {
+    if (broken) throw new Error('device is gone');
+  });
+  await loop.step(feeds(900, 1));
+  assert.deepEqual([...(await loop.state())], [3, 4, 1, 2]);
+  assert.deepEqual([...(await unguided.values()).told.data], [900]);
+  await loop.step(feeds(850, 2));
+  assert.deepEqual([...(await loop.state())], [1, 2, 3, 4]);
+  assert.deepEqual([...(await guided.values()).told.data], [850, 850]);
+  await loop.step(feeds(800, 1));
+  assert.deepEqual([...(await loop.state())], [3, 4, 1, 2]);
+  broken = true;
+  await assert.rejects(loop.step(feeds(750, 2)), /device is gone/);
+  assert.deepEqual([...(await loop.state())], [3, 4, 1, 2], 'the state is the one before');
+});
+
+test('captures of which one runs at a time share their memory, and each still gives its own', async () => {
   const one = await captured();
-  const two = await captured(['step', 'again']);
+  const two = await captured({ step: 2, step_unguided: 1 });
   assert.equal(two.bytes, one.bytes);
   assert.ok(one.bytes >= 16 + 16);
-  for (const [i, graph] of [...two.graphs.values()].entries()) graph.write('latents', floats([i, 2, 3, 4]));
   for (const [i, graph] of [...two.graphs.values()].entries()) {
+    graph.write('state', floats([i, 2, 3, 4]));
     await graph.run();
-    assert.deepEqual([...(await graph.values()).next_latents.data], [3, 4, i, 2]);
+    assert.deepEqual([...(await graph.values()).next_state.data], [3, 4, i, 2]);
   }
+});
+
+test('a size that nobody names is told', async () => {
+  const device = new Device();
+  await assert.rejects(captureGraph(ort, session(device), device, {}), {
+    code: 'uncapturable',
+    message: /its input conditions has the shape n, which leaves a size open/,
+  });
 });
 
 test('what a capture cannot hold is told, and the device is as before', async () => {
   const device = new Device();
-  await assert.rejects(captureGraph(ort, session(device, { timestep: 'int64' }), device), {
+  await assert.rejects(captureGraph(ort, session(device, { timestep: 'int64' }), device, { n: 2 }), {
     code: 'uncapturable',
     message: /its input timestep is int64/,
   });
@@ -149,7 +171,7 @@ test('what a capture cannot hold is told, and the device is as before', async ()
     ...session(device),
     run: async () => device.createBuffer({ size: 4, usage: globalThis.GPUBufferUsage.MAP_READ }),
   };
-  await assert.rejects(captureGraph(ort, reads, device), { code: 'uncapturable', message: /between processor and device/ });
+  await assert.rejects(captureGraph(ort, reads, device, { n: 2 }), { code: 'uncapturable', message: /between processor and device/ });
   assert.ok(device.createBuffer({ size: 4, usage: 128 }) instanceof Buffer);
   assert.deepEqual(Object.keys(device.queue), []);
 });

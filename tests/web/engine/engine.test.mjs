@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { placement } from '../../../moebius_lab/page/web/engine/backend.js';
 import { EngineError, classify, fromMessage, toMessage } from '../../../moebius_lab/page/web/engine/errors.js';
-import { predictedClean, sketch } from '../../../moebius_lab/page/web/engine/inpaint.js';
+import { sketch } from '../../../moebius_lab/page/web/engine/inpaint.js';
 import { FORMAT, checkManifest, filesOf } from '../../../moebius_lab/page/web/engine/manifest.js';
 import { sha256 } from '../../../moebius_lab/page/web/engine/model_cache.js';
 
@@ -59,14 +59,6 @@ test('a file that two graphs share is fetched once', () => {
 
 test('hashes are hexadecimal', async () => {
   assert.match(await sha256(new Uint8Array(0).buffer), /^e3b0c44298fc1c14[0-9a-f]{48}$/);
-});
-
-test('the clean latents follow from two consecutive ones', () => {
-  const step = { timestep: 1, signal: 0.8, sigma: 0.6, latentScale: 1.1, noiseScale: -0.2 };
-  const [x0, e] = [0.5, -1.5];
-  const before = Float32Array.of(0.8 * x0 + 0.6 * e);
-  const after = Float32Array.of(1.1 * before[0] - 0.2 * e);
-  assert.ok(Math.abs(predictedClean(before, after, step)[0] - x0) < 1e-6);
 });
 
 test('a sketch has the colours of the latents, enlarged without steps', () => {

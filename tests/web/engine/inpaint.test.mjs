@@ -1,15 +1,25 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ddimSteps } from '../../../moebius_lab/page/web/engine/ddim.js';
 import { inpaint } from '../../../moebius_lab/page/web/engine/inpaint.js';
 import { Generator, randn } from '../../../moebius_lab/page/web/engine/random.js';
+import { solverSteps } from '../../../moebius_lab/page/web/engine/sampler.js';
 import { constants } from '../fixtures.mjs';
 
 const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;
 const count = channels * s * s;
 const round = Math.fround;
-const settings = { steps: 2, strength: 1, guidance: 2, seed: 7, noise_offset: 0.5, init: 'noise', coverage: 'whole' };
+const settings = {
+  solver: 'ddim',
+  steps: 2,
+  strength: 1,
+  guidance: 2,
+  guidance_interval: [0, 1],
+  seed: 7,
+  noise_offset: 0.5,
+  init: 'noise',
+  coverage: 'whole',
+};
 const preview = Array.from({ length: channels + 1 }, () => [0, 0, 0]);
 
 /** A white picture with a hole in its upper rows. */
@@ -32,9 +42,9 @@ class Plain {
     return { mean: new Float32Array(count), std: new Float32Array(count).fill(1) };
   }
 
-  async denoise(latents, mask, maskedLatents) {
-    Object.assign(this, { latents, mask, maskedLatents });
-    return { step: async () => {}, latents: async () => latents, close: () => {} };
+  async denoise(state, mask, maskedLatents) {
+    Object.assign(this, { latents: state.subarray(0, count), mask, maskedLatents, fed: [] });
+    return { step: async (feeds) => void this.fed.push(feeds), state: async () => state, close: () => {} };
   }
 
   async decode() {
@@ -57,7 +67,7 @@ test('random numbers are drawn in the order image, masked image, noise, offset',
   const [ofImage, ofMasked, noise] = [1, 2, 3].map(() => randn(count, generator));
   const offset = randn(channels, generator);
   const start = noise.map((n, i) => n + round(settings.noise_offset * offset[Math.floor(i / (s * s))]));
-  const [{ signal, sigma }] = ddimSteps(settings.steps, settings.strength, constants);
+  const [{ signal, sigma }] = solverSteps('ddim', settings.steps, settings.strength, constants);
 
   const backend = new Plain();
   await run(backend, 'noise');
@@ -81,6 +91,35 @@ test('the second encoding sees grey in the hole, the first what is under it', as
   assert.deepEqual([...image.data.subarray(-4)], [255, 255, 255, 255]);
 });
 
+test('from noise the picture itself is not encoded', async () => {
+  const backend = new Plain();
+  await run(backend, 'noise');
+  assert.equal(backend.encoded.length, 1);
+  assert.ok(backend.encoded[0].every((value, i) => value === (i % (S * S) < (S * S) / 2 ? 0 : 1)));
+});
+
+test('steps outside the interval are evaluated on one condition, with the numbers of their solver', async () => {
+  const half = job('noise');
+  Object.assign(half.settings, { solver: 'dpm++2m', steps: 6, guidance_interval: [0.5, 1] });
+  const backend = new Plain();
+  const progress = [];
+  const stopped = async () => false;
+  const { timings } = await inpaint(backend, half, constants, preview, (told) => progress.push(told), stopped);
+  assert.deepEqual(
+    backend.fed.map(({ conditions }) => conditions.dims[0]),
+    [1, 1, 1, 2, 2, 2],
+  );
+  assert.deepEqual(
+    backend.fed.map(({ timestep }) => timestep.data[0]),
+    [999, 832, 666, 499, 332, 166],
+  );
+  assert.deepEqual(
+    progress.map(({ pace }) => [pace.unguided > 0, pace.guided > 0]),
+    [[false, false], ...[1, 2, 3].map(() => [true, false]), ...[4, 5, 6].map(() => [true, true])],
+  );
+  assert.ok(timings.guided > 0 && timings.unguided > 0 && timings.step > 0 && timings.decode > 0);
+});
+
 test('what a run will cost is told before it computes anything', async () => {
   const backend = new Plain();
   const told = [];
@@ -92,7 +131,8 @@ test('what a run will cost is told before it computes anything', async () => {
     (progress) => told.push([backend.encoded.length, progress]),
     async () => false,
   );
-  assert.deepEqual(told[0], [0, { window: 0, windows: 1, step: 0, steps: 2, msPerStep: 0, plan: `1 window of ${S} px` }]);
+  const pace = { encode: 0, guided: 0, unguided: 0, decode: 0 };
+  assert.deepEqual(told[0], [0, { window: 0, windows: 1, step: 0, steps: 2, msPerStep: 0, pace, plan: `1 window of ${S} px` }]);
   assert.deepEqual(
     told.slice(1).map(([, { step, plan }]) => [step, plan]),
     [1, 2].map((step) => [step, `1 window of ${S} px`]),
@@ -139,7 +179,7 @@ test('a coverage that there is not is refused', async () => {
     () => {},
     async () => false,
   );
-  await assert.rejects(running, { code: 'bad-input', message: /whole or as-released/ });
+  await assert.rejects(running, { code: 'bad-input', message: /one of whole, as-released/ });
 });
 
 test('a run that is asked to stop begins no further step', async () => {

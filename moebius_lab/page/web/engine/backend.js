@@ -8,7 +8,6 @@ import { ReplayedLoop, captureGraph, placeTogether } from './captured_graph.js';
 /** @typedef {import('./manifest.js').StoredFile} StoredFile */
 /** @typedef {import('./engine.js').Adapter} Adapter */
 /** @typedef {import('./engine.js').Values} Values */
-/** @typedef {import('./ddim.js').Step} Step */
 /** @typedef {import('./captured_graph.js').GraphCapture} GraphCapture */
 /** @typedef {import('./captured_graph.js').CapturedGraph} CapturedGraph */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
@@ -20,7 +19,7 @@ const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every
 const WARNING = 2;
 const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
 const STEP = 'step';
-const LATENTS = 'next_latents';
+const NEXT_STATE = 'next_state';
 const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // no placeholder is kept
 
 export class OrtBackend {
@@ -68,11 +67,12 @@ export class OrtBackend {
     this.constants = manifest.constants;
     this.preview = manifest.preview;
     this.layouts = manifest.layouts;
+    this.runs = manifest.runs;
     this.form = manifest.precisions[precision];
     this.extra = extra;
     this.capturing = capturing;
     this.file = file;
-    /** @type {Map<string, GraphCapture>} */
+    /** @type {Map<string, GraphCapture>} by the names of `runs` */
     this.captures = new Map();
     /** @type {Map<string, CapturedGraph>} */
     this.captured = new Map();
@@ -103,10 +103,39 @@ export class OrtBackend {
     const whole = this.capturing && Object.keys(nodes).join() === 'WebGpu';
     // the autoencoder's lines take less time than the device; a captured graph writes none
     const session = gpu && graph === STEP && !whole ? await this.#quiet(talking, () => create(WARNING)) : talking;
-    if (whole) this.captures.set(graph, await captureGraph(this.ort, session, /** @type {GPUDevice} */ (this.device)));
+    if (whole) await this.#capture(graph, session);
     const placed = { session, nodes };
     this.sessions.set(graph, placed);
     return placed;
+  }
+
+  /**
+   * Capture a graph in every way in which a picture runs it: its weights are on the device once.
+   *
+   * @param {string} graph
+   * @param {InferenceSession} session
+   */
+  async #capture(graph, session) {
+    const { ort, device, runs } = this;
+    let earlier;
+    for (const [name, run] of Object.entries(runs)) {
+      if (run.graph !== graph) continue;
+      earlier = await captureGraph(ort, session, /** @type {GPUDevice} */ (device), run.sizes, earlier);
+      this.captures.set(name, earlier);
+    }
+  }
+
+  /**
+   * The capture of a graph that takes these inputs, where there is one: of the step, by how many conditions it is evaluated on.
+   *
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   */
+  capturedFor(graph, { conditions }) {
+    const fits = (/** @type {import('./manifest.js').Run} */ run) =>
+      run.graph === graph && Object.values(run.sizes).every((size) => size === conditions?.dims[0]);
+    const found = Object.keys(this.runs).find((name) => fits(this.runs[name]));
+    return found && this.captured.get(found);
   }
 
   /** When all graphs are open, allocate memory for those that are captured. */
@@ -201,7 +230,7 @@ export class OrtBackend {
    */
   async run(graph, feeds) {
     await this.open(graph);
-    const captured = this.captured.get(graph);
+    const captured = this.capturedFor(graph, feeds);
     if (captured) {
       for (const [name, { data }] of Object.entries(feeds)) captured.write(name, data);
       await captured.run();
@@ -267,62 +296,49 @@ export class OrtBackend {
   }
 
   /**
-   * @param {Float32Array} latents
+   * @param {Float32Array} state
    * @param {Float32Array} mask
    * @param {Float32Array} maskedLatents
-   * @param {number} guidance
    */
-  async denoise(latents, mask, maskedLatents, guidance) {
+  async denoise(state, mask, maskedLatents) {
     const captured = this.captured.get(STEP);
-    if (!captured) return new TensorLoop(this, latents, mask, maskedLatents, guidance);
-    const first = { latents, mask, masked_latents: maskedLatents, guidance: Float32Array.of(guidance) };
-    for (const [name, data] of Object.entries(first)) captured.write(name, data);
-    return new ReplayedLoop(captured, () => this.throwDeviceError());
+    if (!captured) return new TensorLoop(this, state, mask, maskedLatents);
+    for (const [name, data] of Object.entries({ state, mask, masked_latents: maskedLatents })) captured.write(name, data);
+    const graphFor = (/** @type {Record<string, Values>} */ feeds) => /** @type {CapturedGraph} */ (this.capturedFor(STEP, feeds));
+    return new ReplayedLoop(graphFor, captured, () => this.throwDeviceError());
   }
 }
 
-/** Steps whose latents never leave the device on WebGPU: one run's output is the next run's input. */
+/** Steps whose state never leaves the device on WebGPU: one run's output is the next run's input. */
 class TensorLoop {
   /**
    * @param {OrtBackend} backend
-   * @param {Float32Array} latents
+   * @param {Float32Array} state
    * @param {Float32Array} mask
    * @param {Float32Array} maskedLatents
-   * @param {number} guidance
    */
-  constructor(backend, latents, mask, maskedLatents, guidance) {
+  constructor(backend, state, mask, maskedLatents) {
     const { latent_channels: channels, latent_size: s } = backend.constants;
     this.backend = backend;
-    this.current = backend.tensor(latents, [1, channels, s, s]);
+    this.current = backend.tensor(state, [state.length / (channels * s * s), channels, s, s]);
     this.fixed = {
       mask: backend.tensor(mask, [1, 1, s, s]),
       masked_latents: backend.tensor(maskedLatents, [1, channels, s, s]),
-      guidance: this.#scalar(guidance),
     };
   }
 
-  /** @param {number} value */
-  #scalar(value) {
-    return this.backend.tensor(Float32Array.of(value), [1]);
-  }
-
-  /** @param {Step} step */
-  async step({ timestep, latentScale, noiseScale }) {
-    const feeds = {
-      ...this.fixed,
-      latents: this.current,
-      timestep: this.#scalar(timestep),
-      latent_scale: this.#scalar(latentScale),
-      noise_scale: this.#scalar(noiseScale),
-    };
-    const outputs = await this.backend.runTensors(STEP, feeds, [LATENTS]);
+  /** @param {Record<string, Values>} feeds */
+  async step(feeds) {
+    const own = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.backend.tensor(data, dims)]);
+    const inputs = { ...this.fixed, state: this.current, ...Object.fromEntries(own) };
+    const outputs = await this.backend.runTensors(STEP, inputs, [NEXT_STATE]);
     await this.backend.device?.queue.onSubmittedWorkDone();
     this.current.dispose();
-    this.current = outputs[LATENTS];
+    this.current = outputs[NEXT_STATE];
   }
 
   /** @returns {Promise<Float32Array>} */
-  async latents() {
+  async state() {
     return /** @type {Float32Array} */ (await this.current.getData(false)).slice();
   }
 

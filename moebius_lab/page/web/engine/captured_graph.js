@@ -4,7 +4,6 @@ import { EngineError, reason } from './errors.js';
 import { Capture, Replay, plan } from './capture.js';
 
 /** @typedef {import('./engine.js').Values} Values */
-/** @typedef {import('./ddim.js').Step} Step */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
 /** @typedef {import('onnxruntime-web').Tensor} Tensor */
@@ -14,7 +13,8 @@ import { Capture, Replay, plan } from './capture.js';
 /** @typedef {import('./capture.js').Region} Region */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
-const LATENTS = 'next_latents';
+const STATE = 'state';
+const NEXT_STATE = 'next_state';
 const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
 const WARNING = 2;
 
@@ -27,15 +27,17 @@ const WARNING = 2;
  */
 
 /**
- * Capture a run of a session whose nodes are all on the device.
+ * Capture a run of a session whose nodes are all on the device. Inputs of one size that another capture of the session has are shared.
  *
  * @param {Runtime} ort
  * @param {InferenceSession} session
  * @param {GPUDevice} device
+ * @param {Record<string, number>} sizes of the dimensions that the graph leaves free, by name
+ * @param {GraphCapture} [other] an earlier capture of this session
  * @returns {Promise<GraphCapture>}
  * @throws {EngineError} code 'uncapturable': it does something that a capture cannot hold; the runtime may be broken now
  */
-export async function captureGraph(ort, session, device) {
+export async function captureGraph(ort, session, device, sizes, other) {
   /** @type {GraphCapture['inputs']} */
   const inputs = new Map();
   /** @type {GraphCapture['outputs']} */
@@ -45,9 +47,13 @@ export async function captureGraph(ort, session, device) {
   try {
     for (const { name, type, shape } of /** @type {readonly any[]} */ (session.inputMetadata)) {
       if (type !== 'float32') throw new Error(`its input ${name} is ${type}, and only float32 can be captured`);
-      const buffer = storage(device, Math.ceil(bytesOf(shape) / SHADER_READS) * SHADER_READS);
+      const dims = shape.map((/** @type {number|string} */ side) => sizes[side] ?? side);
+      if (!dims.every(Number.isInteger)) throw new Error(`its input ${name} has the shape ${dims.join(' x ')}, which leaves a size open`);
+      const size = Math.ceil(bytesOf(dims) / SHADER_READS) * SHADER_READS;
+      const known = other?.inputs.get(name);
+      const buffer = known?.size === size ? known : storage(device, size);
       inputs.set(name, buffer);
-      feeds[name] = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims: shape });
+      feeds[name] = ort.Tensor.fromGpuBuffer(buffer, { dataType: 'float32', dims });
     }
     const { capture, value } = await Capture.make(device, () => session.run(feeds, { logSeverityLevel: WARNING }));
     for (const [name, tensor] of Object.entries(/** @type {Record<string, any>} */ (value))) {
@@ -121,18 +127,18 @@ export class CapturedGraph {
     await this.device.queue.onSubmittedWorkDone();
   }
 
-  /** Make the next latents the current ones, on the device. */
+  /** Make the next state the current one, on the device. */
   advance() {
-    const { region: next } = /** @type {{region: Region}} */ (this.outputs.get(LATENTS));
-    const latents = this.#input('latents');
+    const { region: next } = /** @type {{region: Region}} */ (this.outputs.get(NEXT_STATE));
+    const state = this.#input(STATE);
     const encoder = this.device.createCommandEncoder();
-    encoder.copyBufferToBuffer(next.buffer, next.offset, latents, 0, latents.size);
+    encoder.copyBufferToBuffer(next.buffer, next.offset, state, 0, state.size);
     this.device.queue.submit([encoder.finish()]);
   }
 
-  /** @returns {Promise<Float32Array>} the current latents */
-  async latents() {
-    const buffer = this.#input('latents');
+  /** @returns {Promise<Float32Array>} the current state */
+  async state() {
+    const buffer = this.#input(STATE);
     return this.#read({ buffer, offset: 0 }, buffer.size);
   }
 
@@ -175,28 +181,30 @@ function bytesOf(dims) {
   return 4 * dims.reduce((product, side) => product * side, 1);
 }
 
-/** Steps replayed from a capture. */
+/** Steps replayed from captures of their graph, guided or not, which share the state. */
 export class ReplayedLoop {
   /**
-   * @param {CapturedGraph} graph
+   * @param {(feeds: Record<string, Values>) => CapturedGraph} graphFor the capture that takes these inputs
+   * @param {CapturedGraph} first any of them
    * @param {() => void} check throws what the device reported meanwhile
    */
-  constructor(graph, check) {
-    this.graph = graph;
+  constructor(graphFor, first, check) {
+    this.graphFor = graphFor;
+    this.first = first;
     this.check = check;
   }
 
-  /** @param {Step} step */
-  async step({ timestep, latentScale, noiseScale }) {
-    const numbers = { timestep, latent_scale: latentScale, noise_scale: noiseScale };
-    for (const [name, value] of Object.entries(numbers)) this.graph.write(name, Float32Array.of(value));
-    await this.graph.run();
+  /** @param {Record<string, Values>} feeds */
+  async step(feeds) {
+    const graph = this.graphFor(feeds);
+    for (const [name, { data }] of Object.entries(feeds)) graph.write(name, data);
+    await graph.run();
     this.check();
-    this.graph.advance();
+    graph.advance();
   }
 
-  latents() {
-    return this.graph.latents();
+  state() {
+    return this.first.state();
   }
 
   /** The buffers are kept for the next picture. */

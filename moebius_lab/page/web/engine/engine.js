@@ -10,7 +10,8 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
 
 /** @typedef {import('./manifest.js').Manifest} Manifest */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
-/** @typedef {{steps: number, strength: number, guidance: number, seed: number, noise_offset: number, init: 'image'|'noise', coverage: 'whole'|'as-released'}} Settings */
+/** @typedef {import('./settings.js').Settings} Settings */
+/** @typedef {import('./settings.js').Pace} Pace */
 /** @typedef {{vendor: string, architecture: string, description: string, fallback: boolean}} Adapter */
 /** @typedef {{provider: 'webgpu'|'wasm', precision: string, bytes: number, cachedBytes: number, note: string}} Choice */
 
@@ -56,13 +57,14 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
  * @property {number} step done in this window, from 1; 0 when the windows are planned and nothing is computed yet
  * @property {number} steps
  * @property {number} msPerStep median so far; 0 before the first step
+ * @property {Pace} pace so far
  * @property {string} plan how many windows of which size, in words
  * @property {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} [preview] a region of the
  *   picture with the prediction of this moment pasted in
  */
 
 /** @typedef {{dims: number[], data: Float32Array}} Values a float32 tensor */
-/** @typedef {{image: Picture, timings: {encode: number, step: number, decode: number, total: number}, provider: string}} Result milliseconds */
+/** @typedef {{image: Picture, timings: Pace & {step: number, total: number}, provider: string}} Result milliseconds; `step` is the median of both kinds */
 /** @typedef {{onProgress?: (progress: any) => void, signal?: AbortSignal}} CallOptions */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
@@ -184,9 +186,9 @@ export class Engine extends EventTarget {
   }
 
   /**
-   * Time one guided step as the sampling loop runs it, again and again: the latents stay where they are computed.
+   * Time one step as the sampling loop runs it, again and again: the state stays where it is computed.
    *
-   * @param {Record<string, Values>} feeds of the step graph
+   * @param {Record<string, Values>} feeds of the step graph; whether it is guided, its conditions say
    * @param {number} times
    * @returns {Promise<number[]>} milliseconds of each step
    */

@@ -1,7 +1,6 @@
 // The one sampling loop of the page, for any backend, and what puts a picture of any size through it; as loop.py.
 
 import { EngineError, cancelled } from './errors.js';
-import { ddimSteps } from './ddim.js';
 import {
   closeHole,
   crop,
@@ -17,19 +16,23 @@ import {
   visible,
 } from './imaging.js';
 import { Generator, randn } from './random.js';
+import { firstState, stepFeeds } from './sampler.js';
+import { checkSettings, guidances } from './settings.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
 /** @typedef {import('./engine.js').Picture} Picture */
-/** @typedef {import('./engine.js').Settings} Settings */
 /** @typedef {import('./engine.js').StepProgress} StepProgress */
-/** @typedef {import('./ddim.js').Step} Step */
+/** @typedef {import('./engine.js').Values} Values */
+/** @typedef {import('./settings.js').Settings} Settings */
+/** @typedef {import('./settings.js').Pace} Pace */
+/** @typedef {import('./sampler.js').Step} Step */
 
 /**
- * One denoising that is under way; its latents stay where the backend keeps them.
+ * One denoising that is under way; its state stays where the backend keeps it.
  *
  * @typedef {object} Denoising
- * @property {(step: Step) => Promise<void>} step ends when the step has been computed
- * @property {() => Promise<Float32Array>} latents (1, 4, s, s) as they are now
+ * @property {(feeds: Record<string, Values>) => Promise<void>} step takes `stepFeeds`, and ends when the step has been computed
+ * @property {() => Promise<Float32Array>} state (3, 4, s, s) as it is now
  * @property {() => void} close
  */
 
@@ -37,7 +40,7 @@ import { Generator, randn } from './random.js';
  * @typedef {object} Backend
  * @property {string} provider
  * @property {(image: Float32Array) => Promise<{mean: Float32Array, std: Float32Array}>} encode (1, 3, S, S) in [-1, 1]
- * @property {(latents: Float32Array, mask: Float32Array, maskedLatents: Float32Array, guidance: number) => Promise<Denoising>} denoise
+ * @property {(state: Float32Array, mask: Float32Array, maskedLatents: Float32Array) => Promise<Denoising>} denoise
  * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
  */
 
@@ -46,30 +49,19 @@ const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
 
 const round = Math.fround;
 
-/** @param {number[]} values @returns {number} */
+/** @param {number[]} values @returns {number} 0 of none */
 export function median(values) {
+  if (!values.length) return 0;
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
 /**
- * @param {Settings} settings
- * @param {Constants} constants
- * @throws {EngineError} code 'bad-input'
- */
-function checkSettings({ guidance, noise_offset, seed, init, coverage }, { coverages }) {
-  const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
-  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be numbers.');
-  if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
-  if (init !== 'image' && init !== 'noise') throw bad(`The start must be "image" or "noise", not "${init}".`);
-  if (!coverages.includes(coverage)) throw bad(`The coverage must be ${coverages.join(' or ')}, not ${coverage}.`);
-}
-
-/**
  * Fill the hole of a picture of any size.
  *
- * Random numbers are drawn in the release's order: image posterior, masked posterior, noise, offset.
+ * Random numbers are drawn in the release's order: image posterior, masked posterior, noise, offset, all of
+ * them whatever the start is. From noise, the picture itself is not encoded: nothing reads it.
  *
  * @param {Backend} backend
  * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
@@ -81,13 +73,12 @@ function checkSettings({ guidance, noise_offset, seed, init, coverage }, { cover
 export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
   const began = performance.now();
   const leftToFill = holeToFill(image, mask, constants);
-  checkSettings(settings, constants);
-  const steps = ddimSteps(settings.steps, settings.strength, constants);
+  const steps = checkSettings(settings, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
   const windows = planWindows(leftToFill, image.width, image.height, settings.coverage, constants);
   const plan = describeWindows(windows, constants.image_size);
-  onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, plan });
   const times = new Times();
+  onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, pace: times.pace, plan });
   const stopIfAsked = async () => {
     if (await stopped()) throw cancelled();
   };
@@ -97,15 +88,16 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
       pasting(mask, image.width, image.height, window, settings.coverage, constants),
     );
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
-      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep: times.step, plan };
+      const { step: msPerStep, pace } = times;
+      const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep, pace, plan };
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
     const planes = await sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked);
     uncrop(toBytes(planes), result, window, paste, constants);
     closeHole(leftToFill, window, image);
   }
-  const { encode, step, decode } = times;
-  return { image: result, timings: { encode, step, decode, total: performance.now() - began }, provider: backend.provider };
+  const { step, pace } = times;
+  return { image: result, timings: { ...pace, step, total: performance.now() - began }, provider: backend.provider };
 }
 
 /**
@@ -127,32 +119,35 @@ function previewOf(planes, picture, window, paste, constants) {
 
 class Times {
   constructor() {
-    /** @type {Record<'encode'|'step'|'decode', number[]>} */
-    this.all = { encode: [], step: [], decode: [] };
+    /** @type {Record<keyof Pace, number[]>} */
+    this.all = { encode: [], guided: [], unguided: [], decode: [] };
+    /** @type {number|undefined} ms */
+    this.lastStep = undefined;
   }
 
   /**
    * @template T
-   * @param {'encode'|'step'|'decode'} what
+   * @param {keyof Pace} what
    * @param {Promise<T>} work
    */
   async of(what, work) {
     const began = performance.now();
     const value = await work;
-    this.all[what].push(performance.now() - began);
+    const passed = performance.now() - began;
+    this.all[what].push(passed);
+    if (what === 'guided' || what === 'unguided') this.lastStep = passed;
     return value;
   }
 
-  get encode() {
-    return median(this.all.encode);
-  }
-
+  /** Median ms of a step, of either kind. */
   get step() {
-    return median(this.all.step);
+    return median([...this.all.guided, ...this.all.unguided]);
   }
 
-  get decode() {
-    return median(this.all.decode);
+  /** @returns {Pace} */
+  get pace() {
+    const { encode, guided, unguided, decode } = this.all;
+    return { encode: median(encode), guided: median(guided), unguided: median(unguided), decode: median(decode) };
   }
 }
 
@@ -179,7 +174,7 @@ function meanwhile(computing, work) {
   return Promise.all([computing, nextTask().then(work)]);
 }
 
-/** @typedef {{mask: Float32Array, image: Float32Array, masked: Float32Array, noise: Float32Array}} Known latents of a window */
+/** @typedef {{mask: Float32Array, image: Float32Array|null, masked: Float32Array, noise: Float32Array}} Known latents of a window; no image from noise */
 
 /**
  * Encode one model window, and draw all its random numbers.
@@ -209,17 +204,23 @@ async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked
 
   const planes = toUnitRange(seen.rgb);
   await stopIfAsked();
-  const [image, { hidden, ofImage, ofMasked, noise }] = await meanwhile(encode(planes), () => ({
-    hidden: masked(planes, seen.hole),
-    ...draw(),
-  }));
-  await stopIfAsked();
-  const hiddenImage = await encode(hidden);
+  let image = null;
+  let posterior;
+  let drawn;
+  if (settings.init === 'image') {
+    const both = await meanwhile(encode(planes), () => ({ hidden: masked(planes, seen.hole), ...draw() }));
+    drawn = both[1];
+    image = latent(both[0], drawn.ofImage);
+    await stopIfAsked();
+    posterior = await encode(both[1].hidden);
+  } else {
+    [posterior, drawn] = await meanwhile(encode(masked(planes, seen.hole)), draw);
+  }
   return {
     mask: maskToLatent(seen.hole, settings.coverage, constants),
-    image: latent(image, ofImage),
-    masked: latent(hiddenImage, ofMasked),
-    noise,
+    image,
+    masked: latent(posterior, drawn.ofMasked),
+    noise: drawn.noise,
   };
 }
 
@@ -241,37 +242,32 @@ async function sample(backend, known, settings, steps, constants, preview, times
   const { image, noise } = known;
   const signal = round(steps[0].signal);
   const sigma = round(steps[0].sigma);
-  const start = settings.init === 'noise' ? noise : noise.map((n, i) => round(signal * image[i]) + round(sigma * n));
+  const start = image ? noise.map((n, i) => round(signal * image[i]) + round(sigma * n)) : noise;
 
   const decode = (/** @type {Float32Array} */ latent) =>
     backend.decode(latent.map((value) => value / round(constants.scaling_factor)));
-  const denoising = await backend.denoise(start, known.mask, known.masked, settings.guidance);
-  const previews = new PreviewBudget(times.encode, steps.length, constants.preview_share);
-  /** @type {Float32Array|null} the latents before the next step, where they are known here */
-  let before = start;
+  const denoising = await backend.denoise(firstState(start), known.mask, known.masked);
+  const previews = new PreviewBudget(times.pace.encode, steps.length, constants.preview_share);
+  const guided = guidances(settings, steps.length);
   try {
     for (const [i, step] of steps.entries()) {
       await stopIfAsked();
-      const kind = i + 1 < steps.length ? previews.next(times.all.step.at(-1)) : 'none';
-      if (kind !== 'none') before ??= await denoising.latents();
-      await times.of('step', denoising.step(step));
+      const kind = i + 1 < steps.length ? previews.next(times.lastStep) : 'none';
+      const work = denoising.step(stepFeeds(step, guided[i], constants));
+      await times.of(guided[i] === 1 ? 'unguided' : 'guided', work);
       let planes = null;
-      if (kind === 'none') {
-        before = null;
-      } else {
-        const after = await denoising.latents();
-        const clean = predictedClean(/** @type {Float32Array} */ (before), after, step);
+      if (kind !== 'none') {
+        const clean = (await denoising.state()).subarray(start.length, 2 * start.length);
         planes = kind === 'decoded' ? await previews.spend(() => decode(clean)) : sketch(clean, preview, constants);
-        before = after;
       }
       report(i + 1, planes);
     }
     await stopIfAsked();
-    const latents = await denoising.latents();
-    if (!latents.every(Number.isFinite)) {
+    const state = await denoising.state();
+    if (!state.every(Number.isFinite)) {
       throw new EngineError('shader', 'The model returned numbers that are not finite. Choose another precision, or wasm.');
     }
-    return await times.of('decode', decode(latents));
+    return await times.of('decode', decode(state.subarray(0, start.length)));
   } finally {
     denoising.close();
   }
@@ -288,17 +284,6 @@ function masked(planes, hole) {
     if (hole[i]) shown[i] = shown[i + hole.length] = shown[i + 2 * hole.length] = 0;
   }
   return shown;
-}
-
-/**
- * x0: what the latents would be without their noise, from the latents before and after a step.
- *
- * @param {Float32Array} before
- * @param {Float32Array} after
- * @param {Step} step
- */
-export function predictedClean(before, after, { signal, sigma, latentScale, noiseScale }) {
-  return before.map((x, i) => (x - (sigma * (after[i] - latentScale * x)) / noiseScale) / signal);
 }
 
 /**

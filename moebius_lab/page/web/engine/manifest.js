@@ -3,7 +3,7 @@
 import { EngineError, reason } from './errors.js';
 
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
-export const FORMAT = 4;
+export const FORMAT = 5;
 
 /**
  * @typedef {object} Constants constants of config.py; see there
@@ -15,9 +15,8 @@ export const FORMAT = 4;
  * @property {number} train_timesteps
  * @property {number} beta_start
  * @property {number} beta_end
- * @property {number} steps
- * @property {number} strength
- * @property {number} guidance
+ * @property {number} unconditional what the step graph's input `conditions` calls each of the two
+ * @property {number} conditional
  * @property {number} noise_offset
  * @property {('whole'|'as-released')[]} coverages the default first
  * @property {number} feather_width
@@ -28,6 +27,20 @@ export const FORMAT = 4;
  * @property {number} preview_share of a run's time that may go into decoding previews
  * @property {number} brush_share of a picture's shorter side: the brush's diameter at first
  */
+
+/**
+ * @typedef {object} Preset one way to sample; its values are those of `Settings` in settings.js
+ * @property {string} label
+ * @property {string} note one plain sentence
+ * @property {string} solver
+ * @property {number} steps
+ * @property {number} strength
+ * @property {number} guidance
+ * @property {number[]} guidance_interval
+ * @property {'image'|'noise'} init
+ */
+
+/** @typedef {{graph: string, sizes: Record<string, number>}} Run one way to run a graph; `sizes` of the dimensions that it leaves free */
 
 /**
  * @typedef {object} StoredFile
@@ -63,6 +76,9 @@ export const FORMAT = 4;
  * @property {string} weights
  * @property {string} weights_base relative to the manifest, or on another origin
  * @property {Constants} constants
+ * @property {Record<string, Preset>} presets the default first
+ * @property {Record<string, string>} solvers a description of each, by the names of sampler.js
+ * @property {Record<string, Run>} runs every way in which a picture runs a graph, by name
  * @property {Record<string, 'NCHW'|'NHWC'>} layouts in which a graph's convolutions run on WebGPU, by graph
  * @property {number[][]} preview colours of the latents; see `sketch` in inpaint.js
  * @property {Record<string, Precision>} precisions the preferred first
@@ -133,6 +149,9 @@ export function checkManifest(manifest) {
     'network',
     'weights_base',
     'constants',
+    'presets',
+    'solvers',
+    'runs',
     'layouts',
     'preview',
     'precisions',

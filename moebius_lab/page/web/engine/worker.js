@@ -148,16 +148,13 @@ const methods = {
 
   /** @param {{feeds: Record<string, Values>, times: number}} job */
   async timeSteps({ feeds, times }) {
-    const [timestep, guidance, latentScale, noiseScale] = ['timestep', 'guidance', 'latent_scale', 'noise_scale'].map(
-      (name) => feeds[name].data[0],
-    );
-    const { latents, mask, masked_latents: maskedLatents } = feeds;
-    const loop = await loaded().denoise(latents.data, mask.data, maskedLatents.data, guidance);
+    const { state, mask, masked_latents: maskedLatents, ...rest } = feeds;
+    const loop = await loaded().denoise(state.data, mask.data, maskedLatents.data);
     const milliseconds = [];
     try {
       for (let i = 0; i < times; i++) {
         const began = performance.now();
-        await loop.step({ timestep, latentScale, noiseScale, signal: 1, sigma: 0 }); // the last two are for previews alone
+        await loop.step(rest);
         milliseconds.push(performance.now() - began);
       }
     } finally {

@@ -1,0 +1,111 @@
+// What a person chooses, checked in the words of loop.py; which steps are guided, and what a choice will cost.
+
+import { EngineError } from './errors.js';
+import { solverSteps } from './sampler.js';
+
+/** @typedef {import('./manifest.js').Constants} Constants */
+/** @typedef {import('./manifest.js').Preset} Preset */
+/**
+ * @typedef {object} Settings
+ * @property {string} solver
+ * @property {number} steps
+ * @property {number} strength
+ * @property {number} guidance 1 is the conditional prediction alone, which takes half the arithmetic
+ * @property {number[]} guidance_interval shares of the run: step i of n is guided if from <= i/n < to
+ * @property {number} noise_offset
+ * @property {number} seed
+ * @property {'image'|'noise'} init
+ * @property {'whole'|'as-released'} coverage
+ */
+/** @typedef {{encode: number, guided: number, unguided: number, decode: number}} Pace median ms of each; 0 while none was seen */
+
+const ROUNDING = 1e-6; // steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
+const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init']); // by a preset
+
+/**
+ * @param {number[]} interval
+ * @param {number} i from 0
+ * @param {number} count
+ */
+function isGuided([from, to], i, count) {
+  return from * count <= i + ROUNDING && i + ROUNDING < to * count;
+}
+
+/**
+ * @param {Settings} settings
+ * @param {Constants} constants
+ * @returns {import('./sampler.js').Step[]} the steps that are run
+ * @throws {EngineError} code 'bad-input'
+ */
+export function checkSettings(settings, constants) {
+  const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
+  const { guidance, guidance_interval: interval, noise_offset, seed, init, coverage } = settings;
+  const steps = solverSteps(settings.solver, settings.steps, settings.strength, constants);
+  const [from, to] = interval;
+  if (!(interval.length === 2 && 0 <= from && from < to && to <= 1)) {
+    throw bad(`Guidance must run from a share of 0 or more to a later one of at most 1, not from ${from} to ${to}.`);
+  }
+  if (!steps.some((_, i) => isGuided(interval, i, steps.length))) {
+    const why = `No step of ${steps.length} begins between ${from} and ${to} of the run`;
+    throw bad(`${why}: widen the guidance interval, or set guidance to 1.`);
+  }
+  if (init !== 'image' && init !== 'noise') throw bad(`Init must be "image" or "noise", not '${init}'.`);
+  if (!constants.coverages.includes(coverage)) {
+    throw bad(`Coverage must be one of ${constants.coverages.join(', ')}, not '${coverage}'.`);
+  }
+  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be finite numbers.');
+  if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
+  return steps;
+}
+
+/**
+ * The guidance of each of `count` steps: 1 outside the interval.
+ *
+ * @param {Settings} settings
+ * @param {number} count
+ */
+export function guidances({ guidance, guidance_interval: interval }, count) {
+  return Array.from({ length: count }, (_, i) => (isGuided(interval, i, count) ? guidance : 1));
+}
+
+/**
+ * The name of the preset that has these settings; empty for none.
+ *
+ * @param {Partial<Settings>} settings
+ * @param {Record<string, Preset>} presets
+ */
+export function presetOf(settings, presets) {
+  const same = (/** @type {Preset} */ preset) => CHOSEN.every((field) => String(preset[field]) === String(settings[field]));
+  return Object.keys(presets).find((name) => same(presets[name])) ?? '';
+}
+
+/**
+ * How long each step of a window takes. A kind of step that was not seen yet counts as half or twice the other.
+ *
+ * @param {Settings} settings
+ * @param {Pace} pace
+ * @param {Constants} constants
+ * @returns {number[]} ms
+ */
+export function stepCosts(settings, { guided, unguided }, constants) {
+  const { length } = solverSteps(settings.solver, settings.steps, settings.strength, constants);
+  return guidances(settings, length).map((guidance) => (guidance === 1 ? unguided || guided / 2 : guided || 2 * unguided));
+}
+
+/**
+ * How long a window takes: its encodings, steps and decoding. A decoding that was not seen yet counts as two encodings.
+ *
+ * @param {Settings} settings
+ * @param {Pace} pace
+ * @param {Constants} constants
+ * @returns {number} ms; 0 while no step was seen
+ */
+export function windowCost(settings, pace, constants) {
+  const ofSteps = stepCosts(settings, pace, constants).reduce((sum, ms) => sum + ms, 0);
+  return ofSteps && (settings.init === 'image' ? 2 : 1) * pace.encode + ofSteps + decodingCost(pace);
+}
+
+/** @param {Pace} pace */
+export function decodingCost({ encode, decode }) {
+  return decode || 2 * encode;
+}
