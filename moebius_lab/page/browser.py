@@ -397,7 +397,7 @@ class Browser:
         return outputs, done["milliseconds"]
 
     def time_steps(self, feeds: dict[str, np.ndarray], times: int) -> list[float]:
-        """Run a guided step `times` times as the page's sampling loop does, the latents staying on the device: milliseconds."""
+        """Run a step `times` times as the page's sampling loop does, the state staying on the device: milliseconds."""
         return self._call("timeSteps", {"feeds": _feeds(feeds), "times": times})
 
     def profile(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> str:

@@ -125,9 +125,13 @@ test('steps of both forms follow each other on the device, and stop where the de
   const [guided, unguided] = ['step', 'step_unguided'].map((name) => graphs.get(name));
   guided.write('state', floats([1, 2, 3, 4]));
   let broken = false;
-  const loop = new ReplayedLoop(({ conditions }) => (conditions.dims[0] === 1 ? unguided : guided), guided, () => {
-    if (broken) throw new Error('device is gone');
-  });
+  const loop = new ReplayedLoop(
+    ({ conditions }) => (conditions.dims[0] === 1 ? unguided : guided),
+    guided,
+    () => {
+      if (broken) throw new Error('device is gone');
+    },
+  );
   await loop.step(feeds(900, 1));
   assert.deepEqual([...(await loop.state())], [3, 4, 1, 2]);
   assert.deepEqual([...(await unguided.values()).told.data], [900]);
@@ -171,7 +175,10 @@ test('what a capture cannot hold is told, and the device is as before', async ()
     ...session(device),
     run: async () => device.createBuffer({ size: 4, usage: globalThis.GPUBufferUsage.MAP_READ }),
   };
-  await assert.rejects(captureGraph(ort, reads, device, { n: 2 }), { code: 'uncapturable', message: /between processor and device/ });
+  await assert.rejects(captureGraph(ort, reads, device, { n: 2 }), {
+    code: 'uncapturable',
+    message: /between processor and device/,
+  });
   assert.ok(device.createBuffer({ size: 4, usage: 128 }) instanceof Buffer);
   assert.deepEqual(Object.keys(device.queue), []);
 });

@@ -1,13 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import {
-  checkSettings,
-  guidances,
-  presetOf,
-  stepCosts,
-  windowCost,
-} from '../../../moebius_lab/page/web/engine/settings.js';
+import { checkSettings, guidances, presetOf, stepCosts, windowCost } from '../../../moebius_lab/page/web/engine/settings.js';
 import { constants, fixtures } from '../fixtures.mjs';
 
 const released = fixtures.settings;

@@ -304,7 +304,8 @@ export class OrtBackend {
     const captured = this.captured.get(STEP);
     if (!captured) return new TensorLoop(this, state, mask, maskedLatents);
     for (const [name, data] of Object.entries({ state, mask, masked_latents: maskedLatents })) captured.write(name, data);
-    const graphFor = (/** @type {Record<string, Values>} */ feeds) => /** @type {CapturedGraph} */ (this.capturedFor(STEP, feeds));
+    const graphFor = (/** @type {Record<string, Values>} */ feeds) =>
+      /** @type {CapturedGraph} */ (this.capturedFor(STEP, feeds));
     return new ReplayedLoop(graphFor, captured, () => this.throwDeviceError());
   }
 }

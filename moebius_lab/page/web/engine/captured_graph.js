@@ -48,7 +48,8 @@ export async function captureGraph(ort, session, device, sizes, other) {
     for (const { name, type, shape } of /** @type {readonly any[]} */ (session.inputMetadata)) {
       if (type !== 'float32') throw new Error(`its input ${name} is ${type}, and only float32 can be captured`);
       const dims = shape.map((/** @type {number|string} */ side) => sizes[side] ?? side);
-      if (!dims.every(Number.isInteger)) throw new Error(`its input ${name} has the shape ${dims.join(' x ')}, which leaves a size open`);
+      if (!dims.every(Number.isInteger))
+        throw new Error(`its input ${name} has the shape ${dims.join(' x ')}, which leaves a size open`);
       const size = Math.ceil(bytesOf(dims) / SHADER_READS) * SHADER_READS;
       const known = other?.inputs.get(name);
       const buffer = known?.size === size ? known : storage(device, size);

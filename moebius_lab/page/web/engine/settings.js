@@ -53,7 +53,8 @@ export function checkSettings(settings, constants) {
   if (!constants.coverages.includes(coverage)) {
     throw bad(`Coverage must be one of ${constants.coverages.join(', ')}, not '${coverage}'.`);
   }
-  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset)) throw bad('Guidance and noise offset must be finite numbers.');
+  if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset))
+    throw bad('Guidance and noise offset must be finite numbers.');
   if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);
   return steps;
 }

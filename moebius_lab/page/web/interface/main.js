@@ -1,7 +1,7 @@
 // The page: opening pictures, the mask's history, running the model, choosing among results, saving.
 
 import { Autosave } from './autosave.js';
-import { stepsRun } from '../engine/ddim.js';
+import { checkSettings, decodingCost, presetOf, stepCosts, windowCost } from '../engine/settings.js';
 import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
 import { History, KEEP, Mask, firstBrush } from './mask.js';
@@ -24,6 +24,7 @@ import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask }
 import { cut, difference, put } from './regions.js';
 
 /** @typedef {import('../engine/engine.js').Settings} Settings */
+/** @typedef {import('../engine/engine.js').Pace} Pace */
 /** @typedef {import('../engine/engine.js').StepProgress} StepProgress */
 /** @typedef {import('./picture_files.js').Picture} Picture */
 /** @typedef {import('./picture_files.js').Grey} Grey */
@@ -39,6 +40,11 @@ import { cut, difference, put } from './regions.js';
  */
 
 /** @typedef {import('./autosave.js').Painting & Extra} Work what the person works on; its name is the file's without ending */
+
+/** What was measured, by what the model ran on. @type {Map<string, Pace>} */
+const paces = new Map();
+/** @type {Pace} */
+const UNKNOWN = { encode: 0, guided: 0, unguided: 0, decode: 0 };
 
 const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
 const RESULTS_LIMIT = 24;
@@ -59,7 +65,6 @@ let shown = null;
 /** @type {AbortController | null} */
 let running = null;
 let opening = 0;
-let pace = 0; // ms a step in the last run
 let outcome = ''; // how the last run ended, for as long as that says something of what is on the screen
 
 // -- opening -----------------------------------------------------------------------------------------------------------
@@ -296,10 +301,33 @@ function travel(way) {
 
 // -- running -----------------------------------------------------------------------------------------------------------
 
-/** @returns {{settings: Settings, variants: number} | null} null where a field holds no usable number, which the browser shows */
+const CUSTOM = 'Custom';
+const NUMBERS = ['steps', 'guidance', 'guided-from', 'guided-to', 'seed', 'variants', 'strength', 'noise-offset'];
+
+/** @param {string} id */
+function select(id) {
+  return element(id, HTMLSelectElement);
+}
+
+/** The settings as they stand, usable or not. @returns {Settings} */
+function chosen() {
+  const [steps, guidance, from, to, seed, , strength, offset] = NUMBERS.map((name) => field(name).valueAsNumber);
+  const init = /** @type {'image'|'noise'} */ (select('init').value);
+  const coverage = /** @type {Settings['coverage']} */ (select('coverage').value);
+  const sampling = { solver: select('solver').value, steps, strength, guidance, guidance_interval: [from, to], init };
+  return { ...sampling, noise_offset: offset, seed, coverage };
+}
+
+/** @param {Partial<Settings>} settings those that a person chose or a preset has */
+function fillIn({ solver, steps, strength, guidance, guidance_interval: interval, init, noise_offset: offset, coverage }) {
+  const numbers = { steps, strength, guidance, 'guided-from': interval?.[0], 'guided-to': interval?.[1], 'noise-offset': offset };
+  for (const [id, value] of Object.entries(numbers)) if (value !== undefined) field(id).value = String(value);
+  for (const [id, value] of Object.entries({ solver, init, coverage })) if (value !== undefined) select(id).value = value;
+}
+
+/** @returns {{settings: Settings, variants: number} | null} null where a field holds no usable value, which is shown */
 function readSettings() {
-  const names = ['steps', 'guidance', 'seed', 'variants', 'strength', 'noise-offset'];
-  for (const name of names) {
+  for (const name of NUMBERS) {
     const input = field(name);
     if (input.value === '' || !input.checkValidity()) {
       const details = input.closest('details');
@@ -310,20 +338,105 @@ function readSettings() {
       return null;
     }
   }
-  const [steps, guidance, seed, variants, strength, offset] = names.map((name) => field(name).valueAsNumber);
-  const init = /** @type {'image'|'noise'} */ (element('init', HTMLSelectElement).value);
-  const coverage = /** @type {Settings['coverage']} */ (element('coverage', HTMLSelectElement).value);
-  return { settings: { steps, strength, guidance, seed, noise_offset: offset, init, coverage }, variants };
+  const settings = chosen();
+  try {
+    if (model.engine) checkSettings(settings, model.engine.manifest.constants);
+  } catch (error) {
+    element('more', HTMLDetailsElement).open = true;
+    notice('settings', error instanceof Error ? error.message : String(error));
+    return null;
+  }
+  return { settings, variants: field('variants').valueAsNumber };
+}
+
+/** Offer what the manifest has, once it is known, with the settings of the last visit. */
+function offerSettings() {
+  const manifest = model.engine?.manifest;
+  if (!manifest || select('preset').options.length) return;
+  const presets = Object.entries(manifest.presets).map(([name, { label, note }]) => option(label, name, note));
+  select('preset').replaceChildren(...presets, option(CUSTOM, '', 'Settings of your own, below.'));
+  select('solver').replaceChildren(...Object.entries(manifest.solvers).map(([name, note]) => option(name, name, note)));
+  const { preset = '', ...settings } = kept();
+  setDefaults();
+  const found = manifest.presets[preset];
+  try {
+    checkSettings({ ...chosen(), ...settings, ...found }, manifest.constants);
+    fillIn({ ...settings, ...found });
+  } catch {
+    // kept by a version that offered something else: the defaults stay
+  }
+  changeSettings();
+}
+
+/** @param {string} label @param {string} value @param {string} title */
+function option(label, value, title) {
+  const made = new Option(label, value);
+  made.title = title;
+  return made;
 }
 
 function setDefaults() {
-  const constants = model.engine?.manifest.constants;
-  if (!constants) return;
-  for (const name of /** @type {const} */ (['steps', 'guidance', 'strength'])) field(name).value = String(constants[name]);
-  field('noise-offset').value = String(constants.noise_offset);
-  element('init', HTMLSelectElement).value = 'image';
-  element('coverage', HTMLSelectElement).value = constants.coverages[0];
+  const manifest = model.engine?.manifest;
+  if (!manifest) return;
+  const { noise_offset, coverages } = manifest.constants;
+  fillIn({ ...Object.values(manifest.presets)[0], noise_offset, coverage: coverages[0] });
+  changeSettings();
+}
+
+function choosePreset() {
+  const preset = model.engine?.manifest.presets[select('preset').value];
+  if (preset) {
+    fillIn(preset);
+    changeSettings();
+  } else {
+    element('more', HTMLDetailsElement).open = true;
+    write('preset-note', select('preset').selectedOptions[0]?.title ?? '');
+  }
+}
+
+function changeSettings() {
+  dismiss('settings');
+  showPreset();
+  keepSettings();
   update();
+}
+
+/** Name the preset that has the settings as they stand. */
+function showPreset() {
+  select('preset').value = presetOf(chosen(), model.engine?.manifest.presets ?? {});
+  write('preset-note', select('preset').selectedOptions[0]?.title ?? '');
+  select('solver').title = select('solver').selectedOptions[0]?.title ?? '';
+  showCosts();
+}
+
+/** @returns {Pace} of what is chosen to run on */
+function pace() {
+  return paces.get(whereItRuns()) ?? UNKNOWN;
+}
+
+function whereItRuns() {
+  return `${model.choice?.provider} ${model.choice?.precision}`;
+}
+
+/** Milliseconds that a window takes here; 0 while that is unknown or the settings cannot be used. @param {Settings} settings */
+function costOf(settings) {
+  try {
+    return model.engine ? windowCost(settings, pace(), model.engine.manifest.constants) : 0;
+  } catch {
+    return 0;
+  }
+}
+
+/** Say what each preset takes on this device. */
+function showCosts() {
+  const settings = chosen();
+  const about = (/** @type {string} */ name, /** @type {number} */ ms) => (ms ? [`${name} about ${duration(ms / 1000)}`] : []);
+  const told = Object.values(model.engine?.manifest.presets ?? {}).flatMap((preset) =>
+    about(preset.label, costOf({ ...settings, ...preset })),
+  );
+  const own = select('preset').value ? [] : about('your settings', costOf(settings));
+  const first = 'How long each preset takes on this device is shown here after its first step.';
+  write('cost', told.length ? `On this device, for each window: ${[...told, ...own].join('; ')}.` : first);
 }
 
 async function run() {
@@ -360,13 +473,14 @@ async function run() {
     editor.overlay = 'outline';
     for (let variant = 0; variant < input.variants; variant++) {
       const settings = { ...input.settings, seed: (input.settings.seed + variant) % 2 ** 32 };
-      const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, variant, input.variants);
+      const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, settings, variant, input.variants);
       write('run-text', 'Reading the picture…');
       const { image: filled, timings } = await engine.inpaint(
         { image: picture, mask: mask.data, settings },
         { onProgress, signal: abort.signal },
       );
-      pace = timings.step;
+      paces.set(whereItRuns(), timings);
+      showCosts();
       const region = difference(picture, filled);
       made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
       current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
@@ -400,21 +514,42 @@ function finish(result) {
   if (hadFocus) button('run').focus();
 }
 
-/** @param {StepProgress} progress @param {number} variant @param {number} variants */
-function showProgress({ window, windows, step, steps, msPerStep, plan, preview }, variant, variants) {
+/** @param {StepProgress} progress @param {Settings} settings @param {number} variant @param {number} variants */
+function showProgress(progress, settings, variant, variants) {
+  const { window, windows, step, steps, msPerStep, plan, preview } = progress;
   const total = variants * windows * steps;
   const done = (variant * windows + window) * steps + step;
-  const left = (/** @type {number} */ ms) => `about ${duration(((total - done) * ms) / 1000)} left`;
+  if (step) {
+    paces.set(whereItRuns(), progress.pace);
+    showCosts();
+  }
   const parts = [variants > 1 ? `Variant ${variant + 1} of ${variants}` : ''];
   if (step) {
     parts.push(windows > 1 ? `window ${window + 1} of ${windows}` : '', `step ${step} of ${steps}`);
-    parts.push(`${Math.round(msPerStep)} ms a step`, left(msPerStep));
+    parts.push(`${Math.round(msPerStep)} ms a step`);
   } else {
-    parts.push(plan, `${steps} step${steps > 1 ? 's' : ''}${windows > 1 ? ' each' : ''}`, pace ? left(pace) : '');
+    parts.push(plan, `${steps} step${steps > 1 ? 's' : ''}${windows > 1 ? ' each' : ''}`);
   }
+  const later = (variants - variant) * windows - window - 1; // windows after this one
+  const left = msLeft(settings, step, later);
+  if (left) parts.push(`about ${duration(left / 1000)} left`);
   runBar.value = done / total;
   write('run-text', parts.filter(Boolean).join(' · '));
   if (preview && running) editor.show({ left: preview.left, top: preview.top, canvas: canvasOf(preview) });
+}
+
+/**
+ * @param {Settings} settings
+ * @param {number} step that is done in this window
+ * @param {number} later windows after it
+ * @returns {number} ms; 0 while it is unknown
+ */
+function msLeft(settings, step, later) {
+  const whole = costOf(settings);
+  if (!whole || !model.engine) return 0;
+  const steps = stepCosts(settings, pace(), model.engine.manifest.constants);
+  const rest = steps.slice(step).reduce((sum, ms) => sum + ms, 0) + decodingCost(pace());
+  return later * whole + (step ? rest : whole);
 }
 
 /** @param {{width: number, height: number, data: Uint8ClampedArray}} region */
@@ -634,10 +769,8 @@ function update() {
 }
 
 function hint() {
-  const steps = stepsRun(field('steps').valueAsNumber, field('strength').valueAsNumber);
-  const time = pace
-    ? `About ${duration((pace * steps * field('variants').valueAsNumber) / 1000)} at the pace of the last run.`
-    : 'The result appears in place.';
+  const cost = costOf(chosen()) * field('variants').valueAsNumber;
+  const time = cost ? `About ${duration(cost / 1000)} at the pace of the last run.` : 'The result appears in place.';
   if (!work) write('run-text', 'Open a picture first.');
   else if (outcome) write('run-text', outcome);
   else if (!work.mask.holes) write('run-text', 'Paint over what should go.');
@@ -728,7 +861,12 @@ field('split').addEventListener('input', () => {
   editor.split = field('split').valueAsNumber;
   showSplit();
 });
-for (const id of ['steps', 'strength', 'variants']) field(id).addEventListener('input', update);
+for (const id of ['steps', 'strength', 'guidance', 'guided-from', 'guided-to', 'noise-offset']) {
+  field(id).addEventListener('input', changeSettings);
+}
+for (const id of ['solver', 'init', 'coverage']) select(id).addEventListener('change', changeSettings);
+select('preset').addEventListener('change', choosePreset);
+field('variants').addEventListener('input', update);
 
 editor.addEventListener('edit', (event) => {
   const { label, patch } = /** @type {CustomEvent} */ (event).detail;
@@ -738,7 +876,11 @@ editor.addEventListener('say', (event) => say(/** @type {CustomEvent} */ (event)
 editor.addEventListener('size', showSize);
 editor.addEventListener('split', showSplit);
 editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.view.scale * 100)} %`));
-model.addEventListener('change', update);
+model.addEventListener('change', () => {
+  offerSettings();
+  showCosts();
+  update();
+});
 autosave.addEventListener('state', showKeeping);
 
 // -- keys, drop and paste ----------------------------------------------------------------------------------------------
@@ -826,6 +968,30 @@ document.addEventListener('paste', (event) => {
   else if (!(/** @type {HTMLElement} */ (event.target).matches('input'))) say('The clipboard holds no picture.');
 });
 
+/**
+ * The settings of the last visit: a preset by its name, or each value of the person's own; nothing without storage.
+ *
+ * @returns {Partial<Settings> & {preset?: string}}
+ */
+function kept() {
+  try {
+    const found = JSON.parse(localStorage.getItem('settings') ?? '{}');
+    return typeof found === 'object' && found !== null ? found : {};
+  } catch {
+    return {};
+  }
+}
+
+function keepSettings() {
+  const { seed, noise_offset, coverage, ...sampling } = chosen();
+  const preset = select('preset').value;
+  try {
+    localStorage.setItem('settings', JSON.stringify({ noise_offset, coverage, ...(preset ? { preset } : sampling) }));
+  } catch {
+    // the page says elsewhere that this browser keeps nothing
+  }
+}
+
 /** Settings that are kept between visits; without storage they are not. */
 function rememberLetters() {
   try {
@@ -856,6 +1022,7 @@ showSize();
 void bringBack();
 await model.opened;
 document.body.classList.remove('looking');
-setDefaults();
+offerSettings();
+update();
 fillSamples();
 void keepPage();
