@@ -11,7 +11,7 @@ from moebius_lab.config import BACKENDS, DEMO, SMALL
 from moebius_lab.evidence import parity
 from moebius_lab.evidence.benchmark.contenders import READER
 from moebius_lab.evidence.benchmark.run import run
-from moebius_lab.inpainting.loop import Settings, inpaint
+from moebius_lab.inpainting.loop import Settings, inpaint, preset
 from moebius_lab.notebook.browser_backend import BrowserRunner, fill
 from moebius_lab.port.precision import per_graph
 
@@ -36,10 +36,10 @@ def test_without_a_page_a_headless_chromium_answers_and_says_what_it_ran_on(runn
 
 
 def test_the_sampling_loop_takes_it_as_one_more_backend(runner, small):
-    settings = Settings(steps=3)
-    from_torch = inpaint(small.torch_backend, small.image, small.mask, settings)
-    from_browser = inpaint(runner, small.image, small.mask, settings)
-    assert np.abs(from_browser.astype(int) - from_torch).max() <= 1
+    for settings in (Settings(steps=3), preset("fast", steps=3)):
+        from_torch = inpaint(small.torch_backend, small.image, small.mask, settings)
+        from_browser = inpaint(runner, small.image, small.mask, settings)
+        assert np.abs(from_browser.astype(int) - from_torch).max() <= 1
 
 
 def test_a_notebook_s_backend_fills_its_picture(small):

@@ -8,12 +8,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import onnx
 import pytest
 
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
-from moebius_lab.config import SMALL
+from moebius_lab.config import PRESETS, RUNS, SMALL, STEP_UNGUIDED
 from moebius_lab.files import file_sha256
+from moebius_lab.inpainting.loop import Settings, preset
+from moebius_lab.model.sampler import SOLVERS
 from moebius_lab.page import bundle
 from moebius_lab.page.bundle import read_manifest, shipped_files, write_bundle
 from moebius_lab.page.serve import Server
@@ -61,6 +64,22 @@ def test_constants_are_those_of_config(folder):
     constants = read_manifest(folder)["constants"]
     assert constants == bundle.constants(SMALL)
     assert (constants["image_size"], constants["latent_size"], constants["scaling_factor"]) == (128, 16, 0.13025)
+
+
+def test_presets_solvers_and_runs_are_those_of_python(folder):
+    manifest = read_manifest(folder)
+    assert list(manifest["presets"]) == list(PRESETS) and list(manifest["solvers"]) == list(SOLVERS)
+    for name, entry in manifest["presets"].items():
+        values = {field: value for field, value in entry.items() if field not in ("label", "note")}
+        assert Settings(**values | {"guidance_interval": tuple(values["guidance_interval"])}) == preset(name)
+    runs = manifest["runs"]
+    assert {run: entry["graph"] for run, entry in runs.items()} == RUNS
+    model = onnx.load(
+        folder / "weights" / manifest["precisions"]["fp32"]["graphs"]["step"][0]["file"], load_external_data=False
+    )
+    free = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    assert runs["step"]["sizes"] == {"n": 2} and runs[STEP_UNGUIDED]["sizes"] == {"n": 1} and free == {"n"}
+    assert not runs["vae_encoder"]["sizes"] and not runs["vae_decoder"]["sizes"]
 
 
 def test_colours_of_the_latents_are_a_finite_map(folder):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
+from moebius_lab.config import PRESETS
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.photographs import demo_photographs
 from moebius_lab.page.bundle import WEB, page_files, write_bundle
@@ -137,7 +138,12 @@ def fill(page: Page, steps: int = 2, variants: int = 1, first: bool = True) -> N
     expect(page.locator("#keep")).to_be_enabled()
 
 
+def more_settings(page: Page) -> None:
+    page.evaluate("document.getElementById('more').open = true")
+
+
 def start(page: Page, steps: int, variants: int = 1, first: bool = True) -> None:
+    more_settings(page)
     page.fill("#steps", str(steps))
     page.fill("#variants", str(variants))
     page.click("#run")
@@ -178,8 +184,10 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     mask = mask_of(page)
     assert 1000 < (mask == 255).sum() < 5000 and set(np.unique(mask)) == {0, 255}
 
+    more_settings(page)
     page.fill("#steps", "4")
     page.fill("#variants", "2")
+    expect(page.locator("#preset option:checked")).to_have_text("Fastest")  # which differs from the fast one in its steps
     page.click("#run")
     expect(page.locator("#prompt")).to_contain_text(re.compile(r"\d+\.\d MB will be downloaded.*kept in this browser"))
     expect(page.locator("#prompt-warning")).to_contain_text("processor, which is slow")
@@ -187,7 +195,7 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     page.click("#prompt-yes")
     expect(page.locator("#run")).to_be_enabled(timeout=240_000)
     told = page.evaluate("told")
-    assert any(re.search(r"Variant 1 of 2 · step \d of 3 · \d+ ms a step", text) for text in told), told
+    assert any(re.search(r"Variant 1 of 2 · step \d of 4 · \d+ ms a step", text) for text in told), told
     expect(page.locator("#results input")).to_have_count(2)
     expect(page.locator("#results label").nth(0)).to_contain_text("seed 0")
     expect(page.locator("#load-text")).to_contain_text("processor (wasm)")
@@ -233,12 +241,11 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
     listen(page)
     fill(page, steps=6)
-    assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
+    assert "2 windows of 256 px · 6 steps each" in page.evaluate("told")
     expect(page.locator("#coverage")).to_have_value("whole")
     whole = downloaded(page, "#save")
     assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
     page.click("#edit")
-    page.evaluate("document.getElementById('coverage').closest('details').open = true")
     page.select_option("#coverage", "as-released")
     fill(page, steps=6, first=False)
     released = downloaded(page, "#save")
@@ -246,6 +253,55 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     assert error[1] < 0.25 * error[0] and error[2] > 0.5 * error[0], error
     page.click("#defaults")
     expect(page.locator("#coverage")).to_have_value("whole")
+
+
+def test_a_preset_sets_everything_says_what_it_costs_and_is_kept(visit):
+    page = visit()
+    chosen = page.locator("#preset option:checked")
+    assert page.locator("#preset option").all_inner_texts() == [*(entry.label for entry in PRESETS.values()), "Custom"]
+    expect(chosen).to_have_text("Fast")
+    expect(page.locator("#preset-note")).to_have_text(PRESETS["fast"].note)
+    expect(page.locator("#cost")).to_contain_text("after a first step")
+    more_settings(page)
+    for name, entry in PRESETS.items():
+        page.select_option("#preset", name)
+        fields = {"solver": entry.solver, "steps": entry.steps, "strength": entry.strength, "guidance": entry.guidance}
+        fields |= {"guided-from": entry.guidance_interval[0], "guided-to": entry.guidance_interval[1], "init": entry.init}
+        for field, value in fields.items():
+            found = page.locator(f"#{field}").input_value()
+            assert found == value if isinstance(value, str) else float(found) == value, (name, field)
+    page.fill("#guidance", "3")
+    expect(chosen).to_have_text("Custom")
+    page.fill("#guidance", "2")
+    expect(chosen).to_have_text("As released")
+
+    page.reload()
+    expect(chosen).to_have_text("As released")
+    more_settings(page)
+    page.fill("#steps", "3")
+    page.reload()
+    expect(chosen).to_have_text("Custom")
+    expect(page.locator("#steps")).to_have_value("3")
+    for kept in ('{"preset": "gone"}', '{"solver": "euler", "steps": 4}', '{"steps": "many"}', "[", "null"):
+        page.evaluate("(kept) => localStorage.setItem('settings', kept)", kept)
+        page.reload()
+        expect(chosen).to_have_text("Fast")
+
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    page.select_option("#preset", "fastest")
+    page.click("#run")
+    page.click("#prompt-yes")
+    cost = page.locator("#cost")
+    expect(cost).to_have_text(
+        re.compile(
+            r"On this device, for each window: Fast about \d+ s; Fastest about \d+ s; As released about \d+ (s|min)\."
+        ),
+        timeout=240_000,
+    )
+    expect(page.locator("#keep")).to_be_enabled(timeout=240_000)
+    fast, fastest, released = (int(n) for n in re.findall(r"about (\d+) s", cost.inner_text()))
+    assert fastest <= fast < released
 
 
 def running(visit) -> tuple[Page, np.ndarray]:
@@ -732,9 +788,22 @@ def test_an_empty_and_a_full_mask_are_explained(visit):
     notice.get_by_role("button", name="Invert the mask").click()
     assert not mask_of(page).any()
     drag(page, (60, 60), (120, 100))
+    page.select_option("#preset", "")
     page.fill("#steps", "0")
     page.click("#run")
     assert page.evaluate("document.activeElement.id") == "steps" and page.locator("#prompt").is_hidden()
+    for field, value, words in (
+        ("#steps", "1", "dpm++2m needs at least 2 steps, and 1 would run"),
+        ("#guided-from", "1", "Guidance must run from a share of 0 or more to a later one of at most 1, not from 1 to 1."),
+        ("#guided-from", "0.95", "No step of 6 begins between 0.95 and 1 of the run"),
+    ):
+        page.select_option("#preset", "fast")
+        page.fill(field, value)
+        page.click("#run")
+        expect(notice).to_contain_text(words)
+    assert page.locator("#prompt").is_hidden()
+    page.select_option("#preset", "fast")
+    expect(notice).to_have_count(0)
 
 
 @pytest.mark.parametrize(
