@@ -49,7 +49,7 @@ def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_pat
 def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys):
     files = [*map(str, picture_files), "-o", str(tmp_path / "out.png"), "--backend", "torch", *SMALL]
     for options, words in (
-        ([], "6 steps"), (["--preset", "fastest"], "4 steps"), (["--preset", "as-released", "--steps", "3"], "2 steps"),
+        ([], "5 steps"), (["--preset", "fastest"], "4 steps"), (["--preset", "as-released", "--steps", "3"], "2 steps"),
         (["--solver", "unipc", "--steps", "2", "--guidance-interval", "0", "0.5"], "2 steps"),
     ):  # fmt: skip
         assert main(["inpaint", *files, *options]) == 0
@@ -57,7 +57,7 @@ def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys)
     for options, words in (
         (["--solver", "euler"], "there is no solver 'euler'; choose one of ddim, dpm++2m, unipc"),
         (["--steps", "1"], "dpm++2m needs at least 2 steps, and 1 would run: raise steps or strength, or choose ddim"),
-        (["--guidance-interval", "0.9", "1"], "no step of 6 begins between 0.9 and 1 of the run"),
+        (["--guidance-interval", "0.9", "1"], "no step of 5 begins between 0.9 and 1 of the run"),
         (["--guidance-interval", "1", "2"], "not from 1.0 to 2.0"),
     ):
         assert main(["inpaint", *files, *options]) != 0

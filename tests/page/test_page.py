@@ -241,7 +241,7 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
     listen(page)
     fill(page, steps=6)
-    assert "2 windows of 256 px · 6 steps each" in page.evaluate("told")
+    assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
     expect(page.locator("#coverage")).to_have_value("whole")
     whole = downloaded(page, "#save")
     assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
