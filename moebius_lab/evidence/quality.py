@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -73,14 +73,20 @@ def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
 
 
 def measure_picture(
-    backend: Backend, picture: np.ndarray, mask: np.ndarray, distance: PerceptualDistance, known: Sequence[dict] = ()
+    backend: Backend,
+    picture: np.ndarray,
+    mask: np.ndarray,
+    distance: PerceptualDistance,
+    names: Iterable[str],
+    known: Sequence[dict] = (),
 ) -> list[dict]:
-    """Fill one hole in every way.
+    """Fill one hole in several ways.
 
     Args:
         backend: the network.
         picture, mask: uint8 (H, W, 3) and (H, W).
         distance: see `evaluation.measures`.
+        names: of the ways.
         known: rows of an earlier run, which stay as they are.
 
     Returns:
@@ -88,12 +94,10 @@ def measure_picture(
         the fill of 100 steps.
     """
     hole = is_hole(mask)
-    longest, rows = None, []
+    longest, rows = None, list(known)
     for way, (settings, seeds) in ways().items():
-        for seed in seeds:
-            if earlier := [row for row in known if (row["way"], row["seed"]) == (way, seed)]:
-                rows += earlier
-                continue
+        done = [row["seed"] for row in known if row["way"] == way]
+        for seed in [seed for seed in seeds if way in names and seed not in done]:
             filled = inpaint(backend, picture, mask, replace(settings, seed=seed))
             row = {"way": way, "evaluations": settings.evaluations(), "seed": seed}
             row |= measures(filled, picture, hole, distance)
@@ -104,9 +108,9 @@ def measure_picture(
     return rows
 
 
-def _measure(name: str, folder: Path, known: list[dict]) -> tuple[str, list[dict]]:
+def _measure(name: str, folder: Path, names: list[str], known: list[dict]) -> tuple[str, list[dict]]:
     backend = OnnxBackend(Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD), DEMO, partial(open_session, threads=1))
-    return name, measure_picture(backend, *held_out_pairs()[name], PerceptualDistance(), known)
+    return name, measure_picture(backend, *held_out_pairs()[name], PerceptualDistance(), names, known)
 
 
 def table(report: dict) -> pd.DataFrame:
@@ -120,8 +124,11 @@ def table(report: dict) -> pd.DataFrame:
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard error over pictures of every measure, by way: columns (measure, "mean" or "sem"), and the evaluations.
 
-    Seeds of one picture are averaged first: what spreads is the picture.
+    Only pictures that were filled in every way count, so that all points are of the same ones. Seeds of one picture are averaged first:
+    what spreads is the picture.
     """
+    of_picture = rows.groupby("picture")["way"].nunique()
+    rows = rows[rows["picture"].map(of_picture) == len(ways())]
     of_pictures = rows.groupby(["way", "evaluations", "picture"], sort=False)[list(TITLES)].mean()
     return of_pictures.groupby(["way", "evaluations"], sort=False).agg(["mean", "sem"]).reset_index("evaluations")
 
@@ -134,6 +141,12 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         for measure, title in TITLES.items()
     }
     return pd.DataFrame({"evaluations": found["evaluations"].to_numpy()} | told, index=found.index)
+
+
+def missing(rows: list[dict], names: Iterable[str]) -> bool:
+    """Whether a picture lacks a seed of one of these ways."""
+    found = {(row["way"], row["seed"]) for row in rows}
+    return any((name, seed) not in found for name in names for seed in ways()[name][1])
 
 
 def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
@@ -170,17 +183,20 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="pictures at once, one thread each")
     options = parser.parse_args()
     report = json.loads(options.report.read_text(encoding="utf-8")) if options.report.is_file() else {"pictures": {}}
-    before, wanted = report["pictures"], sum(len(seeds) for _, seeds in ways().values())
-    left = [name for name in held_out_pairs() if len(before.get(name, [])) < wanted]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     folder = options.output_dir.resolve()
     Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
+    presets = [name_of(name) for name in PRESETS]
     with ProcessPoolExecutor(options.jobs) as pool:
-        for future in as_completed([pool.submit(_measure, name, folder, before.get(name, [])) for name in left]):
-            name, rows = future.result()
-            report["pictures"] = dict(sorted((report["pictures"] | {name: rows}).items()))
-            write_json(options.report, report)
-            print(f"{name}: {len(report['pictures'])} pictures done", flush=True)
+        for names in (presets, list(ways())):  # what matters most first
+            left = {name: report["pictures"].get(name, []) for name in held_out_pairs()}
+            left = {name: rows for name, rows in left.items() if missing(rows, names)}
+            jobs = [pool.submit(_measure, name, folder, names, rows) for name, rows in left.items()]
+            for done, future in enumerate(as_completed(jobs), 1):
+                name, rows = future.result()
+                report["pictures"] = dict(sorted((report["pictures"] | {name: rows}).items()))
+                write_json(options.report, report)
+                print(f"{name}: {done} of {len(jobs)} pictures, {len(names)} ways", flush=True)
     print(curves(table(report)).round(3).to_string())
     reported = table(report)
     for part, rows in (("chosen on", reported[reported.choosing]), ("reported on", reported[~reported.choosing])):
