@@ -482,10 +482,10 @@ class GatheredDownsample(nn.Module):
         self.register_buffer("cells", cells.flatten().int())  # (9 side^2 / 4,)
         self.register_buffer("zero", torch.zeros(1, conv.in_channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, h) -> (B, out, h / 2, h / 2)."""
+    def forward(self, x: Tensor, zeros: Tensor) -> Tensor:
+        """(B, C, h, h) and zeros (B,) -> (B, out, h / 2, h / 2)."""
         B, C, h, _ = x.shape
-        padded = torch.cat([x.flatten(2), self.zero.expand(B, -1, -1)], dim=2)
+        padded = torch.cat([x.flatten(2), self.zero + zeros[:, None, None]], dim=2)
         read = padded.index_select(2, self.cells).reshape(B, 9 * C, h // 2, h // 2)
         return F.conv2d(read, self.weight, self.bias)
 
@@ -601,7 +601,7 @@ class NoiseGraph(nn.Module):
                 x = transformer(resnet(x, next(time)), rows, zeros if len(skips) > 1 else self.zero)
                 skips.append(x)
             for sampler in block["samplers"]:
-                x = sampler(x)
+                x = sampler(x, zeros)
                 skips.append(x)
         for block in self.up:
             for resnet, transformer in zip(block["resnets"], block["transformers"]):

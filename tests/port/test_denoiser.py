@@ -143,7 +143,9 @@ def test_gate_and_value_of_the_feed_forward_made_apart():
 
 def test_downsampling_as_a_gather_and_one_product():
     downsample = filled(Downsample(12))
-    assert_same(graph.GatheredDownsample(downsample, 8)(normal(2, 12, 8, 8)), downsample(normal(2, 12, 8, 8)), 5e-6)
+    assert_same(
+        graph.GatheredDownsample(downsample, 8)(normal(2, 12, 8, 8), torch.zeros(2)), downsample(normal(2, 12, 8, 8)), 5e-6
+    )
 
 
 def test_nearest_upsampling_and_convolution_as_nine_products():
