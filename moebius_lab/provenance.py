@@ -19,7 +19,6 @@ from pathlib import Path
 from .files import digest_of
 
 PACKAGE = Path(__file__).parent
-EXPORTER = ("onnxscript", "onnx_ir")  # torch's exporter imports them, and no module of ours does
 
 
 def made_by(module: str) -> dict[str, object]:
@@ -103,13 +102,13 @@ def package_files() -> list[Path]:
 
 
 def libraries(paths: list[Path], optional: bool = False) -> dict[str, str]:
-    """The version of each library that these files import when they are loaded, of `EXPORTER`, and of Python.
+    """The version of each library that these files import when they are loaded, and of Python.
 
     Args:
         paths: Python files.
         optional: also what they import later, in a function, where it may be missing.
     """
-    names = {name for path in paths for name in _libraries_of(path, optional)} | set(EXPORTER)
+    names = {name for path in paths for name in _libraries_of(path, optional)}
     return {"python": platform.python_version()} | {name: library_version(name) for name in sorted(names)}
 
 

@@ -28,16 +28,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from .. import LabError
-from ..config import (
-    GRAPHS,
-    GUIDANCE,
-    LATENT_CHANNELS,
-    OPSET,
-    RUNTIME_DOMAIN,
-    STATE_ROWS,
-    STEP_UNGUIDED,
-    NetworkConfig,
-)
+from ..config import GRAPHS, GUIDANCE, LATENT_CHANNELS, OPSET, STATE_ROWS, STEP_UNGUIDED, NetworkConfig
 from ..files import require_room
 from ..inpainting.backends import condition_ids, step_feeds
 from ..model.lambda_layer import SelfLambda
@@ -45,7 +36,7 @@ from ..model.sampler import next_state, solver_steps
 from ..model.unet import MoebiusNet
 from .autoencoder import rewritten
 from .denoiser import STEP_OUTPUTS, StepGraph
-from .passes import forget_where_from, fuse_depth_to_space, fuse_skip_layer_norms, settle_shapes
+from .passes import after_export
 
 OUTPUT_NAMES = {"vae_encoder": ["mean", "std"], "step": list(STEP_OUTPUTS), "vae_decoder": ["image"]}
 
@@ -191,18 +182,13 @@ def _export(module: nn.Module, graph: str, config: NetworkConfig, folder: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     require_room(path.parent, sum(4 * p.numel() for p in module.parameters()) * 1.1, f"the export of {path.name}")
     with _quiet(), torch.no_grad():
-        torch.onnx.export(
-            module, tuple(inputs.values()), str(path), input_names=list(inputs), output_names=OUTPUT_NAMES[graph],
-            opset_version=OPSET, dynamo=True, optimize=True, external_data=True, verbose=False,
+        program = torch.onnx.export(
+            module, tuple(inputs.values()), input_names=list(inputs), output_names=OUTPUT_NAMES[graph],
+            opset_version=OPSET, dynamo=True, optimize=True, verbose=False,
             dynamic_shapes=[free.get(name) for name in inputs],
         )  # fmt: skip
-    model = onnx.load(str(path), load_external_data=False)
-    forget_where_from(model)
-    settle_shapes(model.graph)
-    fuse_depth_to_space(model.graph)
-    if fuse_skip_layer_norms(model.graph):
-        model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
-    onnx.save(model, path)
+    after_export(program.model)
+    program.save(str(path), external_data=True)
     onnx.checker.check_model(str(path))
     return path
 

@@ -1,209 +1,177 @@
-"""Every pass over an ONNX graph, and its moment. What a rewrite can say before export, as a module of PyTorch, is no pass: those
-are in `denoiser` and `autoencoder`.
+"""Every pass over an ONNX graph, and the moment at which it runs.
 
-    forget_where_from       after export: the exporter's notes go, but for the modules' names
-    fuse_skip_layer_norms   after export: a residual sum and the norm of it in one node
-    fuse_depth_to_space     after export: the four phases of an upsampling put together by one node
-    settle_shapes           after export: shapes that the graph computes become constants
-    settle_sizes            for those that only look: the free axis gets a size
-    lift_constants          before storing: constants become initializers
-    share_tables            before storing: equal tables of indices are stored once
-    halve_arithmetic        before storing, fp16: everything in 16 bits that bears it
-    gather_cells            at load, on the processor: cells brought into the order of `to_tokens` as a processor would
-    take_out                at load, for comparisons: tensors on the way as further outputs
+A rewrite that a PyTorch module can express before export is not a pass; those are in `denoiser` and `autoencoder`.
 
-A pass changes the graph in place unless it says otherwise.
+    after_export            after export: all passes of that moment, with onnx_ir's that share equal tensors and drop unused ones
+      settle_shapes           shapes that the graph computes become constants
+      fuse_depth_to_space     one node puts the four phases of an upsampling together
+      fuse_skip_layer_norms   a residual sum and its norm become one node
+      forget_where_from       the exporter's notes are removed, except for the names of modules
+    halve_arithmetic        before storing, fp16: whatever can compute in 16 bits does
+    gather_cells            at load, on the CPU: cells are reordered for `to_tokens` in the way that suits a CPU
+    take_out                at load, for comparisons: intermediate tensors become outputs
+    settle_sizes            before shapes are inferred: the free axis gets a size
+
+A pass changes the graph in place unless its docstring says otherwise. Those after export work on onnx_ir's model, which the
+exporter has in memory; the others on the protobuf messages of a file, whose weights stay on the disk. Constants need no pass:
+the exporter's optimizer has made all of them initializers.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 from onnx.external_data_helper import uses_external_data
+from onnx_ir.passes import common
+from onnxscript.rewriter import pattern
+from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
 from .. import LabError
 from ..config import OPSET, RUNTIME_DOMAIN
 from .autoencoder import PUT_TOGETHER
 from .denoiser import FROM_TILES, TILE, TO_TILES, token_cells
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node stands in
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that a node belongs to
 INLINE_BYTES = 1024  # a tensor up to this size, a shape or a scalar, stays inside the graph
 HALF = ".half"  # ends the name of a tensor that `halve_arithmetic` made one of 16 bits
+SHARED_UP_TO = (
+    2**18
+)  # numbers; of equal tensors up to this size one is stored. The largest table of the published size has 94,208
 EXACT = "sinusoids"  # a tensor with this in its name is a table of the timesteps, not a weight: it is stored as it is
 SAFE_OPERATORS = {
     "InstanceNormalization",
     "LayerNormalization",
     "SkipLayerNormalization",
     "Softmax",
-}  # they sum or exponentiate: float32 in fp16
+}  # they sum or exponentiate, so they stay in float32 under fp16
 LAYERS = SAFE_OPERATORS | {"Conv", "MatMul", "Gemm", "ConvTranspose"}
-FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32, whatever the data is
+FLOAT32_INPUTS = {"Resize": (1, 2)}  # inputs that ONNX defines as float32 whatever the type of the data
 
 
 # -- after export ------------------------------------------------------------------------------------------------------
 
 
-def forget_where_from(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes from a model except scopes: Python's call stack at every node, with this machine's paths.
+def after_export(model: ir.Model) -> None:
+    """Run the passes of this moment in order, in place.
 
-    They are three quarters of the file, and a published graph would tell everybody where it was made.
-    """
-    graph = model.graph
-    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        kept = [note for note in noted.metadata_props if note.key == SCOPES]
-        del noted.metadata_props[:]
-        noted.metadata_props.extend(kept)
-
-
-def fuse_skip_layer_norms(graph: GraphProto) -> int:
-    """Fuse each sum with its LayerNormalization, in place: one node `SkipLayerNormalization`, which outputs both.
-
-    norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
-    instead of two. The operator is ONNX Runtime's (domain com.microsoft); its CPU, wasm and WebGPU providers have it, but
-    only WebGPU's session would not make it by itself.
+    Equal tensors, such as the index tables of all lambda layers of one resolution, are shared by onnx_ir's pass, which keeps a
+    copy of every tensor that it compares: hence `SHARED_UP_TO`, 40 MB at the published size instead of 850. The form of the
+    pass that keeps digests fails on a weight that lies transposed in memory; on a file it holds one descriptor for each tensor.
 
     Args:
-        graph: exported, with the shapes of its tensors.
+        model: the exporter's, with the shapes of its tensors.
+    """
+    settle_shapes(model)
+    fuse_depth_to_space(model)
+    fuse_skip_layer_norms(model)
+    common.DeduplicateInitializersPass(SHARED_UP_TO)(model)
+    common.RemoveUnusedNodesPass()(model)  # also the shapes that the fused reshapes read
+    forget_where_from(model)
+
+
+def fuse_depth_to_space(model: ir.Model) -> int:
+    """Replace each reshape, transposition and reshape of `PhaseUpsample` by one DepthToSpace, in place.
+
+    The runtime has DepthToSpace for channels last too; a transposition of six axes it has in one layout only.
 
     Returns:
-        How many were joined: sums of two tensors of one shape (batch, positions, channels).
+        How many were replaced.
     """
-    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
-    sums = {node.output[0]: node for node in graph.node if node.op_type == "Add"}
-    joined = {}
-    for norm in (node for node in graph.node if node.op_type == "LayerNormalization"):
-        total = sums.get(norm.input[0])
-        a, b = (shapes.get(name, []) for name in total.input) if total else ([], [])
-        if len(a) == 3 and a == b:
-            epsilon = next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
-            joined[total.name] = helper.make_node(
-                "SkipLayerNormalization", [*total.input, *norm.input[1:]], [norm.output[0], "", "", total.output[0]],
-                name=norm.name, domain=RUNTIME_DOMAIN, epsilon=epsilon,
-            )  # fmt: skip
-    gone = {node.name for node in joined.values()}
-    nodes = [joined.get(node.name, node) for node in graph.node if node.name not in gone]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return len(joined)
+
+    def reshapes(op, x, apart, together):
+        return op.Reshape(op.Transpose(op.Reshape(x, apart), perm=PUT_TOGETHER), together)
+
+    def one_node(op, x, **_):
+        return op.DepthToSpace(x, blocksize=2, mode="DCR")
+
+    return pattern.RewriteRule(reshapes, one_node).apply_to_model(model)
 
 
-def fuse_depth_to_space(graph: GraphProto) -> None:
-    """Let one DepthToSpace do what `PhaseUpsample` says with a reshape, a transposition and a reshape.
+def fuse_skip_layer_norms(model: ir.Model) -> int:
+    """Fuse each sum with its LayerNormalization into one `SkipLayerNormalization`, which outputs both, in place.
 
-    The runtime has the operator for channels last too; of a transposition of six axes it knows no other order.
+    norm(a + b) and a + b, where the residual stream of a transformer is normalized: one pass over the tensor and one launch
+    instead of two. The operator is ONNX Runtime's (domain com.microsoft). Its CPU, wasm and WebGPU providers all have it;
+    only a session on WebGPU does not make the fusion by itself.
+
+    The fusion is onnxscript's, with two repairs. It puts the node where the norm was, which can be after nodes that read the
+    sum; and it names the mean and the deviation, which nothing reads and whose types are unknown.
+
+    Args:
+        model: exported, with the shapes of its tensors.
+
+    Returns:
+        How many were fused: sums of two tensors of one shape (batch, positions, channels).
     """
-    producers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for middle in list(graph.node):
-        if middle.op_type != "Transpose" or tuple(middle.attribute[0].ints) != PUT_TOGETHER:
-            continue
-        first, (last,) = producers[middle.input[0]], readers[middle.output[0]]
-        node = helper.make_node("DepthToSpace", [first.input[0]], [last.output[0]], middle.name, blocksize=2, mode="DCR")
-        graph.node.insert(list(graph.node).index(last), node)
-        for old in (first, middle, last):
-            graph.node.remove(old)
+    count = fuse_skip_layer_normalization(model)
+    for node in model.graph:
+        if node.op_type == "SkipLayerNormalization":
+            for unread in node.outputs[1:3]:
+                unread.name = ""
+    model.graph.sort()
+    return count
 
 
-def settle_shapes(graph: GraphProto) -> None:
-    """Let every Reshape whose target shape is computed have a constant one, with -1 for the axis that is free; in place.
+def forget_where_from(model: ir.Model) -> None:
+    """Remove the exporter's notes, except for scopes: they hold Python's call stack at every node, with this machine's paths.
 
-    The exporter computes the number of conditions wherever a tensor's shape is written down. It is the only free number, so one axis
-    at most depends on it; what is left of the computation has no reader and goes. A shape that the graph computes is work for the
-    processor, and a graph with such work cannot be captured.
+    They are three quarters of the file, and a published graph would tell everyone where it was made. onnx_ir's
+    `ClearMetadataAndDocStringPass` removes the scopes too, which parity needs, and leaves the notes of inputs, outputs and
+    weights.
     """
-    known = {tensor.name for tensor in graph.initializer}
-    known |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    dims = {value.name: list(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
-    measured = {
-        node.output[0]: node.input[0] for node in graph.node if node.op_type == "Shape"
-    }  # the shape of another tensor
-    for node in graph.node:
-        if node.op_type == "Reshape" and node.input[1] not in known:
-            like = measured.get(node.input[1], node.output[0])
-            shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims[like]]
-            graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{node.output[0]}.shape"))
-            node.input[1] = graph.initializer[-1].name
-    _drop_unread(graph)
+    graph = model.graph
+    values = (*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs))
+    for noted in (model, graph, *graph, *values):
+        for note in set(noted.metadata_props) - {SCOPES}:
+            del noted.metadata_props[note]
 
 
-def settle_sizes(graph: GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Give a graph's inputs fixed shapes, by their names, for what looks at shapes without running it; in place."""
-    for value in graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-            dim.dim_value = size
-    for value in graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            dim.ClearField("dim_param")
-    del graph.value_info[:]  # inferred anew
+def settle_shapes(model: ir.Model) -> None:
+    """Give every Reshape whose target shape is computed a constant one, with -1 for the axis that is free, in place.
 
-
-def _drop_unread(graph: GraphProto) -> None:
-    """Remove the nodes whose outputs nobody reads, and what only they read."""
-    read = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if read.intersection(node.output):
-            read.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+    The exporter computes the number of conditions wherever it writes down a tensor's shape. It is the only free number, so at most one
+    axis depends on it; the rest of the computation has no reader left and goes. A shape that the graph computes is work for the CPU, and
+    a graph with such work cannot be captured.
+    """
+    for node in model.graph:
+        if node.op_type == "Reshape" and node.inputs[1].const_value is None:
+            counted = node.inputs[1].producer()
+            like = counted.inputs[0] if counted.op_type == "Shape" else node.outputs[0]
+            shape = np.array([dim if isinstance(dim, int) else -1 for dim in like.shape], np.int64)
+            target = ir.Value(name=f"{node.outputs[0].name}.shape", const_value=ir.tensor(shape))
+            target.const_value.name = target.name
+            model.graph.register_initializer(target)
+            node.replace_input_with(1, target)
 
 
 # -- before storing ----------------------------------------------------------------------------------------------------
 
 
-def lift_constants(graph: GraphProto) -> None:
-    """Turn every Constant node that holds a tensor into an initializer, in place."""
-    kept = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
-def share_tables(graph: GraphProto, folder: Path) -> None:
-    """Let equal tables of integers, such as the indices of all lambda layers of one resolution, be one initializer."""
-    first: dict[tuple, str] = {}
-    names: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and math.prod(tensor.dims) * 4 > INLINE_BYTES:
-            numbers = hashlib.sha256(read_tensor(tensor, folder).tobytes()).digest()
-            names[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, numbers), tensor.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-    kept = [tensor for tensor in graph.initializer if names.get(tensor.name, tensor.name) == tensor.name]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
 def halve_arithmetic(graph: GraphProto) -> None:
-    """Let every node compute in float16 except norms, softmax and those after the last layer, in place.
+    """Let every node compute in float16 except norms, softmax and the nodes after the last layer, in place.
 
-    Tensors keep their names in float32 and get `half_name` names in float16; a Cast stands wherever a node needs a tensor in
-    the type in which it was not made. Initializers are only renamed at their readers: the caller stores them.
-    Norms take sums of squares, and softmax exponentials, where 65504 is easily exceeded. What a layer itself puts out is
-    kept in float16 and has to fit: run the graph on real pictures and look for infinities.
+    A tensor keeps its name in float32 and is called `half_name` in float16; a Cast is inserted wherever a node needs a tensor
+    in the type that it was not made in. Initializers are only renamed where they are read: the caller stores them.
+    Norms take sums of squares and softmax takes exponentials, which easily exceed 65504. A layer's own output is kept in
+    float16 and has to fit: run the graph on real pictures and look for infinities.
+
+    Args:
+        graph: float32, without Constant nodes, as the exporter leaves it.
+
+    Raises:
+        LabError: the type of a tensor cannot be inferred.
     """
     kinds = _tensor_types(graph)
     after = _after_last_layer(graph)
     constants = {tensor.name for tensor in graph.initializer}
-    made_half: set[str] = set()  # tensors that a half node made; all others were made in float32
+    made_half: set[str] = set()  # tensors made by a node in float16; all others are made in float32
     casts: set[str] = set()
     nodes: list[NodeProto] = []
 
@@ -241,11 +209,11 @@ def halve_arithmetic(graph: GraphProto) -> None:
         read(output.name, False)
     del graph.node[:]
     graph.node.extend(nodes)
-    del graph.value_info[:]  # the types it states are no longer true
+    del graph.value_info[:]  # the types that it states are no longer true
 
 
 def _after_last_layer(graph: GraphProto) -> set[int]:
-    """Indices of the nodes from which no layer is reached: guidance and the DDIM step, which add small differences."""
+    """Indices of the nodes that lead to no layer: guidance and the DDIM step, which add small differences."""
     leads_to_layer: set[str] = set()  # names of tensors
     after = set()
     for index in reversed(range(len(graph.node))):
@@ -258,7 +226,7 @@ def _after_last_layer(graph: GraphProto) -> set[int]:
 
 
 def _tensor_types(graph: GraphProto) -> dict[str, int]:
-    """ONNX element type of every tensor, by name; a float32 network's operators are typed by shape inference."""
+    """ONNX element type of every tensor by name, from shape inference."""
     shell = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(RUNTIME_DOMAIN, 1)])
     inferred = onnx.shape_inference.infer_shapes(shell).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -271,12 +239,12 @@ def _tensor_types(graph: GraphProto) -> dict[str, int]:
 
 
 def half_name(name: str) -> str:
-    """What a tensor is called in float16 where its name is the one in float32."""
+    """The name in float16 of a tensor that has `name` in float32."""
     return name + HALF
 
 
 def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
-    """The numbers of an initializer, wherever they lie: inside the graph, or in a file in `folder`."""
+    """The numbers of an initializer, whether they are inside the graph or in a file in `folder`."""
     return numpy_helper.to_array(tensor, base_dir=str(folder) if uses_external_data(tensor) else "")
 
 
@@ -284,16 +252,16 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
 
 
 def gather_cells(model: ModelProto) -> ModelProto:
-    """Let a Transpose of two axes and a Gather of rows do what `to_tokens` and `to_picture` say with a Transpose of six axes.
+    """Replace the six-axis Transpose of `to_tokens` and `to_picture` by a Transpose of two axes and a Gather of rows.
 
-    For ONNX Runtime's CPU provider, when a graph is loaded: of six axes it moves one number after another, in one thread; two
-    it transposes in blocks, and rows it copies in all threads. A GPU would rather have one launch than two.
+    For ONNX Runtime's CPU provider, when a graph is loaded: it transposes six axes number by number in one thread, but two
+    axes in blocks, and it copies rows in all threads. On a GPU one launch is better than two.
 
     Args:
-        model: a graph whose shapes can be inferred; its weights need not be there.
+        model: a graph whose shapes can be inferred; its weights may be missing.
 
     Returns:
-        The model itself where it has no such node, else a copy.
+        The model itself if it has no such node, otherwise a copy.
     """
     if not any(transposed_axes(node) in (TO_TILES, FROM_TILES) for node in model.graph.node):
         return model
@@ -329,7 +297,7 @@ def gather_cells(model: ModelProto) -> ModelProto:
 
 
 def transposed_axes(node: NodeProto) -> tuple[int, ...]:
-    """The order of a Transpose; of any other node nothing."""
+    """The permutation of a Transpose; empty for any other node."""
     return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
 
 
@@ -392,3 +360,14 @@ def tensor_types_and_shapes(model: ModelProto) -> dict[str, tuple[int, tuple[int
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             found[value.name] = tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim)
     return found
+
+
+def settle_sizes(graph: GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Give a graph's inputs fixed shapes, by their names, for what looks at shapes without running it; in place."""
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            dim.dim_value = size
+    for value in graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    del graph.value_info[:]  # inferred anew

@@ -1,28 +1,29 @@
-"""How a graph's weights are stored, and in what arithmetic they run: two different things. `config.PRECISIONS` lists the forms.
+"""How a graph's weights are stored, and in which arithmetic they run: two separate choices. `config.PRECISIONS` lists the forms.
 
 | precision | a weight in the file | arithmetic | what is lost |
 |---|---|---|---|
 | fp32 | float32 | float32 | nothing |
 | fp16-storage | float16 and a Cast | float32 | rounding to 11 bits, once: 71 dB a step at full size; nothing where `narrowest_type` says float16 |
-| fp16 | float16 | float16, but norms, softmax and what follows the last layer | rounding at every operation |
+| fp16 | float16 | float16, except norms, softmax and what follows the last layer | rounding at every operation |
 | int8 | int8, one float16 scale for 128 numbers; float16 where a channel has fewer | float32 | rounding to 8 bits, once |
 | int4 | 4 bits in the large matrices, one float16 scale for 32 numbers; int8 elsewhere | float32 | rounding to 4 bits, once |
 
-The published Places2 denoiser has 32 bits and the autoencoder 16. What loses nothing of them is therefore
-"fp32,vae_encoder=fp16-storage,vae_decoder=fp16-storage". A denoiser published in 16 bits would lose too, though less (74 dB), because the
-rewrites fold norms into convolutions and make new numbers of both.
+The published Places2 denoiser has 32 bits and its autoencoder 16. The lossless form is therefore
+"fp32,vae_encoder=fp16-storage,vae_decoder=fp16-storage". A denoiser published in 16 bits would not be lossless either, though it
+would lose less (74 dB): the rewrites fold norms into convolutions, which makes new numbers of both.
 
-These are forms of one graph. Asked for the port as a whole, fp16 means the denoiser: the autoencoder's activations are
-known to pass 65504 in half precision, and it runs twice and once a picture, so it is stored in 16 bits and computes in 32.
+Each precision is a form of one graph. For the port as a whole, fp16 means the denoiser: the autoencoder's activations are
+known to exceed 65504 in half precision, and per picture its encoder runs only twice and its decoder once, so it is stored in
+16 bits and computes in 32.
 
-int4 is an experiment: it halves int8's files and does not keep the picture (`notes.md` has the numbers).
+int4 is an experiment: it halves int8's files and does not preserve the picture (`notes.md` has the numbers).
 
 The runtimes fold a Cast, Reshape or Transpose of a constant when they load a graph. They fold DequantizeLinear only with the session option
 `session.disable_quant_qdq` = "1"; without it, it runs at every call, and the CPU provider may replace it by a coarser
-product. `sessions` lets them fold, for speed; the page does not, for memory and a quick start (`Precision.options`).
+product. `sessions` lets them fold, for speed; the page does not, to save memory and start sooner (`Precision.options`).
 
-Weights go to files of at most `max_chunk_bytes` beside the graph, in the order in which the graph lists them, so that a
-page can fetch them in parallel, go on where it stopped, and check each by its SHA-256.
+Weights are written next to the graph, to files of at most `max_chunk_bytes`, in the order in which the graph lists them, so that
+a page can fetch them in parallel, resume a download, and check each by its SHA-256.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from .. import LabError
 from ..config import FLOAT16, GRAPHS, INT4, INT8, PRECISIONS, Precision
 from ..files import STORED_FILE, listed, read_json, record, require_room
-from .passes import EXACT, INLINE_BYTES, half_name, halve_arithmetic, lift_constants, read_tensor, share_tables
+from .passes import EXACT, INLINE_BYTES, half_name, halve_arithmetic, read_tensor
 
 CHUNK_BYTES = 64_000_000  # largest file of weights
 PROTOBUF_LIMIT = 2**31 - 1  # bytes; no protobuf message may be longer
-NARROW_FROM = 4096  # numbers; a tensor with fewer stays float32: it weighs nothing and may be a bias or a scale
-ALIGNMENT = 64  # bytes, of a tensor's start in its file
-NIBBLES_FROM = 65_536  # numbers; from here on int4 stores 4 bits
-BITS = {INT8: 8, INT4: 4}  # of the types that are stored as integers and a scale
-GROUP = {8: 128, 4: 32}  # numbers that share a scale, by their bits
+NARROW_FROM = 4096  # numbers; a smaller tensor stays float32: it takes little room and may be a bias or a scale
+ALIGNMENT = 64  # bytes; every tensor starts at a multiple of this in its file
+NIBBLES_FROM = 65_536  # numbers; int4 stores tensors of at least this size in 4 bits
+BITS = {INT8: 8, INT4: 4}  # of each type that is stored as integers with a scale
+GROUP = {8: 128, 4: 32}  # how many numbers share a scale, by their bits
 
 STAMP = "files.json"  # next to a stored graph: every file's name, bytes and SHA-256, the graph's own first
 
@@ -64,7 +65,7 @@ class StoredFile:
 
 
 def per_graph(precision: str) -> dict[str, str]:
-    """The form of each graph, from one word for all of them or from a list such as "int8,vae_decoder=fp32".
+    """The form of each graph, given one word for all of them or a list such as "int8,vae_decoder=fp32".
 
     Raises:
         LabError: an unknown precision or graph, or a graph without a precision.
@@ -81,36 +82,37 @@ def per_graph(precision: str) -> dict[str, str]:
             forms |= {name: form if name == "step" else PRECISIONS[form].autoencoder or form for name in GRAPHS}
     missing = [graph for graph in GRAPHS if graph not in forms]
     if missing:
-        raise LabError(f"{precision!r} gives {missing[0]} no precision; begin with one for all, as in int8,vae_decoder=fp32")
+        raise LabError(
+            f"{precision!r} gives {missing[0]} no precision; start with one for all graphs, as in int8,vae_decoder=fp32"
+        )
     return {graph: forms[graph] for graph in GRAPHS}
 
 
 def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes: int = CHUNK_BYTES) -> list[StoredFile]:
-    """Write a graph once more, with its weights in `precision`.
+    """Write a copy of a graph with its weights in `precision`.
 
-    One tensor is in memory at a time. Inputs and outputs of the graph stay float32 in every precision.
+    Only one tensor is in memory at a time. The graph's inputs and outputs are float32 in every precision.
 
     Args:
-        graph: an .onnx file, with weights inside or beside it.
+        graph: an .onnx file, with its weights inside or in files next to it.
         precision: one of `PRECISIONS`.
-        folder: made if missing; receives NAME.onnx and NAME.000.bin, NAME.001.bin, ... and must not be the graph's own.
+        folder: made if missing, and not the graph's own; NAME.onnx and NAME.000.bin, NAME.001.bin, ... are written to it.
         max_chunk_bytes: largest file of weights.
 
     Returns:
-        The graph's file first, then the weights', in the order of their numbers.
+        The graph's file first, then the files of weights in the order of their numbers.
 
     Raises:
-        LabError: unknown precision; a weight larger than a file may be, or not representable; a graph that exceeds
-            protobuf's 2 GB without its weights; a disk with too little room. Nothing is written.
+        LabError: the precision is unknown; a weight is larger than a file may be; the graph exceeds protobuf's 2 GB without
+            its weights; the disk has too little room. In these cases nothing is written. Also if 16 bits cannot represent
+            a weight, which shows only when it is read: then the folder is incomplete.
     """
     graph, folder = Path(graph), Path(folder)
     if precision not in PRECISIONS:
         raise LabError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     if folder.resolve() == graph.parent.resolve():
-        raise LabError(f"{folder} holds the graph that is read: choose another folder")
+        raise LabError(f"{folder} holds the graph itself: choose another folder")
     model = onnx.load(str(graph), load_external_data=False)
-    lift_constants(model.graph)
-    share_tables(model.graph, graph.parent)
     sources = {tensor.name: tensor for tensor in model.graph.initializer}
     entry = PRECISIONS[precision]
     plan = _plan(model.graph, entry)
@@ -139,13 +141,13 @@ def store(graph: str | Path, precision: str, folder: str | Path, max_chunk_bytes
 
 
 def files_of(graph: str | Path) -> list[dict]:
-    """Name, bytes and SHA-256 of the files of a stored graph, its own first, as they were recorded when it was made.
+    """Name, bytes and SHA-256 of a stored graph's files, its own first, as recorded when it was made.
 
     Args:
         graph: the .onnx file, as `Graphs.stored` returns it.
 
     Raises:
-        LabError: there is no record, or a damaged one.
+        LabError: the record is missing or damaged.
     """
     advice = "make the graph again with `python -m moebius_lab export`"
     return read_json(Path(graph).with_name(STAMP), record(files=listed(STORED_FILE)), advice)["files"]
@@ -154,8 +156,8 @@ def files_of(graph: str | Path) -> list[dict]:
 def narrowest_type(array: np.ndarray) -> str:
     """The narrowest of "float16", "bfloat16" and "float32" that holds every number of a float32 array exactly.
 
-    Weights that were published with 16 bits show it here after they were widened, unless a rewrite made other numbers of them;
-    fp16-storage loses nothing of a tensor for which this is "float16".
+    It reveals weights that were published in 16 bits and widened since, unless a rewrite changed their numbers;
+    fp16-storage is lossless for a tensor for which this is "float16".
     """
     for name, dtype in (("float16", np.float16), ("bfloat16", bfloat16)):
         with np.errstate(over="ignore"):
@@ -165,7 +167,7 @@ def narrowest_type(array: np.ndarray) -> str:
 
 
 def narrowest_types(arrays: Iterable[np.ndarray]) -> dict[str, float]:
-    """The share of all numbers in float32 arrays, by the `narrowest_type` of the array; arrays of other types do not count."""
+    """The share of numbers in arrays of each `narrowest_type`; only float32 arrays are counted."""
     counts: dict[str, int] = {}
     for array in arrays:
         if array.dtype == np.float32:
@@ -175,23 +177,23 @@ def narrowest_types(arrays: Iterable[np.ndarray]) -> dict[str, float]:
 
 
 def float_weights(graph: Path) -> Iterator[np.ndarray]:
-    """The float32 tensors that a graph file and the files beside it hold, but for tables (`EXACT`) and single numbers."""
+    """The float32 tensors of a graph and of its files of weights, except tables (`EXACT`) and single numbers."""
     for tensor in onnx.load(str(graph)).graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 1 and EXACT not in tensor.name:
             yield numpy_helper.to_array(tensor)
 
 
 def quantize_groups(array: np.ndarray, size: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round to whole numbers, symmetrically, one scale for each `size` neighbours in memory: array ~ scale x integer.
+    """Round to integers, symmetrically, with one scale for every `size` neighbours in memory: array ~ scale x integer.
 
     Args:
-        array: float32 of any shape; the last group is filled up with zeros.
-        size: numbers in a group.
+        array: float32 of any shape; the last group is padded with zeros.
+        size: how many numbers make a group.
         largest: the largest magnitude of an integer, 127 for 8 bits and 7 for 4.
 
     Returns:
-        (int8 (groups, size) in -largest..largest, float16 scales (groups,)). The error of a number is at most half its
-        group's scale, which is the group's largest magnitude / `largest`, rounded up to 16 bits.
+        (int8 (groups, size) in -largest..largest, float16 scales (groups,)). A number's error is at most half its group's
+        scale, which is the group's largest magnitude / `largest`, rounded up to 16 bits.
     """
     groups = np.pad(array.reshape(-1), (0, -array.size % size)).reshape(-1, size)
     exact = np.abs(groups).max(axis=1) / largest
@@ -202,12 +204,12 @@ def quantize_groups(array: np.ndarray, size: int, largest: int) -> tuple[np.ndar
 
 
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
-    """int8 (groups, size) in -8..7 -> uint8 (groups, size / 2): first half of a group in the low bits, both 8 higher."""
+    """int8 (groups, size) in -8..7 -> uint8 (groups, size / 2): a group's first half in the low bits; 8 is added to each number."""
     low, high = np.split((integers + 8).astype(np.uint8), 2, axis=1)
     return low | high << 4
 
 
-# -- what becomes of each tensor ---------------------------------------------------------------------------------------
+# -- how each tensor is stored -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class _Form:
 
     kind: str
     bytes: int
-    transposed: bool = False  # stored with its output channels first, so that a group lies in one channel
+    transposed: bool = False  # stored with its output channels first, so that a group stays within one channel
 
 
 def _plan(graph: GraphProto, precision: Precision) -> dict[str, _Form]:
@@ -243,20 +245,20 @@ def _plan(graph: GraphProto, precision: Precision) -> dict[str, _Form]:
 
 
 def _suited(tensor: TensorProto, count: int, precision: Precision, outputs_last: set[str]) -> str:
-    """The type in which a large weight is stored: the one that is asked for, or a wider one where that does not suit it."""
+    """The type in which a large weight is stored: the precision's own, or a wider one if that does not suit the weight."""
     kind = precision.matrices if len(tensor.dims) == 2 else precision.kernels
     if kind in BITS and _channel_length(tensor, outputs_last) < GROUP[BITS[INT8]]:
-        return FLOAT16  # depthwise kernels: a group would mix channels of unlike scale
+        return FLOAT16  # depthwise kernels: a group would mix channels of different scales
     return INT8 if kind == INT4 and count < NIBBLES_FROM else kind
 
 
 def _channel_length(tensor: TensorProto, outputs_last: set[str]) -> int:
-    """How many numbers make one output channel."""
+    """How many numbers belong to one output channel."""
     return math.prod(tensor.dims) // tensor.dims[-1 if tensor.name in outputs_last else 0]
 
 
 def _matrices_with_outputs_last(graph: GraphProto) -> set[str]:
-    """The two-dimensional weights (in, out); everything else, a convolution's kernel too, has its outputs first."""
+    """Names of the two-dimensional weights (in, out); all others, such as kernels of convolutions, have their outputs first."""
     dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     names = set()
     for node in graph.node:
@@ -269,12 +271,12 @@ def _matrices_with_outputs_last(graph: GraphProto) -> set[str]:
 def _stored_forms(
     name: str, array: np.ndarray, form: _Form, wanted: set[str]
 ) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
-    """The tensors, each with the nodes that read it, that stand for initializer `name`."""
+    """The tensors that replace initializer `name`, each as (name, numbers, nodes that restore the initializer from it)."""
     if form.kind == "same":
         yield name, array, []
     elif form.kind == "cast":
         yield name + ".f16", _to_half(name, array), [helper.make_node("Cast", [name + ".f16"], [name], to=TensorProto.FLOAT)]
-    elif form.kind == "half":  # `halve_arithmetic` decided who reads which
+    elif form.kind == "half":  # `halve_arithmetic` decided which nodes read which form
         if name in wanted:
             yield name, array, []
         if half_name(name) in wanted:
@@ -284,7 +286,7 @@ def _stored_forms(
 
 
 def _grouped(name: str, array: np.ndarray, bits: int, transposed: bool) -> Iterator[tuple[str, np.ndarray, list[NodeProto]]]:
-    """An array in groups of integers, and the nodes that restore it, transposed again where it was."""
+    """An array in groups of integers, and the nodes that restore it and undo its transposition."""
     integers, scale = quantize_groups(array, GROUP[bits], 2 ** (bits - 1) - 1)
     packed, shape, cut = f"{name}.i{bits}", f"{name}.shape", array.size % GROUP[bits] != 0
     nodes = []
@@ -349,7 +351,12 @@ def _check_room(plan: dict[str, _Form], folder: Path) -> None:
 
 
 class _Chunks:
-    """Files of weights, filled one after the other, each hashed as it is written."""
+    """Files of weights, filled one after another, each hashed as it is written.
+
+    `onnx_ir.save` can split weights too (`max_shard_size_bytes`), but asks for the shapes of all tensors before it writes the
+    first, while a quantized weight here exists only as long as it is written; it aligns to 4096 bytes or not at all, and its
+    files would have to be read again to be hashed.
+    """
 
     def __init__(self, folder: Path, stem: str, limit: int) -> None:
         self.folder, self.stem, self.limit = folder, stem, limit
@@ -357,7 +364,7 @@ class _Chunks:
         self.file, self.hash, self.size = None, hashlib.sha256(), 0
 
     def add(self, name: str, array: np.ndarray) -> TensorProto:
-        """Write a tensor's numbers and return the initializer that refers to them; a small one holds them itself."""
+        """Write a tensor's numbers and return the initializer that refers to them; a small initializer holds them itself."""
         if array.nbytes <= INLINE_BYTES:
             return numpy_helper.from_array(array, name)
         padding = -self.size % ALIGNMENT

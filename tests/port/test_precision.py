@@ -202,20 +202,3 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
     source = write_graph(tmp_path / "net.onnx", scale=1e6)
     with pytest.raises(LabError, match="weight kernel has numbers beyond 65504"):
         precision.store(source, "fp16-storage", tmp_path / "out")
-
-
-def test_equal_tables_of_integers_are_stored_once(tmp_path):
-    table = np.arange(400, dtype=np.int32)
-    inits = [numpy_helper.from_array(t, name) for name, t in (("a", table), ("b", table), ("c", table + 1))]
-    nodes = [helper.make_node("Gather", ["x", name], [f"y_{name}"]) for name in "abc"]
-    outputs = [helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, [400]) for name in "abc"]
-    graph = helper.make_graph(nodes, "test", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [401])], outputs, inits)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "net.onnx")
-    )
-    precision.store(tmp_path / "net.onnx", "fp32", tmp_path / "stored")
-    stored = onnx.load(str(tmp_path / "stored" / "net.onnx"))
-    assert sorted(tensor.name for tensor in stored.graph.initializer) == ["a", "c"]
-    x = RNG.standard_normal(401).astype(np.float32)
-    got = onnxruntime.InferenceSession(stored.SerializeToString()).run(None, {"x": x})
-    assert all(np.array_equal(y, x[t]) for y, t in zip(got, (table, table, table + 1)))
