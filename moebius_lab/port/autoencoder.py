@@ -1,6 +1,6 @@
 """Exact rewrites of the autoencoder, made before it is exported; `denoiser.py` has the denoiser's.
 
-    PooledGroupNorm              GroupNorm in operators that take channels last as well as first
+    PooledGroupNorm              GroupNorm in operators that work with channels first and channels last
     PhaseUpsample                nearest x2 and 3x3 convolution as four 2x2 convolutions of the small picture, whose results
                                  `passes.fuse_depth_to_space` puts together
 
@@ -17,43 +17,42 @@ from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-POOLED = 8  # px, side of the squares whose numbers are summed one after another
+POOLED = 8  # px, side of the squares that are summed number by number
 ATTENTION_NORM = "group_norm"  # the name of an attention's norm in diffusers
 PUT_TOGETHER = (0, 3, 4, 1, 5, 2)  # (B, row phase, column phase, C, h, w) -> (B, C, h, row phase, w, column phase)
 
 
 def square(side: int) -> int:
-    """The largest divisor of `side` up to `POOLED`; `side` itself where the only one is 1."""
+    """The largest divisor of `side` up to `POOLED`, or `side` itself if that divisor is 1."""
     return max((d for d in range(2, POOLED + 1) if side % d == 0), default=side)
 
 
 class PooledGroupNorm(nn.Module):
-    """GroupNorm of a picture (1, C, h, w), its means taken over squares of up to `POOLED` px, then over squares of those.
+    """GroupNorm of a picture (1, C, h, w), its means taken over squares of up to `POOLED` px, then over squares of the results.
 
-    A mean of many numbers is the mean of the means of equal parts. So mean = E[x] and var = E[(x - mean)^2] of a group are
-    means of squares, of their squares, and at last of the group's channels; what remains is BatchNormalization with a
-    group's numbers for each of its channels. In exact arithmetic nothing changes.
+    The mean of many numbers is the mean of the means of equal parts. So a group's mean = E[x] and var = E[(x - mean)^2] are
+    means over small squares, then over squares of those results, and finally over the group's channels; what remains is
+    BatchNormalization with the group's numbers for each of its channels. In exact arithmetic nothing changes.
 
-    In float32 it does where a runtime adds one number after another, as ONNX Runtime's InstanceNormalization does in
-    WebAssembly: 512 px make groups of one and two million numbers, whose variance then comes out wrong in the fourth digit.
-    Here nobody adds more than 64 at a time. And nothing here says in which order channels and cells lie, where
-    GroupNorm's usual form reshapes (C, h, w) to (groups, n): on a GPU, whose convolutions read channels last, the runtime
-    would transpose the picture before and after every norm.
+    In float32 it does, wherever a runtime adds one number after another, as ONNX Runtime's InstanceNormalization does in
+    WebAssembly: at 512 px a group has one or two million numbers, and its variance comes out wrong in the fourth digit.
+    Here no sum has more than 64 terms. Nor does anything here fix the order of channels and cells. GroupNorm's usual form
+    does: it reshapes (C, h, w) to (groups, n), so on a GPU, whose convolutions read channels last, the runtime would
+    transpose the picture before and after every norm.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.norm = norm
         together = norm.num_channels // norm.num_groups
-        self.register_buffer(
-            "spread", torch.full((together, together), 1 / together)
-        )  # a group's channels to their mean, each
+        # (channels of a group) -> their mean, for each of them
+        self.register_buffer("spread", torch.full((together, together), 1 / together))
 
     def group_means(self, x: Tensor) -> Tensor:
-        """(1, C, h, w) -> (C,): for each channel the mean of its group."""
+        """(1, C, h, w) -> (C,): the mean of its group for each channel."""
         while x.shape[2] * x.shape[3] > 1:
             x = F.avg_pool2d(x, (square(x.shape[2]), square(x.shape[3])))
-        x = x.permute(0, 2, 3, 1)  # one cell: nothing moves, but the runtime's own transposition, if it makes one, is undone
+        x = x.permute(0, 2, 3, 1)  # one cell: moves nothing, but cancels the runtime's own transposition, if any
         return (x.reshape(self.norm.num_groups, -1) @ self.spread).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +71,9 @@ class PhaseUpsample(nn.Module):
         y[2i]   = w0 x[i-1] + (w1 + w2) x[i]
         y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
 
-    and zero padding of u is zero padding of x. So 4 products a pixel of the large picture and pair of channels, where the
-    convolution of the doubled picture has 9. The kernels of the phases are sums of the stored one's taps, made in the graph:
-    the runtime makes them once, when it is loaded, and no more is stored than before.
+    and zero padding of u is zero padding of x. That takes 4 products per pixel of the large picture and pair of channels,
+    where the convolution of the doubled picture takes 9. The kernels of the phases are sums of the stored kernel's taps,
+    computed in the graph: the runtime computes them once, at load, and no more is stored than before.
     """
 
     def __init__(self, upsample: Upsample2D) -> None:
@@ -83,7 +82,7 @@ class PhaseUpsample(nn.Module):
 
     @staticmethod
     def halves(kernels: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """Kernels of three taps along `axis` -> those of the even and the odd phase, of two taps."""
+        """Kernels of three taps along `axis` -> kernels of two taps for the even and for the odd phase."""
         w0, w1, w2 = kernels.unbind(axis)
         return torch.stack((w0, w1 + w2), axis), torch.stack((w0 + w1, w2), axis)
 
@@ -92,16 +91,15 @@ class PhaseUpsample(nn.Module):
         phases = []
         for row, lines in enumerate(self.halves(self.conv.weight, 2)):
             for column, kernels in enumerate(self.halves(lines, 3)):
-                padded = F.pad(
-                    x, (1 - column, column, 1 - row, row)
-                )  # an even phase reads the cell before, an odd one that behind
+                # an even phase reads the cell before its own, an odd phase the cell after
+                padded = F.pad(x, (1 - column, column, 1 - row, row))
                 phases.append(F.conv2d(padded, kernels, self.conv.bias))
         B, C, h, w = phases[0].shape
         return torch.cat(phases, 1).reshape(B, 2, 2, C, h, w).permute(PUT_TOGETHER).reshape(B, C, 2 * h, 2 * w)
 
 
 def rewritten(vae: AutoencoderKL) -> AutoencoderKL:
-    """A copy of `vae`, which shares its weights, with the rewrites of this module in place; for one picture at a time.
+    """A copy of `vae` that shares its weights and has the rewrites of this module; for one picture at a time.
 
     The norm inside the attention, whose input is (1, C, N), stays as it is: it is small.
     """

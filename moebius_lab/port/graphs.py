@@ -1,4 +1,4 @@
-"""The three graphs of one network in a folder, in any form: made if missing, and checked before use."""
+"""The three graphs of one network in a folder, in any form: made if missing, checked before use."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .precision import STAMP, per_graph, store
 from .sessions import OnnxBackend
 
 MADE_FROM = record(files=listed(STORED_FILE), made_from={"type": "object"})
-"""What a stamp of ours holds besides the list of files: what they were made from."""
+"""The shape of a stamp: the list of files, and what they were made from."""
 
-RUN_BYTES = {"denoiser": 30, "vae": 18}  # that a run writes for each parameter, about
+RUN_BYTES = {"denoiser": 30, "vae": 18}  # about how many bytes a run writes for each parameter
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """A network with its weights, a precision, and a folder in which its graphs are kept, under onnx/."""
+    """A network with its weights, a precision, and a folder that keeps its graphs under onnx/."""
 
     config: NetworkConfig
     weights: str  # a name in `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors
     folder: Path
-    precision: str = "fp32"  # in which the graphs are used where none is named; see `precision.per_graph`
+    precision: str = "fp32"  # used wherever no other is named; see `precision.per_graph`
 
     def __post_init__(self) -> None:
         per_graph(self.precision)  # raises for an unknown one
@@ -50,11 +50,11 @@ class Graphs:
         return load_vae(self.weight_file("vae"), self.config)
 
     def weight_file(self, part: str) -> str | Path:
-        """The file of a part's weights ("denoiser" or "vae"), fetched first if need be, or "deterministic"."""
+        """The file of a part's weights ("denoiser" or "vae"), fetched first if necessary, or "deterministic"."""
         return find_weights(self.weights, part, self.config)
 
     def require_weights(self) -> None:
-        """Fetch both parts' weights if need be, and raise LabError where a file is damaged or not this network's."""
+        """Fetch both parts' weights if necessary; raises LabError if a file is damaged or belongs to another network."""
         for part in PARTS:
             source = self.weight_file(part)
             if source != DETERMINISTIC:
@@ -63,7 +63,7 @@ class Graphs:
                 check_state(module, read_state_dict(source), str(source))
 
     def made_from(self, part: str) -> dict[str, object]:
-        """What a graph of `part` ("denoiser" or "vae") depends on: network, weights, this code and the libraries that it uses."""
+        """What a graph of `part` ("denoiser" or "vae") depends on: network, weights, this code and its libraries."""
         source = self.weight_file(part)
         if source != DETERMINISTIC and not Path(source).is_file():
             raise LabError(
@@ -78,7 +78,7 @@ class Graphs:
         } | MADE_BY
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that the graphs depend on: the network, both parts' weights, code and libraries. It dates results."""
+        """SHA-256 of everything that the graphs depend on: network, both parts' weights, code, libraries. It dates results."""
         return facts_digest([self.made_from(part) for part in PARTS])
 
     @cached_property
@@ -87,25 +87,25 @@ class Graphs:
 
     @cached_property
     def onnx_backend(self) -> OnnxBackend:
-        """ONNX Runtime on this run's graphs, which are made first where they are missing or out of date."""
+        """ONNX Runtime on this run's graphs, which are made first if they are missing or out of date."""
         return OnnxBackend(self.stored(), self.config)
 
     def stored(self, precision: str = "", on_graph=lambda graph: None) -> dict[str, Path]:
-        """The three graphs in a precision, each made first unless it is there, from the same weights and the same code.
+        """The three graphs in a precision; each is made unless it exists already, from the same weights and code.
 
-        Each stands in a folder of its own, `onnx/FORM/GRAPH/`, with its weights in files of at most 64 MB and
-        `files.json`: what it was made from, and every file's name, bytes and SHA-256, the graph's own first.
+        Each has a folder of its own, `onnx/FORM/GRAPH/`, with its weights in files of at most 64 MB and `files.json`: what
+        it was made from, and the name, bytes and SHA-256 of every file, the graph's own first.
 
         Args:
-            precision: see `precision.per_graph`; empty for this run's own; or "straightforward": the step as the exporter
-                finds it, in float32, for comparison.
-            on_graph: called with a graph's name before it is made.
+            precision: see `precision.per_graph`; empty for this run's own; or "straightforward": the published step in
+                float32, for comparison.
+            on_graph: called with a graph's name before that graph is made.
 
         Returns:
             The path of each graph's .onnx file.
 
         Raises:
-            LabError: an unknown precision, or a disk without room.
+            LabError: the precision is unknown, or the disk has too little room.
         """
         if precision == STRAIGHTFORWARD:
             forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
@@ -114,13 +114,14 @@ class Graphs:
         return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
 
     def once(self, name: str, make: Callable[[], object], shape: dict, *depends_on: object) -> object:
-        """What `make` returns; kept in `onnx/NAME.json` until weights or the graphs' code change, or what else it depends on.
+        """What `make` returns, kept in `onnx/NAME.json` until something that it depends on changes.
 
         Args:
-            name: of the file.
-            make: returns something that JSON can say.
-            shape: the JSON Schema that it fits; a file that does not is made again.
-            depends_on: besides weights and the graphs' code: anything that JSON can say, such as a module's `MADE_BY`.
+            name: the file's, without its ending.
+            make: returns a value that JSON can express.
+            shape: the JSON Schema of that value; a file that does not match it is made again.
+            depends_on: dependencies besides the weights and the graphs' code: values that JSON can express, such as a
+                module's `MADE_BY`.
         """
         path, key = self.folder / "onnx" / f"{name}.json", facts_digest(self.fingerprint(), *depends_on)
         kept = kept_json(path, record(made_from=TEXT, value=shape))
@@ -130,7 +131,8 @@ class Graphs:
         return kept["value"]
 
     def disk_needed(self) -> int:
-        """Bytes that a whole run takes in its folder, about: graphs in every precision, copies for page and benchmark, one at work."""
+        """About how many bytes a complete run needs in its folder: graphs in every precision, copies for page and benchmark, and
+        room for the graph that is being made."""
         with torch.device("meta"):
             sizes = {"denoiser": MoebiusNet(self.config), "vae": make_vae(self.config)}
         return sum(RUN_BYTES[part] * sum(p.numel() for p in module.parameters()) for part, module in sizes.items())
@@ -155,9 +157,10 @@ class Graphs:
         return folder / f"{graph}.onnx"
 
     def stored_files(self, graph: str, form: str) -> list[dict]:
-        """Name, bytes and SHA-256 of the files of one stored graph, its own first; none where it would be made again.
+        """Name, bytes and SHA-256 of a stored graph's files, its own first; empty if the graph would be made again.
 
-        Every file is compared with its SHA-256, once in a process while its size and time stay. What is damaged is said.
+        Every file is compared with its SHA-256, once in a process for as long as its size and time do not change. Damage is
+        reported.
         """
         folder = self._folder(graph, form)
         stamp = kept_json(folder / STAMP, MADE_FROM)
@@ -180,7 +183,7 @@ MADE_BY = made_by(__name__)
 
 
 def find_network(name: str) -> NetworkConfig:
-    """The network of this name; LabError lists the names there are."""
+    """The network of this name; LabError lists the known names."""
     if name not in NETWORKS:
         raise LabError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}")
     return NETWORKS[name]

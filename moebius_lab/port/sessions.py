@@ -25,7 +25,7 @@ class OnnxBackend(GraphBackend):
     Args:
         paths: the file of each graph in `GRAPHS`, as `Graphs.stored` returns them.
         config: the network that they were exported from.
-        open_: how a file becomes a session: `open_session`, on the CPU, or `webgpu_session`.
+        open_: makes a session from a file: `open_session`, on the CPU and the default, or `webgpu_session`.
 
     Raises:
         LabError: a file is missing, cannot be read, or belongs to another network.
@@ -49,19 +49,19 @@ class OnnxBackend(GraphBackend):
         self.name = "ONNX Runtime, " + ", ".join(used)
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run one graph on float32 arrays by name: the outputs in `LOOP_OUTPUTS`, and none that nobody reads."""
+        """Run one graph on float32 arrays by name; returns only the outputs that the loop reads, `LOOP_OUTPUTS`."""
         feeds = {name: np.ascontiguousarray(x) for name, x in inputs.items()}
         outputs = LOOP_OUTPUTS[graph]
         return dict(zip(outputs, self.sessions[graph].run(outputs, feeds), strict=True))
 
 
 def session_options(profile: str = "") -> onnxruntime.SessionOptions:
-    """What every session needs, on any provider, for graphs stored in any precision; `profile` as in `open_session`."""
+    """The options of every session, for any provider and precision; `profile` as in `open_session`."""
     options = onnxruntime.SessionOptions()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    options.log_severity_level = 3  # errors; constants of half precision that it cannot fold are no news
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, when they are loaded
+    options.log_severity_level = 3  # errors only: it warns of every constant in half precision that it cannot fold
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are dequantised once, at load
     return options
 
 
@@ -97,7 +97,7 @@ def webgpu_session(
 ) -> onnxruntime.InferenceSession:
     """A graph on ONNX Runtime's native WebGPU provider (the package onnxruntime-ep-webgpu), and on nothing else.
 
-    Convolutions run in the layout that the page takes for this graph (`config.GPU_LAYOUTS`), in NCHW where it has none.
+    Convolutions run in the layout that the page uses for this graph (`config.GPU_LAYOUTS`), or in NCHW if it names none.
 
     Args:
         path: a graph in any precision.
@@ -105,7 +105,7 @@ def webgpu_session(
         model: another graph on the same weights, to be loaded instead.
 
     Raises:
-        LabError: the package is missing, there is no device for it, or a node would not run there.
+        LabError: the package is missing, it finds no device, or the provider cannot run a node.
     """
     try:
         import onnxruntime_ep_webgpu as plugin
@@ -124,4 +124,4 @@ def webgpu_session(
     try:
         return onnxruntime.InferenceSession(model.SerializeToString() if model else str(path), options)
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
-        raise LabError(f"{path}: the native WebGPU provider does not take it ({str(error).splitlines()[0]})") from None
+        raise LabError(f"{path}: the native WebGPU provider cannot load it ({str(error).splitlines()[0]})") from None
