@@ -1,40 +1,24 @@
-// Solvers of the diffusion process as tables of numbers, as sampler.py reads them off diffusers; here from the papers' formulas.
+// Solvers as tables of numbers: what sampler.py reads off diffusers, from the papers' formulas. State, weights and names are described there.
 //
-// The sampling loop carries a state of three tensors of the latent's shape: the latent x, the picture m = (x - sigma e) / signal that
-// the step before believed in, and `kept`, what the next latent will be apart from its own noise (0 where no step needs it). A step is
-// a matrix: next state = stateWeights (3, 3) state + noiseWeights (3) e.
-//
-// Every solver here integrates the picture's share exactly and extrapolates m: a primed value being the one at the next timestep, l = log(signal
-// / sigma), h = l' - l and h0 = l - l of the step before,
+// With m = (x - sigma e) / signal, a prime for the next timestep, l = log(signal / sigma), h = l' - l and h0 = l - l of the step before:
 //
 //     x' = (sigma'/sigma) x + P m + Q (m - m before),   P = signal' - sigma' signal / sigma,   Q = P h / (2 h0), or 0 at order 1
 //
-// Order 1 is DDIM (Song et al. 2021), order 2 is DPM-Solver++ 2M (Lu et al. 2022). UniPC (Zhao et al. 2023) predicts as that does and
-// corrects x by `correction` once its m is known. The first step has no past, and the last one, which ends without noise, needs none.
+// Order 1 is DDIM (Song et al. 2021), order 2 DPM-Solver++ 2M (Lu et al. 2022). UniPC (Zhao et al. 2023) predicts like that, and corrects
+// x once its m is known. The first and the last step are of order 1.
 
 import { EngineError } from './errors.js';
 
 /** @typedef {import('./manifest.js').Constants} Constants */
 /** @typedef {import('./engine.js').Values} Values */
-/**
- * @typedef {object} Step
- * @property {number} timestep
- * @property {number} signal share of the picture in the latent at this timestep
- * @property {number} sigma share of the noise in it
- * @property {number[][]} stateWeights (3, 3): a row for each tensor of the next state
- * @property {number[]} noiseWeights (3)
- */
-/** @typedef {{timestep: number, signal: number, sigma: number}} Level how noisy a latent is at a timestep */
+/** @typedef {Level & {stateWeights: number[][], noiseWeights: number[]}} Step (3, 3) and (3): a row for each tensor of the next state */
+/** @typedef {{timestep: number, signal: number, sigma: number}} Level shares of picture and noise in the latent at a timestep */
 
-/**
- * Every solver by its name: its order, which is the fewest steps it runs, where its timesteps lie, and whether it corrects.
- *
- * @type {Record<string, {order: number, spacing: 'leading'|'trailing', corrects: boolean}>}
- */
+/** @type {Record<string, {order: number, trailing: boolean, corrects: boolean}>} trailing: timesteps from the last on, with few steps too */
 export const SOLVERS = {
-  ddim: { order: 1, spacing: 'leading', corrects: false },
-  'dpm++2m': { order: 2, spacing: 'trailing', corrects: false },
-  unipc: { order: 2, spacing: 'trailing', corrects: true },
+  ddim: { order: 1, trailing: false, corrects: false },
+  'dpm++2m': { order: 2, trailing: true, corrects: false },
+  unipc: { order: 2, trailing: true, corrects: true },
 };
 
 const ROWS = 3; // latent, prediction, kept
@@ -79,33 +63,23 @@ export function solverSteps(solver, steps, strength, constants) {
   if (!(steps >= 1 && steps <= n)) throw bad(`Steps must be between 1 and ${n}, not ${steps}.`);
   if (!Number.isInteger(steps)) throw bad(`Steps must be a whole number, not ${steps}.`);
   if (!(strength > 0 && strength <= 1)) throw bad(`Strength must be above 0 and at most 1, not ${strength}.`);
-  const { order, spacing, corrects } = SOLVERS[solver];
+  const { order, trailing, corrects } = SOLVERS[solver];
   const run = Math.max(1, Math.trunc(steps * strength));
   if (run < order) {
     throw bad(`${solver} needs at least ${order} steps, and ${run} would run: raise steps or strength, or choose ddim.`);
   }
   const alphas = cumulativeAlphas(constants);
-  const levels = timesteps(spacing, steps, n)
-    .slice(-run)
-    .map((timestep) => ({ timestep, signal: Math.sqrt(alphas[timestep]), sigma: Math.sqrt(1 - alphas[timestep]) }));
+  const levels = Array.from({ length: run }, (_, i) => {
+    const left = run - i;
+    const timestep = trailing ? roundToEven(n - (steps - left) * (n / steps)) - 1 : (left - 1) * Math.floor(n / steps);
+    return { timestep, signal: Math.sqrt(alphas[timestep]), sigma: Math.sqrt(1 - alphas[timestep]) };
+  });
   return table(levels, order, corrects);
 }
 
-/**
- * @param {'leading'|'trailing'} spacing
- * @param {number} steps
- * @param {number} n length of the schedule that the network was trained on
- */
-function timesteps(spacing, steps, n) {
-  if (spacing === 'leading') return Array.from({ length: steps }, (_, i) => (steps - 1 - i) * Math.floor(n / steps));
-  return Array.from({ length: steps }, (_, i) => roundToEven(n - i * (n / steps)) - 1);
-}
-
-/** @param {number} value @returns {number} the nearest whole number, of two the even one: as NumPy rounds */
+/** As NumPy rounds. @param {number} value */
 function roundToEven(value) {
-  const below = Math.floor(value);
-  if (value - below === 0.5) return below + (below % 2);
-  return Math.round(value);
+  return value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value);
 }
 
 /**
@@ -115,103 +89,80 @@ function roundToEven(value) {
  * @returns {Step[]}
  */
 function table(levels, order, corrects) {
-  const end = { timestep: -1, signal: 1, sigma: 0 };
-  /** @type {(i: number) => Level} */
-  const at = (i) => levels[i] ?? end;
   const last = levels.length - 1;
-  const orderOf = (/** @type {number} */ i) => (i === 0 || i === last ? 1 : order);
-  const extrapolated = (/** @type {number} */ i) => weightsOf(at(i), at(i + 1), orderOf(i) === 2 ? at(i - 1) : null);
+  const at = (/** @type {number} */ i) => levels[i] ?? { timestep: -1, signal: 1, sigma: 0 };
+  const past = (/** @type {number} */ i) => (order === 2 && i > 0 && i < last ? at(i - 1) : null); // what step i extrapolates from
+  const usesKept = (/** @type {number} */ i) => corrects && i > 1 && i < last; // to know the m of three steps before
 
-  /** What the latent after step i is made of: the latent before it, m, m before, and m before that. @param {number} i */
-  const parts = (i) => {
-    const { ofLatent, ofPrediction, ofPast } = extrapolated(i);
-    const corrected = { now: 0, past: 0, older: 0 };
-    if (corrects && i > 0 && i < last) {
-      Object.assign(corrected, correction(at(i - 1), at(i), orderOf(i - 1) === 2 ? at(i - 2) : null));
-    }
-    return {
-      latent: ofLatent,
-      now: ofPrediction + ofLatent * corrected.now,
-      past: ofPast + ofLatent * corrected.past,
-      older: ofLatent * corrected.older,
-    };
+  // the latent after step i as a sum of the latent before it, m, the m before and the one before that
+  const sum = (/** @type {number} */ i) => {
+    const [ofLatent, now, before] = prediction(at(i), at(i + 1), past(i));
+    const added = corrects && i > 0 && i < last ? correction(at(i - 1), at(i), past(i - 1)) : [0, 0, 0];
+    return [ofLatent, now + ofLatent * added[0], before + ofLatent * added[1], ofLatent * added[2]];
   };
 
-  /** Whether step i needs the picture of three steps ago, which `kept` then holds. @param {number} i */
-  const usesKept = (i) => corrects && i > 1 && i < last;
-
-  return levels.map(({ timestep, signal, sigma }, i) => {
-    // a row of four: latent, prediction, kept, noise
-    const prediction = [1 / signal, 0, 0, -sigma / signal];
-    const { latent, now, past } = parts(i);
-    const next = usesKept(i) ? [0, 0, 1, now * prediction[3]] : [latent + now * prediction[0], past, 0, now * prediction[3]];
+  return levels.map((level, i) => {
+    // rows of latent, prediction, kept, noise
+    const clean = [1 / level.signal, 0, 0, -level.sigma / level.signal];
+    const [ofLatent, now, before] = sum(i);
+    const next = [ofLatent + now * clean[0], before, 0, now * clean[3]];
+    if (usesKept(i)) next.splice(0, ROWS, 0, 0, 1);
     let kept = [0, 0, 0, 0];
     if (usesKept(i + 1)) {
-      const later = parts(i + 1);
-      const ofNext = later.latent + later.now / at(i + 1).signal;
-      kept = next.map((weight, column) => ofNext * weight + later.past * prediction[column]);
-      kept[1] += later.older;
+      const later = sum(i + 1);
+      kept = next.map((weight, k) => (later[0] + later[1] / at(i + 1).signal) * weight + later[2] * clean[k]);
+      kept[1] += later[3];
     }
-    const rows = [next, prediction, kept];
-    return {
-      timestep,
-      signal,
-      sigma,
-      stateWeights: rows.map((row) => row.slice(0, ROWS)),
-      noiseWeights: rows.map((row) => row[ROWS]),
-    };
+    const rows = [next, clean, kept];
+    return { ...level, stateWeights: rows.map((row) => row.slice(0, ROWS)), noiseWeights: rows.map((row) => row[ROWS]) };
   });
 }
 
-/** @param {Level} level */
-function logRatio({ signal, sigma }) {
-  return Math.log(signal / sigma);
+/** @param {Level} from @param {Level} to */
+function rise(from, to) {
+  return Math.log(to.signal / to.sigma) - Math.log(from.signal / from.sigma);
 }
 
 /**
- * The next latent as ofLatent x + ofPrediction m + ofPast m before.
+ * Weights of x, m and m before in the next latent.
  *
  * @param {Level} here
  * @param {Level} next
- * @param {Level|null} before for order 2
+ * @param {Level|null} before
  */
-function weightsOf(here, next, before) {
+function prediction(here, next, before) {
   const ofLatent = next.sigma / here.sigma;
   const whole = next.signal - ofLatent * here.signal;
-  if (!before) return { ofLatent, ofPrediction: whole, ofPast: 0 };
-  const slope = (whole * (logRatio(next) - logRatio(here))) / (2 * (logRatio(here) - logRatio(before)));
-  return { ofLatent, ofPrediction: whole + slope, ofPast: -slope };
+  const slope = before ? (whole * rise(here, next)) / (2 * rise(before, here)) : 0;
+  return [ofLatent, whole + slope, -slope];
 }
 
 /**
- * What UniPC adds to a latent that was predicted from `before` once the picture in it is known, in the form B(h) = exp(-h) - 1.
+ * What UniPC adds to a latent that was predicted from `before`, as weights of its m, of m at `before` and of m at `older`.
  *
- * The predictor took the slope of m from the past; the corrector weighs that slope and the one to the new m such that polynomials
- * of its order in l are integrated exactly: the two weights solve c1 + c2 = f1/B and r c1 + c2 = 2 f2/B, with r = (l of older - l of
- * before) / h, f1 = -B/h - 1 and f2 = -f1/h - 1/2. At order 1 there is the new slope alone, with the weight 1/2.
+ * With B = exp(-h) - 1, the weights c1 of the past slope and c2 of the one to the new m make polynomials in l exact: c1 + c2 = f1 / B
+ * and r c1 + c2 = 2 f2 / B, where r = (l of older - l of before) / h, f1 = -B / h - 1 and f2 = -f1 / h - 1/2. At order 1, c2 = 1/2.
  *
  * @param {Level} before
  * @param {Level} here
  * @param {Level|null} older where the predictor was of order 2
- * @returns {{now: number, past: number, older: number}} weights of the new m, of m at `before` and of m at `older`
  */
 function correction(before, here, older) {
-  const h = logRatio(here) - logRatio(before);
+  const h = rise(before, here);
   const b = Math.expm1(-h);
   const scale = -here.signal * b;
-  if (!older) return { now: scale / 2, past: -scale / 2, older: 0 };
-  const first = -b / h - 1;
-  const second = -first / h - 1 / 2;
-  const r = (logRatio(older) - logRatio(before)) / h;
-  const ofSlope = ((2 * second) / b - first / b) / (r - 1);
-  const ofNew = first / b - ofSlope;
-  const excess = (scale * (ofSlope - 1 / 2)) / r; // the predictor had 1/2 of the past slope already
-  return { now: scale * ofNew, past: -scale * ofNew - excess, older: excess };
+  if (!older) return [scale / 2, -scale / 2, 0];
+  const f1 = -b / h - 1;
+  const f2 = -f1 / h - 1 / 2;
+  const r = rise(before, older) / h;
+  const c1 = (2 * f2 - f1) / b / (r - 1);
+  const c2 = f1 / b - c1;
+  const excess = (scale * (c1 - 1 / 2)) / r; // the predictor had 1/2 of the past slope already
+  return [scale * c2, -scale * c2 - excess, excess];
 }
 
 /**
- * The columns of a step's matrix for the noise of each condition, (3, n): guided, n = 2, unconditional first; 1 where guidance is 1.
- * With guidance g the noise is u + g (c - u) = (1 - g) u + g c.
+ * The weights of each condition's noise u and c, (3, n): the noise is u + g (c - u), or c alone where the guidance g is 1.
  *
  * @param {Step} step
  * @param {number} guidance

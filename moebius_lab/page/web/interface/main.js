@@ -43,8 +43,6 @@ import { cut, difference, put } from './regions.js';
 
 /** What was measured, by what the model ran on. @type {Map<string, Pace>} */
 const paces = new Map();
-/** @type {Pace} */
-const UNKNOWN = { encode: 0, guided: 0, unguided: 0, decode: 0 };
 
 const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
 const RESULTS_LIMIT = 24;
@@ -301,37 +299,37 @@ function travel(way) {
 
 // -- running -----------------------------------------------------------------------------------------------------------
 
-const CUSTOM = 'Custom';
-const NUMBERS = ['steps', 'guidance', 'guided-from', 'guided-to', 'seed', 'variants', 'strength', 'noise-offset'];
+const SAMPLING = ['solver', 'steps', 'strength', 'guidance', 'guided-from', 'guided-to', 'init']; // what a preset decides
+const OTHERS = ['coverage', 'noise-offset', 'seed', 'variants'];
 
-/** @param {string} id */
-function select(id) {
-  return element(id, HTMLSelectElement);
+/** @param {string} id @returns {HTMLInputElement|HTMLSelectElement} */
+function control(id) {
+  return /** @type {any} */ (document.getElementById(id));
 }
 
-/** The settings as they stand, usable or not. @returns {Settings} */
+/** The settings as they stand, usable or not. @returns {any} */
 function chosen() {
-  const [steps, guidance, from, to, seed, , strength, offset] = NUMBERS.map((name) => field(name).valueAsNumber);
-  const init = /** @type {'image'|'noise'} */ (select('init').value);
-  const coverage = /** @type {Settings['coverage']} */ (select('coverage').value);
-  const sampling = { solver: select('solver').value, steps, strength, guidance, guidance_interval: [from, to], init };
-  return { ...sampling, noise_offset: offset, seed, coverage };
+  const values = [...SAMPLING, ...OTHERS].map((id) => {
+    const from = control(id);
+    return from instanceof HTMLSelectElement ? from.value : from.valueAsNumber;
+  });
+  const [solver, steps, strength, guidance, from, to, init, coverage, noise_offset, seed] = values;
+  return { solver, steps, strength, guidance, guidance_interval: [from, to], init, coverage, noise_offset, seed };
 }
 
-/** @param {Partial<Settings>} settings those that a person chose or a preset has */
-function fillIn({ solver, steps, strength, guidance, guidance_interval: interval, init, noise_offset: offset, coverage }) {
-  const numbers = { steps, strength, guidance, 'guided-from': interval?.[0], 'guided-to': interval?.[1], 'noise-offset': offset };
-  for (const [id, value] of Object.entries(numbers)) if (value !== undefined) field(id).value = String(value);
-  for (const [id, value] of Object.entries({ solver, init, coverage })) if (value !== undefined) select(id).value = value;
+/** @param {any} settings some of them */
+function fillIn({ guidance_interval: [from, to] = [], noise_offset, ...others }) {
+  const values = { 'guided-from': from, 'guided-to': to, 'noise-offset': noise_offset, ...others };
+  for (const [id, value] of Object.entries(values)) if (value !== undefined && control(id)) control(id).value = value;
 }
 
 /** @returns {{settings: Settings, variants: number} | null} null where a field holds no usable value, which is shown */
 function readSettings() {
-  for (const name of NUMBERS) {
-    const input = field(name);
+  const more = element('more', HTMLDetailsElement);
+  for (const id of [...SAMPLING, ...OTHERS]) {
+    const input = control(id);
     if (input.value === '' || !input.checkValidity()) {
-      const details = input.closest('details');
-      if (details) details.open = true;
+      more.open ||= more.contains(input);
       if (input.value === '') input.setCustomValidity('Enter a number.');
       input.reportValidity();
       input.setCustomValidity('');
@@ -342,8 +340,8 @@ function readSettings() {
   try {
     if (model.engine) checkSettings(settings, model.engine.manifest.constants);
   } catch (error) {
-    element('more', HTMLDetailsElement).open = true;
-    notice('settings', error instanceof Error ? error.message : String(error));
+    more.open = true;
+    notice('settings', /** @type {Error} */ (error).message);
     return null;
   }
   return { settings, variants: field('variants').valueAsNumber };
@@ -352,27 +350,21 @@ function readSettings() {
 /** Offer what the manifest has, once it is known, with the settings of the last visit. */
 function offerSettings() {
   const manifest = model.engine?.manifest;
-  if (!manifest || select('preset').options.length) return;
-  const presets = Object.entries(manifest.presets).map(([name, { label, note }]) => option(label, name, note));
-  select('preset').replaceChildren(...presets, option(CUSTOM, '', 'Settings of your own, below.'));
-  select('solver').replaceChildren(...Object.entries(manifest.solvers).map(([name, note]) => option(name, name, note)));
-  const { preset = '', ...settings } = kept();
+  const preset = element('preset', HTMLSelectElement);
+  if (!manifest || preset.options.length) return;
+  for (const [name, { label }] of Object.entries(manifest.presets)) preset.add(new Option(label, name));
+  preset.add(new Option('Custom', ''));
+  for (const name of Object.keys(manifest.solvers)) element('solver', HTMLSelectElement).add(new Option(name));
+  const kept = keptSettings();
   setDefaults();
-  const found = manifest.presets[preset];
+  const found = { ...kept, ...manifest.presets[kept.preset] };
   try {
-    checkSettings({ ...chosen(), ...settings, ...found }, manifest.constants);
-    fillIn({ ...settings, ...found });
+    checkSettings({ ...chosen(), ...found }, manifest.constants);
+    fillIn(found);
   } catch {
     // kept by a version that offered something else: the defaults stay
   }
   changeSettings();
-}
-
-/** @param {string} label @param {string} value @param {string} title */
-function option(label, value, title) {
-  const made = new Option(label, value);
-  made.title = title;
-  return made;
 }
 
 function setDefaults() {
@@ -384,34 +376,28 @@ function setDefaults() {
 }
 
 function choosePreset() {
-  const preset = model.engine?.manifest.presets[select('preset').value];
-  if (preset) {
-    fillIn(preset);
-    changeSettings();
-  } else {
-    element('more', HTMLDetailsElement).open = true;
-    write('preset-note', select('preset').selectedOptions[0]?.title ?? '');
-  }
+  const preset = model.engine?.manifest.presets[control('preset').value];
+  if (!preset) element('more', HTMLDetailsElement).open = true;
+  else fillIn(preset);
+  if (preset) changeSettings();
 }
 
+/** Name the preset that has the settings as they stand, and keep them for the next visit. */
 function changeSettings() {
   dismiss('settings');
-  showPreset();
-  keepSettings();
+  const { presets = {}, solvers = {} } = model.engine?.manifest ?? {};
+  const settings = chosen();
+  const preset = (control('preset').value = presetOf(settings, presets));
+  write('preset-note', presets[preset]?.note ?? 'Settings of your own, below.');
+  control('solver').title = solvers[settings.solver];
+  const { seed, noise_offset, coverage, ...sampling } = settings;
+  keepSettings({ noise_offset, coverage, ...(preset ? { preset } : sampling) });
   update();
 }
 
-/** Name the preset that has the settings as they stand. */
-function showPreset() {
-  select('preset').value = presetOf(chosen(), model.engine?.manifest.presets ?? {});
-  write('preset-note', select('preset').selectedOptions[0]?.title ?? '');
-  select('solver').title = select('solver').selectedOptions[0]?.title ?? '';
-  showCosts();
-}
-
-/** @returns {Pace} of what is chosen to run on */
+/** What was measured of what is chosen to run on. @returns {Pace} */
 function pace() {
-  return paces.get(whereItRuns()) ?? UNKNOWN;
+  return paces.get(whereItRuns()) ?? { encode: 0, guided: 0, unguided: 0, decode: 0 };
 }
 
 function whereItRuns() {
@@ -429,14 +415,12 @@ function costOf(settings) {
 
 /** Say what each preset takes on this device. */
 function showCosts() {
-  const settings = chosen();
-  const about = (/** @type {string} */ name, /** @type {number} */ ms) => (ms ? [`${name} about ${duration(ms / 1000)}`] : []);
-  const told = Object.values(model.engine?.manifest.presets ?? {}).flatMap((preset) =>
-    about(preset.label, costOf({ ...settings, ...preset })),
-  );
-  const own = select('preset').value ? [] : about('your settings', costOf(settings));
-  const first = 'How long each preset takes on this device is shown here after its first step.';
-  write('cost', told.length ? `On this device, for each window: ${[...told, ...own].join('; ')}.` : first);
+  const told = Object.values(model.engine?.manifest.presets ?? {}).flatMap((preset) => {
+    const ms = costOf({ ...chosen(), ...preset });
+    return ms ? [`${preset.label} about ${duration(ms / 1000)}`] : [];
+  });
+  const first = 'How long each preset takes on this device is shown here after a first step.';
+  write('cost', told.length ? `On this device, for each window: ${told.join('; ')}.` : first);
 }
 
 async function run() {
@@ -480,7 +464,6 @@ async function run() {
         { onProgress, signal: abort.signal },
       );
       paces.set(whereItRuns(), timings);
-      showCosts();
       const region = difference(picture, filled);
       made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
       current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
@@ -519,12 +502,10 @@ function showProgress(progress, settings, variant, variants) {
   const { window, windows, step, steps, msPerStep, plan, preview } = progress;
   const total = variants * windows * steps;
   const done = (variant * windows + window) * steps + step;
+  const parts = [variants > 1 ? `Variant ${variant + 1} of ${variants}` : ''];
   if (step) {
     paces.set(whereItRuns(), progress.pace);
     showCosts();
-  }
-  const parts = [variants > 1 ? `Variant ${variant + 1} of ${variants}` : ''];
-  if (step) {
     parts.push(windows > 1 ? `window ${window + 1} of ${windows}` : '', `step ${step} of ${steps}`);
     parts.push(`${Math.round(msPerStep)} ms a step`);
   } else {
@@ -765,6 +746,7 @@ function update() {
     const hole = mask.holes ? `${share < 0.1 ? 'under 0.1' : share.toFixed(1)} %` : 'none';
     write('facts', `${picture.width} × ${picture.height} px · hole ${hole}${credit ? ` · ${credit}` : ''}`);
   }
+  showCosts();
   if (!busy) hint();
 }
 
@@ -861,11 +843,8 @@ field('split').addEventListener('input', () => {
   editor.split = field('split').valueAsNumber;
   showSplit();
 });
-for (const id of ['steps', 'strength', 'guidance', 'guided-from', 'guided-to', 'noise-offset']) {
-  field(id).addEventListener('input', changeSettings);
-}
-for (const id of ['solver', 'init', 'coverage']) select(id).addEventListener('change', changeSettings);
-select('preset').addEventListener('change', choosePreset);
+for (const id of [...SAMPLING, 'coverage', 'noise-offset']) control(id).addEventListener('input', changeSettings);
+control('preset').addEventListener('input', choosePreset);
 field('variants').addEventListener('input', update);
 
 editor.addEventListener('edit', (event) => {
@@ -878,7 +857,6 @@ editor.addEventListener('split', showSplit);
 editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.view.scale * 100)} %`));
 model.addEventListener('change', () => {
   offerSettings();
-  showCosts();
   update();
 });
 autosave.addEventListener('state', showKeeping);
@@ -968,25 +946,19 @@ document.addEventListener('paste', (event) => {
   else if (!(/** @type {HTMLElement} */ (event.target).matches('input'))) say('The clipboard holds no picture.');
 });
 
-/**
- * The settings of the last visit: a preset by its name, or each value of the person's own; nothing without storage.
- *
- * @returns {Partial<Settings> & {preset?: string}}
- */
-function kept() {
+/** The settings of the last visit: a preset by its name, or the person's own; none without storage. @returns {any} */
+function keptSettings() {
   try {
-    const found = JSON.parse(localStorage.getItem('settings') ?? '{}');
-    return typeof found === 'object' && found !== null ? found : {};
+    return JSON.parse(localStorage.getItem('settings') ?? '{}') ?? {};
   } catch {
     return {};
   }
 }
 
-function keepSettings() {
-  const { seed, noise_offset, coverage, ...sampling } = chosen();
-  const preset = select('preset').value;
+/** @param {object} settings */
+function keepSettings(settings) {
   try {
-    localStorage.setItem('settings', JSON.stringify({ noise_offset, coverage, ...(preset ? { preset } : sampling) }));
+    localStorage.setItem('settings', JSON.stringify(settings));
   } catch {
     // the page says elsewhere that this browser keeps nothing
   }
