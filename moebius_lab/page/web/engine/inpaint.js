@@ -82,9 +82,10 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
   const stopIfAsked = async () => {
     if (await stopped()) throw cancelled();
   };
+  const run = { backend, settings, constants, times, stopIfAsked };
   for (const [index, window] of windows.entries()) {
     const seen = crop(result, leftToFill, window, constants.image_size);
-    const [known, paste] = await meanwhile(encodeSeen(backend, seen, settings, constants, times, stopIfAsked), () =>
+    const [known, paste] = await meanwhile(encodeSeen(run, seen), () =>
       pasting(mask, image.width, image.height, window, settings.coverage, constants),
     );
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
@@ -92,7 +93,7 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
       const progress = { window: index, windows: windows.length, step, steps: steps.length, msPerStep, pace, plan };
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
-    const planes = await sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked);
+    const planes = await sample(run, known, steps, preview, report);
     uncrop(toBytes(planes), result, window, paste, constants);
     closeHole(leftToFill, window, image);
   }
@@ -176,18 +177,16 @@ function meanwhile(computing, work) {
 
 /** @typedef {{mask: Float32Array, image: Float32Array|null, masked: Float32Array, noise: Float32Array}} Known latents of a window; no image from noise */
 
+/** @typedef {{backend: Backend, settings: Settings, constants: Constants, times: Times, stopIfAsked: () => Promise<void>}} Run */
+
 /**
  * Encode one model window, and draw all its random numbers.
  *
- * @param {Backend} backend
+ * @param {Run} run
  * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
- * @param {Settings} settings
- * @param {Constants} constants
- * @param {Times} times
- * @param {() => Promise<void>} stopIfAsked
  * @returns {Promise<Known>}
  */
-async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked) {
+async function encodeSeen({ backend, settings, constants, times, stopIfAsked }, seen) {
   const { scaling_factor: factor, latent_channels: channels, latent_size: s } = constants;
   const cells = s * s;
   const draw = () => {
@@ -227,18 +226,14 @@ async function encodeSeen(backend, seen, settings, constants, times, stopIfAsked
 /**
  * Denoise one model window.
  *
- * @param {Backend} backend
+ * @param {Run} run
  * @param {Known} known
- * @param {Settings} settings
  * @param {Step[]} steps
- * @param {Constants} constants
  * @param {number[][]} preview
- * @param {Times} times
  * @param {(step: number, preview: Float32Array|null) => void} report
- * @param {() => Promise<void>} stopIfAsked
  * @returns {Promise<Float32Array>} the decoded window (1, 3, S, S)
  */
-async function sample(backend, known, settings, steps, constants, preview, times, report, stopIfAsked) {
+async function sample({ backend, settings, constants, times, stopIfAsked }, known, steps, preview, report) {
   const { image, noise } = known;
   const signal = round(steps[0].signal);
   const sigma = round(steps[0].sigma);

@@ -28,19 +28,8 @@ export const FORMAT = 5;
  * @property {number} brush_share of a picture's shorter side: the brush's diameter at first
  */
 
-/**
- * @typedef {object} Preset one way to sample; its values are those of `Settings` in settings.js
- * @property {string} label
- * @property {string} note one plain sentence
- * @property {string} solver
- * @property {number} steps
- * @property {number} strength
- * @property {number} guidance
- * @property {number[]} guidance_interval
- * @property {'image'|'noise'} init
- */
-
-/** @typedef {{graph: string, sizes: Record<string, number>}} Run one way to run a graph; `sizes` of the dimensions that it leaves free */
+/** @typedef {Omit<import('./settings.js').Settings, 'noise_offset'|'seed'|'coverage'> & {label: string, note: string}} Preset */
+/** @typedef {{graph: string, sizes: Record<string, number>}} Run `sizes` of the dimensions that the graph leaves free */
 
 /**
  * @typedef {object} StoredFile

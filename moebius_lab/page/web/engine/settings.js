@@ -23,15 +23,6 @@ const ROUNDING = 1e-6; // steps; step 7 of ten begins at 0.7 of the run, althoug
 const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init']); // by a preset
 
 /**
- * @param {number[]} interval
- * @param {number} i from 0
- * @param {number} count
- */
-function isGuided([from, to], i, count) {
-  return from * count <= i + ROUNDING && i + ROUNDING < to * count;
-}
-
-/**
  * @param {Settings} settings
  * @param {Constants} constants
  * @returns {import('./sampler.js').Step[]} the steps that are run
@@ -45,7 +36,7 @@ export function checkSettings(settings, constants) {
   if (!(interval.length === 2 && 0 <= from && from < to && to <= 1)) {
     throw bad(`Guidance must run from a share of 0 or more to a later one of at most 1, not from ${from} to ${to}.`);
   }
-  if (!steps.some((_, i) => isGuided(interval, i, steps.length))) {
+  if (!isGuided(interval, steps.length).includes(true)) {
     const why = `No step of ${steps.length} begins between ${from} and ${to} of the run`;
     throw bad(`${why}: widen the guidance interval, or set guidance to 1.`);
   }
@@ -66,7 +57,12 @@ export function checkSettings(settings, constants) {
  * @param {number} count
  */
 export function guidances({ guidance, guidance_interval: interval }, count) {
-  return Array.from({ length: count }, (_, i) => (isGuided(interval, i, count) ? guidance : 1));
+  return isGuided(interval, count).map((guided) => (guided ? guidance : 1));
+}
+
+/** @param {number[]} interval @param {number} count */
+function isGuided([from, to], count) {
+  return Array.from({ length: count }, (_, i) => from * count <= i + ROUNDING && i + ROUNDING < to * count);
 }
 
 /**
