@@ -377,9 +377,12 @@ function setDefaults() {
 
 function choosePreset() {
   const preset = model.engine?.manifest.presets[control('preset').value];
-  if (!preset) element('more', HTMLDetailsElement).open = true;
-  else fillIn(preset);
-  if (preset) changeSettings();
+  if (preset) {
+    fillIn(preset);
+    changeSettings();
+  } else {
+    element('more', HTMLDetailsElement).open = true;
+  }
 }
 
 /** Name the preset that has the settings as they stand, and keep them for the next visit. */
