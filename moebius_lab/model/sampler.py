@@ -119,6 +119,9 @@ def solver_steps(solver: str, steps: int, strength: float = 1.0) -> list[Step]:
 def _steps(solver: str, steps: int, run: int) -> tuple[Step, ...]:
     scheduler = SOLVERS[solver].make()
     scheduler.set_timesteps(steps)
+    scheduler.timesteps = scheduler.timesteps[
+        :steps
+    ]  # "trailing", diffusers adds one at -1 to 62 schedules, of 61 steps first
     return tuple(read_steps(scheduler, run))
 
 

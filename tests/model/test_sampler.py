@@ -90,6 +90,13 @@ def test_few_steps_start_from_pure_noise():
     assert [step.timestep for step in solver_steps("dpm++2m", 6)] == [999, 832, 666, 499, 332, 166]
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_schedule_has_as_many_steps_as_asked_for_down_from_its_first(name):
+    for count in (61, 103, 457):  # to which diffusers' own arithmetic adds a timestep of -1
+        timesteps = [step.timestep for step in solver_steps(name, count)]
+        assert len(timesteps) == count and timesteps == sorted(set(timesteps), reverse=True) and timesteps[-1] >= 0
+
+
 def test_at_least_one_step_is_run():
     assert solver_steps("ddim", 1, Settings().strength) == solver_steps("ddim", 1)
     assert len(solver_steps("ddim", 10, 0.01)) == 1
