@@ -184,10 +184,8 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     mask = mask_of(page)
     assert 1000 < (mask == 255).sum() < 5000 and set(np.unique(mask)) == {0, 255}
 
-    more_settings(page)
-    page.fill("#steps", "4")
+    page.select_option("#preset", "fastest")
     page.fill("#variants", "2")
-    expect(page.locator("#preset option:checked")).to_have_text("Fastest")  # which differs from the fast one in its steps
     page.click("#run")
     expect(page.locator("#prompt")).to_contain_text(re.compile(r"\d+\.\d MB will be downloaded.*kept in this browser"))
     expect(page.locator("#prompt-warning")).to_contain_text("processor, which is slow")
@@ -195,7 +193,9 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     page.click("#prompt-yes")
     expect(page.locator("#run")).to_be_enabled(timeout=240_000)
     told = page.evaluate("told")
-    assert any(re.search(r"Variant 1 of 2 · step \d of 4 · \d+ ms a step", text) for text in told), told
+    assert any(
+        re.search(rf"Variant 1 of 2 · step \d of {PRESETS['fastest'].steps} · \d+ ms a step", text) for text in told
+    ), told
     expect(page.locator("#results input")).to_have_count(2)
     expect(page.locator("#results label").nth(0)).to_contain_text("seed 0")
     expect(page.locator("#load-text")).to_contain_text("processor (wasm)")
@@ -241,7 +241,7 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
     listen(page)
     fill(page, steps=6)
-    assert "2 windows of 256 px · 5 steps each" in page.evaluate("told")
+    assert "2 windows of 256 px · 6 steps each" in page.evaluate("told")
     expect(page.locator("#coverage")).to_have_value("whole")
     whole = downloaded(page, "#save")
     assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
@@ -795,7 +795,7 @@ def test_an_empty_and_a_full_mask_are_explained(visit):
     for field, value, words in (
         ("#steps", "1", "dpm++2m needs at least 2 steps, and 1 would run"),
         ("#guided-from", "1", "Guidance must run from a share of 0 or more to a later one of at most 1, not from 1 to 1."),
-        ("#guided-from", "0.95", "No step of 6 begins between 0.95 and 1 of the run"),
+        ("#guided-from", "0.95", f"No step of {PRESETS['fast'].steps} begins between 0.95 and 1 of the run"),
     ):
         page.select_option("#preset", "fast")
         page.fill(field, value)

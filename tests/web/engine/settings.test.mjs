@@ -43,7 +43,8 @@ test('presets are known by their values, and cost what their evaluations do', ()
 });
 
 test('what a window costs follows from what was seen, and nothing is claimed before a step was', () => {
-  const fast = { ...released, ...fixtures.presets.fast, steps: 6, guidance_interval: [0.5, 1] }; // three steps that are not guided, three that are
+  const half = { steps: 6, guidance_interval: [0.5, 1] }; // three steps that are not guided, three that are
+  const fast = { ...released, ...fixtures.presets.fast, ...half };
   const none = { encode: 0, guided: 0, unguided: 0, decode: 0 };
   assert.equal(windowCost(fast, none, constants), 0);
   assert.equal(windowCost(fast, { ...none, encode: 10 }, constants), 0);
