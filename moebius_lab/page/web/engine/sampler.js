@@ -138,7 +138,7 @@ function prediction(here, next, before) {
 }
 
 /**
- * What UniPC adds to a latent that was predicted from `before`, as weights of its m, of m at `before` and of m at `older`.
+ * What UniPC adds to a latent predicted at `before`, as weights of its m, of m at `before` and of m at `older`.
  *
  * With B = exp(-h) - 1, the weights c1 of the past slope and c2 of the one to the new m make polynomials in l exact: c1 + c2 = f1 / B
  * and r c1 + c2 = 2 f2 / B, where r = (l of older - l of before) / h, f1 = -B / h - 1 and f2 = -f1 / h - 1/2. At order 1, c2 = 1/2.
