@@ -260,6 +260,7 @@ def runs(process: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_a_notebook_runs_ends_its_kernel_without_red_lines(tmp_path, name):
     marker = tmp_path / "kernel"
@@ -276,6 +277,7 @@ def test_a_signal_while_a_notebook_runs_ends_its_kernel_without_red_lines(tmp_pa
     wait_until(lambda: not runs(kernel))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_one_line(tmp_path):
     write_cell(tmp_path, "import os; os._exit(9)")
     process = start(cwd=tmp_path, program=NOTEBOOK)
@@ -339,6 +341,7 @@ def test_pictures_whose_names_are_no_text_are_filled(bad_places, locale):
     assert process.returncode == 0 and out == output + b"\n" and Path(os.fsdecode(output)).is_file(), said
 
 
+@pytest.mark.slow
 def test_a_report_is_written_in_an_ascii_locale(tmp_path):
     write_cell(tmp_path, "print('caf\u00e9 \u2192 \u4e2d')")
     process = start(cwd=tmp_path, program=NOTEBOOK, **LOCALES["ASCII"])

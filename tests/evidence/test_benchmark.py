@@ -119,6 +119,16 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
 
 
+def has_limits(data: dict, backend: str) -> bool:
+    """Whether a backend's limits were measured, or it is said that the machine was too busy to tell them."""
+    found = {row["what"] for row in data["rows"] if row["backend"] == backend}
+    busy = {
+        entry["what"] for entry in data["missing"]
+        if (entry["backend"], entry["reason"]) == (backend, "too short to be told from the spread of two runs")
+    }  # fmt: skip
+    return {"large matrix product", "large copy"} <= found | busy
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
 def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys):
@@ -139,7 +149,7 @@ def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys)
     data = json.loads(output.read_text(encoding="utf-8"))
     found = {(row["what"], row["backend"]) for row in data["rows"]}
     for backend in ("PyTorch eager, CPU", "ONNX Runtime, CPU"):
-        assert {(what, backend) for what in ("guided step", "large matrix product", "large copy")} <= found
+        assert ("guided step", backend) in found and has_limits(data, backend)
     assert all(row["median"] > 0 and row["q1"] <= row["median"] <= row["q3"] for row in data["rows"])
     missing = {entry["backend"]: entry["reason"] for entry in data["missing"]}
     assert "no CUDA device" in missing["PyTorch eager, CUDA"] and "onnxruntime-ep-webgpu" in missing["WebGPU, native"]
@@ -180,10 +190,7 @@ def test_wasm_in_chromium_is_measured(small, tmp_path, monkeypatch):
     data = run(small, tmp_path / "r.json", ("chromium-wasm",), ("fp32",), ("step", "limits", "profile"), 2)
     rows = {(row["what"], row["backend"]): row for row in data["rows"]}
     for backend in ("Chromium, wasm, 1 thread", "Chromium, wasm, all threads"):
-        assert rows["guided step", backend]["median"] > 0
-        for what in ("large matrix product", "large copy"):
-            reasons = [entry["reason"] for entry in data["missing"] if (entry["what"], entry["backend"]) == (what, backend)]
-            assert (what, backend) in rows or reasons == ["too short to be told from the spread of two runs"]
+        assert rows["guided step", backend]["median"] > 0 and has_limits(data, backend)
     assert {entry["where"] for entry in data["profiles"]} == {PROCESSOR} and len(data["profiles"]) > 10
 
 

@@ -20,13 +20,20 @@ PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "ou
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, picture_files, tiny):
-    """All five notebooks, executed on TINY, what is measured only twice: folder, contents page, and how to run them again."""
+    """All five notebooks, executed on TINY: folder, contents page, and how to run them again.
+
+    Measured are two rounds of two forms, each for as long as a busy machine may need.
+    """
     folder, source = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("source") / "notebooks"
     shutil.copytree(tiny.folder / "onnx", folder / "onnx")
     shutil.copytree(report.SOURCE_FOLDER, source)
     measuring = nbformat.read(source / "05_benchmark.ipynb", 4)
     [cell] = [cell for cell in measuring.cells if cell.metadata.get("tags") == ["parameters-more"]]
-    cell.source = "repeats = 2\npatience = 4.0"
+    cell.source = "repeats = 2\npatience = 60.0"
+    [cell] = [cell for cell in measuring.cells if cell.id == "05-05"]
+    forms = '("straightforward", "fp32", "int8")'
+    assert forms in cell.source
+    cell.source = cell.source.replace(forms, '("straightforward", "fp32")')
     nbformat.write(measuring, source / "05_benchmark.ipynb")
     image, mask = map(str, picture_files)
 
@@ -112,7 +119,10 @@ def test_without_a_browser_the_answers_say_what_is_missing(tmp_path, small, pict
 
 
 @pytest.mark.slow
-def test_notebooks_run_alone_on_the_demo_network(tmp_path):
+def test_notebooks_run_alone_on_the_demo_network(tmp_path, demo):
+    """The graphs lie there that other tests have made, but for one, which the notebook makes itself."""
+    there = tmp_path / "04_webgpu_bundle" / "onnx"
+    shutil.copytree(demo.folder / "onnx", there, ignore=shutil.ignore_patterns("vae_encoder"))
     for name in ("01_feasibility", "04_webgpu_bundle"):
         report.run_notebooks(tmp_path / name, {}, names=(name,))
         cells = nbformat.read(tmp_path / name / "notebooks" / f"{name}.ipynb", 4).cells
@@ -163,6 +173,7 @@ def test_a_change_repeats_what_follows(tmp_path, monkeypatch):
     assert repeated() == "abc"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["run {draft}", "{", "}{0}", "50 % of #1", "{network}", "ünï"])
 def test_a_folder_may_have_any_name(tmp_path, monkeypatch, folder):
     source = tmp_path / folder / "notebooks"
@@ -176,6 +187,7 @@ def test_a_folder_may_have_any_name(tmp_path, monkeypatch, folder):
     assert str(tmp_path / folder / "out") in (index.parent / "a.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_failing_cell_ends_the_run_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
     source = tmp_path / "notebooks"
     cells = {"a": "print('fine')", "b": "print('begun')\nraise RuntimeError('no such luck')", "c": "print('never')"}

@@ -97,6 +97,7 @@ def test_without_a_chromium_the_message_says_how_to_get_one(bare):
         find_chromium()
 
 
+@pytest.mark.slow
 def test_a_browser_that_does_not_start_is_passed_over_and_named_if_it_is_the_only_one(bare, small_bundle, tmp_path):
     program(bare / "chromium", "echo install the snap >&2; exit 1")
     with pytest.raises(NoBrowser, match=f"{bare}/chromium does not start: run"), Browser(small_bundle, "wasm"):
@@ -116,6 +117,7 @@ def test_a_browser_may_be_named(bare, monkeypatch, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_playwright_brings_its_headless_shell_and_it_runs_the_model(downloads, small_bundle, tmp_path, capsys):
     path, _ = brought(capsys)
     assert Path(path).is_relative_to(tmp_path / "playwright") and path == find_chromium()
