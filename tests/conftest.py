@@ -22,7 +22,18 @@ from moebius_lab.page.bundle import write_bundle
 
 DATA = Path(__file__).parent / "data"
 expect.set_options(timeout=60_000)  # ms: a busy machine shows late what a quiet one shows at once
-LONGEST_FIRST = ("notebooks", "page", "browser", "jupyterlab", "benchmark", "errors", "training", "check", "denoiser", "demo")
+LONGEST_FIRST = (
+    "notebooks",
+    "page",
+    "browser",
+    "jupyterlab",
+    "benchmark",
+    "errors",
+    "training",
+    "check",
+    "denoiser",
+    "demo",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
