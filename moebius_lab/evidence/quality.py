@@ -121,21 +121,26 @@ def table(report: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves(rows: pd.DataFrame) -> pd.DataFrame:
+def curves(rows: pd.DataFrame, names: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and standard error over pictures of every measure, by way: columns (measure, "mean" or "sem"), and the evaluations.
 
     Only pictures that were filled in every way count, so that all points are of the same ones. Seeds of one picture are averaged first:
     what spreads is the picture.
+
+    Args:
+        rows: of `table`.
+        names: of the ways; empty for all.
     """
+    rows = rows[rows["way"].isin(names or ways())]
     of_picture = rows.groupby("picture")["way"].nunique()
-    rows = rows[rows["picture"].map(of_picture) == len(ways())]
+    rows = rows[rows["picture"].map(of_picture) == len(names or ways())]
     of_pictures = rows.groupby(["way", "evaluations", "picture"], sort=False)[list(TITLES)].mean()
     return of_pictures.groupby(["way", "evaluations"], sort=False).agg(["mean", "sem"]).reset_index("evaluations")
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def summary(rows: pd.DataFrame, names: Sequence[str] = ()) -> pd.DataFrame:
     """`curves` in words, "17.4 ± 0.6", by way: evaluations, and a column for each of `TITLES`."""
-    found = curves(rows)
+    found = curves(rows, names)
     told = {
         title: [f"{mean:.3g} ± {spread:.2g}" for mean, spread in found[measure].to_numpy()]
         for measure, title in TITLES.items()

@@ -1,4 +1,5 @@
-"""The model card's numbers: `python -m moebius_lab.training.card` writes them anew from evaluation.json and training_log.json."""
+"""The model card's numbers: `python -m moebius_lab.training.card` writes them anew from evaluation.json, quality.json and
+training_log.json."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import json
 from pathlib import Path
 
 from .. import LabError
+from ..config import PRESETS
+from ..evidence import quality
 from ..evidence.evaluation import DEMO_FOLDER
 
 CARD = DEMO_FOLDER / "README.md"
@@ -69,6 +72,32 @@ def numbers(report: dict) -> str:
     return "\n".join(lines)
 
 
+def presets(measured: dict) -> str:
+    """What `quality.json` says of the presets, as Markdown."""
+    rows = quality.table(measured)
+    found = quality.summary(rows, [quality.name_of(name) for name in PRESETS])
+    lines = [
+        f"The same pictures and seeds, by preset, all from noise; means ± standard errors over {rows['picture'].nunique()} pictures.",
+        "",
+        f"| | evaluations | {' | '.join(quality.TITLES.values())} |",
+        f"|---|---|{'---|' * len(quality.TITLES)}",
+    ]
+    for name in PRESETS:
+        numbers = found.loc[quality.name_of(name)]
+        lines.append(
+            f"| {name} | {numbers['evaluations']} | {' | '.join(numbers[title] for title in quality.TITLES.values())} |"
+        )
+    chosen = rows["choosing"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"On the pictures that *fast* was chosen on: {quality.answer(rows[chosen])}",
+            f"On the others: {quality.answer(rows[~chosen])}",
+        ]
+    )
+
+
 def training(log: dict) -> str:
     """What `training_log.json` says, as Markdown: steps and seconds of all trainings together."""
     lines = ["| | steps, all trainings together | seconds of steps | last loss |", "|---|---|---|---|"]
@@ -80,13 +109,13 @@ def training(log: dict) -> str:
     return "\n".join([*lines, "", f"The last training: {log['hardware']}, PyTorch {log['torch']}; seed {log['seed']}."])
 
 
-def rewritten(card: str, report: dict, log: dict) -> str:
+def rewritten(card: str, report: dict, log: dict, measured: dict) -> str:
     """The card with what stands between its marks made anew.
 
     Raises:
         LabError: a mark is missing.
     """
-    for mark, text in (("numbers", numbers(report)), ("training", training(log))):
+    for mark, text in (("numbers", numbers(report)), ("presets", presets(measured)), ("training", training(log))):
         begin, end = f"<!-- {mark}: written by python -m moebius_lab.training.card -->\n", f"\n<!-- end of {mark} -->"
         before, found, rest = card.partition(begin)
         _, closed, after = rest.partition(end)
@@ -102,7 +131,12 @@ def read_json(name: str, folder: Path = DEMO_FOLDER) -> dict:
 
 
 def main() -> None:
-    text = rewritten(CARD.read_text(encoding="utf-8"), read_json("evaluation.json"), read_json("training_log.json"))
+    text = rewritten(
+        CARD.read_text(encoding="utf-8"),
+        read_json("evaluation.json"),
+        read_json("training_log.json"),
+        read_json("quality.json"),
+    )
     CARD.write_text(text, encoding="utf-8")
 
 

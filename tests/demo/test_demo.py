@@ -145,12 +145,12 @@ def test_the_model_card_says_what_was_measured():
 
 def test_model_card_is_what_its_command_writes():
     text = card.CARD.read_text(encoding="utf-8")
-    report, log = card.read_json("evaluation.json"), card.read_json("training_log.json")
-    assert card.rewritten(text, report, log) == text
-    other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log)
+    report, log, measured = (card.read_json(f"{name}.json") for name in ("evaluation", "training_log", "quality"))
+    assert card.rewritten(text, report, log, measured) == text
+    other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log, measured)
     assert "on 3 of" in other and "40.0 times" in other
     with pytest.raises(LabError, match="marks of its training"):
-        card.rewritten(text.replace("<!-- end of training -->", ""), report, log)
+        card.rewritten(text.replace("<!-- end of training -->", ""), report, log, measured)
 
 
 class _BlindInOneRow(torch.nn.Module):
