@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.config import GRAPHS
+from moebius_lab.config import RUNS
 from moebius_lab.evidence import parity
 from moebius_lab.evidence.benchmark import contenders
 from moebius_lab.notebook import report
@@ -55,7 +55,7 @@ def test_the_run_leaves_notebooks_report_pictures_and_results(finished):
     rows = results["03_parity"]["rows"]
     assert all(row["verdict"] == "ok" for row in rows)
     by_runner = {row["graph"] for row in rows if row["backend"].startswith("headless Chromium")}
-    assert by_runner == {*GRAPHS, parity.PICTURE}, "the reader's browser, whose part a headless Chromium plays here"
+    assert by_runner == {*RUNS, parity.PICTURE}, "the reader's browser, whose part a headless Chromium plays here"
     reader = {row["what"] for row in results["05_benchmark"]["rows"] if row["backend"] == contenders.READER}
     assert {"guided step", "whole picture"} <= reader
     for name in report.NOTEBOOKS:
