@@ -255,6 +255,8 @@ def quality(curves: pd.DataFrame, measures: dict[str, str], presets: dict[str, s
             here = curves.loc[[way], "evaluations"].iloc[0], curves.loc[way, (measure, "mean")]
             ax.annotate(preset, here, xytext=(0, 12), textcoords="offset points", ha="center", weight="bold")
         ax.set(xlabel="evaluations of the network", title=title, xscale="log")
+        ax.minorticks_off()
+        ax.set_xticks((6, 9, 12, 20, 38), ("6", "9", "12", "20", "38"))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     return figure
 
