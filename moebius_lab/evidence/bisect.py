@@ -439,7 +439,10 @@ def module_ends(outline: Outline, shapes: dict[str, tuple[int, ...]]) -> dict[st
         for flow in outline.flows.values():
             if module in outline.scopes[flow.node]:
                 readers = outline.readers_of(flow)
-                if flow.name in outputs or any(module not in outline.scopes[i] for i in readers):
+                read_outside = flow.name in outputs or any(module not in outline.scopes[i] for i in readers)
+                if read_outside and (
+                    last is None or flow.node != last.node
+                ):  # a fused norm puts out the sum too, as its second
                     last = flow
         if last and last.shape == shape:
             ends[last.name] = module

@@ -59,7 +59,7 @@ def test_the_parity_table_takes_it_too(runner, small):
 def test_the_benchmark_measures_it_beside_the_others(runner, small, tmp_path):
     data = run(small, tmp_path / "m.json", ("onnxruntime-cpu",), ("fp32",), ("step", "picture", "parts"), 3, runner=runner)
     own = {row["what"]: row for row in data["rows"] if row["backend"] == READER}
-    assert set(own) == {"guided step", "encode", "decode", "whole picture"}
+    assert set(own) == {"guided step", "unguided step", "encode", "decode", "whole picture", "fast picture"}
     assert all(0 < row["q1"] <= row["median"] <= row["q3"] for row in own.values())
     [said] = [entry for entry in data["evidence"] if entry["backend"] == READER]
     assert "headless Chromium" in str(said) and "processor (wasm)" in str(said)
