@@ -152,6 +152,21 @@ def drag(page: Page, points: list[tuple[float, float]], hertz: float = 0) -> lis
     return page.evaluate("seen")
 
 
+def bring_canvas_to_rest(page: Page) -> None:
+    """Scroll to the canvas until it stays in view: JupyterLab makes the cells of a long notebook as they are scrolled to."""
+    canvas = page.locator(".jp-OutputArea canvas")
+    boxes = [None]
+
+    def rests() -> bool:
+        canvas.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        boxes.append(canvas.bounding_box())
+        before, now = boxes[-2:]
+        return bool(now) and now == before and 0 <= now["y"] and now["y"] + now["height"] <= page.viewport_size["height"]
+
+    until(rests)
+
+
 def button(page: Page, name: str):
     return page.locator(f'.jp-OutputArea button:has-text("{name}")')
 
@@ -210,9 +225,8 @@ def settled_pixels(page: Page, wanted: Callable[[np.ndarray], bool]) -> np.ndarr
 def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page, picture_files):
     folder, url = lab
     run_all(page, url, "01.ipynb")
-    canvas = page.locator(".jp-OutputArea canvas")
-    canvas.scroll_into_view_if_needed()
     expect(button(page, "Redo")).to_be_enabled()  # the notebook's own stroke, undone
+    bring_canvas_to_rest(page)
     as_in_python = MaskPainter(*picture_files)
     where = as_in_python._view.to_picture
     seen = drag(page, [(40, 60), (60, 70), (200, 90), (300, 60)])
