@@ -246,7 +246,7 @@ def test_a_reader_paints_runs_and_finds_the_mask_again_after_a_reload(lab, page,
     steps.press("Enter")
     page.evaluate(LISTEN)
     button(page, "Fill the hole").click()
-    page.wait_for_function(FILLED, arg="step 3 of 3", timeout=120_000)
+    page.wait_for_function(FILLED, arg="step 2 of 2", timeout=120_000)
     result = page.locator(".jp-OutputArea img.widget-image")
     expect(result).to_be_visible()
     assert result.evaluate("image => image.naturalWidth") == as_in_python.image.shape[1]
