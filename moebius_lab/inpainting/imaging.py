@@ -1,8 +1,8 @@
 """Pictures as arrays: the square windows that the model sees, and pasting the result back.
 
-A picture is uint8 (H, W, 3), a mask uint8 (H, W): the hole is where it is 128 or more (`config.MASK_THRESHOLD`), whatever the
-values. Ranges change only through the named functions. No array is larger than the picture, or a window's longer side by the
-model's: a panorama needs no square.
+A picture is uint8 (H, W, 3) and a mask uint8 (H, W). The hole is where the mask is 128 or more (`config.MASK_THRESHOLD`),
+whatever the exact values. Ranges change only through the named functions. No array is larger than the picture, or than a
+window's longer side by the model's: a panorama is never padded to a square.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from ..config import (
 
 
 class ImageError(LabError):
-    """A picture or a mask that cannot be used."""
+    """A picture or mask that cannot be used."""
 
 
 # -- pictures that can be used -----------------------------------------------------------------------------------------
 
 
 def check_size(width: int, height: int, what: object) -> None:
-    """Raise ImageError where a picture of this size (px) is above `MAX_MEGAPIXELS`."""
+    """Raise ImageError if a picture of this size (px) exceeds `MAX_MEGAPIXELS`."""
     if width * height > MAX_MEGAPIXELS * 1_000_000:
         raise ImageError(f"{what}: {width} x {height} px is too large; use a picture of at most {MAX_MEGAPIXELS} megapixels")
 
 
 def check_picture_and_mask(image: np.ndarray, mask: np.ndarray) -> None:
-    """Raise ImageError unless `image` is uint8 (H, W, 3), `mask` uint8 (H, W), and the hole neither empty nor all."""
+    """Raise ImageError unless `image` is uint8 (H, W, 3), `mask` uint8 (H, W), and the hole neither empty nor everything."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ImageError("the picture must be an array of uint8 with shape (height, width, 3)")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
@@ -92,7 +92,7 @@ def mask_to_hole(mask: np.ndarray) -> Tensor:
 def mask_to_latent(hole: Tensor, coverage: str = WHOLE) -> Tensor:
     """(1, 1, H, W) -> (1, 1, H/8, W/8), 1 for hole.
 
-    A cell is hole where any pixel of its 8 x 8 block is; as released, where the upper left one is ('nearest').
+    A cell is hole if any pixel of its 8 x 8 block is; as released, if the upper left one is ('nearest').
     """
     if coverage == AS_RELEASED:
         return hole[:, :, ::VAE_FACTOR, ::VAE_FACTOR]
@@ -103,11 +103,11 @@ def mask_to_latent(hole: Tensor, coverage: str = WHOLE) -> Tensor:
 
 
 def feather(mask: np.ndarray, coverage: str = WHOLE) -> np.ndarray:
-    """uint8 mask (H, W) -> uint8 (H, W): weights of the new picture, 255 for all of it.
+    """uint8 mask (H, W) -> uint8 (H, W): weights of the new picture, 255 for the new picture alone.
 
-    All of it in the whole hole; outside, less with the distance to the hole, and none from `FEATHER_WIDTH` px on. Only what
-    is hole counts, not the mask's values. As released: PIL's Gaussian blur of the mask, `MASK_BLUR_RADIUS` px, which gives
-    weight to values below the hole's, and takes it from the hole's edge.
+    The weight is 255 throughout the hole. Outside, it falls with the distance to the hole and is 0 from `FEATHER_WIDTH` px
+    on. It depends on where the hole is, not on the mask's values. As released, the weights are PIL's Gaussian blur of the
+    mask, `MASK_BLUR_RADIUS` px: it gives weight to values below the threshold and takes some from the hole's edge.
     """
     if coverage == AS_RELEASED:
         return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(MASK_BLUR_RADIUS)))
@@ -122,9 +122,9 @@ def _fading() -> np.ndarray:
 
 
 def nearness(ones: np.ndarray, reach: int) -> np.ndarray:
-    """bool (H, W) -> uint8 (H, W): for every pixel, px^2 to the nearest True, at most `reach`^2; reach is at most 11 px."""
+    """bool (H, W) -> uint8 (H, W): px^2 from each pixel to the nearest True, at most `reach`^2; reach is at most 11 px."""
     d = np.where(ones, 0, reach * reach).astype(np.uint8)
-    for axis in (1, 0):  # the square of the distance is the sum of those along a row and a column
+    for axis in (1, 0):  # the squared distance is the sum of those along a row and a column
         near = np.moveaxis(d, axis, 0)
         before = near.copy()
         for k in range(1, reach):
@@ -134,7 +134,7 @@ def nearness(ones: np.ndarray, reach: int) -> np.ndarray:
 
 
 def paste(new: np.ndarray, image: np.ndarray, mask: np.ndarray, coverage: str = WHOLE) -> np.ndarray:
-    """Blend `new` into `image` (both uint8 (H, W, 3)) by the weights of `feather`; where they are 0, `image` stays.
+    """Blend `new` into `image` (both uint8 (H, W, 3)) by the weights of `feather`; where these are 0, `image` stays.
 
     With a = weight / 255 the blend is new a + image (1 - a), rounded. As released it is computed as
     (new/255 a + image/255 (1 - a)) 255 in float64 and truncated.
@@ -158,13 +158,13 @@ def _blend_as_released(new: np.ndarray, old: np.ndarray, weight: np.ndarray) -> 
 
 
 def _bands(start: int, stop: int, width: int) -> Iterator[slice]:
-    """start..stop in bands of rows, of at most `BAND` pixels where a row has `width`."""
+    """start..stop in bands of rows of `width` pixels, at most `BAND` pixels a band."""
     step = max(1, BAND // width)
     for top in range(start, stop, step):
         yield slice(top, min(top + step, stop))
 
 
-BAND = 1_000_000  # px that are blended or scaled at once: what floats and copies of them take stays small
+BAND = 1_000_000  # px that are blended or scaled at once, which bounds the memory for floats and copies
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------
@@ -178,11 +178,11 @@ class Window:
     top: int  # px, may be negative
     side: int  # px; the model sees it scaled to its own size if it differs
     number: int  # from 1
-    owners: np.ndarray  # unsigned (H, W), shared by all windows: for each pixel, which of them fills it; 0 for none
+    owners: np.ndarray  # unsigned (H, W), shared by all windows: for each pixel, the window that fills it; 0 for none
 
     @property
     def visible(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture that the window shows; its part of the hole lies within."""
+        """Rows and columns of the picture that the window shows; its part of the hole is within them."""
         height, width = self.owners.shape
         return (
             slice(max(self.top, 0), min(self.top + self.side, height)),
@@ -198,12 +198,17 @@ class Window:
 def plan_windows(mask: np.ndarray, size: int, coverage: str = WHOLE) -> list[Window]:
     """Place square windows for a model of `size` px so that every hole of `mask` (uint8 (H, W)) is filled by one.
 
-    A hole is what is connected (by 8 neighbours). One that fits a window of the model's own size with its margin is filled
-    through such a window, so that nothing is scaled, and shares it with the others that fit; see `_cover`. One that is longer
-    but thin, a wire or a scratch, is cut into pieces that fit (not as released, where a blend would show the cuts). One that
-    is larger and thick gets a window of its own, as large as it needs, and these come first, the largest before the others:
-    small windows then continue what they have filled. A window is centred on its holes and pushed back into the picture; a
-    picture smaller than the window is mirrored outward. A picture that fits the model entirely is one window.
+    A hole is a connected component of the mask (8 neighbours). There are three cases:
+
+    - It fits a window of the model's own size, with its margin. It is filled through such a window, so that nothing is
+      scaled, and shares the window with other holes that fit; see `_cover`.
+    - It is longer but thin, such as a wire or a scratch. It is cut into pieces that fit (not as released, where the blend
+      would show the cuts).
+    - It is larger and thick. It gets a window of its own, as large as it needs. These windows come first, the largest before
+      the others, so that small windows continue what they have filled.
+
+    A window is centred on its holes and pushed back into the picture; a picture smaller than the window is mirrored outward.
+    A picture that fits the model entirely is one window.
     """
     height, width = mask.shape
     labels, _ = ndimage.label(is_hole(mask), structure=np.ones((3, 3)))
@@ -234,12 +239,12 @@ def plan_windows(mask: np.ndarray, size: int, coverage: str = WHOLE) -> list[Win
 
 
 def _cut_thin(labels: np.ndarray, usable: int) -> None:
-    """Cut the holes that are longer than `usable` px but thin along a grid of that width, each from its own upper left.
+    """Cut holes that are longer than `usable` px but thin along a grid of that width, each from its own upper left.
 
-    Thin is what holds no square of half that width: a window on any piece then shows enough of what is around it.
+    A hole is thin if no square of half that width fits in it. A window on any piece then shows enough of its surroundings.
 
     Args:
-        labels: integers (H, W), 0 outside; every piece gets a label of its own, in place.
+        labels: integers (H, W), 0 outside; changed in place, so that every piece has a label of its own.
         usable: px.
     """
     boxes = ndimage.find_objects(labels)
@@ -257,18 +262,18 @@ def _cut_thin(labels: np.ndarray, usable: int) -> None:
 
 
 def _cover(boxes: np.ndarray, usable: int) -> list[np.ndarray]:
-    """Group boxes so that those of a group fit a square of `usable` px together; one that is larger stands alone.
+    """Group boxes so that each group fits a square of `usable` px; a larger box is a group of its own.
 
-    A greedy cover by shelves: the topmost box left sets a shelf of the square's height, and the leftmost box left on it the
-    square's left side; then the square moves down to the topmost box of those that it would take from the shelf. It takes
-    all that fit in, also below the shelf.
+    A greedy cover by shelves. The topmost remaining box sets a shelf of the square's height, and the leftmost remaining box
+    on the shelf sets the square's left side. The square then moves down to the topmost of the boxes that it would take from
+    the shelf. It takes every box that fits in, even below the shelf.
 
     Args:
         boxes: integers (n, 4): top, left, bottom, right; the last two are exclusive.
         usable: px.
 
     Returns:
-        Indices of boxes, an array a group: the larger boxes by falling size, then the shelves from the top, each from the left.
+        Indices of boxes, one array a group: the larger boxes by falling size, then the shelves from the top, from the left.
     """
     top, left, bottom, right = boxes.T
     extent = np.maximum(bottom - top, right - left)
@@ -289,7 +294,7 @@ def _cover(boxes: np.ndarray, usable: int) -> list[np.ndarray]:
 
 
 def describe_windows(windows: list[Window], size: int) -> str:
-    """How many windows of which size, in words: what a run will cost."""
+    """How many windows of which size, in words: they are what a run costs."""
     larger = [window.side for window in windows if window.side > size]
     parts = []
     if own := len(windows) - len(larger):
@@ -318,7 +323,7 @@ def crop(image: np.ndarray, hole: np.ndarray, window: Window, size: int) -> tupl
 
     Args:
         image: uint8 (H, W, 3).
-        hole: bool (H, W), everything that is not to be seen, holes of later windows included.
+        hole: bool (H, W), everything that must not be seen, including the holes of later windows.
         window: from `plan_windows`.
         size: px, side of the model's input.
 
@@ -336,8 +341,8 @@ def crop(image: np.ndarray, hole: np.ndarray, window: Window, size: int) -> tupl
 
 
 def _shrink(pixels: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: int, scaled: Callable) -> np.ndarray:
-    """`pixels` at `rows` and `cols`, a square of any size, scaled down to `size`: along the picture's longer side, of which each
-    line is reflected and scaled on its own, then along the other."""
+    """`pixels` at `rows` and `cols`, a square of any size, scaled down to `size`: first along the picture's longer
+    side, where each line is reflected and scaled on its own, then along the other."""
     if pixels.shape[0] > pixels.shape[1]:
         return _shrink(pixels.swapaxes(0, 1), cols, rows, size, scaled).swapaxes(0, 1)
     first, stop = int(rows.min()), int(rows.max()) + 1
@@ -356,7 +361,7 @@ def _touched(hole: np.ndarray, width: int | None, height: int | None) -> np.ndar
 
 
 def uncrop(new: np.ndarray, image: np.ndarray, mask: np.ndarray, window: Window, coverage: str = WHOLE) -> np.ndarray:
-    """Paste what the model made of a window back: a new picture, equal to `image` wherever the feather's weight is 0.
+    """Paste the model's output for a window back: a new picture, equal to `image` wherever the feather's weight is 0.
 
     Args:
         new: uint8 (size, size, 3), the model's output for `crop`.
@@ -380,7 +385,7 @@ def uncrop(new: np.ndarray, image: np.ndarray, mask: np.ndarray, window: Window,
 
 
 def _enlarge(new: np.ndarray, side: int, rows: slice, cols: slice) -> np.ndarray:
-    """The given part of a square (size, size, 3) scaled up to `side`, without the rest: along the rows, then the columns."""
+    """The given part of a square (size, size, 3) scaled up to `side`, without the rest: rows first, then columns."""
     size = len(new)
     if size == side:
         return new[rows, cols]
@@ -391,7 +396,7 @@ def _enlarge(new: np.ndarray, side: int, rows: slice, cols: slice) -> np.ndarray
 
 
 def _own_values(mask: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The mask where this window's holes are nearest: soft edges of other holes are left to their windows."""
+    """The mask where this window's holes are the nearest, else 0: other windows own the soft edges of their holes."""
     others = is_hole(mask) & ~own
     if not others.any():
         return mask
