@@ -1,15 +1,16 @@
-"""Published files: fetched from a hub, resumed where a download broke off, checked against hashes that are kept.
+"""Published files: fetched from a hub, resumed after an interrupted download, checked against recorded hashes.
 
-The folder mirrors the hub. A file that somebody puts into its place by hand is used as if it had been fetched.
+The folder mirrors the hub. A file that somebody puts in its place by hand is used as if it had been fetched.
 
     lock.json                                               revision of each repository, bytes and SHA-256 of each file
-    hustvl/Moebius/ft_places2/diffusion_pytorch_model.bin   as published; what was fetched goes once it is converted
+    hustvl/Moebius/ft_places2/diffusion_pytorch_model.bin   as published; deleted after conversion if it was fetched
     hustvl/Moebius/ft_places2/denoiser.safetensors          what `checkpoint.find_weights` made from it
-    ....incomplete                                          a download that broke off; the next one goes on from there
+    ....incomplete                                          an interrupted download; the next attempt resumes it
 
-A revision and its hashes are those of `PINNED` where it has them. Otherwise what comes first is recorded in lock.json,
-and everything after must be the same. `Hub.unpin` forgets both, for when the authors publish something new. The client is huggingface_hub's, with its environment: HF_ENDPOINT, HF_HUB_OFFLINE,
-HF_TOKEN, HF_HOME, HF_HUB_DOWNLOAD_TIMEOUT and the rest. Its own cache is looked into but not written.
+Revisions and hashes come from `PINNED` where it has them. Otherwise the first that arrive are recorded in lock.json, and all
+later ones must match. `Hub.unpin` forgets both, for when the authors publish something new. The client is huggingface_hub's
+and obeys its environment: HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME, HF_HUB_DOWNLOAD_TIMEOUT and the rest. Its own
+cache is read but not written.
 """
 
 from __future__ import annotations
@@ -68,24 +69,24 @@ PINNED: dict[str, dict] = {
         },
     },
 }
-"""Revisions and files that are known, and who saw them: what lock.json begins with. No hub was reachable from here, so nobody of this
-project has. Of the other three denoisers neither size nor hash was seen; they are recorded on first use."""
+"""Known revisions and files, and who saw them: what lock.json begins with. No hub was reachable from here, so nobody on this
+project has seen them. Size and hash of the other three denoisers are unknown; they are recorded on first use."""
 
 LOCK = record(revisions=mapping(TEXT), files=mapping(record(sha256=SHA256)))
-LOCK["properties"]["unpinned"] = listed(TEXT)  # there once `Hub.unpin` was called
+LOCK["properties"]["unpinned"] = listed(TEXT)  # present once `Hub.unpin` was called
 """What lock.json holds, as a JSON Schema."""
 
-ROOM = 1.05  # times the size of what is still to come and to be converted, that has to be free on the disk
-TRIES = 4  # to go on with a download after a reset, or an expired address, before it is given up
+ROOM = 1.05  # free disk space required, as a multiple of what is still to be downloaded and converted
+TRIES = 4  # to resume a download after a reset or an expired address, before giving up
 RETRIED = (httpx2.ConnectError, httpx2.TimeoutException, httpx2.RemoteProtocolError)  # by the client itself, five times
 
 
 class HubError(LabError):
-    """A published file that cannot be had, or is not the one that was expected."""
+    """A published file that is unavailable, or is not the one that was expected."""
 
 
 class HubUnreachable(HubError):
-    """A published file that cannot be had from a hub now, whatever the reason; it can be put into its place by hand."""
+    """A published file that no hub can supply now, for whatever reason; it can be put in its place by hand."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Source:
 
     path: Path
     sha256: str
-    fetched: bool  # by us into our folder, and so ours to delete
+    fetched: bool  # by us into our folder, so we may delete it
 
 
 def default_folder() -> Path:
@@ -103,7 +104,7 @@ def default_folder() -> Path:
 
 
 def require_address(address: str, what: str) -> None:
-    """Raise HubError unless `address` is one that a request can go to; `what` says where it stands."""
+    """Raise HubError unless requests can be sent to `address`; `what` says where it was set."""
     try:
         parts = urlsplit(address)
         fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -114,7 +115,7 @@ def require_address(address: str, what: str) -> None:
 
 
 def require_network() -> None:
-    """Raise HubError where what the environment says of the network cannot be used: proxy, certificates, token."""
+    """Raise HubError if the environment's network settings are unusable: proxy, certificates, token."""
     try:
         httpx2.Client().close()
     except ImportError:
@@ -124,7 +125,9 @@ def require_network() -> None:
     except (ValueError, httpx2.InvalidURL) as error:
         raise HubError(f"ALL_PROXY, HTTP_PROXY or HTTPS_PROXY is not a proxy ({error}); give http://host:port") from None
     except OSError as error:
-        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"  # the client looks at the first alone
+        name = (
+            "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        )  # the client reads only the first that is set
         reason = first_line(error.strerror or error)
         raise HubError(f"{name} cannot be used for certificates ({reason}); name a file in PEM or unset it") from None
     if not (get_token() or "").isascii():
@@ -142,7 +145,7 @@ def explain_network(error: httpx2.HTTPError | httpx2.InvalidURL) -> str:
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub, and the folder on this machine that its files go to."""
+    """A hub, and the folder on this machine that holds its files."""
 
     folder: Path
     endpoint: str | None = None  # None: HF_ENDPOINT, or the public one
@@ -150,7 +153,7 @@ class Hub:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from fetching and converting into the same folder meanwhile."""
+        """Keep other processes from fetching or converting into the same folder meanwhile."""
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +163,11 @@ class Hub:
             yield
 
     def fetch(self, repo: str, names: tuple[str, ...]) -> Source:
-        """The first of `names` that there is in `repo`: from the folder, from huggingface_hub's cache, or downloaded.
+        """The first of `names` that exists in `repo`: from the folder, from huggingface_hub's cache, or downloaded.
 
         Raises:
             HubUnreachable: offline, no answer, no access, no such file.
-            HubError: no room, or a file that is not the one announced or recorded; nothing of it is kept.
+            HubError: no room, or a file that is not the one announced or recorded, which is then deleted.
         """
         names = tuple(sorted(names, key=lambda name: f"{repo}/{name}" not in self.recorded()["files"]))  # the recorded first
         for name in names:
@@ -184,14 +187,14 @@ class Hub:
         raise HubUnreachable(f"{repo} on {self._shown()} has no file {' or '.join(names)}")
 
     def check(self, path: Path, key: str = "", **facts: object) -> dict:
-        """Compare a file with its entry in lock.json, or make the entry, which gets `facts` too; returns the entry.
+        """Check a file against its entry in lock.json, or make the entry. `facts` are added to it; returns the entry.
 
         Args:
             path: the file.
-            key: its name in lock.json; empty for its place in the folder.
+            key: its name in lock.json; empty for its path in the folder.
 
         Raises:
-            HubError: the file is not what it was.
+            HubError: the file has changed.
         """
         key = key or path.relative_to(self.folder).as_posix()
         lock = self.recorded()
@@ -208,7 +211,7 @@ class Hub:
         return entry
 
     def unpin(self, *repos: str) -> None:
-        """Forget what is pinned and recorded of repositories, and what was made from their files: the hub's present files are next."""
+        """Forget pins and records of repositories, and what was made from their files: the hub's present files are next."""
         lock = self.recorded()
         lock["unpinned"] = sorted({*lock["unpinned"], *repos})
         for key, facts in list(lock["files"].items()):
@@ -222,7 +225,7 @@ class Hub:
     # -- the lock file -------------------------------------------------------------------------------------------------
 
     def recorded(self) -> dict:
-        """What lock.json and the pins hold: {"revisions": by repository, "files": bytes and SHA-256 by name, "unpinned": repositories}."""
+        """Pins and lock.json: {"revisions": by repository, "files": bytes and SHA-256 by name, "unpinned": repositories}."""
         path, kept = self.folder / "lock.json", {"revisions": {}, "files": {}}
         if path.exists():
             try:
@@ -254,7 +257,7 @@ class Hub:
                 raise HubUnreachable(f"{self._shown()} does not answer like a hub; check HF_ENDPOINT and the proxy")
             known = self.recorded()["files"].get(f"{repo}/{name}")
             if known and re.fullmatch("[0-9a-f]{64}", found.etag) and found.etag != known["sha256"]:
-                raise self._another(f"{repo}/{name}", found.etag)  # before any of it is fetched
+                raise self._another(f"{repo}/{name}", found.etag)  # before fetching any of it
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{found.etag[:16]}.incomplete")
             for stale in set(target.parent.glob(f"{target.name}.*.incomplete")) - {partial}:
@@ -273,7 +276,7 @@ class Hub:
         return target
 
     def _receive(self, url: str, partial: Path, size: int, shown: str) -> None:
-        """Bring `partial` to `size` bytes. Every attempt asks the hub for a new signed address and goes on where it was."""
+        """Bring `partial` to `size` bytes. Every attempt asks the hub for a new signed address and resumes."""
         have = partial.stat().st_size if partial.exists() else 0
         if have > size:
             partial.unlink()
@@ -328,7 +331,7 @@ class Hub:
         return f"{entry['sha256'][:16]}... as {says}"
 
     def _otherwise(self, key: str) -> str:
-        """How to go on where a file that is known has become another one."""
+        """What to do when a known file has been replaced by another."""
         known = key in self.recorded()["files"] or _is_of(key, list(self.recorded()["revisions"]))
         return (
             "; if its authors published another one that you want, `python -m moebius_lab fetch NAME --unpinned`"
@@ -342,7 +345,7 @@ class Hub:
         return self.endpoint or constants.ENDPOINT
 
     def by_hand(self, files: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
-        """What to do without a hub: for each (repository, names to choose from) the address and the place of the first."""
+        """What to do without a hub: for each (repository, alternative names), address and place of the first name."""
         steps = []
         for repo, names in files:
             if not any((self.folder / repo / name).exists() for name in names):
@@ -382,5 +385,5 @@ class Hub:
 
 
 def _is_of(key: str, repos: Iterable[str]) -> bool:
-    """Whether a name in lock.json is one of these repositories or of a file in one."""
+    """Whether a name in lock.json is one of these repositories or a file in one."""
     return any(key == repo or key.startswith(f"{repo}/") for repo in repos)
