@@ -1,7 +1,7 @@
 """Exact rewrites of the denoiser, made before it is exported: same numbers, fewer and better-shaped operations.
 
     NoiseGraph   latents, mask, masked latents, timestep, conditions     -> noise under each condition
-    StepGraph    the same, and the weights of a solver's step            -> next state, and the noise
+    StepGraph    the same, and the weights of a solver's step            -> next state and noise
 
 Each rewrite is one function or one small module here, with its derivation; `tests/port/test_denoiser.py` compares each with
 the published form in `unet.py` and `lambda_layer.py`.
@@ -13,13 +13,14 @@ the published form in `unet.py` and `lambda_layer.py`.
     TimeBiases                   the sinusoid looked up, not computed; all projections of it in three matrices
     TiledSelfLambda              position lambda as scores between a tile of queries and the keys around it
     ConditionAttention           cross-lambda as attention over ten keys, without softmax
-    GatedHalves                  the MixFFN's gate and value made apart, so that nothing is split
+    GatedHalves                  the MixFFN's gate and value computed separately, so that nothing is split
     GatheredDownsample           a convolution of stride 2 as a gather and one matrix product
     TapUpsample                  nearest x2 and 3x3 convolution as nine products on the small grid, then sums
     shared halves                see `NoiseGraph`: the guided halves are one until the condition enters
 
 The number n of conditions is free, 2 in a guided step and 1 in any other, so one graph with one set of weights serves both.
-No shape is computed in the graph: every other axis is known at export, and what has to be repeated n times is added to zeros (n,).
+No shape is computed in the graph: every other axis is known at export. A tensor that must be repeated n times is added to
+zeros of shape (n,).
 
 Layouts: pictures (B, C, h, w) in the ResNets and around every spatial convolution; tokens (B, N, C), channels
 head-major, in the lambda layers, with the cells of the grid in the order of `to_tokens`.
@@ -55,10 +56,12 @@ from ..model.unet import (
 )
 
 TILE = 4  # side of a tile of queries, in cells: of 4 and 8 the faster at every resolution on a CPU
-LANES = 4  # numbers that a GPU kernel of the runtime reads at once, if the sides of a product are multiples of it
-FEW_TILES = 16  # up to here scores are not reordered for larger products: there is less of them than launching that takes
+LANES = 4  # numbers that the runtime's GPU kernels read at once, if the sides of a product are multiples of it
+FEW_TILES = 16  # up to here scores are not reordered for larger products: the launch would cost more than it saves
 LARGE_COPY = 2_000_000  # numbers; a smaller tensor is split by a copy, since more launches would take longer
-LONG_SUM = 4096  # positions; a sum over so many is made in parts, since a product with few rows and columns fills no GPU
+LONG_SUM = (
+    4096  # positions; a sum over so many is split into parts, since a product with few rows and columns does not fill a GPU
+)
 PARTS = 16  # of a long sum
 # (B, C, tile row, row in it, tile column, column in it) -> (B, row in, column in, tile row, tile column, C)
 TO_TILES = (0, 3, 5, 2, 4, 1)
@@ -183,9 +186,10 @@ class TimeBiases(nn.Module):
 
     The sinusoid is a row of a table: Sin and Cos of a GPU's shader compiler may be off by 1e-4 at large arguments, and a
     page that only hands over the timestep has nothing to get wrong. The table is 1000 x time_dim float32, 1.3 MB.
-    The blocks' projections read the same vector, so several stand in one matrix, `GROUP` at a time: with more, the
-    operator that splits the result would need more than the 8 buffers that WebGPU guarantees to a shader.
-    All samples of a batch share one timestep. A block's bias holds the second folded BatchNorm of `conv1` as well.
+    The blocks' projections read the same vector, so one matrix holds several, `GROUP` at a time. With more, the operator
+    that splits the result would need more than the 8 buffers that WebGPU guarantees a shader.
+    All samples of a batch share one timestep. A block's bias also includes the shift of the second folded BatchNorm of
+    `conv1`.
     """
 
     GROUP = 5
@@ -217,8 +221,8 @@ class TimeBiases(nn.Module):
 def to_tokens(picture: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, N, C): cells ordered by their place p in their tile, row-major, then by tile, row-major.
 
-    Every layer that works on tokens treats each by itself or sums over all, so the order is free. In this one the
-    queries of all tiles at one place p lie together, as `TiledSelfLambda` wants them.
+    Every layer on tokens treats each one separately or sums over all, so the order is free. This one puts the queries of all
+    tiles at the same place p next to each other, as `TiledSelfLambda` needs them.
     """
     B, C, h, _ = picture.shape
     g = h // TILE
@@ -233,12 +237,12 @@ def to_picture(tokens: Tensor, side: int) -> Tensor:
 
 
 def token_cells(side: int) -> Tensor:
-    """The row-major cell that each token stands for: (N,)."""
+    """The row-major index of each token's cell: (N,)."""
     return to_tokens(torch.arange(side * side).reshape(1, 1, side, side)).flatten()
 
 
 def kernel_offsets(tile: int, window: int) -> Tensor:
-    """Which entry of a flat `window` x `window` kernel lies between query p of a tile and key m of its surroundings.
+    """Which entry of a flat `window` x `window` kernel connects query p of a tile with key m of its surroundings.
 
     Returns:
         (tile^2, (tile + window - 1)^2) int32; `window^2`, one past the last entry, where m is outside p's window.
@@ -255,7 +259,7 @@ def tile_keys(side: int, tile: int, window: int) -> Tensor:
     """For each tile in row-major order, the tokens of the cells around it, row-major.
 
     Returns:
-        (tiles, (tile + window - 1)^2) int32; `side^2`, one past the last token, for what lies outside the grid.
+        (tiles, (tile + window - 1)^2) int32; `side^2`, one past the last token, for cells outside the grid.
     """
     token = torch.cat([token_cells(side).argsort(), torch.tensor([side**2])])  # of each row-major cell
     starts = torch.arange(0, side, tile) - window // 2
@@ -286,8 +290,9 @@ class TiledSelfLambda(nn.Module):
 
     The matrices W[k, m - p] of all p are 23 times the kernel: the file keeps the kernel, and a Gather of constants makes
     them when it is loaded. Its table has the rows [window^2 of W; 0; b; K of the identity], and the values that a tile
-    gathers from are [N of v; 0; 1; K of L]. Keys of score 0 and value 0 fill their number up to a multiple of `LANES`: with
-    365 keys the runtime's kernel for single numbers takes 430 microseconds on an H100, with 368 the one for four takes 176.
+    gathers from are [N of v; 0; 1; K of L]. Keys of score 0 and value 0 pad the number of keys to a multiple of `LANES`:
+    with 365 keys the runtime's kernel for single numbers takes 430 microseconds on an H100; with 368 its kernel for four
+    takes 176.
 
     Args:
         layer: the published layer.
@@ -342,8 +347,8 @@ class TiledSelfLambda(nn.Module):
 def content_lambda(k: Tensor, v: Tensor) -> Tensor:
     """sum_m k[m] v[m]^T: (B, K, N), (B, N, V) -> (B, K, V).
 
-    The product has few rows and columns and, on the largest grid, thousands of terms: a GPU then has work for eight of its
-    workgroups. So a sum of `LONG_SUM` and more terms is made in `PARTS` parts side by side, which are added at the end.
+    The product has few rows and columns and, on the largest grid, thousands of terms: it keeps only eight of a GPU's
+    workgroups busy. So a sum of `LONG_SUM` terms or more is computed in `PARTS` parallel parts, which are then added.
     """
     B, K, N = k.shape
     if N < LONG_SUM:
@@ -353,15 +358,15 @@ def content_lambda(k: Tensor, v: Tensor) -> Tensor:
 
 
 class ConditionAttention(nn.Module):
-    """Cross-lambda for condition rows that are known at export, of which a run chooses.
+    """Cross-lambda for condition rows that are known at export; each run selects from them.
 
     The published form applies lambda_c + lambda_p(n) = sum_m (k[m] + E[n,m]) v[m]^T to q[n]. Contracting q first,
 
         S[n,h,m] = sum_k q[n,h,k] (k[m,k] + E[n,m,k]),    y[n,h,v] = sum_m S[n,h,m] v[m,v]
 
     is attention over the 10 condition vectors without softmax (the one over the vectors is inside k), and nothing of
-    size N x K x V is made. k and v depend on the condition row alone, so they are constants, one for each row. Keys of score 0
-    fill their number up to a multiple of `LANES`.
+    size N x K x V is made. k and v depend on the condition row alone, so they are constants, one for each row. Keys of score
+    0 pad the number of keys to a multiple of `LANES`.
 
     Args:
         layer: the published layer.
@@ -395,10 +400,11 @@ class ConditionAttention(nn.Module):
 
 
 class GatedHalves(nn.Module):
-    """A `MixFFN` whose value a and gate g are made apart.
+    """A `MixFFN` whose value a and gate g are computed separately.
 
-    The published form makes 5 C channels and splits them. All layers before the split treat channels one by one or are
-    rows of one matrix, so each half can be made by itself: the same arithmetic, and no copy of a tensor of 52 MB.
+    The published form makes 5 C channels and splits them. Every layer before the split works channel by channel or
+    is one matrix, of which each half needs its own rows only. So each half can be computed alone: the same arithmetic,
+    without copying a tensor of 52 MB.
     """
 
     def __init__(self, ffn: MixFFN) -> None:
@@ -467,8 +473,9 @@ class GatheredDownsample(nn.Module):
     """A 3x3 convolution of stride 2 as one matrix product.
 
     The nine cells that an output cell reads are gathered, 9 C numbers a cell, and the kernel is a matrix (out, 9 C). The
-    runtime's own convolution takes single numbers where channels come first: 0.66 and 1.12 ms on an H100. What lies outside
-    is read from one zero behind the last cell: the runtime's Pad, in 16 bits, is a program that Firefox refuses.
+    runtime's own convolution takes single numbers where channels come first: 0.66 and 1.12 ms on an H100. Cells
+    outside the grid are read from one zero behind the last cell: the runtime's Pad, in 16 bits, is a shader that Firefox
+    rejects.
     """
 
     def __init__(self, downsample: Downsample, side: int) -> None:
@@ -498,7 +505,7 @@ def tap_spread(side: int) -> Tensor:
         y[2i]   = a0[i-1] + a1[i] + a2[i]
         y[2i+1] = a0[i]   + a1[i] + a2[i+1]
 
-    where what lies outside is zero, since zero padding of u is zero padding of x.
+    where values outside the grid are zero, since zero padding of u is zero padding of x.
     """
     spread = torch.zeros(side, 2, 3, side)
     i = torch.arange(side)
@@ -513,7 +520,7 @@ class TapUpsample(nn.Module):
 
     Nine multiplications a cell and pair of channels, where the convolution of the doubled grid has 36 and four 2x2
     convolutions, one for each phase of the output, have 16. The sums over rows and columns (`tap_spread`) are two products
-    with a constant matrix. The bias stands at the middle tap, which every output pixel receives exactly once.
+    with a constant matrix. The bias is added at the middle tap, which every output pixel receives exactly once.
     """
 
     def __init__(self, upsample: Upsample, side: int) -> None:
@@ -553,7 +560,7 @@ class NoiseGraph(nn.Module):
         net: the published network, in evaluation mode; its tensors are copied, not changed.
 
     Raises:
-        ValueError: the network is in training mode, where BatchNorm is no affine map; or a grid is no multiple of
+        ValueError: the network is in training mode, where BatchNorm is not an affine map; or a grid is not a multiple of
             `TILE`.
     """
 
@@ -626,7 +633,7 @@ def stage(block: nn.Module, samplers: Iterable[nn.Module], context: Tensor, side
 class StepGraph(nn.Module):
     """One step of any solver in `model.sampler`, state to state: a sampling loop reads nothing back between steps.
 
-    The noise is put out as well, for comparisons; a loop asks for the next state alone.
+    The noise is an output too, for comparisons; a loop asks for the next state only.
     """
 
     def __init__(self, net: MoebiusNet) -> None:
@@ -644,6 +651,6 @@ class StepGraph(nn.Module):
         state_weights: Tensor,
         noise_weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `NoiseGraph`, but state (3, 4, s, s) for the latents; weights (3, 3) and (3, n) -> next state, noise (n, 4, s, s)."""
+        """As `NoiseGraph`, with state (3, 4, s, s) for latents; weights (3, 3), (3, n) -> next state, noise (n, 4, s, s)."""
         noise = self.noise(state[:1], mask, masked_latents, timestep, conditions)
         return next_state(state, noise, state_weights, noise_weights), noise
