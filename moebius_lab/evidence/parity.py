@@ -1,7 +1,7 @@
 """One comparison and one tolerance table, for every graph, precision and backend.
 
-A float32 graph is held to a largest difference; one with narrower weights or arithmetic is not the same function any
-more, and is held to a signal-to-noise ratio (PSNR, the peak being the reference's range).
+A float32 graph is held to a largest difference. One with narrower weights or arithmetic is no longer the same function, and
+is held to a signal-to-noise ratio instead (PSNR, with the reference's range as the peak).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .loops import PYTORCH, Loop
 
 CPU = "ONNX Runtime, CPU"
 LOOP = "loop"  # rows of the latents on the way
-PICTURE = "picture"  # the row of the whole pipeline, beside the graphs' own
-BROWSER_SECONDS = 180.0  # of one run of a graph in a browser, beyond which its row is left out and the reason stands instead
+PICTURE = "picture"  # the row of the whole pipeline, in addition to those of the graphs
+BROWSER_SECONDS = 180.0  # for one run of a graph in a browser; beyond it the row is left out, and the reason given
 
 LARGEST_ERROR = {PICTURE: 1.0}  # fp32: in 8-bit levels for the picture, 1e-4 of the output's own unit for a graph
 GRAPH_LARGEST_ERROR = 1e-4
@@ -68,7 +68,7 @@ class Row:
 
 
 def exact(precision: str) -> bool:
-    """Whether graphs in this precision are the same function as PyTorch's in float32, but for the order of sums."""
+    """Whether graphs in this precision are the same function as PyTorch's in float32, except for the order of sums."""
     return PRECISIONS[precision].least_psnr is None
 
 
@@ -78,10 +78,10 @@ def compare(
     """Compare an output with PyTorch's in float32.
 
     Args:
-        graph: one of `config.RUNS`; or `LOOP`: latents, whose largest error may grow with the largest of them; or `PICTURE`: 8-bit
-            values, of which only those inside the hole are given where the precision is not fp32.
+        graph: one of `config.RUNS`; or `LOOP`: latents, whose error limit grows with the largest of them; or `PICTURE`:
+            8-bit values, only those inside the hole if the precision is not fp32.
         output: the output's name.
-        precision: held to its `least_psnr`, or where it has none to `LARGEST_ERROR`.
+        precision: held to its `least_psnr`, or to `LARGEST_ERROR` if it has none.
         backend: what made `got`.
         slack: dB by which `least_psnr` is lowered.
 
@@ -121,21 +121,21 @@ def reference_outputs(
 
 
 def runs_of(graphs: Iterable[str]) -> dict[str, str]:
-    """The entries of `config.RUNS` for these graphs: the step is run guided and not."""
+    """The entries of `config.RUNS` for these graphs: the step is run both guided and unguided."""
     return {run: graph for run, graph in RUNS.items() if graph in graphs}
 
 
 def compare_graphs(
     references: dict[str, dict[str, np.ndarray]], net: MoebiusNet, run: Run, forms: dict[str, str], backend: str
 ) -> list[Row]:
-    """Run every graph of `references`, in each of its ways, on `example_inputs` and compare each output.
+    """Run every graph of `references`, in each of its variants, on `example_inputs` and compare each output.
 
     Args:
         references: from `reference_outputs`.
         net: the network, for its inputs' sizes.
         run: the backend.
         forms: the stored form of each graph, as `precision.per_graph` returns them.
-        backend: what to call it in the table.
+        backend: its name in the table.
     """
     inputs = example_inputs(net.config)
     got = {way: run(RUNS[way], {name: tensor.numpy() for name, tensor in inputs[way].items()}) for way in references}
@@ -159,7 +159,7 @@ def compare_precisions(
     make_run: Callable[[dict[str, Path]], Run],
     backend: str,
 ) -> list[Row]:
-    """Compare every graph in every form that `precisions` ask for; a form that two of them share runs once.
+    """Compare every graph in every form that `precisions` need; a form that two of them share runs once.
 
     Args:
         references: from `reference_outputs`.
@@ -167,7 +167,7 @@ def compare_precisions(
         stored: `Graphs.stored`.
         precisions: see `precision.per_graph`.
         make_run: `onnx_run` or `webgpu_run`.
-        backend: what to call it in the table.
+        backend: its name in the table.
     """
     rows, done = [], set()
     for precision in precisions:
@@ -186,13 +186,13 @@ def compare_in_time(
     backend: str,
     seconds: float = BROWSER_SECONDS,
 ) -> tuple[list[Row], dict[str, str]]:
-    """`compare_graphs` where a run may take minutes: the step's own time and each graph's arithmetic decide what is run.
+    """`compare_graphs` for backends that may take minutes: the step's time and each graph's arithmetic decide what runs.
 
     Args:
-        seconds: that one run of a graph may take. The step is run in any case.
+        seconds: allowed for one run of a graph. The step always runs.
 
     Returns:
-        The rows, and for each graph that was left out the reason.
+        The rows, and the reason for each graph that was left out.
     """
     gflop = graph_gflop(net.config)
     start = time.perf_counter()
@@ -216,7 +216,7 @@ def onnx_run(paths: dict[str, Path]) -> Run:
 
 
 def webgpu_run(paths: dict[str, Path]) -> Run:
-    """ONNX Runtime's native WebGPU provider; a call raises LabError, as `sessions.webgpu_session` does, where there is none."""
+    """ONNX Runtime's native WebGPU provider; without one, a call raises LabError, as `sessions.webgpu_session` does."""
     return _native_run(paths, webgpu_session)
 
 
@@ -228,15 +228,15 @@ def _native_run(paths: dict[str, Path], open_: Callable[[Path], onnxruntime.Infe
 
 
 def compare_loops(loops: dict[str, Loop], hole: np.ndarray, slack: float = 0.0) -> list[Row]:
-    """Compare the sampling loop of ONNX Runtime with PyTorch's in fp32, and of narrower precisions with that of fp32.
+    """Compare the sampling loop of ONNX Runtime with PyTorch's in fp32, and narrower precisions with fp32.
 
     Args:
         loops: `Loops.loop` of "PyTorch", "fp32" and any other precision, all from the same noise.
-        hole: bool (H, W): where a narrower precision's picture is compared.
+        hole: bool (H, W): the pixels in which a narrower precision's picture is compared.
         slack: see `compare`.
 
     Returns:
-        For each precision the latents after the first and after the last step, and the picture.
+        For each precision, the latents after the first and last steps, and the picture.
     """
     rows = []
     for form, loop in loops.items():
@@ -261,9 +261,9 @@ def table(rows: list[Row]) -> pd.DataFrame:
 
 
 def wide_table(rows: list[Row]) -> pd.DataFrame:
-    """The rows for reading: graphs, outputs and backends down, precisions across.
+    """The rows laid out for reading: graphs, outputs and backends down, precisions across.
 
-    A cell has what was measured and what was asked: of fp32 the largest difference, of narrower forms the signal-to-noise ratio.
+    A cell shows what was measured and what was required: for fp32 the largest difference, else the signal-to-noise ratio.
     """
     forms = [form for form in PRECISIONS if any(row.precision == form for row in rows)]
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -292,7 +292,7 @@ def answer(rows: list[Row], missing: dict[str, str]) -> str:
 
     Args:
         rows: all that was compared.
-        missing: what was not, and why.
+        missing: what was not compared, and why.
     """
     same = [row for row in rows if exact(row.precision) and row.graph in RUNS]
     bad = [row for row in rows if not row.ok]
@@ -339,8 +339,8 @@ def require(rows: list[Row]) -> None:
 def block_errors(net: MoebiusNet, step_graph: Path) -> pd.Series:
     """Relative error of every ResNet, transformer and sampler of the denoiser, in ONNX Runtime, in the network's order.
 
-    The exporter notes which module each node comes from; the last node of a block is made an output of the graph, and
-    the same block's output in PyTorch is what it is compared with. Errors of earlier blocks are in those of later ones.
+    The exporter notes which module each node comes from. The last node of a block becomes an output of the graph and is
+    compared with the same block's output in PyTorch. A block's error includes those of the blocks before it.
     """
     expected = _published_blocks(net)
     model = onnx.load(str(step_graph))
@@ -354,7 +354,7 @@ def block_errors(net: MoebiusNet, step_graph: Path) -> pd.Series:
         got = dict(zip(ends, open_session(path).run(list(ends.values()), inputs), strict=True))
     errors = {}
     for block, y in expected.items():
-        reference = y[-got[block].shape[0] :].double()  # a batch of one stands for two equal halves
+        reference = y[-got[block].shape[0] :].double()  # a batch of one represents two equal halves
         difference = torch.from_numpy(got[block]).double() - reference
         errors[block] = float(torch.linalg.norm(difference) / torch.linalg.norm(reference))
     return pd.Series(errors, name="relative error")
@@ -383,7 +383,7 @@ def _keep_output(module: nn.Module, outputs: dict[str, torch.Tensor], name: str)
 
 
 def _last_tensors(model: onnx.ModelProto, blocks: list[str]) -> dict[str, str]:
-    """The name of the tensor that each block of modules ends with, by the scopes that the exporter notes at each node."""
+    """The name of the tensor that each block of modules ends with, from the scopes that the exporter notes at each node."""
     ends = {}
     for node in model.graph.node:
         scopes = next((note.value for note in node.metadata_props if note.key == SCOPES), "")
