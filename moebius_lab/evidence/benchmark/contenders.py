@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark: every backend, opened with one form of the graphs."""
+"""The contenders of a benchmark: every backend, each opened with one form of the graphs."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ SOFTWARE = "this machine has no graphics card; Chromium's software adapter says 
 READER = "this notebook's browser"
 PROFILE_RUNS = 3
 WORKS = {ENCODE: "vae_encoder", STEP: "step", UNGUIDED: STEP_UNGUIDED, DECODE: "vae_decoder"}
-"""What is timed of every backend, and which of `RUNS` it is."""
-STEPS_A_ROUND = 3  # where a step takes milliseconds: the round's time is their median
+"""What is timed on every backend, and which of `RUNS` it is."""
+STEPS_A_ROUND = 3  # when a step takes milliseconds: the round's time is their median
 Work = Callable[[], object]
-"""Something to time: it returns when it is finished, or returns the milliseconds that it measured itself, as a float."""
+"""Something to time: it returns when finished, or returns as a float the milliseconds that it measured itself."""
 
 
 class Reader(Backend, Protocol):
@@ -57,7 +57,7 @@ class Reader(Backend, Protocol):
     loaded: dict  # what the page says of itself
 
     def time(self, graph: str, feeds: dict, times: int) -> tuple[dict, list[float]]:
-        """Run one graph on arrays by name: its outputs, and the milliseconds of each run."""
+        """Run one graph on arrays by name: its outputs, and each run's milliseconds."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Entrant:
     form: str
     where: str  # profiles.PROCESSOR or CARD
     evidence: str  # what really runs, in the runtime's words
-    works: dict[str, Work] = field(default_factory=dict)  # by what they are, a name in `WORKS`
+    works: dict[str, Work] = field(default_factory=dict)  # by name, as in `WORKS`
     fill: Callable[[Settings], object] | None = None  # the whole picture
     limit: Callable[[str], float] | None = None  # "product" or "copy" -> ms of one repetition
     profile: Callable[[], list[OperatorTime]] | None = None  # of a step
@@ -80,7 +80,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entrant that may or may not open here."""
+    """A contender's entrant that may or may not open here."""
 
     backend: str
     form: str
@@ -89,31 +89,31 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be opened, and what there is for it."""
+    """What to open, and what it needs."""
 
     bench: Loops
     contender: Contender
     way: Way
     form: str
-    bundle: Callable[[], Path]  # makes the one that holds the precisions, when it is first needed
+    bundle: Callable[[], Path]  # makes the bundle that holds the precisions, when it is first needed
     limits: dict[str, Path]  # graphs of `profiles.write_limits`
 
 
 class TorchGraphs(GraphBackend):
-    """The published modules on one device and in one type; float32 at the ends.
+    """The published modules on one device and in one type; float32 in and out.
 
-    Where they are compiled, it is the step alone: the encoder runs twice and the decoder once a picture.
+    Compilation covers the step only: the encoder runs twice and the decoder once a picture.
     """
 
     def __init__(self, bench: Loops, device: str, kind: torch.dtype, compiled: bool = False) -> None:
         self.config, self.device, self.kind, self.name = bench.config, device, kind, f"PyTorch, {device}"
-        as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights beside all sessions
+        as_it_is = (device, kind) == ("cpu", torch.float32)  # no second copy of the weights on top of all sessions
         net, vae = (bench.net, bench.vae) if as_it_is else (copy.deepcopy(bench.net), copy.deepcopy(bench.vae))
         modules = {graph: module.to(device, kind) for graph, module in torch_graphs(net, vae).items()}
         self.modules = modules | ({"step": torch.compile(modules["step"])} if compiled else {})
         self.order = {
             RUNS[run]: list(inputs) for run, inputs in example_inputs(bench.config).items()
-        }  # that of the modules' arguments
+        }  # of the modules' arguments
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ class TorchGraphs(GraphBackend):
 
     @torch.inference_mode()
     def finished(self, graph: str, inputs: list[Tensor]) -> None:
-        """Run one graph on inputs that are there already, until the device is done."""
+        """Run one graph on inputs that are already on the device, and wait until it is done."""
         self.modules[graph](*inputs)
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -177,10 +177,10 @@ def _torch_limit(device: str, kind: torch.dtype, limit: str) -> float:
 
 
 def start_profiler() -> None:
-    """Start PyTorch's profiler in this thread, which has to be the one that imported PyTorch, and let it say nothing.
+    """Start PyTorch's profiler, silently, in this thread, which must be the one that imported PyTorch.
 
-    Kineto, the library below it, otherwise writes to standard error: that it was first called in another thread, and at each profile
-    when it starts and stops (level 5 of its log, the highest). What fails is an exception all the same.
+    Kineto, the library underneath, otherwise writes to standard error: that it was first called in another thread, and when
+    each profile starts and stops (level 5 of its log, the highest). Failures still raise exceptions.
     """
     from torch.profiler import ProfilerActivity, profile
 
@@ -230,9 +230,7 @@ def _cuda_graph(job: Job, stack: ExitStack) -> Entrant:
         graph.replay()
         torch.cuda.synchronize()
 
-    stack.callback(
-        [step, *inputs].clear
-    )  # which keeps them until then: the capture reads their memory, and does not hold it
+    stack.callback([step, *inputs].clear)  # kept alive until then: the capture reads their memory but does not own it
     evidence = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}"
     return Entrant(job.way.label, job.form, job.contender.where, evidence, {STEP: work})
 
@@ -271,7 +269,7 @@ def _milliseconds(work: Work) -> float:
 
 
 def _per_repetition(limit: str, where: str, run: Callable[[str, dict], float]) -> float:
-    """Milliseconds of one repetition of a limit's operator: what the longer of two chains takes more than the shorter."""
+    """Milliseconds of one repetition of a limit's operator: the extra time of the longer of two chains, per repetition."""
     few, often = LIMIT_CHAIN[limit]
     short, long = (run(graph, limit_feeds(graph)) for graph in limit_graphs(limit, where))
     return (long - short) / (often - few)
@@ -287,7 +285,7 @@ def _session_profile(open_: Callable, path: Path, feeds: dict) -> list[OperatorT
 
 def _chromium(job: Job, stack: ExitStack) -> Entrant:
     bench, form, where, provider, capture = job.bench, job.form, job.contender.where, job.way.provider, job.way.captured
-    if where == CARD and not has_nvidia():  # before a bundle is made for nothing
+    if where == CARD and not has_nvidia():  # before making a bundle in vain
         raise LabError(SOFTWARE)
     browser = stack.enter_context(Browser(job.bundle(), provider, form, capture=capture, threads=job.way.threads))
     if capture and not browser.loaded["captured"]:
@@ -335,7 +333,7 @@ OPENERS: dict[str, Callable[[Job, ExitStack], Entrant]] = {
 
 
 def forms_of(way: Way, precisions: tuple[str, ...]) -> tuple[str, ...]:
-    """The forms in which one way of running a backend is measured, where `precisions` are asked for."""
+    """The forms in which one way of running a backend is measured when `precisions` are requested."""
     if not way.forms:
         return tuple(form for form in precisions if not way.provider or way.provider in entry_of(form).providers)
     if way.compiled:
@@ -351,7 +349,7 @@ def candidates(
     limits: dict[str, Path],
     runner: Reader | None = None,
 ) -> list[Candidate]:
-    """Whom to open, in the order of `config.CONTENDERS`; `bundle` makes the one that holds the precisions, when it is first needed."""
+    """What to open, in the order of `config.CONTENDERS`; `bundle` makes the bundle of all precisions on first use."""
     found = []
     for contender in (contender for name, contender in CONTENDERS.items() if name in backends):
         for way in contender.ways:
