@@ -1,6 +1,6 @@
-"""Measurements as tidy rows in a JSON file: written as they come, and made into the README's tables.
+"""Measurements as tidy rows in a JSON file: written as they arrive, and turned into the README's tables.
 
-A file has one machine, one network and one code, and no table has rows of two files:
+A file covers one machine, one network and one version of the code, and no table mixes the rows of two files:
 
     {"format": 1, "date": ..., "network": ..., "weights": ..., "image_size": ..., "made_from": ..., "code": ..., "method": ...,
      "machine": {...}, "rows": [...], "missing": [...], "evidence": [...], "profiles": [...]}
@@ -20,11 +20,11 @@ from ...files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, wri
 
 FORMAT = 1
 DISPATCHED, CAPTURED = (way.label for way in CONTENDERS["chromium-webgpu"].ways)
-"""Backends of the page on WebGPU: each operator dispatched in every run, and each graph captured once and replayed."""
+"""Backends of the page on WebGPU: one dispatches each operator in every run, one captures each graph once and replays it."""
 KEY = ("what", "backend", "form", "steps")
-"""Columns that name a row; a later row of the same name replaces an earlier one."""
+"""Columns that identify a row; a later row with the same key replaces the earlier one."""
 SAME = {"machine": "machine", "network": "network", "weights": "weights", "made_from": "code", "code": "code"}
-"""Entries that everything in a file shares, and what each is called: `made_from` dates the graphs, `code` what runs them."""
+"""Entries shared by all of a file, and their names in messages: `made_from` identifies the graphs, `code` what runs them."""
 LISTS = ("rows", "missing", "evidence", "profiles")
 _NAMED = {"backend": TEXT, "form": TEXT}
 SHAPE = record(
@@ -49,7 +49,7 @@ METHOD = (
     "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
     "worker measures; a round of its WebGPU step is the median of three. A whole picture goes from pixels to pixels."
 )
-"""How `benchmark.run` measures; a file of another method says its own."""
+"""How `benchmark.run` measures; a file measured by another method states its own."""
 BEGIN, END = "<!-- made by `python -m moebius_lab results --readme README.md`: -->", "<!-- until here -->"
 
 
@@ -59,7 +59,7 @@ class Row:
 
     what: str  # "guided step", "whole picture", "peak memory, card", ...
     backend: str
-    form: str  # a precision of ours; "straightforward"; of PyTorch the type that it computes in
+    form: str  # one of our precisions; "straightforward"; for PyTorch, the type that it computes in
     unit: str  # ms, s, MB, GFLOP/s or GB/s
     median: float
     q1: float
@@ -69,10 +69,10 @@ class Row:
 
 
 class Results:
-    """A file of measurements that is whole at any moment, so that who is stopped loses nothing.
+    """A file of measurements that is complete at every moment, so that whoever is interrupted loses nothing.
 
     Args:
-        path: the file; what stands in it is kept and added to.
+        path: the file; its measurements are kept and added to.
         head: everything but the lists.
 
     Raises:
@@ -90,9 +90,9 @@ class Results:
             self.data |= {name: old[name] for name in LISTS}
 
     def add(self, name: str, entries: list[dict]) -> None:
-        """Add entries to one of `LISTS`, in the place of those of the same name, and write the file."""
+        """Add entries to one of `LISTS`, replacing those with the same key, and write the file."""
         merge_into(self.data[name], entries)
-        if name == "rows":  # what was measured is not missing any more
+        if name == "rows":  # what has been measured is no longer missing
             done = {_key(entry) for entry in entries}
             self.data["missing"] = [entry for entry in self.data["missing"] if _key(entry) not in done]
         self.write()
@@ -106,7 +106,7 @@ def _key(entry: dict) -> tuple:
 
 
 def merge_into(entries: list[dict], newer: list[dict]) -> None:
-    """Add `newer` to a list of a results file; an entry of the same name gives way."""
+    """Add `newer` to a list of a results file, replacing entries with the same key."""
     names = {_key(entry) for entry in newer}
     entries[:] = [entry for entry in entries if _key(entry) not in names] + newer
 
@@ -115,7 +115,7 @@ def read(path: str | Path) -> dict:
     """One file of results.
 
     Raises:
-        LabError: no such file, or one of another form.
+        LabError: there is no such file, or it has another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -132,7 +132,7 @@ def read_all(paths: list[str | Path]) -> list[dict]:
     """Several results files, the oldest first.
 
     Raises:
-        LabError: there is none, or one of another form.
+        LabError: there is none, or one has another format.
     """
     if not paths:
         raise LabError("there are no results; make some with `python -m moebius_lab benchmark`")
@@ -140,7 +140,7 @@ def read_all(paths: list[str | Path]) -> list[dict]:
 
 
 def merge(paths: list[str | Path], output: str | Path) -> dict:
-    """One file out of several of the same machine, network and code, as when a time limit cut a run in two; the last one wins.
+    """Merge files of the same machine, network and code, as when a time limit cut a run in two; the last one wins.
 
     Raises:
         LabError: they differ in machine, network, weights or code.
@@ -163,27 +163,27 @@ def merge(paths: list[str | Path], output: str | Path) -> dict:
 
 
 def machine_name(machine: dict) -> str:
-    """A machine in a few words: its card, or else its processor; and its processor's cores."""
+    """A machine in a few words: its card, or else its processor, and the number of cores."""
     cards = machine.get("cards") or []
     return f"{cards[0]['name'] if cards else machine['processor']}, {machine['cores']} cores"
 
 
 def run_name(data: dict) -> str:
-    """One file in a few words: network, machine, time and code. Whatever is measured together has one of these."""
-    digest = data.get("code") or data["made_from"]  # older files name the graphs' code alone
+    """One file in a few words: network, machine, time and code. All that was measured together shares this name."""
+    digest = data.get("code") or data["made_from"]  # older files name only the graphs' code
     code = digest[:8] if re.fullmatch("[0-9a-f]{64}", digest) else "not recorded"
     return f"{data['network']} on {machine_name(data['machine'])}, {data['date']}, code {code}"
 
 
 def table(files: list[dict]) -> pd.DataFrame:
-    """The rows of several files under one another; `run` names the file, and rows of two files are never one quantity."""
+    """The rows of several files, concatenated; `run` names the file, and rows of two files are never one quantity."""
     heads = ("network", "weights", "release_steps")
     rows = [{"run": run_name(data)} | {name: data[name] for name in heads} | row for data in files for row in data["rows"]]
     return pd.DataFrame(rows)
 
 
 def newest(files: list[dict]) -> list[dict]:
-    """Of each network and kind of machine the file that was measured last, whole; the others are of other hosts or other code."""
+    """The latest file for each network and kind of machine, complete; the others are of other hosts or other code."""
     found = {(data["network"], machine_name(data["machine"])): data for data in sorted(files, key=lambda data: data["date"])}
     return [found[key] for key in sorted(found)]
 
@@ -200,11 +200,11 @@ COSTS = (
     "stored weights",
     "activations alive at once",
 )
-"""The rows of the second table, in order: what a model costs besides time."""
+"""The rows of the second table, in order: what a model costs apart from time."""
 
 
 def readme_table(files: list[dict]) -> str:
-    """Every file's tables in Markdown: the newest of each network and kind of machine open, those before them folded away.
+    """Every file's tables in Markdown: the newest of each network and kind of machine open, earlier ones folded away.
 
     A file is one machine and one code, and each table is made from one file.
     """
@@ -221,7 +221,7 @@ def readme_table(files: list[dict]) -> str:
 
 
 def section(data: dict) -> str:
-    """One file in Markdown: its name, the times, the fastest first, and load and memory; its method, where it is another."""
+    """One file in Markdown: its name, its times, fastest first, load and memory; its method too, if that differs."""
     method = "" if data["method"] == METHOD else f"Method: {data['method']}"
     parts = [f"**{run_name(data)}**", method, _times(data), _costs(data)]
     return "\n\n".join(part for part in parts if part)
@@ -263,18 +263,18 @@ def _costs(data: dict) -> str:
 
 
 def _quantity(number: float, unit: str) -> str:
-    """A number with its unit: seconds for milliseconds, and GB for MB, where there are thousands."""
+    """A number with its unit; thousands of milliseconds become seconds, and thousands of MB become GB."""
     larger = {"ms": "s", "MB": "GB"}.get(unit)
     return f"{number / 1000:.3g} {larger}" if larger and number >= 1000 else f"{number:.3g} {unit}"
 
 
 def _digits(number: float) -> str:
-    """Three digits, and all before the point."""
+    """Three significant digits, or all digits before the point if there are more."""
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def write_readme(path: str | Path, files: list[dict]) -> None:
-    """Put the tables into a file, between the two marks.
+    """Write the tables into a file, between the two markers.
 
     Raises:
         LabError: the file lacks them.
