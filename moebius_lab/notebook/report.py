@@ -1,4 +1,4 @@
-"""Executes the notebooks in order and makes the HTML report; finished ones are taken up, a failing cell ends the run."""
+"""Executes the notebooks in order and makes the HTML report. Finished ones are reused; a failing cell ends the run."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[2] / "notebooks"
 TEMPLATES = FileSystemLoader(Path(__file__).with_name("templates"))  # of the report's pages, with their style
-KERNEL_OPTIONS = ["--log-level=CRITICAL"]  # what a kernel says of itself, as when it is stopped, is no output of a notebook
+KERNEL_OPTIONS = ["--log-level=CRITICAL"]  # a kernel's own messages, as when it stops, are not a notebook's output
 
 
 FINISHED = record(signature=TEXT, seconds=NUMBER, files=listed(STORED_FILE))
-"""What the stamp of a finished notebook holds, as a JSON Schema: what it was made from, and the files that it left."""
+"""What the stamp of a finished notebook holds, as a JSON Schema: what it was made from, and the files that it wrote."""
 
 
 class NotebookError(LabError):
@@ -59,9 +59,9 @@ class NotebookError(LabError):
 def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tuple[str, ...] = NOTEBOOKS) -> Path:
     """Execute notebooks into `folder` and make its report.
 
-    A notebook is not repeated while what it was made from is what it was when it finished, and what it left is whole: the
-    notebook, files that its cells name, the package, libraries, the parameters and the files that they name, what the machine
-    offers, and every notebook before it.
+    A notebook is reused as long as the files that it wrote are intact and nothing that it was made from has changed: the
+    notebook itself, files that its cells name, the package, libraries, the parameters and the files that they name, what the
+    machine offers, and every notebook before it.
 
     Args:
         folder: gets notebooks/ (executed), report/ (HTML), results.json, and what the notebooks write.
@@ -72,7 +72,7 @@ def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tupl
         The report's index page.
 
     Raises:
-        NotebookError: a cell failed; what was made so far is kept, and the report shows it.
+        NotebookError: a cell failed; what was made so far is kept and is in the report.
     """
     folder = Path(folder).resolve()
     executed = folder / "notebooks"
@@ -103,7 +103,7 @@ def run_notebooks(folder: str | Path, parameters: dict[str, object], names: tupl
 
 
 def require_notebooks() -> None:
-    """Raise LabError where the notebooks are missing, as they do from a package that was installed without its repository."""
+    """Raise LabError if the notebooks are missing, as in a package installed without its repository."""
     if not SOURCE_FOLDER.is_dir():
         raise LabError(
             "`run` executes the notebooks, which are in the repository but not in the installed package; clone the repository and "
@@ -115,7 +115,7 @@ def require_notebooks() -> None:
 
 
 def _signatures(parameters: dict[str, object], names: tuple[str, ...]) -> dict[str, str]:
-    """For each notebook the SHA-256 of all that its execution depends on, the notebooks before it among them."""
+    """For each notebook, the SHA-256 of everything its execution depends on, including the notebooks before it."""
     files = package_files()
     versions = libraries([path for path in files if path.suffix == ".py"], optional=True)
     signature = facts_digest(parameters, digest_of(files, PACKAGE), versions, machine_offers(), _named_files(parameters))
@@ -163,13 +163,13 @@ def _named_files(parameters: dict[str, object]) -> dict[str, list[str]]:
 
 
 def _files_read(notebook: nbformat.NotebookNode) -> list[Path]:
-    """The files next to the notebooks that a cell names, as in Path("results"): those of the folder, where it names one."""
+    """The files next to the notebooks that a cell names, as in Path("results"); for a folder, the files in it."""
     found: set[Path] = set()
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        code = TransformerManager().transform_cell(cell.source)  # a magic is no Python
+        code = TransformerManager().transform_cell(cell.source)  # a magic is not Python
         try:
             tree = compile(code, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        except SyntaxError:  # which its execution will say
+        except SyntaxError:  # its execution will report it
             continue
         words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         for path in (
@@ -180,7 +180,7 @@ def _files_read(notebook: nbformat.NotebookNode) -> list[Path]:
 
 
 def _is_finished(folder: Path, name: str, signature: str) -> bool:
-    """Whether a notebook was executed from what `signature` stands for, and what it left is whole; damage is said."""
+    """Whether a notebook was executed from what `signature` identifies and its files are intact; reports damage."""
     kept = kept_json(folder / "notebooks" / f"{name}.json", FINISHED)
     if kept is None or kept["signature"] != signature:
         return False
@@ -190,7 +190,7 @@ def _is_finished(folder: Path, name: str, signature: str) -> bool:
 
 
 def _products(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The files that notebooks keep, with what changes when they are written again."""
+    """The files that notebooks write, with facts that change when they are rewritten."""
     files = [path for kind in ("results", "pictures") for path in (folder / kind).glob("*")]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
@@ -221,20 +221,20 @@ def _execute(source: Path, target: Path, parameters: dict[str, object]) -> None:
 
 
 def _literal(path: Path) -> str:
-    """The path of a notebook for papermill, which would put parameters into braces."""
+    """A notebook's path, escaped for papermill, which would fill parameters into braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str] | None = None) -> Path:
-    """Make report/NAME.html of every executed notebook, a contents page and results.json; returns the contents page.
+    """Make report/NAME.html from every executed notebook, a contents page and results.json; returns the contents page.
 
-    The pages need nothing from outside: no scripts, pictures inside. Where a notebook shows a widget, its still stands.
+    The pages are self-contained: no scripts, pictures embedded. A still replaces each widget.
 
     Args:
-        folder: that the notebooks were executed into.
+        folder: the one that the notebooks were executed into.
         names: the notebooks, in order.
-        signatures: of what they would be made from now; one that was made from something else is marked, and its results
-            are left out. None to take them as they are.
+        signatures: of what they would be made from now. A notebook made from something else is marked, and its results are
+            left out. None to take them as they are.
     """
     executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in names}
     read = {name: _read(path) for name, path in executed.items() if path.is_file()}
@@ -264,11 +264,11 @@ def write_report(folder: Path, names: tuple[str, ...], signatures: dict[str, str
 
 
 def _read(path: Path) -> nbformat.NotebookNode | None:
-    """An executed notebook; None where it is damaged, which is said."""
+    """An executed notebook; None if it is damaged, which is reported."""
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
-    except Exception as error:  # whatever reader, converter and validator stumble over
+    except Exception as error:  # anything that reader, converter or validator may raise
         say(f"{path} is damaged ({first_line(error)}); the report is without it until it is run again")
         return None
     return notebook
@@ -294,14 +294,14 @@ def _page(notebook: nbformat.NotebookNode, name: str, titles: dict[str, str]) ->
 
 
 def _link(name: str, words: str, titles: dict[str, str]) -> str:
-    """A notebook's link to another one, on a page: to that one's page, or the words alone where the report has none."""
+    """A notebook's link to another, on a page: to the other's page, or only the words if the report has none."""
     return f'<a href="{name}.html">{words}</a>' if name in titles else words
 
 
 def stills(notebook: nbformat.NotebookNode) -> None:
-    """Take widgets and frames out of an executed notebook, in place: the picture that came with each one stays.
+    """Remove widgets and frames from an executed notebook, in place, and keep the picture that came with each.
 
-    A widget without a picture, such as a progress bar, leaves nothing: its text would be of the moment when it was made.
+    A widget without a picture, such as a progress bar, leaves nothing: its text would show its state when it was created.
     Charts are marked `unconfined`, so that a phone shows them large enough to read.
     """
     notebook.metadata.pop("widgets", None)
@@ -330,11 +330,11 @@ def _title(notebook: nbformat.NotebookNode, name: str) -> str:
 
 
 ANSWER = re.compile(r"\*\*Answer found here\.\*\*\s*(.+?)(?=\n\n|$)", re.DOTALL)
-"""The paragraph that a notebook opens with as its answer."""
+"""The paragraph that gives a notebook's answer in its opening cell."""
 
 
 def _answer(notebook: nbformat.NotebookNode) -> str:
-    """A notebook's answer in Markdown: what its cell tagged "answer" made of this run, else its opening's; empty if it has none."""
+    """A notebook's answer in Markdown: from the cell tagged "answer" in this run, else the opening; empty without one."""
     found = ANSWER.search(notebook.cells[0].source)
     text = found[1] if found else ""
     for cell in notebook.cells:
