@@ -1,13 +1,13 @@
 """The reader's own browser as a backend: graphs run in the JupyterLab page, by the shipped page's engine, on its GPU.
 
     runner = BrowserRunner("build/bundle", bench.config)
-    runner                                                         # a cell: the page answers as soon as it has the widget
+    runner                                                         # a cell: the page answers once it has the widget
     await runner.connect()                                         # another cell
     picture = await asyncio.to_thread(inpaint, runner, image, mask)
 
     loop = await fill(bench)                                       # all of it, on the backend that `bench` was made with
 
-Where no page answers, as under papermill, `connect` starts a headless Chromium, which runs the same modules.
+If no page answers, as under papermill, `connect` starts a headless Chromium, which runs the same modules.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ from ..page.bundle import ENGINE, OFFERS, read_manifest, write_bundle
 from .widgets import GONE
 from .workbench import Workbench
 
-PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes without a word
+PART = 4 * 2**20  # bytes of a file in one message: above 10 MB JupyterLab's websocket closes silently
 SERVED = "JPY_SESSION_NAME"  # the environment variable that a Jupyter server sets for the kernel of a notebook
-WAIT, WAIT_SERVED = 5.0, 60.0  # s for the page's first word: short where most likely nobody looks
+WAIT, WAIT_SERVED = 5.0, 60.0  # s to wait for the page's first message: short if nobody is likely to be looking
 
 
 class BrowserRunner(GraphBackend, anywidget.AnyWidget):
-    """A model that runs in the page which shows this notebook, for the sampling loop, parity and benchmark.
+    """A model that runs in the page that shows this notebook, for the sampling loop, parity and benchmark.
 
-    A call waits for the page's answer, and the answer comes in through the kernel's loop: call it from another thread,
+    A call waits for the page's answer, which arrives through the kernel's loop. So call it from another thread,
     as in `await asyncio.to_thread(runner.run, ...)`, never straight from a cell.
 
     Args:
         bundle: a folder of `bundle.write_bundle`.
         config: the network in it.
-        provider: "webgpu" or "wasm", for all graphs, without falling back; "auto" for WebGPU where there is a real card, and
-            wasm where there is none. `evidence` says which it was.
+        provider: "webgpu" or "wasm", for all graphs, without a fallback; "auto" for WebGPU on a machine with a real card,
+            else wasm. `evidence` says which one ran.
         precision: one that the bundle has.
         adapter: of the headless Chromium; see `browser.launch_options`.
 
     Attributes:
-        loaded: what the page says of itself: provider, adapter, device, features, threads, placed nodes, evidence.
+        loaded: what the page reports about itself: provider, adapter, device, features, threads, placed nodes, evidence.
         headless: whether the calls go to a headless Chromium; None before `connect`.
 
     Raises:
-        LabError: the bundle is incomplete, or is of another network.
+        LabError: the bundle is incomplete, or holds another network.
     """
 
     _esm = Path(__file__).with_suffix(".js")
     status = traitlets.Unicode("The model is not loaded in this page yet.").tag(sync=True)
-    gone = traitlets.Unicode(GONE).tag(sync=True)  # what the page says when this kernel cannot speak any more
+    gone = traitlets.Unicode(GONE).tag(sync=True)  # what the page shows when this kernel can no longer speak
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
 
     @property
     def evidence(self) -> str:
-        """What really runs, in one sentence of the page's; LabError before `connect`."""
+        """What really runs, in one sentence from the page; LabError before `connect`."""
         self._require_loaded()
         return self.loaded["evidence"]
 
@@ -107,15 +107,15 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
         """Load the model in the page that shows this notebook, or in a headless Chromium if none answers in `seconds`.
 
         Args:
-            seconds: by default `WAIT_SERVED` where a Jupyter server started this kernel, else `WAIT`.
-            headless: False for the page or nothing.
+            seconds: by default `WAIT_SERVED` if a Jupyter server started this kernel, else `WAIT`.
+            headless: False to accept only the page.
 
         Returns:
             The evidence.
 
         Raises:
-            NoBrowser: no page answered, and there is no Chromium or none is wanted.
-            LabError: the page's own message of why it cannot run the model.
+            NoBrowser: no page answered, and there is no Chromium or `headless` is False.
+            LabError: the page's own message on why it cannot run the model.
         """
         self._loop_thread = threading.current_thread()
         self.disconnect()
@@ -145,7 +145,7 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
         return self.time(graph, feeds, 1)[0]
 
     def time(self, graph: str, feeds: dict[str, np.ndarray], times: int) -> tuple[dict[str, np.ndarray], list[float]]:
-        """Run one graph `times` times: its outputs, and the milliseconds of each run, taken in the page."""
+        """Run one graph `times` times: its outputs, and the milliseconds of each run, measured in the page."""
         self._require_loaded()
         if self._browser is not None:
             return self._browser.time(graph, feeds, times)
@@ -229,7 +229,7 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
             answer.set_result((content["result"], buffers))
 
     def _page_was_lost(self) -> None:
-        """Another page has come up, most likely the same one reloaded: the model is gone with the old one."""
+        """Another page has appeared, most likely the same one reloaded: the model went with the old page."""
         self.loaded, self.headless = {}, None
         self.status = "The page was reloaded: connect again."
         for answer in self._answers.values():
@@ -237,14 +237,14 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
 
 
 async def fill(bench: Workbench, runner: BrowserRunner | None = None) -> Loop:
-    """The sampling loop on `bench.backend`; one of PyTorch's or ONNX Runtime's that was run before is taken up.
+    """The sampling loop on `bench.backend`; an earlier one of PyTorch's or ONNX Runtime's is reused.
 
-    For "browser" the bundle in `bench.folder` is made first where it is missing, and the widget is shown, so that the page
-    can answer: call it in a cell.
+    For "browser" the bundle in `bench.folder` is made first if it is missing, and the widget is shown so that the page can
+    answer: call this in a cell.
 
     Args:
         bench: picture, mask, network, precision and backend.
-        runner: for "browser", one that is connected; without it one is made and let go again.
+        runner: for "browser", one that is connected; by default one is made, and disconnected at the end.
 
     Raises:
         LabError: see `BrowserRunner` and `Workbench.loop`.
