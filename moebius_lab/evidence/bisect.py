@@ -3,20 +3,20 @@
     answer = between(graphs, "step", ("onnxruntime-cpu", "chromium-webgpu"), ("fp32", "fp16"))
     print(answer.words())
 
-Intermediate values are taken out of the running graph in groups. For each group a graph on the same files of weights has some
-nodes' outputs as further outputs of its own: at most so many bytes at once, a larger tensor in several parts.
-Groups are taken in graph order, on both sides, until one holds a difference. There is no search by halves, since differences need
-not grow: a later mask, choice of rows or norm may hide what an earlier node did. So every tensor before the one that is named was
-compared, in every number.
+Intermediate values are read from the running graph in groups. For each group, a copy of the graph that shares its weight
+files exposes some nodes' outputs as extra outputs. The bytes read at once are limited; a larger tensor is read in several
+parts. Groups follow the graph's order, on both sides, until one holds a difference. There is no search by halves, since a
+difference need not grow: a later mask, choice of rows or norm may hide what an earlier node did. So every number of every
+tensor before the one that is named was compared.
 
-Extra outputs change a run a little. A runtime fuses nodes only where nobody else reads what lies between them, and in 16 bits it
-rounds only what leaves a fused node. So the nodes of the group at hand are not fused with their readers; all others are as they run
-otherwise, at the same level of optimisation. The graph's own outputs are compared first, without extra ones: if those differ and no
-node does, a fused kernel is to blame.
+Extra outputs change a run a little. A runtime fuses nodes only if nobody else reads the values between them, and in 16 bits
+it rounds only what leaves a fused node. So the nodes of the current group are not fused with their readers. All others run
+as usual, at the same level of optimisation. The graph's own outputs are compared first, without extra ones: if they differ
+and no node does, a fused kernel is to blame.
 
-PyTorch has no nodes of the graph. What is compared there is the output of each module, at the last node of its scope, which the
-exporter notes. These modules are the ones that were exported, with their rewrites; the graph's own outputs are compared with those of
-the published form, so that a wrong rewrite shows there.
+PyTorch does not have the graph's nodes. There, each module's output is compared, at the last node of its scope, which the
+exporter notes. These are the modules that were exported, with their rewrites. The graph's own outputs are compared with
+those of the published form, which exposes a wrong rewrite.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ HALF_LARGEST = float(np.finfo(np.float16).max)  # 65504
 HALF_NEAR = HALF_LARGEST / 2  # from here on the sum of two such numbers overflows 16 bits
 HALF_LEAST = float(np.finfo(np.float16).tiny)  # 6.1e-5: smaller numbers are denormal in 16 bits, with fewer digits, or zero
 LEAST = float(np.finfo(np.float32).tiny)  # 1.2e-38, the same in 32 bits
-MADE_HERE = 10.0  # a node makes a difference if its output's is so many times its inputs', as shares of their magnitudes
-WORTH_SAYING = 0.01  # share of a tensor's numbers from which on denormals are mentioned
+MADE_HERE = 10.0  # a node causes a difference if its output's is this many times its inputs', as shares of their magnitudes
+WORTH_SAYING = 0.01  # denormals are mentioned from this share of a tensor's numbers on
 BLOCK = 1 << 22  # numbers that are compared at once
 
 Feeds = dict[str, np.ndarray]
@@ -70,11 +70,11 @@ OnGroup = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Flow:
-    """One tensor of floating point that a node of a graph puts out."""
+    """A floating-point tensor that a node of a graph outputs."""
 
     name: str  # in the graph of 32 bits
     stored: str  # in this graph
-    half: bool  # it has 16 bits here
+    half: bool  # whether it has 16 bits here
     shape: tuple[int, ...]
     node: int  # index in graph order of the node that makes it
 
@@ -84,10 +84,10 @@ class Outline:
 
     Attributes:
         nodes: in graph order, for inputs of the shapes of `feeds`.
-        flows: by their names in 32 bits, in graph order: what depends on the graph's inputs. What is made of constants alone
-            a session folds when it is made.
-        scopes: for each node the modules that it stands in, outermost first; where the exporter noted none, as at a node that a
-            pass made, those that its neighbours have in common.
+        flows: by their names in 32 bits, in graph order: those that depend on the graph's inputs. A session
+            folds whatever depends on constants only when it is created.
+        scopes: for each node, the modules that contain it, outermost first. If the exporter noted none, as at a node that a
+            pass made, those that its neighbours share.
     """
 
     def __init__(self, path: Path, feeds: Feeds) -> None:
@@ -115,7 +115,7 @@ class Outline:
         self.scopes = self._scopes()
 
     def readers_of(self, flow: Flow) -> list[int]:
-        """Indices of the nodes that read a tensor, in 16 or 32 bits; not of the Cast between the two."""
+        """Indices of the nodes that read a tensor, in 16 or 32 bits, without the Cast between the two."""
         names = {flow.name, flow.stored, flow.name + HALF}
         found = [i for name in names for i in self.readers.get(name, [])]
         return [i for i in found if not names.issuperset(self.nodes[i].output)]
@@ -139,7 +139,7 @@ def plain_name(name: str) -> str:
 
 
 def _noted_scopes(node: NodeProto) -> tuple[str, ...] | None:
-    """The modules that the exporter noted at a node; it notes the node's own name behind them."""
+    """The modules that the exporter noted at a node; it appends the node's own name."""
     noted = next((note.value for note in node.metadata_props if note.key == SCOPES), None)
     return None if noted is None else tuple(scope for scope in ast.literal_eval(noted)[:-1] if scope)
 
@@ -149,7 +149,7 @@ def _noted_scopes(node: NodeProto) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class Range:
-    """What the numbers of a tensor, or of a part of it, are like."""
+    """Statistics of the numbers of a tensor, or of a part of it."""
 
     count: int
     low: float  # of the finite ones
@@ -158,7 +158,7 @@ class Range:
     beyond: int = 0  # finite, but infinite in 16 bits
     near: int = 0  # at least half of the largest number of 16 bits, but not beyond it
     half_denormal: int = 0  # not 0, but less than the least normal number of 16 bits
-    denormal: int = 0  # the same of 32 bits
+    denormal: int = 0  # the same for 32 bits
 
     def __add__(self, other: Range) -> Range:
         counts = ("count", "unbounded", "beyond", "near", "half_denormal", "denormal")
@@ -171,11 +171,11 @@ class Range:
         return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
 
     def words(self) -> str:
-        """From where to where the finite numbers reach."""
+        """The range of the finite numbers, in words."""
         return f"{self.low:.3g} to {self.high:.3g}" if self.low <= self.high else "nothing finite"
 
     def remarks(self) -> list[str]:
-        """What is unusual about these numbers, in a few words each."""
+        """What is unusual about these numbers, each point in a few words."""
         found = []
         for count, what in (
             (self.unbounded, "NaN or infinite"),
@@ -243,7 +243,8 @@ class Comparison:
 
 
 def compare(name: str, reference: np.ndarray, other: np.ndarray) -> Comparison:
-    """Compare two float32 arrays, block by block. A number that is not finite differs from everything, and so does another shape."""
+    """Compare two float32 arrays, block by block. A number that is not finite differs from everything; so does
+    another shape."""
     if reference.shape != other.shape:
         return Comparison(name, math.inf, range_of(reference), range_of(other))
     found = None
@@ -266,18 +267,18 @@ def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Part:
-    """What is taken out of a run at once of one tensor: all of it, or what lies from `start` to before `stop` on one axis."""
+    """The part of a tensor that is read at once: all of it, or from `start` up to but not including `stop` on one axis."""
 
     name: str  # of the tensor in 32 bits
     bytes: int  # in float32
     axis: int = 0
     start: int = 0
     stop: int | None = None  # None: all of it
-    last: bool = True  # of this tensor
+    last: bool = True  # whether it is the last of this tensor
 
 
 def parts_of(flow: Flow, most: int) -> list[Part]:
-    """A tensor in parts of at most `most` bytes, cut along its longest axis, on which no part is shorter than 1."""
+    """A tensor in parts of at most `most` bytes, cut along its longest axis into slices of at least 1."""
     size = 4 * math.prod(flow.shape)
     if size <= most:
         return [Part(flow.name, size)]
@@ -289,7 +290,7 @@ def parts_of(flow: Flow, most: int) -> list[Part]:
 
 
 def groups_of(flows: Iterable[Flow], most: int) -> list[list[Part]]:
-    """The parts of all these tensors, in order, in groups of at most `most` bytes, or of one part."""
+    """The parts of all these tensors, in order, in groups of at most `most` bytes or of a single part."""
     groups, size = [], 0
     for part in (part for flow in flows for part in parts_of(flow, most)):
         if not groups or size + part.bytes > most:
@@ -304,16 +305,16 @@ def groups_of(flows: Iterable[Flow], most: int) -> list[list[Part]]:
 
 
 class Run(Protocol):
-    """One side of a comparison: a graph on a backend, on inputs of its own."""
+    """One side of a comparison: a graph on a backend, with its inputs."""
 
     label: str  # the backend, and the form of its graph
-    flows: dict[str, Flow]  # what can be taken out, by name, in graph order
+    flows: dict[str, Flow]  # the tensors that can be read, by name, in graph order
 
     def outputs(self) -> Feeds:
-        """The graph's own outputs by name, as it runs otherwise."""
+        """The graph's own outputs by name, from a run without extra outputs."""
 
     def take(self, parts: list[Part]) -> list[np.ndarray]:
-        """Run once more: these parts of tensors on the way, float32."""
+        """Run again and return these parts of intermediate tensors, float32."""
 
     def evidence(self) -> str:
         """What really ran, in the backend's words; after the first run."""
@@ -355,12 +356,12 @@ class GraphRun:
 
 
 class TorchRun:
-    """The exported module in PyTorch, whose modules stand for the nodes with which their scopes end in a graph.
+    """The exported module in PyTorch, whose modules correspond to the nodes that end their scopes in a graph.
 
     Args:
         label: for people.
         exported: the module that the graph was exported from.
-        published: the one that it has to equal, whose outputs are `outputs`.
+        published: the one that it must equal; its outputs are `outputs`.
         inputs: of both, by name, in the order of their arguments.
         outline: of the graph.
     """
@@ -405,7 +406,7 @@ class TorchRun:
         return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads; {len(self.ends)} modules"
 
     def _run_with(self, watchers: dict[str, Callable[[Tensor], object]]) -> None:
-        """Run the exported module once, each watcher called with the output of the module of its name."""
+        """Run the exported module once; each watcher is called with the output of the module that it is named after."""
         modules = dict(self.exported.named_modules())
         hooks = [modules[name].register_forward_hook(partial(_watch, watch)) for name, watch in watchers.items()]
         try:
@@ -424,9 +425,9 @@ def _watch(watch: Callable[[Tensor], object], _module: nn.Module, _inputs: tuple
 def module_ends(outline: Outline, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """Names of tensors with the module whose output each is.
 
-    A module's output is the last tensor that a node of its scope makes for a node outside. Where that has another shape than the
-    module's output, a pass or the exporter has left nothing to compare, and the module is not among the values. Of several modules
-    with one output the innermost counts.
+    A module's output is the last tensor that a node of its scope makes for a node outside. If its shape is not that of the
+    module's output, a pass or the exporter has left nothing to compare, and the module is not among the values. If several
+    modules share an output, the innermost is chosen.
 
     Args:
         outline: of the graph.
@@ -455,18 +456,19 @@ def module_ends(outline: Outline, shapes: dict[str, tuple[int, ...]]) -> dict[st
 class Backend(Protocol):
     """Runs graphs."""
 
-    gives_float32: bool  # outputs of 16 bits have to be widened in the graph
+    gives_float32: bool  # outputs of 16 bits must be widened in the graph
     evidence: str  # what the last run really ran on
 
     def __call__(self, path: Path, model: onnx.ModelProto, feeds: Feeds) -> Feeds:
-        """Run a graph, whose weights lie next to the stored graph `path`, on float32 arrays by name: its outputs by name."""
+        """Run a graph, whose weights are next to the stored graph `path`, on float32 arrays by name: its outputs by name."""
 
 
 class Native:
     """ONNX Runtime in this process; every run has a session of its own.
 
-    Its CPU provider computes most of a graph of 16 bits in 32, and leaves out every pair of Casts that it made for that. So 16 bits are
-    put out as they are: a Cast to float32 would make such a pair with the one before it, and an overflow would not be seen.
+    Its CPU provider computes most of a graph of 16 bits in 32, and removes every pair of Casts that this introduces. So
+    outputs of 16 bits stay as they are: a Cast to float32 would form such a pair with the one before it, and hide an
+    overflow.
     """
 
     gives_float32 = False
@@ -482,13 +484,13 @@ class Native:
 
 
 class InBrowser:
-    """The page's engine in a browser, which is started for every run, so that no session's memory is left from the last one.
+    """The page's engine in a browser, which starts anew for every run, so that no memory of an earlier session remains.
 
-    The bundle has the graph under its own name, and in place of the two others one that computes next to nothing.
+    The bundle has the graph under its own name; a graph that computes next to nothing replaces the other two.
 
     Args:
         graphs: the network.
-        form: the precision in which the page is told that the graph is.
+        form: the graph's precision, as the page is told.
         side: provider, and whether the graph is captured.
         work: an empty folder, for the bundle and, as a bundle is made from graphs with their weights, for a copy of those.
     """
@@ -518,7 +520,7 @@ class InBrowser:
 
 
 def _told(loaded: dict, graph: str) -> str:
-    """What the page says of itself and of one graph, which is captured only where all of it runs on the device."""
+    """What the page reports about itself and one graph, which is captured only if all of it runs on the device."""
     nodes = loaded["placed"][graph]["nodes"]
     captured = loaded["captured"] and set(nodes) == {"WebGpu"}
     placed = ", ".join(f"{count} on {where}" for where, count in nodes.items())
@@ -533,7 +535,7 @@ def _write_graph(path: Path, model: onnx.ModelProto, weights: list[dict]) -> Non
     write_json(path.with_name(STAMP), {"files": [own, *weights]})
 
 
-TORCH = "torch"  # the `opened_by` of what runs no graphs: `TorchRun`
+TORCH = "torch"  # the `opened_by` of the side that runs no graph: `TorchRun`
 OPENERS: dict[str, Callable[[Graphs, str, Side, Path], Backend]] = {
     "onnxruntime": lambda graphs, form, side, work: Native(open_session),
     "webgpu": lambda graphs, form, side, work: Native(webgpu_session),
@@ -547,7 +549,7 @@ OPENERS: dict[str, Callable[[Graphs, str, Side, Path], Backend]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Where two runs part, or that they do not."""
+    """Where two runs part, or the finding that they do not."""
 
     graph: str
     labels: tuple[str, str]  # of the reference and of the other side
@@ -556,17 +558,17 @@ class Answer:
     compared: int  # tensors, up to the one where they part
     common: int  # tensors that both sides have
     outline: Outline  # of the graph whose order counts
-    groups: int  # that were run
+    groups: int  # how many were run
     outputs: list[Comparison]  # the graph's own, without extra outputs
     first: Comparison | None  # the first tensor that differs by more than the tolerance
     worst: Comparison | None  # of all that agree, the one that differs most
-    suspects: list[int]  # nodes in order, from tensors that agree to `first`, or else `worst`; the last one makes it
+    suspects: list[int]  # nodes in order, from agreeing tensors to `first`, or else `worst`; the last one makes it
     inputs: list[Comparison]  # tensors that agree, which these nodes read
     module: str  # of PyTorch, whose output differs; empty where both sides are graphs
 
     @property
     def failed(self) -> bool:
-        """Whether a tensor on the way or an output of the graph differs by more than the tolerance."""
+        """Whether an intermediate tensor or an output of the graph differs by more than the tolerance."""
         return bool(self.first) or any(not c.share <= self.tolerance for c in self.outputs)
 
     @property
@@ -621,7 +623,7 @@ class Answer:
         return f"at node {index} of {len(self.outline.nodes)}, {node.op_type} {node.name}{where}"
 
     def table(self) -> pd.DataFrame:
-        """What flows where they part, or else where they differ most: that tensor, and what the nodes read that lead to it."""
+        """The tensor where they part, or else where they differ most, and what the nodes that lead to it read."""
         rows = {}
         for comparison, role in [(self.first or self.worst, "output"), *((c, "input") for c in self.inputs)]:
             if comparison:
@@ -650,11 +652,11 @@ def find_parting(
     Args:
         graph: one of `GRAPHS`, for the answer.
         reference: the side that differences are measured from.
-        other: the side that is in question.
+        other: the side under test.
         outline: of a graph of either side, whose order counts.
         tolerance: see `Answer`.
-        most: bytes of intermediate values that are taken out at once, in float32, on each side.
-        on_group: called before each group with how many are done and how many there are at most.
+        most: bytes of intermediate values that are read at once, in float32, on each side.
+        on_group: called before each group with the number done and the largest possible number.
     """
     expected, got = reference.outputs(), other.outputs()
     outputs = [compare(name, y, got[name]) for name, y in expected.items() if name in got]
@@ -717,7 +719,7 @@ def _suspects(outline: Outline, node: int, agreeing: set[str]) -> list[int]:
 
 
 def tolerance_of(a: str, b: str) -> float:
-    """What two runs of one graph may differ by at a node, as a share of the tensor's largest magnitude.
+    """How far two runs of one graph may differ at a node, as a share of the tensor's largest magnitude.
 
     Args:
         a, b: the precisions of their graphs. Two graphs of one form that compute in 32 bits are the same function.
@@ -739,15 +741,15 @@ def between(
     """Where two backends part on one graph, on `export.example_inputs`.
 
     Args:
-        graphs: the network; what is missing of its graphs is made.
+        graphs: the network; missing graphs are made.
         graph: one of `GRAPHS`.
         sides: two of `config.SIDES`; differences are measured from the first.
         precisions: of each side's graph, see `precision.per_graph`.
-        tolerance: in place of `tolerance_of`.
+        tolerance: overrides `tolerance_of`.
         on_group: see `find_parting`.
 
     Raises:
-        LabError: the same run twice, a precision that a side does not have, or a backend that cannot run here.
+        LabError: the same run twice, a precision that a side lacks, or a backend that cannot run here.
     """
     if graph not in GRAPHS:
         raise LabError(f"there is no graph {graph!r}; choose one of {', '.join(GRAPHS)}")
