@@ -32,12 +32,12 @@ from .perceptual import PerceptualDistance
 
 QUALITY = DEMO_FOLDER / "quality.json"
 SCHEDULES = {"wholly": (0.0, 1.0), "late": (0.5, 1.0), "early": (0.0, 0.5), "never": (0.0, 1.0)}
-"""When a way is guided: shares of the run; "never" has a guidance of 1."""
+"""The part of the run in which a way is guided, as shares; "never" has a guidance of 1."""
 STEPS = {"wholly": (4, 6, 10), "late": (4, 6, 10), "early": (6,), "never": (6,)}
-"""Numbers of steps that each schedule is tried with, by every solver."""
-CURVE_SEEDS = (0, 1)  # of ways that are no preset; presets have `evaluation.SEEDS`
-LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the answer that few steps are compared with; of seed 0
-RELEASED = "as released"  # the preset's steps, but from noise, so that every way starts from the same
+"""The numbers of steps that every solver tries with each schedule."""
+CURVE_SEEDS = (0, 1)  # of ways that are not presets; presets have `evaluation.SEEDS`
+LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the reference for few steps; with seed 0
+RELEASED = "as released"  # the preset's steps, but starting from noise, so that every way starts from the same noise
 TITLES = {
     "psnr_db": "PSNR in the hole, dB",
     "ssim": "SSIM",
@@ -45,18 +45,18 @@ TITLES = {
     "perceptual": "perceptual distance",
     "to_longest_db": "PSNR against 100 steps, dB",
 }
-"""The measures that are shown, and what they are called."""
+"""The measures that are shown, and their titles."""
 SLACK = {"psnr_db": 0.1, "ssim": 0.01, "texture": 0.05}
-"""How far the mean of a preset may lie from that of the release: dB, and the measures' own units."""
+"""How far a preset's mean may be from that of the release, in dB and the measures' own units."""
 
 
 def chosen_on(name: str) -> bool:
-    """Whether a preset may be chosen on this picture: on every second one, by name; it is reported on the others."""
+    """Whether a preset may be chosen on this picture: every second one, by name; results are reported on the others."""
     return sorted(path.stem for path in HELD_OUT_FOLDER.glob("*.webp")).index(name) % 2 == 0
 
 
 def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
-    """Every way to sample that is compared, by name, and its seeds; the release's first."""
+    """Every way of sampling that is compared, by name, with its seeds; the release comes first."""
     found = {RELEASED: (replace(preset("as-released"), init="noise"), SEEDS)}
     presets = {replace(preset(name), init="noise"): SEEDS for name in PRESETS}
     for solver in SOLVERS:
@@ -87,11 +87,11 @@ def measure_picture(
         picture, mask: uint8 (H, W, 3) and (H, W).
         distance: see `evaluation.measures`.
         names: of the ways.
-        known: rows of an earlier run, which stay as they are.
+        known: rows of an earlier run, which are kept.
 
     Returns:
-        A row for each way and seed: its measures, see `evaluation.measures`, and of seed 0 `to_longest_db`, the PSNR in the hole against
-        the fill of 100 steps.
+        A row for each way and seed: its measures, see `evaluation.measures`, and for seed 0 also `to_longest_db`, the PSNR
+        in the hole against the fill of 100 steps.
     """
     hole = is_hole(mask)
     longest, rows = None, list(known)
@@ -114,7 +114,7 @@ def _measure(name: str, folder: Path, names: list[str], known: list[dict]) -> tu
 
 
 def table(report: dict) -> pd.DataFrame:
-    """The report's rows as they were measured, each with its picture and whether a preset was chosen on it."""
+    """The report's rows as measured, each with its picture and whether presets were chosen on that picture."""
     rows = [
         {"picture": name, "choosing": chosen_on(name)} | row for name, rows in report["pictures"].items() for row in rows
     ]
@@ -122,10 +122,10 @@ def table(report: dict) -> pd.DataFrame:
 
 
 def curves(rows: pd.DataFrame, names: Sequence[str] = ()) -> pd.DataFrame:
-    """Mean and standard error over pictures of every measure, by way: columns (measure, "mean" or "sem"), and the evaluations.
+    """Mean and standard error over pictures of every measure, by way: columns (measure, "mean" or "sem") and evaluations.
 
-    Only pictures that were filled in every way count, so that all points are of the same ones. Seeds of one picture are averaged first:
-    what spreads is the picture.
+    Only pictures that were filled in every way are included, so that all points cover the same pictures. The seeds of a
+    picture are averaged first: the spread is over pictures.
 
     Args:
         rows: of `table`.
@@ -155,13 +155,13 @@ def missing(rows: list[dict], names: Iterable[str]) -> bool:
 
 
 def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
-    """A way's means less those of the release, over the same pictures and seeds, of the measures in `SLACK`."""
+    """A way's means minus those of the release, for the measures in `SLACK`, over the same pictures and seeds."""
     mine, release = (rows[rows.way == name].set_index(["picture", "seed"])[list(SLACK)].mean() for name in (way, RELEASED))
     return {key: float(mine[key] - release[key]) for key in SLACK}
 
 
 def name_of(name: str) -> str:
-    """What `ways` calls a preset."""
+    """A preset's name in `ways`."""
     return next(way for way, (settings, _) in ways().items() if settings == replace(preset(name), init="noise"))
 
 
@@ -193,7 +193,7 @@ def main() -> int:
     Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
     presets = [name_of(name) for name in PRESETS]
     with ProcessPoolExecutor(options.jobs) as pool:
-        for names in (presets, list(ways())):  # what matters most first
+        for names in (presets, list(ways())):  # the most important first
             left = {name: report["pictures"].get(name, []) for name in held_out_pairs()}
             left = {name: rows for name, rows in left.items() if missing(rows, names)}
             jobs = [pool.submit(_measure, name, folder, names, rows) for name, rows in left.items()]
