@@ -167,7 +167,7 @@ class Hub:
 
         Raises:
             HubUnreachable: offline, no answer, no access, no such file.
-            HubError: no room, or a file that is not the one announced or recorded, which is then deleted.
+            HubError: no room, or a file that is not the one announced or recorded, of which nothing is kept.
         """
         names = tuple(sorted(names, key=lambda name: f"{repo}/{name}" not in self.recorded()["files"]))  # the recorded first
         for name in names:
