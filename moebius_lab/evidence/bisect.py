@@ -47,7 +47,7 @@ from ..config import FLOAT32, GRAPHS, OPSET, PRECISIONS, SIDES, Side
 from ..files import write_json, write_whole
 from ..page.browser import Browser
 from ..page.bundle import write_bundle
-from ..port.export import OUTPUT_NAMES, example_inputs, exported_module, torch_graphs
+from ..port.export import OUTPUT_NAMES, example_feeds, example_inputs, exported_module, torch_graphs
 from ..port.graphs import Graphs
 from ..port.passes import HALF, SCOPES, Piece, settle_sizes, take_out, tensor_types_and_shapes
 from ..port.precision import STAMP, files_of, per_graph
@@ -768,7 +768,7 @@ def between(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise LabError(f"tolerance {tolerance} is not possible; give a finite number of at least 0")
     inputs = example_inputs(graphs.config)[graph]
-    feeds = {name: x.numpy() for name, x in inputs.items()}
+    feeds = example_feeds(graphs.config)[graph]
     most = min(entry.taken_at_once for entry in entries)
     with tempfile.TemporaryDirectory(dir=graphs.folder) as work:
         runs: list[Run | None] = []

@@ -19,7 +19,7 @@ from ..model.checkpoint import load_checkpoint, load_vae
 from ..model.hub import explain_network, require_address, require_network
 from ..page.browser import Browser
 from ..page.bundle import PRECACHE, checked_manifest
-from ..port.export import example_inputs
+from ..port.export import example_feeds
 from . import parity
 
 TIMEOUT = 30  # seconds without a byte
@@ -73,7 +73,8 @@ def check_port(
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
         config, weights = NETWORKS[manifest["network"]], manifest["weights"]
         runs = parity.runs_of(graphs)
-        inputs = {run: {name: x.numpy() for name, x in example_inputs(config)[run].items()} for run in runs}
+        feeds = example_feeds(config)
+        inputs = {run: feeds[run] for run in runs}
         natively = parity.onnx_run(paths)
         native = {run: natively(runs[run], feeds) for run, feeds in inputs.items()}
         if weights in RECOMPUTABLE:

@@ -25,7 +25,7 @@ from .. import LabError
 from ..config import GRAPHS, PRECISIONS, RUNS
 from ..errors import reasons
 from ..model.unet import MoebiusNet
-from ..port.export import OUTPUT_NAMES, example_inputs, torch_graphs
+from ..port.export import OUTPUT_NAMES, example_feeds, example_inputs, torch_graphs
 from ..port.passes import SCOPES
 from ..port.precision import per_graph
 from ..port.sessions import open_session, webgpu_session
@@ -137,8 +137,8 @@ def compare_graphs(
         forms: the stored form of each graph, as `precision.per_graph` returns them.
         backend: its name in the table.
     """
-    inputs = example_inputs(net.config)
-    got = {way: run(RUNS[way], {name: tensor.numpy() for name, tensor in inputs[way].items()}) for way in references}
+    feeds = example_feeds(net.config)
+    got = {way: run(RUNS[way], feeds[way]) for way in references}
     return compare_outputs(references, got, forms, backend)
 
 
@@ -347,7 +347,7 @@ def block_errors(net: MoebiusNet, step_graph: Path) -> pd.Series:
     ends = _last_tensors(model, list(expected))
     for name in ends.values():
         model.graph.output.append(onnx.ValueInfoProto(name=name))
-    inputs = {name: tensor.numpy() for name, tensor in example_inputs(net.config)["step"].items()}
+    inputs = example_feeds(net.config)["step"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blocks.onnx"
         onnx.save(model, str(path), save_as_external_data=True, location="blocks.data")

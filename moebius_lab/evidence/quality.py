@@ -2,7 +2,7 @@
 
 `python -m moebius_lab.evidence.quality` fills every hole of `demo/heldout/` in every way of `ways` and writes `demo/quality.json`,
 picture by picture, so that a run that was stopped goes on where it was. Every fill starts from the same noise of its seed. The preset
-"fast" is chosen on the pictures of `CHOOSING` and reported on the others.
+"fast" is chosen on every second picture (`chosen_on`) and reported on the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +55,25 @@ def chosen_on(name: str) -> bool:
     return sorted(path.stem for path in HELD_OUT_FOLDER.glob("*.webp")).index(name) % 2 == 0
 
 
+def from_noise(name: str) -> Settings:
+    """A preset's settings, but starting from noise."""
+    return preset(name, init="noise")
+
+
+@cache
 def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
     """Every way of sampling that is compared, by name, with its seeds; the release comes first."""
-    found = {RELEASED: (replace(preset("as-released"), init="noise"), SEEDS)}
-    presets = {replace(preset(name), init="noise"): SEEDS for name in PRESETS}
+    unnamed = {from_noise(name): name for name in PRESETS}
+    found = {RELEASED: (from_noise("as-released"), SEEDS)}
+    del unnamed[from_noise("as-released")]
     for solver in SOLVERS:
         for schedule, interval in SCHEDULES.items():
             for steps in STEPS[schedule]:
                 guidance = 1.0 if schedule == "never" else Settings.guidance
                 settings = Settings(solver, steps, 1.0, guidance, interval, init="noise")
-                found[f"{solver}, {steps} steps, guided {schedule}"] = settings, presets.get(settings, CURVE_SEEDS)
-    for name in PRESETS:
-        settings = replace(preset(name), init="noise")
-        if settings not in [known for known, _ in found.values()]:
-            found[name] = settings, SEEDS
-    return found
+                seeds = SEEDS if unnamed.pop(settings, "") else CURVE_SEEDS
+                found[f"{solver}, {steps} steps, guided {schedule}"] = settings, seeds
+    return found | {name: (settings, SEEDS) for settings, name in unnamed.items()}
 
 
 def measure_picture(
@@ -162,7 +166,7 @@ def differences(rows: pd.DataFrame, way: str) -> dict[str, float]:
 
 def name_of(name: str) -> str:
     """A preset's name in `ways`."""
-    return next(way for way, (settings, _) in ways().items() if settings == replace(preset(name), init="noise"))
+    return next(way for way, (settings, _) in ways().items() if settings == from_noise(name))
 
 
 def answer(rows: pd.DataFrame) -> str:
@@ -202,9 +206,9 @@ def main() -> int:
                 report["pictures"] = dict(sorted((report["pictures"] | {name: rows}).items()))
                 write_json(options.report, report)
                 print(f"{name}: {done} of {len(jobs)} pictures, {len(names)} ways", flush=True)
-    print(curves(table(report)).round(3).to_string())
-    reported = table(report)
-    for part, rows in (("chosen on", reported[reported.choosing]), ("reported on", reported[~reported.choosing])):
+    measured = table(report)
+    print(curves(measured).round(3).to_string())
+    for part, rows in (("chosen on", measured[measured.choosing]), ("reported on", measured[~measured.choosing])):
         print(f"{part}: {answer(rows)}")
     return 0
 

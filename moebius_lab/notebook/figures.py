@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ..config import CONDITION_TOKENS, NetworkConfig
+from ..model.sampler import SOLVERS
 
 COLOURS = ("#3b6ea8", "#d98841", "#5a9a68", "#b5525c", "#7d6aa8", "#8a8a8a", "#c9a227")
 STYLE = {
@@ -248,7 +249,7 @@ def quality(curves: pd.DataFrame, measures: dict[str, str], presets: dict[str, s
     for ax, (measure, title) in zip(axes[0], measures.items()):
         for i, (name, line) in enumerate(lines):
             values, style = line[measure], {"late": "-", "wholly": "--"}.get(str(name).rpartition(" ")[2], "")
-            colour = COLOURS[["ddim", "dpm++2m", "unipc"].index(name.partition(",")[0])] if "," in name else "black"
+            colour = COLOURS[list(SOLVERS).index(name.partition(",")[0])] if "," in name else "black"
             ax.errorbar(line["evaluations"], values["mean"], values["sem"], None, style, color=colour, marker="osv^D"[i % 4],
                         capsize=2, label=name)  # fmt: skip
         for way, preset in presets.items():

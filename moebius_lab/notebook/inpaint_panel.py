@@ -22,6 +22,7 @@ from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
 SHOWN_WIDTH = 720  # px, of preview and result on screen
+NAMING = ("solver", "steps", "guidance")  # settings with a control of their own that a preset sets
 CUSTOM = "Custom"  # what the list of presets calls settings that are none of them
 
 
@@ -92,8 +93,8 @@ class Inpaint(ipywidgets.VBox):
             options=COVERAGES, value=start.coverage, description="Coverage", layout={"width": "13rem"}, style=style
         )
         self.preset.observe(lambda change: self._take_preset(change.new), "value")
-        for control in (self.solver, self.steps, self.guidance):
-            control.observe(lambda _: self._name_preset(), "value")
+        for name in NAMING:
+            getattr(self, name).observe(lambda _: self._name_preset(), "value")
         self._run_button = ipywidgets.Button(description="Fill the hole", icon="play", button_style="primary")
         self._cancel_button = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self._run_button.on_click(lambda _: self._start_or_say_why_not())
@@ -132,14 +133,13 @@ class Inpaint(ipywidgets.VBox):
         self._thread.start()
 
     def _chosen_settings(self) -> Settings:
-        names = ("solver", "steps", "guidance", "seed", "coverage")
-        return replace(self._settings, **{name: getattr(self, name).value for name in names})
+        return replace(self._settings, **{name: getattr(self, name).value for name in (*NAMING, "seed", "coverage")})
 
     def _take_preset(self, name: str) -> None:
         """Set the controls, and what has none, to a preset; `CUSTOM` leaves them."""
         if name and name != self._preset_now():
             self._settings, self._naming = preset(name, noise_offset=self._settings.noise_offset), False
-            for control in ("solver", "steps", "guidance"):
+            for control in NAMING:
                 getattr(self, control).value = getattr(self._settings, control)
             self._naming = True
 

@@ -67,7 +67,6 @@ PARTS = 16  # of a long sum
 TO_TILES = (0, 3, 5, 2, 4, 1)
 FROM_TILES = (0, 5, 3, 1, 4, 2)  # and back
 
-STEP_INPUTS = ("state", "mask", "masked_latents", "timestep", "conditions", "state_weights", "noise_weights")
 STEP_OUTPUTS = ("next_state", "noise")
 
 

@@ -21,6 +21,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -134,6 +135,11 @@ def example_inputs(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
         STEP_UNGUIDED: step_feeds(*arrays, step, 1.0),
         "vae_decoder": {"latent": torch.randn(1, LATENT_CHANNELS, s, s, generator=rng) / config.vae.scaling_factor},
     }
+
+
+def example_feeds(config: NetworkConfig) -> dict[str, dict[str, np.ndarray]]:
+    """`example_inputs` as float32 arrays, which every runtime but PyTorch takes."""
+    return {run: {name: x.numpy() for name, x in inputs.items()} for run, inputs in example_inputs(config).items()}
 
 
 def torch_graphs(net: MoebiusNet, vae: AutoencoderKL) -> dict[str, nn.Module]:

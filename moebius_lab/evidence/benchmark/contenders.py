@@ -25,7 +25,7 @@ from ...inpainting.backends import LOOP_OUTPUTS, Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
 from ...page.browser import Browser, has_nvidia
 from ...port.denoiser import StepGraph
-from ...port.export import OUTPUT_NAMES, example_inputs, torch_graphs
+from ...port.export import OUTPUT_NAMES, example_feeds, example_inputs, torch_graphs
 from ...port.sessions import OnnxBackend, open_session, webgpu_session
 from ..loops import Loops
 from .profiles import (
@@ -241,7 +241,7 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     paths = bench.stored(form)
     onnx = OnnxBackend(paths, bench.config, open_)
     stack.callback(onnx.sessions.clear)
-    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    feeds = example_feeds(bench.config)
     works = {what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for what, run in WORKS.items()}
 
     def limit(name: str) -> float:
@@ -290,7 +290,7 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
     browser = stack.enter_context(Browser(job.bundle(), provider, form, capture=capture, threads=job.way.threads))
     if capture and not browser.loaded["captured"]:
         raise LabError("the step was not captured: some of it runs on the processor")
-    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    feeds = example_feeds(bench.config)
     times = STEPS_A_ROUND if where == CARD else 1
 
     def run(graph: str, feeds: dict) -> float:
@@ -314,7 +314,7 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
 
 
 def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
-    feeds = {g: {name: x.numpy() for name, x in inputs.items()} for g, inputs in example_inputs(bench.config).items()}
+    feeds = example_feeds(bench.config)
     evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
     works = {what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()}
