@@ -1,5 +1,5 @@
-# run: notebooks and report.  test: all tests.  test-fast: those that take no browser and no notebook.  lab: JupyterLab.
-# demo: the page.  Each makes .venv first if it is missing; run and test also bring a browser where there is none.
+# run: notebooks and report.  test: all tests.  test-fast: those that start no browser, notebook or command.  lab: JupyterLab.
+# demo: the page.  Each makes .venv first if it is missing; run and test also bring the browsers that are missing.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo

@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import COVERAGES, JPEG_QUALITY, NETWORKS, NOISE_OFFSET, PRECISIONS, WEIGHTS
+from .config import COVERAGES, JPEG_QUALITY, MOST_VARIANTS, NETWORKS, NOISE_OFFSET, PRECISIONS, TOLERANCE, WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from .inpainting.batch import Widening
+    from .inpainting.loop import Settings
     from .port.graphs import Graphs
 
 RESULTS = Path("notebooks/results")
@@ -63,13 +69,31 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--unpinned", action="store_true", help=words)
     fetch.set_defaults(command=_fetch)
 
-    fill = verbs.add_parser("inpaint", help="fill the hole of a picture")
-    fill.add_argument("image", help="a picture of any size")
-    fill.add_argument("mask", help="a picture of the same size; white marks the hole")
-    words = "file of the result; .png, .webp and .tif keep exact pixels"
+    fill = verbs.add_parser("inpaint", help="fill the hole of a picture, or of all pictures of a folder; extend pictures")
+    fill.add_argument("image", help="a picture of any size, or a folder of pictures")
+    words = "a picture of the same size; white marks the hole (not needed to extend a picture)"
+    fill.add_argument("mask", nargs="?", default="", help=words)
+    words = "for a folder of pictures: the folder of their masks, or one mask for all; docs/commands.md says how names are matched"
+    fill.add_argument("--masks", default="", metavar="FOLDER", help=words)
+    words = "file of the result; .png, .webp and .tif keep exact pixels. Of a folder: the folder of the results"
     fill.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
+    words = "of a folder's results: png, webp, tif, jpg, ..., or same for each picture's own (default: png)"
+    fill.add_argument("--format", default="", metavar="ENDING", help=words)
+    words = "results with one seed after another, named OUT-1, OUT-2 and so on (default: 1)"
+    fill.add_argument("--variants", type=int, default=1, metavar="N", help=words)
+    words = "enlarge the canvas by px and fill the new area: left=, top=, right=, bottom="
+    fill.add_argument("--extend", nargs="+", metavar="SIDE=PX", help=words)
+    words = "the same, to an aspect ratio such as 16:10, with the picture in the middle"
+    fill.add_argument("--extend-to", default="", metavar="RATIO", help=words)
     words = f"1 to 100, for .jpg and .avif (default: {JPEG_QUALITY}) and for .webp (default: lossless)"
     fill.add_argument("--quality", type=int, metavar="N", help=words)
+    words = "select what should go by a click, instead of a mask: the pixels of that colour, or an object"
+    fill.add_argument("--select", type=int, nargs=2, metavar=("X", "Y"), help=words)
+    words = f"0 to 255, by how much each channel may differ from the pixel's (default: {TOLERANCE})"
+    fill.add_argument("--tolerance", type=int, default=TOLERANCE, metavar="N", help=words)
+    words = "segmentation model, EfficientSAM or SAM as ONNX: --select takes the object there; twice for encoder and decoder"
+    fill.add_argument("--segmenter", action="append", default=[], metavar="FILE", help=words)
+    fill.add_argument("--grow", type=int, default=0, metavar="PX", help="by which the selection grows (default: 0)")
     fill.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
     _add_network(fill)
     fill.add_argument(
@@ -83,17 +107,19 @@ def _parser() -> argparse.ArgumentParser:
         default=config.DEFAULT_PRESET,
         help=f"{words} (default: {config.DEFAULT_PRESET})",
     )
-    fill.add_argument("--solver", help="ddim, dpm++2m or unipc (default: the preset's, as for the next five)")
+    words = "a PNG that was made here: its settings are the defaults, in place of a preset's"
+    fill.add_argument("--settings-of", default="", metavar="PNG", help=words)
+    fill.add_argument("--solver", help="ddim, ddim-trailing, dpm++2m or unipc (default: the preset's, as for the next five)")
     fill.add_argument("--steps", type=int, help="1 to 1000")
     fill.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
     fill.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
     words = "shares of the run between which steps are guided, as in 0.5 1"
     fill.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
     fill.add_argument("--init", choices=("image", "noise"), help="where denoising starts")
-    fill.add_argument("--noise-offset", type=float, default=NOISE_OFFSET, help=f"default: {NOISE_OFFSET}")
-    fill.add_argument("--seed", type=int, default=0, help="default: 0")
+    fill.add_argument("--noise-offset", type=float, help=f"default: {NOISE_OFFSET}")
+    fill.add_argument("--seed", type=int, help="default: 0")
     words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
-    fill.add_argument("--coverage", choices=COVERAGES, default=COVERAGES[0], help=words)
+    fill.add_argument("--coverage", choices=COVERAGES, help=words)
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
@@ -108,10 +134,23 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
     check.add_argument("url", metavar="URL", help="address of the page")
     check.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
-    check.add_argument("--provider", choices=("webgpu", "wasm"), default="webgpu", help="default: webgpu")
+    check.add_argument("--provider", choices=config.PROVIDERS, default="webgpu", help="default: webgpu")
     check.add_argument("--adapter", default="auto", help="auto, nvidia or software (default: auto)")
     check.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
     check.set_defaults(command=_check)
+
+    compare = verbs.add_parser("engines", help="compare every browser, provider and precision of the page with PyTorch")
+    _add_network(compare)
+    words = f"any of {', '.join(config.offered())} (default: all)"
+    compare.add_argument("--precisions", nargs="+", default=tuple(config.offered()), metavar="NAME", help=words)
+    words = f"any of {', '.join(config.PROVIDERS)} (default: both)"
+    compare.add_argument(
+        "--providers", nargs="+", default=config.PROVIDERS, choices=config.PROVIDERS, metavar="NAME", help=words
+    )
+    words = "any of chromium, firefox, webkit (default: all)"
+    compare.add_argument("--engines", nargs="+", default=(), metavar="NAME", help=words)
+    compare.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and bundle/ (default: build)")
+    compare.set_defaults(command=_engines, precision="fp32")
 
     bisect = verbs.add_parser("bisect", help="find the first node of a graph at which two backends differ")
     _add_network(bisect)
@@ -141,9 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--precisions", nargs="+", default=list(config.bundled()), metavar="PRECISION", help=words)
     words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: next to the page)"
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
+    words = "leave out the recordings, with which visitors who have WebGPU need no ONNX Runtime; making them takes a headless Chromium"
+    bundle.add_argument("--no-recordings", dest="recordings", action="store_false", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
 
-    browser = verbs.add_parser("browser", help="find a Chromium or install one, for notebooks and tests that use a browser")
+    browser = verbs.add_parser("browser", help="find the browsers that notebooks and tests use, or install them")
+    browser.add_argument("engines", nargs="*", metavar="ENGINE", help="chromium, firefox or webkit (default: all)")
     browser.set_defaults(command=_browser)
 
     serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
@@ -174,10 +216,61 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help=words)
     measure.set_defaults(command=_benchmark, precision="fp32")
 
-    results = verbs.add_parser("results", help="show measurements, merge them, or make the README's tables")
-    results.add_argument("files", nargs="*", metavar="JSON", help="default: all in notebooks/results")
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure the port and its baselines on a folder of pictures, on a Dask cluster"
+    )
+    evaluate.add_argument(
+        "pictures", metavar="PICTURES", help="a folder, with those in it; NAME_mask in it counts as a mask, not as a picture"
+    )
+    words = "folder of the run: parts/, summary.json, worst.png; the same command again goes on where it stopped"
+    evaluate.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
+    words = "folder with a mask for every picture, NAME or NAME_mask (default: holes are drawn)"
+    evaluate.add_argument("--masks", default="", metavar="FOLDER", help=words)
+    words = f"holes that are drawn, each kind on every square: {', '.join(config.MASK_KINDS)} (default: all)"
+    kinds = {"nargs": "+", "default": list(config.MASK_KINDS), "dest": "kinds"}
+    evaluate.add_argument("--mask-kind", **kinds, metavar="KIND", help=words)
+    least, most = config.PAPER_SHARE
+    words = f"shares of a square that a drawn hole takes (default: {least} {most}, as the paper's)"
+    evaluate.add_argument("--share", type=float, nargs=2, default=config.PAPER_SHARE, metavar=("LEAST", "MOST"), help=words)
+    words = "squares from each picture: the largest in the middle, then some at random (default: 1)"
+    evaluate.add_argument("--squares", type=int, default=1, metavar="N", help=words)
+    evaluate.add_argument("--size", type=int, default=0, metavar="PX", help="side of a square (default: the network's)")
+    words = f"{', '.join(config.FILLERS)}, with a precision as in onnx:int8 (default: torch onnx:fp32)"
+    evaluate.add_argument("--backends", nargs="+", default=["torch", "onnx:fp32"], metavar="BACKEND", help=words)
+    words = "ddim, ddim-trailing, dpm++2m, unipc; each backend samples with every one (default: the preset's)"
+    evaluate.add_argument("--solvers", nargs="+", default=[], metavar="SOLVER", help=words)
+    words = f"any of {', '.join(config.BASELINES)}, which go into the table too; with no name, none does (default: patchmatch telea biharmonic)"
+    evaluate.add_argument(
+        "--baselines", nargs="*", default=["patchmatch", "telea", "biharmonic"], metavar="NAME", help=words
+    )
+    _add_network(evaluate)
+    words = "has onnx/, which is made if missing (default: build)"
+    evaluate.add_argument("--graphs-dir", default="build", metavar="FOLDER", help=words)
+    words = f"steps and guidance; every fill starts from noise (default: {config.DEFAULT_PRESET})"
+    evaluate.add_argument("--preset", choices=tuple(config.PRESETS), default=config.DEFAULT_PRESET, help=words)
+    evaluate.add_argument("--steps", type=int, default=0, help="instead of the preset's")
+    evaluate.add_argument("--seed", type=int, default=0, help="of squares, holes and noise (default: 0)")
+    words = "folder with the TorchScript files for FID and LPIPS, which docs/commands.md names (default: build/metrics)"
+    evaluate.add_argument("--metrics-dir", default="build/metrics", metavar="FOLDER", help=words)
+    words = "holes that one task fills (default: 16)"
+    evaluate.add_argument("--batch", type=int, default=16, metavar="N", help=words)
+    words = "processes on this computer; 0 for none but this one (default: by cores and memory)"
+    evaluate.add_argument("--workers", type=int, metavar="N", help=words)
+    words = "a Dask cluster that exists, as in tcp://host:8786; its workers see the same paths"
+    evaluate.add_argument("--scheduler", default="", metavar="ADDRESS", help=words)
+    evaluate.set_defaults(command=_evaluate, precision="fp32")
+
+    words = (
+        "show measurements, merge them, or make the README's tables; `results add JSON` files what a reader's page measured"
+    )
+    results = verbs.add_parser("results", help=words)
+    results.add_argument(
+        "files", nargs="*", metavar="JSON", help="default: all in notebooks/results; or add, and a reader's file"
+    )
     results.add_argument("--merge", default="", metavar="JSON", help="merge the files, all of one machine, into this one")
     results.add_argument("--readme", default="", metavar="FILE", help="write the tables between the two marks of this file")
+    words = "where a file that is added came from, in a few words (default: the page's own)"
+    results.add_argument("--source", default="", metavar="TEXT", help=words)
     results.set_defaults(command=_results)
 
     verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
@@ -280,6 +373,26 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if all(row.ok for row in rows) else 1
 
 
+def _engines(options: argparse.Namespace) -> int:
+    from .evidence.engines import compare_in_engines, every_case
+    from .evidence.parity import reference_outputs
+    from .page.bundle import write_bundle
+    from .page.engines import ENGINES, engine_of
+
+    names = tuple(options.engines) or tuple(ENGINES)
+    for name in names:
+        engine_of(name)  # an unknown one fails before anything is made
+    graphs = _graphs(options, options.output_dir)
+    for precision in options.precisions:
+        graphs.stored(precision, lambda graph: print(f"exporting {graph}", file=sys.stderr, flush=True))
+    write_bundle(graphs, graphs.folder / "bundle", tuple(options.precisions))
+    references = reference_outputs(graphs.net, graphs.vae)
+    cases = every_case(options.precisions, options.providers, names)
+    found = compare_in_engines(graphs, references, graphs.folder / "bundle", cases)
+    print(found.table().to_string(), *(f"{name}: {words}" for name, words in found.evidence.items()), sep="\n")
+    return 0 if found.ok else 1
+
+
 def _bisect(options: argparse.Namespace) -> int:
     from .evidence.bisect import between
 
@@ -305,40 +418,128 @@ def _site(options: argparse.Namespace) -> int:
 
 
 def _inpaint(options: argparse.Namespace) -> int:
-    from dataclasses import fields
+    from dataclasses import fields, replace
 
     from tqdm import tqdm
 
     from .evidence.inventory import least_step_seconds
-    from .inpainting.imaging import check_picture_and_mask, plan_windows
-    from .inpainting.loop import Settings, describe_cost, inpaint_picture, preset
-    from .inpainting.picture_files import plan_output, read_mask, read_picture
+    from .inpainting.batch import Job, read_job, results_of, variant, widening
+    from .inpainting.extending import plan_filling
+    from .inpainting.loop import Settings, describe_cost, inpaint_picture, preset, settings_of
+    from .inpainting.picture_files import plan_output, read_picture
 
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings)}
     if chosen["guidance_interval"]:
         chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
-    settings = preset(options.preset, **{name: value for name, value in chosen.items() if value is not None})
-    picture, mask = read_picture(options.image), read_mask(options.mask)
-    check_picture_and_mask(picture.rgb, mask)
-    output = plan_output(options.output, picture, options.quality)
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if options.settings_of:
+        made = read_picture(options.settings_of).made
+        if made is None:
+            raise LabError(
+                f"{options.settings_of}: it does not say with what settings it was made; name a PNG that was made here"
+            )
+        settings = replace(settings_of(made), **chosen)
+    else:
+        settings = preset(options.preset, **chosen)
+    if not 1 <= options.variants <= MOST_VARIANTS:
+        raise LabError(f"variants must be 1 to {MOST_VARIANTS}, not {options.variants}")
+    chosen_widening = widening(options.extend, options.extend_to)
+    image = Path(options.image)
+    if image.is_dir():
+        return _inpaint_folder(options, settings, chosen_widening)
+    if options.masks or options.format:
+        raise LabError(f"--masks and --format go with a folder of pictures, and {image} is none")
+    if not (options.mask or options.select) and chosen_widening is None:
+        raise LabError("name a mask or --select something, or extend the picture with --extend or --extend-to")
+    if options.mask and options.select:
+        raise LabError("the hole is a mask or what is selected, not both; leave one of them out")
+    job = Job(image, Path(options.mask) if options.mask else None, results_of(Path(options.output), options.variants))
+    picture, mask, extension = read_job(job, chosen_widening, _selecting(options) if options.select else None)
+    outputs = [plan_output(path, picture, options.quality) for path in job.results]
     remarks = [f"{options.image}: {remark}" for remark in picture.remarks]
-    for remark in (*remarks, *output.remarks):
+    for remark in (*remarks, *outputs[0].remarks):
         print(f"moebius_lab: {remark}", file=sys.stderr)
     graphs = _graphs(options, options.graphs_dir)
     backend = graphs.torch_backend if options.backend == "torch" else graphs.onnx_backend
     size = graphs.config.image_size
-    cost = describe_cost(plan_windows(mask, size, settings.coverage), size, settings, least_step_seconds(graphs.config))
-    print(f"{backend.name}: {cost} or more", file=sys.stderr, flush=True)
+    windows = plan_filling(mask, size, settings.coverage, extension)
+    cost = describe_cost(windows, size, settings, least_step_seconds(graphs.config))
+    each = " for each variant" if options.variants > 1 else ""
+    print(f"{backend.name}: {cost} or more{each}", file=sys.stderr, flush=True)
     with tqdm(desc=backend.name, unit="step") as bar:
 
         def show(progress) -> None:
-            bar.total = progress.windows * progress.steps
+            bar.total = progress.windows * progress.steps * options.variants
             bar.update()
 
-        filled = inpaint_picture(backend, picture, mask, settings, show)
-    output.write(filled)
-    print(options.output)
+        for i, output in enumerate(outputs):
+            varied, model = variant(settings, i), {"weights": options.weights, "precision": options.precision}
+            output.write(inpaint_picture(backend, picture, mask, varied, show, extension=extension, model=model))
+            tqdm.write(str(output.path))
     return 0
+
+
+def _selecting(options: argparse.Namespace) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes a mask of a picture from the click of --select."""
+    from .inpainting.segmenter import Segmenter
+    from .inpainting.selection import grow, wand
+
+    segmenter = Segmenter(*options.segmenter) if options.segmenter else None
+
+    def select(image: np.ndarray) -> np.ndarray:
+        point = tuple(options.select)
+        chosen = segmenter.select(image, point) if segmenter else wand(image, point, options.tolerance)
+        return grow(chosen, options.grow)
+
+    return select
+
+
+def _inpaint_folder(options: argparse.Namespace, settings: Settings, chosen_widening: Widening | None) -> int:
+    """0 where every picture has its results, 1 where some failed, which stops none of the others."""
+    from tqdm import tqdm
+
+    from .files import say
+    from .inpainting.batch import SAME, fill_folder, plan_folder
+    from .inpainting.picture_files import FORMATS
+
+    if options.select:
+        raise LabError(f"--select goes with one picture, and {options.image} is a folder")
+    if options.mask:
+        raise LabError(f"{options.image} is a folder: name that of its masks with --masks")
+    if not options.masks and chosen_widening is None:
+        raise LabError("name the folder of the masks with --masks, or extend the pictures with --extend or --extend-to")
+    ending = options.format if options.format in ("", SAME) else f".{options.format.lower().removeprefix('.')}"
+    if ending not in ("", SAME, *FORMATS):
+        raise LabError(f"{options.format!r} is no format to write; use {SAME} or one of {', '.join(FORMATS)}")
+    results, masks = Path(options.output), Path(options.masks) if options.masks else None
+    jobs = plan_folder(Path(options.image), masks, results, ending or ".png", options.variants)
+    results.mkdir(parents=True, exist_ok=True)
+    graphs = _graphs(options, options.graphs_dir)
+    backend = graphs.torch_backend if options.backend == "torch" else graphs.onnx_backend
+    wanted = sum(len(job.missing) for job in jobs)
+    print(f"{backend.name}: {len(jobs)} pictures, {wanted} results to make", file=sys.stderr, flush=True)
+    with tqdm(total=wanted, desc=backend.name, unit="result") as bar:
+
+        def made(path: Path) -> None:
+            tqdm.write(str(path))
+            bar.update()
+
+        def failed(picture: Path, why: str) -> None:
+            say(f"moebius_lab: {why}")
+            bar.update(next(len(job.missing) for job in jobs if job.picture == picture))
+
+        def show(job, i: int, progress) -> None:
+            done, steps = progress.window * progress.steps + progress.step, progress.windows * progress.steps
+            bar.set_postfix_str(f"{job.results[i].name}, step {done} of {steps}")
+
+        def remark(words: str) -> None:
+            say(f"moebius_lab: {words}")
+
+        model = {"weights": options.weights, "precision": options.precision}
+        calls = (made, failed, remark, show)
+        outcome = fill_folder(jobs, backend, settings, options.quality, chosen_widening, model, *calls)
+    print(f"{results}: {outcome.words()}", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 def _bundle(options: argparse.Namespace) -> int:
@@ -347,7 +548,12 @@ def _bundle(options: argparse.Namespace) -> int:
     graphs = _graphs(options, options.output_dir)
     folder = graphs.folder / "bundle"
     manifest = write_bundle(
-        graphs, folder, tuple(options.precisions), options.weights_base, lambda name: print(name, flush=True)
+        graphs,
+        folder,
+        tuple(options.precisions),
+        options.weights_base,
+        lambda name: print(name, flush=True),
+        recordings=options.recordings,
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")
@@ -355,11 +561,10 @@ def _bundle(options: argparse.Namespace) -> int:
 
 
 def _browser(options: argparse.Namespace) -> int:
-    from .page.browser import bring_chromium
+    from .page.engines import ENGINES, bring
 
-    path = bring_chromium(lambda words: print(words, flush=True))
-    if path:
-        print(f"browser: {path}")
+    for name, path in bring(lambda words: print(words, flush=True), options.engines or ENGINES).items():
+        print(f"{ENGINES[name].label}: {path}")
     return 0
 
 
@@ -403,9 +608,49 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 0
 
 
-def _results(options: argparse.Namespace) -> int:
-    from .evidence.benchmark import results
+def _evaluate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
 
+    from .evidence.dataset.evaluation import evaluate, make_plan
+
+    graphs = _graphs(options, options.graphs_dir)
+    names = ("masks", "kinds", "squares", "seed", "preset", "steps", "batch")
+    chosen = {name: getattr(options, name) for name in names} | {"size": options.size or graphs.config.image_size}
+    plan, remarks = make_plan(graphs, options.pictures, options.metrics_dir, share=tuple(options.share), **chosen)
+    for remark in remarks:
+        print(f"moebius_lab: {remark}", file=sys.stderr, flush=True)
+    with tqdm(desc="holes", unit="hole", smoothing=0.02) as bar:
+
+        def show(progress) -> None:
+            if not bar.total and progress.dashboard:
+                tqdm.write(f"dashboard: {progress.dashboard}", file=sys.stderr)
+            bar.total = progress.of
+            bar.update(progress.done - bar.n)
+
+        told = evaluate(
+            plan,
+            options.backends,
+            options.solvers,
+            options.baselines,
+            options.output,
+            options.workers,
+            options.scheduler,
+            show,
+        )
+    print(told)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from .evidence.benchmark import devices, results
+
+    if options.files[:1] == ["add"]:
+        if len(options.files) < 2:
+            raise LabError("name the file to add, as the page saved it: `results add FILE`")
+        for file in options.files[1:]:
+            print(devices.add(file, RESULTS, options.source))
+        print("`python -m moebius_lab results --readme README.md` puts it into the README's tables")
+        return 0
     files = options.files or sorted(str(path) for path in RESULTS.glob("*.json"))
     if options.merge:
         results.merge(files, options.merge)
@@ -413,10 +658,10 @@ def _results(options: argparse.Namespace) -> int:
         return 0
     listed = results.read_all(files)
     if options.readme:
-        results.write_readme(options.readme, listed)
+        results.write_readme(options.readme, devices.readme_text(listed))
         print(options.readme)
     else:
-        print(results.readme_table(listed), end="")
+        print(devices.readme_text(listed), end="")
     return 0
 
 

@@ -43,6 +43,9 @@ WEIGHTS = ("demo", DETERMINISTIC, *PUBLISHED)
 FLOAT32, FLOAT16, INT8, INT4 = STORED_TYPES = ("float32", "float16", "int8", "int4")
 """Types in which a large weight may be stored; `port.precision` says what becomes of one that a type does not suit."""
 
+PROVIDERS = ("webgpu", "wasm")
+"""Where the page can run the graphs: on the graphics device, or on the processor."""
+
 MEASURES = {
     "step": "a guided step, and one that is not",
     "picture": "the whole picture, as the release fills it and fast",
@@ -71,7 +74,7 @@ class Precision:
     node_tolerance: float = (
         1e-4  # of any tensor on the way: largest difference from float32, as a share of its largest magnitude
     )
-    providers: tuple[str, ...] = ("webgpu", "wasm")  # of the page, that can run it
+    providers: tuple[str, ...] = PROVIDERS  # of the page, that can run it
     requires: tuple[str, ...] = ()  # WebGPU features
     options: tuple[tuple[str, str], ...] = ()  # entries of ONNX Runtime's session configuration, by their full names
     options_require: tuple[str, ...] = ()  # WebGPU features without which the page leaves them out
@@ -185,6 +188,7 @@ class Way:
     compiled: bool = False  # by PyTorch, which takes minutes for each form: of its own forms only those that are asked for
     provider: str = ""  # of the page in Chromium
     captured: bool = False  # the page captures each graph once and replays it
+    kernels: str = "none"  # of our own in captured graphs; "fastest": where they are faster on this device
     threads: int = 0  # of WebAssembly; 0: as many as the page takes
 
 
@@ -207,9 +211,16 @@ class Contender:
         """The page's provider, for a backend in Chromium; empty for others."""
         return self.ways[0].provider
 
-    def seen(self, captured: bool) -> str:
-        """What the tables call a run in which the page chose the way by itself, by whether it captured the graphs."""
-        return next((way.label for way in self.ways if way.captured == captured and not way.threads), self.label)
+    def seen(self, captured: bool, replaced: bool = False) -> str:
+        """What the tables call a run in which the page chose the way by itself.
+
+        Args:
+            captured: whether it captured the graphs.
+            replaced: whether kernels of our own stand for commands of theirs.
+        """
+        kernels = "fastest" if replaced else "none"
+        own = (way for way in self.ways if way.captured == captured and way.kernels == kernels and not way.threads)
+        return next((way.label for way in own), self.label)
 
 
 CONTENDERS = {
@@ -232,12 +243,13 @@ CONTENDERS = {
         "WebGPU, native", "ONNX Runtime's native WebGPU provider", CARD, (Way("WebGPU, native", "onnxruntime"),)
     ),
     "chromium-webgpu": Contender(
-        "Chromium, WebGPU, captured",
-        "WebGPU in Chromium, each step dispatched, and captured and replayed",
+        "Chromium, WebGPU, our kernels",
+        "WebGPU in Chromium: each step dispatched, captured and replayed, and with kernels of our own in what was captured",
         CARD,
         (
             Way("Chromium, WebGPU", "chromium", provider="webgpu"),
             Way("Chromium, WebGPU, captured", "chromium", provider="webgpu", captured=True),
+            Way("Chromium, WebGPU, our kernels", "chromium", provider="webgpu", captured=True, kernels="fastest"),
         ),
     ),
     "torch-cpu": Contender(
@@ -277,6 +289,8 @@ class Side:
     taken_at_once: int = 256_000_000  # bytes of intermediate values that one run gives
     provider: str = ""  # of the page in a browser
     captured: bool = False  # the page captures the graph, where all of it runs on the device, and replays it
+    engine: str = "chromium"  # of that browser
+    kernels: str = "none"  # of our own in what is captured; "all": wherever there are any
 
 
 IN_BROWSER = 64_000_000  # bytes that a page hands over at once, as text
@@ -289,8 +303,48 @@ SIDES = {
     "chromium-webgpu-captured": Side(
         "Chromium, WebGPU, captured", "browser", taken_at_once=IN_BROWSER, provider="webgpu", captured=True
     ),
+    "firefox-wasm": Side("Firefox, wasm", "browser", taken_at_once=IN_BROWSER, provider="wasm", engine="firefox"),
+    "firefox-webgpu": Side("Firefox, WebGPU", "browser", taken_at_once=IN_BROWSER, provider="webgpu", engine="firefox"),
+    "webkit-wasm": Side("WebKit, wasm", "browser", taken_at_once=IN_BROWSER, provider="wasm", engine="webkit"),
+    "chromium-webgpu-kernels": Side(
+        "Chromium, WebGPU, our kernels", "browser", taken_at_once=IN_BROWSER, provider="webgpu", captured=True, kernels="all"
+    ),
 }
 """Every one by its name; to add one is to add an entry."""
+
+# -- what `evaluate` compares ------------------------------------------------------------------------------------------
+
+GPU = "GPU"
+"""What a Dask worker that has a card calls it: `dask worker --resources GPU=1`."""
+
+
+@dataclass(frozen=True)
+class Filler:
+    """What fills pictures by the thousand: the network in one runtime, or what a user would take instead."""
+
+    label: str  # what the tables call it
+    forms: tuple[str, ...] = ()  # that it has; empty: every precision
+    resource: str = ""  # that a worker must have; empty: none
+
+
+ORIGINAL = "torch"
+FILLERS = {
+    ORIGINAL: Filler("PyTorch", ("fp32",)),
+    "torch-cuda": Filler("PyTorch, CUDA", ("fp32",), GPU),
+    "onnx": Filler("ONNX Runtime"),
+    "webgpu-native": Filler("WebGPU, native", resource=GPU),
+}
+"""Runtimes of the network, by name; the others are compared with `ORIGINAL`, or with "torch-cuda" where that is missing."""
+BASELINES = {
+    "patchmatch": "PatchMatch",
+    "telea": "OpenCV Telea",
+    "navier_stokes": "OpenCV Navier-Stokes",
+    "biharmonic": "biharmonic",
+}
+"""Methods that need no network, and what the tables call them."""
+MASK_KINDS = ("thin", "thick", "box", "centre", "object")
+"""Holes that are drawn from a seed; see `inpainting.masks`."""
+PAPER_SHARE = (0.4, 0.5)  # of a picture that the holes of the paper's main tables take
 
 # -- the diffusion process (release: DDIM, epsilon prediction) ---------------------------------------------------------
 
@@ -350,6 +404,15 @@ GPU_LAYOUTS = {"vae_encoder": "NHWC", "step": "NCHW", "vae_decoder": "NHWC"}
 """In which layout the provider runs a graph's convolutions. Those of the autoencoder are large, and the provider reads four
 numbers at a time only where channels come last; the step has none but depthwise and 1x1 ones, whose data stays as it is."""
 
+WEBGPU_DEFAULTS = {
+    "maxStorageBufferBindingSize": 2**27,  # bytes of one tensor
+    "maxStorageBuffersPerShaderStage": 8,  # tensors that one program reads and writes
+    "maxComputeWorkgroupStorageSize": 16384,  # bytes
+    "maxComputeInvocationsPerWorkgroup": 256,
+}
+"""What every device with WebGPU has (W3C, WebGPU, "Limits"); the graphs need no more."""
+LARGEST_BINDING = WEBGPU_DEFAULTS["maxStorageBufferBindingSize"]
+
 # -- how the graphs are written ----------------------------------------------------------------------------------------
 
 OPSET = 18  # of ONNX's own operators, in every graph
@@ -357,6 +420,10 @@ RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 # -- how a mask is painted, in the notebook and on the page -------------------------------------------------------------
 
+MOST_GROWTH = 500  # px by which a selection may grow, shrink or be feathered at once
+WIRE_MARGIN = 32  # px around its two ends that a wire may use, besides a quarter of their distance
+SEGMENTER_SIDE = 1024  # px, longer side of a picture as a segmentation model sees it
+TOLERANCE = 24  # 0..255: by how much each channel may differ for the magic wand, at first
 BRUSH_SHARE = 0.07  # of a picture's shorter side: the brush's diameter at first, rounded down to px, at least 1
 
 # -- what a person sees while it runs ----------------------------------------------------------------------------------
@@ -374,7 +441,11 @@ outwards only."""
 
 FEATHER_WIDTH = 9  # px outside a whole hole over which the new picture fades out; the release's blur reaches as far
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
+EXTENSION_DEPTH = 6  # sixteenths of the window's side: how deep a ring of new canvas is at most
+EXTENSION_BEYOND = 2  # sixteenths of it: how far a window reaches past the ring, into what is not used
+EXTENSION_REACH = 16  # px over which new canvas takes over the colours that it is joined to
 MAX_MEGAPIXELS = 100  # a larger picture is refused rather than left to exhaust memory
+MOST_VARIANTS = 1000  # results that one command makes of a picture
 JPEG_QUALITY = 95  # 1..100, of JPEG and AVIF unless another is asked for
 
 
@@ -436,7 +507,7 @@ DEMO = NetworkConfig(
     cross_attention_dim=192,
     encoder_hid_dim=256,
     vae=VaeConfig(
-        (32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0523, mid_block_attention=False
+        (32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0119, mid_block_attention=False
     ),
 )
 """The network we trained ourselves, shipped with the package: 9.4 M parameters."""

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -82,9 +83,25 @@ def explain(error: BaseException) -> str | None:
         return f"a number is out of range ({first_line(error)}); use one closer to the default"
     if isinstance(error, FloatingPointError):
         return f"{first_line(error)}; use settings closer to the defaults"
+    if isinstance(error, ValueError) and (misread := _misread_variable(error)):
+        return misread
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != __package__:
         return f"the package {error.name!r} is not installed here; `pip install` it, or recreate the environment"
     return None
+
+
+def _misread_variable(error: ValueError) -> str:
+    """What to do about a number in the environment that a library could not read while it was imported; empty for anything else."""
+    modules = [
+        frame.f_globals["__name__"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
+    library = modules[-1].partition(".")[0] if modules else __package__
+    variables = [f"{name}={value}" for name, value in os.environ.items() if value and str(error).endswith(f": {value!r}")]
+    if library in (__package__, "__main__") or not variables:
+        return ""
+    return f"{' or '.join(variables)}: {library} expects another number there; correct it or unset it"
 
 
 def explain_os_error(error: OSError) -> str:

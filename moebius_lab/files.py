@@ -13,12 +13,12 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import jsonschema
+import fastjsonschema
 import numpy as np
 from tqdm import tqdm
 
@@ -57,12 +57,23 @@ STORED_FILE = record(name=TEXT, bytes=COUNT, sha256=SHA256)
 
 def misfit(value: object, shape: dict) -> str:
     """Where and how `value` departs from a JSON Schema, in a few words; empty where it fits."""
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(shape).iter_errors(value))
-    if error is None:
-        return ""
-    if error.validator == "required":
-        return error.message if len(error.message) < 100 else "entries are missing"
-    return f"{error.json_path} should have {error.validator} {error.validator_value!r}"
+    try:
+        _validator(json.dumps(shape))(value)
+    except fastjsonschema.JsonSchemaValueException as error:
+        if error.rule == "required":
+            missing = [name for name in error.rule_definition if name not in error.value]
+            return f"{missing[0]!r} is a required property" if len(missing) == 1 else "entries are missing"
+        where = f"${error.name.removeprefix('data')}"
+        if error.rule == "additionalProperties":
+            return f"{where} has entries that are not known"
+        return f"{where} should have {error.rule} {error.rule_definition!r}"
+    return ""
+
+
+@lru_cache
+def _validator(shape: str) -> Callable[[object], object]:
+    """What checks a value against a JSON Schema, as text."""
+    return fastjsonschema.compile(json.loads(shape), use_default=False, detailed_exceptions=True)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """What several test files need: networks with deterministic weights, their graphs, and a picture for them.
 
-`make test` runs the files in two processes. What costs seconds is made once for both (`made_once`), and the files that take
-longest are begun first (`LONGEST_FIRST`).
+`make test` runs the files in two processes. What costs seconds is made once for both, and kept (`kept_graphs`); the files that
+take longest are begun first (`LONGEST_FIRST`).
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +14,29 @@ from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from moebius_lab.config import PRECISIONS, STRAIGHTFORWARD
+from moebius_lab.config import PRECISIONS, STRAIGHTFORWARD, offered
 from moebius_lab.notebook.workbench import Workbench, prepare
-from moebius_lab.page.browser import find_chromium
-from moebius_lab.page.bundle import write_bundle
+from moebius_lab.page.bundle import recorded, write_bundle
+from moebius_lab.page.driving import session_of
+from moebius_lab.page.engines import ENGINES, MAIN, NoBrowser, find
 
 DATA = Path(__file__).parent / "data"
 expect.set_options(timeout=60_000)  # ms: a busy machine shows late what a quiet one shows at once
 LONGEST_FIRST = (
-    "notebooks",
+    "notebooks",  # makes TINY's graphs
+    "kept",  # makes SMALL's meanwhile: who comes second would only wait for TINY's
     "page",
     "browser",
+    "runs",
+    "recording",
     "jupyterlab",
+    "page_engines",
+    "engines",
+    "dataset",
+    "tools",
+    "kernels",
+    "needs",
+    "large",
     "benchmark",
     "errors",
     "training",
@@ -49,23 +59,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`made_once(name, make)`: what `make(folder)` leaves in a folder, made by the first process of this run that asks.
+def kept_graphs(pytestconfig, tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`kept_graphs(name, make)`: a copy of a run's folder, in which `make(folder)` has stored graphs.
 
-    Each process gets a copy, which its tests may change.
+    The folder lies in pytest's cache, for both processes and for later runs: what is made again is what `Graphs` finds
+    out of date. Each process gets a copy, which its tests may change.
     """
-    own = tmp_path_factory.getbasetemp()
-    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def folder(name: str, make: Callable[[Path], object]) -> Path:
-        made = common / f"made-{name}"
-        with FileLock(f"{made}.lock"):
-            if not made.is_dir():
-                part = made.with_suffix(".part")
-                shutil.rmtree(part, ignore_errors=True)
-                make(part)
-                part.rename(made)
-        return shutil.copytree(made, tmp_path_factory.mktemp(name) / name)
+        kept = pytestconfig.cache.mkdir("networks") / name
+        with FileLock(f"{kept}.lock"):
+            make(kept)
+            return shutil.copytree(kept, tmp_path_factory.mktemp(name) / name)
 
     return folder
 
@@ -94,43 +99,72 @@ def playwright():
 @pytest.fixture(scope="module")
 def chromium(playwright):
     """A browser without flags of its own; test_browser.py has one with WebGPU."""
-    browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+    browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
     yield browser
     browser.close()
 
 
 @pytest.fixture(scope="session")
-def small(made_once, picture_files) -> Workbench:
-    """SMALL, with its graphs in every form: what the reference outputs are of."""
-    return deterministic("small", made_once, picture_files)
+def engine_here() -> Callable[[str, str], None]:
+    """`engine_here(name, provider)` skips a test of an engine that cannot be had here; Chromium every machine can have."""
+
+    def require(name: str, provider: str) -> None:
+        try:
+            ENGINES[name].find(provider)
+        except NoBrowser as reason:
+            if name == MAIN:
+                raise
+            pytest.skip(str(reason))
+
+    return require
+
+
+@pytest.fixture(scope="module")
+def first_tab(request, engine_here):
+    """The tab of a browser with a new profile, for all tests of that engine: another would not be in front everywhere."""
+    engine_here(request.param, "wasm")
+    session = session_of(ENGINES[request.param], "wasm", "none")
+    yield session.new_tab()
+    session.close()
 
 
 @pytest.fixture(scope="session")
-def tiny(made_once, picture_files) -> Workbench:
-    """TINY, with its graphs in every form: for the software WebGPU adapter, and where a network is only a passenger."""
-    return deterministic("tiny", made_once, picture_files)
+def small(kept_graphs, picture_files) -> Workbench:
+    """SMALL, with its graphs in every form: what the reference outputs are of."""
+    return deterministic("small", (*PRECISIONS, STRAIGHTFORWARD), kept_graphs, picture_files)
 
 
-def deterministic(network: str, made_once, picture_files: tuple[Path, Path]) -> Workbench:
+@pytest.fixture(scope="session")
+def tiny(kept_graphs, picture_files) -> Workbench:
+    """TINY, with its graphs in every precision: for the software WebGPU adapter, and where a network is only a passenger."""
+    return deterministic("tiny", tuple(PRECISIONS), kept_graphs, picture_files)
+
+
+def deterministic(network: str, forms: tuple[str, ...], kept_graphs, picture_files: tuple[Path, Path]) -> Workbench:
     def run_in(folder: Path) -> Workbench:
         return prepare(network, "deterministic", *map(str, picture_files), str(folder))
 
     def export(folder: Path) -> None:
         bench = run_in(folder)
-        for form in (*PRECISIONS, STRAIGHTFORWARD):
+        for form in forms:
             bench.stored(form)
+        recorded(bench, {form: bench.stored(form) for form in offered()})
 
-    return run_in(made_once(network, export))
+    return run_in(kept_graphs(network, export))
 
 
 @pytest.fixture(scope="session")
-def demo(made_once) -> Workbench:
+def demo(kept_graphs) -> Workbench:
     """The shipped network, with the graphs that its page takes."""
 
     def run_in(folder: Path) -> Workbench:
         return prepare("demo", "demo", output_dir=str(folder), precision="fp16-storage")
 
-    return run_in(made_once("demo", lambda folder: run_in(folder).stored()))
+    def export(folder: Path) -> None:
+        bench = run_in(folder)
+        recorded(bench, {bench.precision: bench.stored()})
+
+    return run_in(kept_graphs("demo", export))
 
 
 @pytest.fixture(scope="session")

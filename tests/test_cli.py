@@ -14,6 +14,7 @@ from moebius_lab.__main__ import _parser, main
 from moebius_lab.config import GRAPHS
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.picture_files import read_image, read_mask, read_picture
+from moebius_lab.model.sampler import SOLVERS
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
 
@@ -23,6 +24,7 @@ def verbs() -> list[str]:
     return list(commands.choices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["", *verbs()])
 def test_help_comes_before_anything_large_is_imported(verb):
     program = "import runpy, sys; sys.argv[0] = 'moebius_lab'\ntry: runpy.run_module('moebius_lab', run_name='__main__')\n"
@@ -34,6 +36,7 @@ def test_help_comes_before_anything_large_is_imported(verb):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
 def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_path, capsys, backend):
     image, mask = map(str, picture_files)
@@ -46,6 +49,7 @@ def test_inpaint_writes_a_picture_of_the_same_size(small, picture_files, tmp_pat
     assert np.array_equal(after[outside], before[outside]) and not np.array_equal(after, before)
 
 
+@pytest.mark.slow
 def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys):
     files = [*map(str, picture_files), "-o", str(tmp_path / "out.png"), "--backend", "torch", *SMALL]
     for options, words in (
@@ -55,7 +59,7 @@ def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys)
         assert main(["inpaint", *files, *options]) == 0
         assert f"1 window of 128 px, {words}, about" in capsys.readouterr().err
     for options, words in (
-        (["--solver", "euler"], "there is no solver 'euler'; choose one of ddim, dpm++2m, unipc"),
+        (["--solver", "euler"], f"there is no solver 'euler'; choose one of {', '.join(SOLVERS)}"),
         (["--steps", "1"], "dpm++2m needs at least 2 steps, and 1 would run: raise steps or strength, or choose ddim"),
         (["--guidance-interval", "0.9", "1"], "no step of 5 begins between 0.9 and 1 of the run"),
         (["--guidance-interval", "1", "2"], "not from 1.0 to 2.0"),
@@ -63,6 +67,14 @@ def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys)
         assert main(["inpaint", *files, *options]) != 0
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["inpaint", "evaluate"])
+def test_the_help_names_every_solver(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(list(SOLVERS)[:-1]) in words and list(SOLVERS)[-1] in words
 
 
 def test_transparency_comes_back(picture_files, tmp_path):
@@ -75,6 +87,7 @@ def test_transparency_comes_back(picture_files, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png").getchannel("A")), np.asarray(alpha))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending, quality, is_exact",
     [(".png", None, True), (".tif", None, True), (".webp", None, True), (".webp", 80, False), (".jpg", None, False)],
@@ -108,6 +121,7 @@ def test_what_was_not_filled_comes_back_in_the_picture_s_own_profile(picture_fil
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted([image.name, out.name])
 
 
+@pytest.mark.slow
 def test_what_a_file_cannot_hold_is_said_before_the_model_runs(picture_files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.asarray(Image.open(picture_files[0]))

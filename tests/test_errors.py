@@ -20,6 +20,8 @@ from PIL import Image
 from moebius_lab import errors
 from moebius_lab.__main__ import main
 
+pytestmark = pytest.mark.slow  # commands in processes of their own
+
 ROOT = Path(__file__).parents[1]
 LONG = "a" * 300
 SMALL = ["--network", "small", "--weights", "deterministic"]
@@ -100,6 +102,13 @@ def test_a_fault_of_ours_passes_through(fault):
 
     with pytest.raises(type(fault)):
         errors.run(fail)
+
+
+@pytest.mark.parametrize("variable, value", [("HF_HUB_ETAG_TIMEOUT", "abc"), ("HF_HUB_DOWNLOAD_TIMEOUT", "1.5")])
+def test_a_number_in_the_environment_that_is_none(tmp_path, variable, value):
+    _, said = start("fetch", "places2", cwd=tmp_path, **{variable: value}).communicate()
+    words = f"moebius_lab: {variable}={value}: huggingface_hub expects another number there; correct it or unset it"
+    assert said.decode().splitlines() == [words]
 
 
 def test_a_fault_of_ours_shows_its_traceback(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moebius_lab
-from moebius_lab.page.bundle import ENGINE, WEB, page_files
+from moebius_lab.page.modules import ENGINE, WEB, page_files
 from moebius_lab.provenance import package_files
 
 PACKAGE = Path(moebius_lab.__file__).parent
@@ -113,6 +113,7 @@ def specifiers(source: str) -> set[str]:
         "export * from './x.js';",
         "await import('./x.js')",
         "/** @typedef {import('./x.js').X} X */",
+        "/** @import { X } from './x.js' */",
         'import a from "./x.js";',
     ],
 )
@@ -121,22 +122,27 @@ def test_an_import_of_javascript_is_seen_in_whatever_form(source):
 
 
 def targets(name: str) -> set[Path]:
-    """The files that a module of the page imports, other than the runtime's types."""
+    """The files that a module of the page imports or takes types from, other than the runtime's types."""
     source = (WEB / name).read_text(encoding="utf-8")
-    return {(WEB / name).parent.joinpath(other).resolve() for other in specifiers(source) - {RUNTIME}}
+    found = {(WEB / name).parent.joinpath(other).resolve() for other in specifiers(source) - {RUNTIME}}
+    return {path.with_suffix(".ts") if path.with_suffix(".ts") in TYPES else path for path in found}
+
+
+TYPES = {path.resolve() for path in WEB.rglob("types.ts")}
+"""Which no browser loads, so that they are no files of the page; modules name them with the ending of modules."""
 
 
 def test_the_engine_imports_only_its_neighbours():
     """It is sent to a worker or a notebook's page as that folder: nothing else of the page is there."""
     modules = [name for name in page_files() if name.startswith(ENGINE)]
-    folder = {WEB.resolve() / name for name in modules}
+    folder = {WEB.resolve() / name for name in modules} | {WEB.resolve() / ENGINE / "types.ts"}
     edges = {name: targets(name) for name in modules}
     assert sum(map(len, edges.values())) > 20  # the graph is really drawn
     assert {name: found - folder for name, found in edges.items() if found - folder} == {}
 
 
 def test_the_interface_imports_modules_that_there_are():
-    files = {WEB.resolve() / name for name in page_files()}
+    files = {WEB.resolve() / name for name in page_files()} | TYPES
     edges = {name: targets(name) for name in page_files() if name.endswith(".js") and not name.startswith(ENGINE)}
     assert any("engine" in path.parts for found in edges.values() for path in found)
     assert {name: found - files for name, found in edges.items() if found - files} == {}
@@ -144,4 +150,11 @@ def test_the_interface_imports_modules_that_there_are():
 
 def test_what_dates_a_result_of_the_page_holds_both_folders():
     assert {WEB / name for name in page_files()} < set(package_files())
-    assert {Path(name).parent.as_posix() for name in page_files()} == {".", "engine", "interface"}
+    assert {Path(name).parent.as_posix() for name in page_files()} == {
+        ".",
+        "engine",
+        "engine/kernels",
+        "engine/recorded",
+        "interface",
+        "measuring",
+    }

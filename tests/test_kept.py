@@ -26,7 +26,7 @@ GRAPH = "onnx/int8/vae_decoder"
 def made(small, tmp_path_factory):
     """A folder with all that a run of SMALL keeps: graphs, a loop, a preview, a bundle, evidence."""
     folder = tmp_path_factory.mktemp("kept")
-    for form in ("fp32", "int8"):
+    for form in ("fp32", "int8", "recordings"):
         shutil.copytree(small.folder / "onnx" / form, folder / "onnx" / form)
     bench = dataclasses.replace(small, folder=folder)
     write_bundle(bench, folder / "bundle", ("fp32",))

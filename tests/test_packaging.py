@@ -181,6 +181,15 @@ def test_tracked_files_hold_no_machine_paths_and_stay_small():
             assert not home.search(path.read_bytes()), path
 
 
+def test_no_tracked_file_holds_a_merge_that_was_not_finished():
+    """Looked for are the marks at which git's two sides begin and end."""
+    begin, end = "<" * 7, ">" * 7
+    found = subprocess.run(
+        ["git", "grep", "-l", "-E", f"^({begin}|{end}) "], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", "")
+
+
 def test_the_readme_names_the_pages_and_pictures_of_docs_and_the_pictures_are_small():
     named = set(re.findall(r"docs/[\w.]+", (ROOT / "README.md").read_text(encoding="utf-8"))) - {"docs/"}
     kept = {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()}

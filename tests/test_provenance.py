@@ -91,8 +91,8 @@ def test_loops_and_previews_depend_on_more_than_graphs():
         ("model.sampler", "import moebius_lab.page.serve"),
         ("config", "from .page import serve"),
         ("model.sampler", "from moebius_lab.page.serve import Server"),
-        ("training.masks", "from ..page.serve import Server"),
-        ("training.masks", "from ..page import serve"),
+        ("inpainting.masks", "from ..page.serve import Server"),
+        ("inpainting.masks", "from ..page import serve"),
         ("training", "from ..page import serve"),
     ],
 )
@@ -111,6 +111,6 @@ def test_an_import_is_followed_in_whatever_form(package, module, line):
 def test_libraries_are_found_by_the_names_that_modules_have():
     found = libraries([PACKAGE / "inpainting" / "imaging.py"])
     assert found["PIL"] == provenance.version("pillow") and "os" not in found and "moebius_lab" not in found
-    assert "playwright" not in libraries([PACKAGE / "page" / "browser.py"]) and "playwright" in libraries(
-        [PACKAGE / "page" / "browser.py"], optional=True
+    assert "playwright" not in libraries([PACKAGE / "page" / "engines.py"]) and "playwright" in libraries(
+        [PACKAGE / "page" / "engines.py"], optional=True
     )

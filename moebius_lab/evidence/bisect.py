@@ -514,8 +514,10 @@ class InBrowser:
                 shutil.copyfile(path.with_name(file["name"]), copy.with_name(file["name"]))
         _write_graph(copy, model, weights)
         write_bundle(self.graphs, bundle, (self.form,), graphs=dict.fromkeys(GRAPHS, self.nothing) | {path.stem: copy})
-        with Browser(bundle, self.side.provider, self.form, capture=self.side.captured) as browser:
-            self.evidence = f"Chromium {browser.version}, {_told(browser.loaded, path.stem)}"
+        side = self.side
+        options = {"capture": side.captured, "kernels": side.kernels, "engine": side.engine}
+        with Browser(bundle, side.provider, self.form, **options) as browser:
+            self.evidence = f"{browser.name}, {_told(browser.loaded, path.stem)}"
             return browser.run(path.stem, feeds)
 
 

@@ -47,7 +47,7 @@ def check_port(
         url: of the page: its folder or its index.html.
         precision: one that is published; empty for the first of the manifest that the browser can run with `provider`.
         provider: "webgpu" or "wasm"; there is no falling back.
-        adapter: see `browser.launch_options`.
+        adapter: see `driving.chosen_adapter`.
         graphs: which are run; the hashes of all three are compared in any case.
         on_progress: called with a line for each thing that was found good.
 
@@ -178,6 +178,9 @@ def _check_page(fetch: _Fetch, manifest: dict) -> None:
         fetch.get(name)
     for build in manifest["runtime"]["builds"].values():
         fetch.require(fetch.base + build["wasm"]["file"], build["wasm"])
+    for form in manifest["precisions"].values():
+        if recording := form.get("recording"):
+            fetch.require(fetch.base + recording["file"], recording)
 
 
 def _download(fetch: _Fetch, manifest: dict, form: str, folder: Path) -> dict[str, Path]:

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from .. import LabError, errors
+from .. import errors
 from ..config import CONDITIONAL_IDS, DEMO
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
@@ -29,13 +28,13 @@ from ..inpainting.picture_files import read_image, read_mask
 from ..model.checkpoint import load_checkpoint, load_vae
 from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
+from .baselines import navier_stokes_fill, patchmatch_fill, telea_fill
+from .measures import measures, texture_error, texture_ratio
 from .perceptual import PerceptualDistance
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
 BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
-OPENCV_RADIUS = 5  # px, the neighbourhood that Telea and Navier-Stokes look at
-PATCHMATCH_SEED = 0
 SEEDS = (0, 1, 2)  # of the fills whose measures are averaged
 GREYED = (
     "brick-wall2",
@@ -60,39 +59,6 @@ def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray
     }
 
 
-def hole_psnr(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
-    """Peak signal-to-noise ratio over the hole's pixels, dB; both pictures uint8 (H, W, 3), hole bool (H, W)."""
-    error = np.mean((filled[hole].astype(float) - truth[hole].astype(float)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
-def hole_ssim(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
-    """Structural similarity (scikit-image, 7 px windows), averaged over the hole's pixels; 1 is equal."""
-    _, similarity = structural_similarity(filled, truth, channel_axis=2, full=True)
-    return float(similarity[hole].mean())
-
-
-def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = 24) -> float:
-    """Laplacian energy in the hole over that of a ring of `ring` px around it: 1 is equal texture, 0 is smooth.
-
-    Pixels within 4 px of the hole's edge count for neither side, so that a seam is not taken for texture.
-    """
-    grey = cv2.cvtColor(filled, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    energy = cv2.Laplacian(grey, cv2.CV_32F) ** 2
-    area = hole.astype(np.uint8)
-    inside = cv2.erode(area, np.ones((9, 9), np.uint8)) > 0
-    if not inside.any():
-        inside = hole
-    near = cv2.dilate(area, np.ones((9, 9), np.uint8)) > 0
-    around = (cv2.dilate(area, np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0) & ~near
-    return float(energy[inside].mean() / (energy[around].mean() + 1e-3))
-
-
-def texture_error(ratio: float) -> float:
-    """How far a texture ratio is from 1, symmetric in too little and too much: |log2 ratio|."""
-    return float(abs(np.log2(max(ratio, 1e-6))))
-
-
 def chroma(filled: np.ndarray, hole: np.ndarray) -> float:
     """Root mean square of the chroma (YCrCb) in the hole, in levels: 0 is grey."""
     colour = cv2.cvtColor(filled, cv2.COLOR_RGB2YCrCb)[hole][:, 1:].astype(float) - 128
@@ -102,37 +68,6 @@ def chroma(filled: np.ndarray, hole: np.ndarray) -> float:
 def greyed(picture: np.ndarray) -> np.ndarray:
     """The picture without its colours."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
-def patchmatch_fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """PatchMatch (Barnes et al. 2009), with the package's defaults.
-
-    Raises:
-        LabError: the package is not installed.
-    """
-    try:
-        import patchmatch
-    except ImportError as missing:
-        raise LabError("the comparison with PatchMatch needs a package: pip install pypatchmatch") from missing
-    patchmatch.set_verbose(False)
-    patchmatch.set_random_seed(PATCHMATCH_SEED)
-    return patchmatch.inpaint(picture, hole.astype(np.uint8))
-
-
-def measures(
-    filled: np.ndarray, truth: np.ndarray, hole: np.ndarray, distance: PerceptualDistance | None
-) -> dict[str, float]:
-    """Every measure of one fill that needs no other fill; the perceptual one if its network is given."""
-    ratio = texture_ratio(filled, hole)
-    found = {
-        "psnr_db": round(hole_psnr(filled, truth, hole), 3),
-        "ssim": round(hole_ssim(filled, truth, hole), 4),
-        "texture": round(ratio, 4),
-        "texture_error": round(texture_error(ratio), 4),
-    }
-    if distance is not None:
-        found["perceptual"] = round(distance.between(filled, truth, hole), 4)
-    return found
 
 
 def evaluate_pair(
@@ -156,12 +91,11 @@ def evaluate_pair(
         {method: measures} and {method: filled picture}, that of the first seed.
     """
     hole, core = feather(mask) > 0, is_hole(mask)  # every pixel that pasting may change, and the hole itself
-    area = hole.astype(np.uint8)
     fills = [inpaint(backend, picture, mask, replace(settings, seed=seed)) for seed in seeds]
     filled = {
         "ours": fills[0],
-        "telea": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_TELEA),
-        "navier_stokes": cv2.inpaint(picture, area, OPENCV_RADIUS, cv2.INPAINT_NS),
+        "telea": telea_fill(picture, hole),
+        "navier_stokes": navier_stokes_fill(picture, hole),
     }
     if distance is not None:
         filled["patchmatch"] = patchmatch_fill(picture, hole)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
-import onnx
 import pandas as pd
 import torch
 from torch import nn
@@ -30,7 +26,6 @@ PARTS = {
     "proj_in, proj_out": (".proj_in", ".proj_out"),
 }
 """Name of each part and the pieces of module names that belong to it; the first that occurs decides."""
-SHAPE_ONLY = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 OTHER = "embeddings, norms, first and last convolution"
 
 
@@ -130,39 +125,6 @@ def least_step_seconds(config: NetworkConfig) -> float:
         a @ a
         seconds.append(time.perf_counter() - start)
     return graph_gflop(config)["step"] * min(seconds) / (2 * 1024**3 / 1e9)
-
-
-def peak_activations(path: str | Path) -> int:
-    """Bytes of the activations that are alive at once, at most, when a graph's nodes run in the order in which they stand.
-
-    A tensor lives from the node that makes it to the last that reads it; weights and what is made of them alone do not count,
-    and nodes that only change a shape make nothing.
-    """
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
-    infos = {info.name: info.type.tensor_type for info in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
-    constant = {tensor.name for tensor in model.graph.initializer}
-    same: dict[str, str] = {}
-    last: dict[str, int] = {}
-    for i, node in enumerate(model.graph.node):
-        if all(name in constant or not name for name in node.input):
-            constant |= set(node.output)
-        elif node.op_type in SHAPE_ONLY:
-            same[node.output[0]] = same.get(node.input[0], node.input[0])
-        last |= {same.get(name, name): i for name in (*node.input, *node.output)}
-    last |= {same.get(output.name, output.name): len(model.graph.node) for output in model.graph.output}
-    alive = {info.name: _bytes_of(infos[info.name]) for info in model.graph.input}
-    most = sum(alive.values())
-    for i, node in enumerate(model.graph.node):
-        made = [name for name in node.output if name in infos and name not in constant and name not in same]
-        alive |= {name: _bytes_of(infos[name]) for name in made}
-        most = max(most, sum(alive.values()))
-        alive = {name: size for name, size in alive.items() if last.get(name, i) > i}
-    return most
-
-
-def _bytes_of(kind: onnx.TypeProto.Tensor) -> int:
-    width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize
-    return width * math.prod(dimension.dim_value for dimension in kind.shape.dim)
 
 
 def _flops_by_part(net: nn.Module, counter: FlopCounterMode) -> Counter[str]:

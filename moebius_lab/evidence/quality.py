@@ -24,10 +24,10 @@ from ..files import write_json
 from ..inpainting.backends import Backend
 from ..inpainting.imaging import is_hole
 from ..inpainting.loop import Settings, inpaint, preset
-from ..model.sampler import SOLVERS
 from ..port.graphs import Graphs
 from ..port.sessions import OnnxBackend, open_session
-from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, held_out_pairs, hole_psnr, measures
+from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, held_out_pairs
+from .measures import hole_psnr, measures
 from .perceptual import PerceptualDistance
 
 QUALITY = DEMO_FOLDER / "quality.json"
@@ -46,6 +46,8 @@ TITLES = {
     "to_longest_db": "PSNR against 100 steps, dB",
 }
 """The measures that are shown, and their titles."""
+COMPARED = ("ddim", "dpm++2m", "unipc")
+"""The solvers of the curves: those for a network that was not distilled."""
 SLACK = {"psnr_db": 0.1, "ssim": 0.01, "texture": 0.05}
 """How far a preset's mean may be from that of the release, in dB and the measures' own units."""
 
@@ -66,7 +68,7 @@ def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
     unnamed = {from_noise(name): name for name in PRESETS}
     found = {RELEASED: (from_noise("as-released"), SEEDS)}
     del unnamed[from_noise("as-released")]
-    for solver in SOLVERS:
+    for solver in COMPARED:
         for schedule, interval in SCHEDULES.items():
             for steps in STEPS[schedule]:
                 guidance = 1.0 if schedule == "never" else Settings.guidance
@@ -89,12 +91,12 @@ def measure_picture(
     Args:
         backend: the network.
         picture, mask: uint8 (H, W, 3) and (H, W).
-        distance: see `evaluation.measures`.
+        distance: see `measures.measures`.
         names: of the ways.
         known: rows of an earlier run, which are kept.
 
     Returns:
-        A row for each way and seed: its measures, see `evaluation.measures`, and for seed 0 also `to_longest_db`, the PSNR
+        A row for each way and seed: its measures, see `measures.measures`, and for seed 0 also `to_longest_db`, the PSNR
         in the hole against the fill of 100 steps.
     """
     hole = is_hole(mask)

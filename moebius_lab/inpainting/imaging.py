@@ -111,7 +111,12 @@ def feather(mask: np.ndarray, coverage: str = WHOLE) -> np.ndarray:
     """
     if coverage == AS_RELEASED:
         return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(MASK_BLUR_RADIUS)))
-    return _fading()[nearness(is_hole(mask), FEATHER_WIDTH)]
+    return outward_weights(is_hole(mask))
+
+
+def outward_weights(hole: np.ndarray) -> np.ndarray:
+    """bool (H, W) -> uint8 (H, W): 255 in the hole, falling to 0 at `FEATHER_WIDTH` px from it."""
+    return _fading()[nearness(hole, FEATHER_WIDTH)]
 
 
 @cache
@@ -140,19 +145,20 @@ def paste(new: np.ndarray, image: np.ndarray, mask: np.ndarray, coverage: str = 
     (new/255 a + image/255 (1 - a)) 255 in float64 and truncated.
     """
     weights, result = feather(mask, coverage), image.copy()
-    blend = _blend_as_released if coverage == AS_RELEASED else _blend
+    blend = _mix_as_released if coverage == AS_RELEASED else mix
     for rows in _bands(0, len(image), image.shape[1]):
         a = weights[rows, :, None]
         result[rows] = np.where(a > 0, blend(new[rows], image[rows], a), image[rows])
     return result
 
 
-def _blend(new: np.ndarray, old: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def mix(new: np.ndarray, old: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """uint8, all of shapes that broadcast: new where the weight is 255, old where it is 0, rounded in between."""
     weight = weight.astype(np.uint16)
     return ((new * weight + old * (255 - weight) + 127) // 255).astype(np.uint8)
 
 
-def _blend_as_released(new: np.ndarray, old: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _mix_as_released(new: np.ndarray, old: np.ndarray, weight: np.ndarray) -> np.ndarray:
     a = weight / 255
     return ((new / 255 * a + old / 255 * (1 - a)) * 255).astype(np.uint8)
 
@@ -179,6 +185,9 @@ class Window:
     side: int  # px; the model sees it scaled to its own size if it differs
     number: int  # from 1
     owners: np.ndarray  # unsigned (H, W), shared by all windows: for each pixel, the window that fills it; 0 for none
+    new_canvas: tuple[
+        bool, ...
+    ] = ()  # where it fills new canvas: whether there is some left, top, right, bottom; see `extending`
 
     @property
     def visible(self) -> tuple[slice, slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,20 +23,20 @@ from ..config import (
     STEPS,
     STRENGTH,
 )
+from ..errors import first_line
 from ..model.sampler import Step, first_state, solver_steps
+from ..provenance import made_by
 from .backends import Backend
+from .extending import Extension, plan_filling, put_back, see
 from .imaging import (
     Window,
     check_picture_and_mask,
-    crop,
     describe_windows,
     is_hole,
     mask_to_hole,
     mask_to_latent,
-    plan_windows,
     to_bytes,
     to_unit_range,
-    uncrop,
 )
 from .picture_files import Picture
 
@@ -123,6 +123,22 @@ def preset_of(settings: Settings) -> str:
     return ""
 
 
+def settings_of(made: dict) -> Settings:
+    """The settings that a picture says it was made with; see `picture_files.MADE`.
+
+    Raises:
+        LabError: some of them are unknown here, or out of their ranges.
+    """
+    found = dict(made["settings"])
+    try:
+        found["guidance_interval"] = tuple(found["guidance_interval"])
+        return Settings(**found)
+    except (KeyError, TypeError) as error:
+        raise LabError(
+            f"these settings were written by another version ({first_line(error)}); give them as options"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Progress:
     """Handed to the callback after every step."""
@@ -199,7 +215,7 @@ def sample(
 
 
 def describe_cost(windows: list[Window], size: int, settings: Settings, step_seconds: float = 0.0) -> str:
-    """What filling through `windows` (of `plan_windows`) will cost, in words: "54 windows of 512 px, 1,026 steps, about 3 min".
+    """What filling through `windows` (of `plan_filling`) will cost, in words: "54 windows of 512 px, 1,026 steps, about 3 min".
 
     Args:
         windows: the plan.
@@ -223,6 +239,7 @@ def inpaint(
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
     on_fill: Callable[[np.ndarray, Window], None] | None = None,
+    extension: Extension | None = None,
 ) -> np.ndarray:
     """Fill the hole of a picture of any size.
 
@@ -233,7 +250,9 @@ def inpaint(
         settings: see `Settings`.
         on_progress: called after every step of every window.
         cancel: set it, from any thread, to stop before the next step.
-        on_fill: called as on_fill(made, window) with what the model made of each window, as `uncrop` takes it.
+        on_fill: called as on_fill(made, window) with what the model made of each window, as `put_back` takes it.
+        extension: how the picture was extended, see `extending.extend`: the old part of it stays bit-identical, except around
+            holes of its own.
 
     Returns:
         uint8 (H, W, 3): new in the whole hole, and equal to `image` in every pixel that is `FEATHER_WIDTH` px or more
@@ -247,18 +266,18 @@ def inpaint(
     size = backend.config.image_size
     result = image
     left_to_fill = is_hole(mask)
-    windows = plan_windows(mask, size, settings.coverage)
+    windows = plan_filling(mask, size, settings.coverage, extension)
     for i, window in enumerate(windows):
 
         def report(done: int, total: int, latent: Tensor, clean: Tensor, i: int = i) -> None:
             if on_progress is not None:
                 on_progress(Progress(i, len(windows), done, total, latent, clean))
 
-        seen, seen_mask = crop(result, left_to_fill, window, size)
+        seen, seen_mask = see(result, left_to_fill, window, size)
         raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
         if on_fill is not None:
             on_fill(raw, window)
-        result = uncrop(raw, result, mask, window, settings.coverage)
+        result = put_back(raw, result, mask, window, settings.coverage)
         left_to_fill[window.visible] &= window.owners[window.visible] != window.number
     return result
 
@@ -270,20 +289,38 @@ def inpaint_picture(
     settings: Settings = Settings(),
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
+    extension: Extension | None = None,
+    model: dict[str, str] | None = None,
 ) -> Picture:
     """`inpaint` for a picture as it was read: what the model makes is pasted into the stored pixels, in their own colours.
 
+    Args:
+        model: what the picture says of the model besides its network and backend: `weights` and `precision`, by name.
+
     Returns:
-        The picture with its own profile, transparency and EXIF block; `stored` stays where the result of `inpaint` does.
+        The picture with its own profile, transparency and EXIF block, and with what it was made with; `stored` stays where the result of `inpaint` does.
+        New canvas is joined in sRGB, as the page does it, and converted from there; the old pixels' values stay as they were stored.
     """
+    named = {"network": backend.config.name, "weights": "", "precision": "", "backend": backend.name} | (model or {})
+    picture = replace(picture, made={"format": 1, "settings": vars(settings), "model": named, "code": CODE})
     if picture.stored is picture.rgb:
-        rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel)
+        rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, extension=extension)
         return picture.filled(rgb, rgb)
     stored = picture.stored_rgb
 
     def keep(made: np.ndarray, window: Window) -> None:
         nonlocal stored
-        stored = uncrop(picture.in_its_profile(made), stored, mask, window, settings.coverage)
+        if not window.new_canvas:
+            stored = put_back(picture.in_its_profile(made), stored, mask, window, settings.coverage)
 
-    rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, keep)
+    rgb = inpaint(backend, picture.rgb, mask, settings, on_progress, cancel, keep, extension)
+    if extension is not None:
+        left, top, right, bottom = extension.inside(*mask.shape[::-1])
+        old = stored[top:bottom, left:right]
+        stored = np.array(picture.in_its_profile(rgb))
+        stored[top:bottom, left:right] = old
     return picture.filled(rgb, stored)
+
+
+CODE = str(made_by(__name__)["code"])[:16]
+"""Version of the code that fills pictures, as their files state it."""

@@ -22,6 +22,7 @@ can hold them. PNG, TIFF, BMP, PPM, TGA, JPEG 2000 and, unless a quality is aske
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import struct
@@ -34,10 +35,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from ..config import JPEG_QUALITY
 from ..errors import explain_os_error
-from ..files import write_whole
+from ..files import TEXT, misfit, record, write_whole
 from .colours import ProfileError, as_image, from_srgb, lab_to_srgb, profile_of_gamma, profile_of_png, to_srgb
 from .imaging import ImageError, check_size
 
@@ -46,6 +48,15 @@ Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 
 LARGEST_FILE = 2**31  # bytes: a picture of the largest size in any format takes less
 EXIF_HEADER = b"Exif\0\0"
+KEYWORD = "moebius_lab"
+"""Of the PNG's text (iTXt) that says what a picture was made with, as JSON."""
+MADE = record(
+    format={"const": 1},
+    settings={"type": "object"},
+    model=record(network=TEXT, weights=TEXT, precision=TEXT, backend=TEXT),
+    code=TEXT,
+)
+"""Its form, here and on the page: `settings` are those of `loop.Settings` by name, `code` is the version of what computed."""
 DARK = "it has 16 bits but no value above 255, where 65535 is white: all of it is black; save it with 8 bits"
 EXIF_LIMIT = 65_000  # bytes that a JPEG takes
 
@@ -66,6 +77,7 @@ class Picture:
     profile: bytes = b""  # ICC; empty for sRGB
     exif: bytes = b""  # a TIFF structure with orientation 1; empty if there is none
     remarks: tuple[str, ...] = ()  # what was ignored or will not come back, for the reader's eyes
+    made: dict | None = None  # what it was made with, of the form `MADE`, if it says so or is to say so
 
     def in_its_profile(self, rgb: np.ndarray) -> np.ndarray:
         """sRGB uint8 (h, w, 3) -> the same in the colours of `stored`, grey repeated three times."""
@@ -214,7 +226,8 @@ def _from_image(image: Image.Image, info: dict, name: str) -> Picture:
     if turn is not None:
         pixels = _turned(pixels, turn)
         alpha = None if alpha is None else _turned(alpha, turn)
-    return _picture(pixels, alpha, _profile_of(info, pixels.ndim == 2, name), exif)
+    picture = _picture(pixels, alpha, _profile_of(info, pixels.ndim == 2, name), exif)
+    return replace(picture, made=_made(info.get("png", {}).get(b"iTXt", b"")))
 
 
 def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
@@ -348,6 +361,7 @@ def _without_metadata(content: bytes) -> tuple[bytes, dict]:
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+MADE_START = KEYWORD.encode() + b"\0\0\0\0\0"  # not compressed, no language, keyword not translated
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
@@ -361,10 +375,19 @@ def _png(content: bytes) -> tuple[bytes, dict]:
             raise ValueError("a block of its pixels is incomplete")
         if kind in PIXEL_CHUNKS and is_sound:
             kept.append(chunk)
-        elif is_sound:
+        elif is_sound and (kind != b"iTXt" or chunk[8:].startswith(MADE_START)):
             found.setdefault(kind, chunk[8:-4])
         at += length + 12
     return b"".join(kept), {"exif": found.get(b"eXIf", b""), "png": found, "deep": content[24:25] == b"\x10"}
+
+
+def _made(body: bytes) -> dict | None:
+    """What a PNG's text says that it was made with; None where it says nothing of this form."""
+    try:
+        made = json.loads(body.removeprefix(MADE_START))
+    except (ValueError, RecursionError):
+        return None
+    return None if misfit(made, MADE) else made
 
 
 def _jpeg(content: bytes) -> tuple[bytes, dict]:
@@ -511,6 +534,9 @@ class Output:
             options |= form.exact
         else:
             options |= form.lossy | {"quality": self.quality or JPEG_QUALITY}
+        if form.name == "PNG" and picture.made is not None:
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_itxt(KEYWORD, json.dumps(picture.made))
         encoded = io.BytesIO()
         try:
             picture.image().save(encoded, form.name, **options)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from .. import LabError
 from ..config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
 from ..errors import NO_ROOM, explain_os_error, first_line, is_out_of_memory
-from ..files import require_room, written_whole
+from ..files import file_sha256, require_room, written_whole
 from .hub import Hub, HubUnreachable, default_folder
+from .low_rank import DIFFERENCE, merged, read_difference
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -228,7 +229,7 @@ def load_checkpoint(source: str | Path, config: NetworkConfig) -> MoebiusNet:
     """A denoiser with its weights, float32, in evaluation mode.
 
     Args:
-        source: a file, or one of `config.WEIGHTS`: "demo" (shipped with the package), "deterministic" (made by recipe), or
+        source: a file of all of them, or one of `config.WEIGHTS`: "demo" (shipped with the package), "deterministic" (made by recipe), or
             published weights, which are fetched first where they are not on this machine.
         config: the network that the weights belong to.
 
@@ -274,7 +275,8 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
     """The file that holds one part of `weights`; published ones are fetched and converted where they are not there yet.
 
     Args:
-        weights: one of `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors.
+        weights: one of `config.WEIGHTS`, or a folder with denoiser.safetensors and vae.safetensors, or one with a difference
+            from other weights, into which it is merged where that was not done yet; see `low_rank`.
         part: "denoiser" or "vae".
         config: the network that the weights belong to.
         hub: where published weights come from and go to; by default as huggingface_hub's environment says.
@@ -289,7 +291,10 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
     if weights == DETERMINISTIC:
         return DETERMINISTIC
     if weights not in PUBLISHED:
-        return (DEMO_FOLDER if weights == "demo" else Path(weights)) / f"{part}.safetensors"
+        folder = DEMO_FOLDER if weights == "demo" else Path(weights)
+        if (folder / DIFFERENCE).is_file():
+            return _merged(folder / DIFFERENCE, part, config, hub)
+        return folder / f"{part}.safetensors"
     hub = hub or Hub(default_folder())
     denoiser, vae_config, vae = (
         (f"{PUBLISHED[weights]}/{PICKLE}",),
@@ -305,6 +310,39 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
         except HubUnreachable as error:
             files = ((DENOISER_REPO, denoiser), (VAE_REPO, vae_config), (VAE_REPO, vae))
             raise HubUnreachable(f"{error}; {hub.by_hand(files)}") from None
+
+
+def weights_digest(source: str | Path) -> str:
+    """SHA-256 of a file that `find_weights` gives, or "deterministic", which has none."""
+    return DETERMINISTIC if source == DETERMINISTIC else file_sha256(source)
+
+
+def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None) -> str | Path:
+    """The file of weights to which a difference was added; an autoencoder is that of the weights it belongs to."""
+    difference = read_difference(file)
+    if difference.network != config.name:
+        raise CheckpointError(
+            f"{file}: it belongs to the {difference.network} network, not to {config.name}; name that network"
+        )
+    base = find_weights(difference.weights, part, config, hub)
+    if part != "denoiser":
+        return base
+    digest = weights_digest(base) if base == DETERMINISTIC or Path(base).is_file() else ""
+    if digest != difference.sha256:
+        raise CheckpointError(
+            f"{file}: it was made for other {difference.weights} weights than those in {base}; distil it again from these"
+        )
+    target = default_folder() / "merged" / f"{file_sha256(file)[:16]}-{digest[:16]}.safetensors"
+    if not target.is_file():
+        with torch.device("meta"):
+            module = MoebiusNet(config)
+        state = deterministic_weights(MoebiusNet(config)) if base == DETERMINISTIC else read_state_dict(base)
+        check_state(module, state, str(base))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        require_room(target.parent, sum(value.nbytes for value in state.values()), target.name)
+        with written_whole(target) as whole:
+            save_file(merged(state, difference), whole)
+    return target
 
 
 def _converted(hub: Hub, repo: str, names: tuple[str, ...], part: str, make: Callable[[], nn.Module]) -> Path:

@@ -73,6 +73,13 @@ def ddim_scheduler() -> DDIMScheduler:
 
 SOLVERS = {
     "ddim": Solver("DDIM, as released: order 1", 1, ddim_scheduler),
+    "ddim-trailing": Solver(
+        "DDIM from pure noise, as DPM-Solver++ of order 1: for networks that were distilled to few steps",
+        1,
+        lambda: DPMSolverMultistepScheduler(
+            **_TRAINED, algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero", timestep_spacing="trailing"
+        ),
+    ),
     "dpm++2m": Solver(
         "DPM-Solver++ of order 2, from two predictions",
         2,

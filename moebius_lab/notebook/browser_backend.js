@@ -28,14 +28,16 @@ class Files {
     return this.urls.get(name);
   }
 
-  /** A module whose imports of its neighbours are theirs here. */
+  /** A module whose imports of others, at its start or when they are needed, are theirs here. */
   async module(name) {
     if (this.urls.has(name)) return this.urls.get(name);
     if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
     let text = await new Blob(this.parts.get(name)).text();
-    const folder = name.slice(0, name.lastIndexOf('/') + 1);
-    const wanted = [...text.matchAll(/\bfrom '\.\/([\w.]+)';/g)].map((found) => found[1]);
-    for (const other of wanted) text = text.replaceAll(`from './${other}';`, `from '${await this.module(folder + other)}';`);
+    // what comments name are types, which are not sent
+    for (const [words, before, other] of [...text.matchAll(/(^(?!\s*\/?\*).*\bfrom |\bawait import\()'(\.\.?\/[\w./]+)'/gm)]) {
+      const path = new URL(other, `files:/${name}`).pathname.slice(1);
+      text = text.replaceAll(words, `${before}'${await this.module(path)}'`);
+    }
     this.parts.set(name, [text]);
     return this.url(name);
   }
@@ -56,10 +58,15 @@ class Runner {
     return {};
   }
 
-  /** Start the engine's module; tell the provider, the build it needs and the files that are kept from an earlier visit. */
-  async prepare({ manifest, provider }) {
+  /**
+   * Start the engine's module; tell the provider, the runtime's module where that is needed, and the files that are not kept from an earlier
+   * visit, each with whether it lies beside the manifest.
+   */
+  async prepare({ manifest, provider, recorded }) {
     const { Engine } = await import(await this.files.module('engine/engine.js'));
-    const { buildFor, checkManifest } = await import(await this.files.module('engine/manifest.js'));
+    const { BESIDE, buildFor, checkManifest, filesOf, recordingFor } = await import(
+      await this.files.module('engine/manifest.js')
+    );
     this.engine?.close();
     this.manifest = checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
@@ -71,12 +78,20 @@ class Runner {
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');
     const used = provider === 'auto' ? choices[preferred].provider : provider;
-    return { provider: used, build: buildFor(used), held: [...(await this.engine.cache.held())] };
+    const [precision] = Object.keys(this.manifest.precisions);
+    const played = recorded && recordingFor(this.manifest, precision, used);
+    const held = await this.engine.cache.held();
+    const wanted = filesOf(this.manifest, precision, used, { recorded }).filter(({ file }) => !held.has(file.sha256));
+    const missing = wanted.map(({ graph, file }) => [file.file, BESIDE.includes(graph)]);
+    return { provider: used, module: played ? '' : this.manifest.runtime.builds[buildFor(used)].module, missing };
   }
 
   async load({ choice }) {
     const here = (file) => this.files.has(file.file) && (file.file = this.files.url(file.file));
-    for (const form of Object.values(this.manifest.precisions)) Object.values(form.graphs).flat().forEach(here);
+    for (const { graphs, recording } of Object.values(this.manifest.precisions)) {
+      Object.values(graphs).flat().forEach(here);
+      if (recording) here(recording);
+    }
     for (const build of Object.values(this.manifest.runtime.builds)) {
       here(build.wasm);
       if (this.files.has(build.module)) build.module = this.files.url(build.module);

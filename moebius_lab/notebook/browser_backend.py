@@ -26,11 +26,14 @@ import traitlets
 from IPython.display import display
 
 from .. import LabError
-from ..config import GRAPHS, NetworkConfig
+from ..config import NetworkConfig
 from ..evidence.loops import PYTORCH, Loop
 from ..inpainting.backends import GraphBackend
-from ..page.browser import TIMEOUT, Browser, NoBrowser, has_nvidia
-from ..page.bundle import ENGINE, OFFERS, read_manifest, write_bundle
+from ..page.browser import Browser
+from ..page.bundle import OFFERS, read_manifest, write_bundle
+from ..page.driving import TIMEOUT, has_nvidia
+from ..page.engines import NoBrowser
+from ..page.modules import ENGINE
 from .widgets import GONE
 from .workbench import Workbench
 
@@ -51,7 +54,7 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
         provider: "webgpu" or "wasm", for all graphs, without a fallback; "auto" for WebGPU on a machine with a real card,
             else wasm. `evidence` says which one ran.
         precision: one that the bundle has.
-        adapter: of the headless Chromium; see `browser.launch_options`.
+        adapter: of the headless Chromium; see `driving.chosen_adapter`.
 
     Attributes:
         loaded: what the page reports about itself: provider, adapter, device, features, threads, placed nodes, evidence.
@@ -175,21 +178,30 @@ class BrowserRunner(GraphBackend, anywidget.AnyWidget):
         self._send_folder(ENGINE, self.manifest["page"])
         manifest = copy.deepcopy(self.manifest)
         manifest["precisions"] = {self.choice["precision"]: manifest["precisions"][self.choice["precision"]]}
-        prepared, _ = self._call("prepare", {"manifest": manifest, "provider": self.choice["provider"]})
-        build = manifest["runtime"]["builds"][prepared["build"]]
-        self._send_file(build["module"])
-        graphs = manifest["precisions"][self.choice["precision"]]["graphs"]
-        files = [(build["wasm"], "")] + [(file, manifest["weights_base"]) for graph in GRAPHS for file in graphs[graph]]
-        missing = {file["file"]: base for file, base in files if file["sha256"] not in prepared["held"]}
-        for i, (name, base) in enumerate(missing.items()):
-            self.status = f"Sending file {i + 1} of {len(missing)} to this page."
-            self._send_file(name, base)
+        choice = {"manifest": manifest, "provider": self.choice["provider"]}
+        prepared, _ = self._call("prepare", choice | {"recorded": True})
+        if not prepared["module"]:
+            try:
+                self._load_sent(prepared)
+                return
+            except LabError:  # a device that does not take the recording, which ONNX Runtime may manage
+                prepared, _ = self._call("prepare", choice | {"recorded": False})
+        self._send_file(prepared["module"])
+        self._load_sent(prepared)
+
+    def _load_sent(self, prepared: dict) -> None:
+        """Send the files that a prepared page lacks, and let it load the model."""
+        for i, (name, beside) in enumerate(prepared["missing"]):
+            self.status = f"Sending file {i + 1} of {len(prepared['missing'])} to this page."
+            self._send_file(name, "" if beside else self.manifest["weights_base"])
         self.status = "Starting the model in this page."
-        self.loaded, _ = self._call("load", {"choice": self.choice | {"provider": prepared["provider"]}})
+        chosen = {"provider": prepared["provider"], "recorded": not prepared["module"]}
+        self.loaded, _ = self._call("load", {"choice": self.choice | chosen})
 
     def _send_folder(self, name: str, base: str) -> None:
-        for file in sorted((self.bundle / base / name).glob("*")):
-            self._send_file(name + file.name, base)
+        folder = self.bundle / base / name
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self._send_file(name + file.relative_to(folder).as_posix(), base)
 
     def _send_file(self, name: str, base: str = "") -> None:
         body = memoryview((self.bundle / base / name).read_bytes())

@@ -302,3 +302,45 @@ def download_times(sizes_mb: dict[str, float], lines_mbit: tuple[int, ...] = (10
     ax.set(ylabel="seconds", title="First visit: time for the weights alone")
     ax.legend(frameon=False)
     return figure
+
+
+def paired_differences(differences: pd.DataFrame, measures: dict[str, str], allowed: dict[str, float]) -> Figure:
+    """Each form of the port minus the original, mean and interval, a panel a measure; what is allowed is shaded.
+
+    Args:
+        differences: of `dataset.summary.paired`.
+        measures: those that have a panel, and what it is called.
+        allowed: by measure, the largest difference of a mean either way.
+    """
+    labels = list(differences.index.unique("label"))
+    figure, axes = _figure(1, len(measures), 3.6 * len(measures), 0.4 * len(labels) + 1.2)
+    for ax, (measure, title) in zip(axes[0], measures.items()):
+        rows = differences.xs(measure, level="measure").reindex(labels)
+        spread = np.abs([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+        ax.errorbar(rows["mean"], range(len(labels)), xerr=spread, fmt="o", capsize=3)
+        ax.axvline(0, color=COLOURS[5], linewidth=1)
+        if measure in allowed:
+            ax.axvspan(-allowed[measure], allowed[measure], color=COLOURS[2], alpha=0.15)
+        ax.set_yticks(range(len(labels)), labels if ax is axes[0, 0] else [""] * len(labels))
+        ax.set(title=title, ylim=(len(labels) - 0.5, -0.5))
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    return figure
+
+
+def quality_against_time(means: pd.DataFrame, seconds: pd.Series, measure: str, title: str) -> Figure:
+    """A measure's mean with its interval against the median seconds of a fill, a point for each contender.
+
+    Args:
+        means: of `dataset.summary.means`.
+        seconds: of `dataset.summary.seconds`.
+        measure: a measure in `means`.
+        title: of its axis.
+    """
+    figure, axes = _figure(1, 1, 9, 3.6)
+    ax, rows = axes[0, 0], means.xs(measure, level="measure")
+    for (label, row), colour in zip(rows.iterrows(), cycle(COLOURS)):
+        spread = np.nan_to_num(np.abs([[row["mean"] - row["low"]], [row["high"] - row["mean"]]]))
+        ax.errorbar(seconds[label], row["mean"], spread, fmt="o", color=colour, capsize=3, label=label)
+    ax.set(xscale="log", xlabel="seconds a fill, median, one thread", ylabel=title)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

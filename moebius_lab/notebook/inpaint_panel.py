@@ -15,7 +15,8 @@ from PIL import Image
 from .. import LabError
 from ..config import COVERAGES, DEFAULT_PRESET, PRESETS, PREVIEW_SHARE
 from ..inpainting.backends import Backend
-from ..inpainting.imaging import check_picture_and_mask, plan_windows, to_bytes, uncrop
+from ..inpainting.extending import plan_filling, put_back
+from ..inpainting.imaging import check_picture_and_mask, to_bytes
 from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture, preset, preset_of
 from ..model.sampler import SOLVERS
 from .mask_painter import MaskPainter, jpeg, message, row
@@ -80,7 +81,7 @@ class Inpaint(ipywidgets.VBox):
             value=preset_of(start), description="Preset", layout={"width": "13rem"}, style=style,
         )  # fmt: skip
         self.solver = ipywidgets.Dropdown(
-            options=list(SOLVERS), value=start.solver, description="Solver", layout={"width": "11rem"}, style=style
+            options=list(SOLVERS), value=start.solver, description="Solver", layout={"width": "13rem"}, style=style
         )
         self.steps = ipywidgets.BoundedIntText(start.steps, min=1, max=1000, description="Steps", layout=narrow, style=style)
         self.guidance = ipywidgets.BoundedFloatText(
@@ -196,7 +197,8 @@ class Inpaint(ipywidgets.VBox):
         try:
             backend = self._chosen_backend()
             watch = _Watch(self, backend, image, mask, settings)
-            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel)
+            extension = self.painter.extension
+            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel, extension)
             self._pair = _shown(image), _shown(filled.rgb)
             self.set_trait("result", filled.image())
             seconds = time.perf_counter() - began
@@ -266,7 +268,7 @@ class _Watch:
         self.panel, self.backend, self.mask, self.coverage = panel, backend, mask, settings.coverage
         self.filled = image  # with the windows that are finished
         size = backend.config.image_size
-        self.windows = plan_windows(mask, size, settings.coverage)
+        self.windows = plan_filling(mask, size, settings.coverage, panel.painter.extension)
         cost = describe_cost(self.windows, size, settings, panel._pace.get(backend.name, 0.0))
         panel._message.value = message(f"{backend.name}: {cost}")
         self.pace = 0.0  # s a guided step so far, previews included; any other counts half
@@ -290,7 +292,7 @@ class _Watch:
     def _preview(self, progress: Progress, ends_window: bool) -> None:
         start = time.perf_counter()
         decoded = self.backend.decode(progress.clean / self.backend.config.vae.scaling_factor)
-        picture = uncrop(to_bytes(decoded), self.filled, self.mask, self.windows[progress.window], self.coverage)
+        picture = put_back(to_bytes(decoded), self.filled, self.mask, self.windows[progress.window], self.coverage)
         if ends_window:
             self.filled = picture
         self.panel._show_preview(picture)

@@ -56,7 +56,8 @@ def _address(log: Path, server: subprocess.Popen) -> str:
         said = log.read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", said):
             url = f"http://127.0.0.1:{found[1]}"
-            with urllib.request.urlopen(f"{url}/api/status", timeout=10):
+            with contextlib.suppress(OSError):  # it tells its address before it listens
+                urllib.request.urlopen(f"{url}/api/status", timeout=10).close()
                 return url
         if server.poll() is not None:
             raise LabError(f"JupyterLab does not start; `pip install jupyterlab`? It said: {said[-500:]}")

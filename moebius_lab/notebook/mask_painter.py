@@ -28,13 +28,24 @@ from ipycanvas import MultiCanvas, hold_canvas
 from PIL import Image
 
 from .. import LabError
-from ..config import BRUSH_SHARE
-from ..inpainting.imaging import ImageError
-from ..inpainting.picture_files import Source, check_place, read_mask, read_picture, write_file
+from ..config import BRUSH_SHARE, MOST_GROWTH, TOLERANCE
+from ..inpainting import selection
+from ..inpainting.extending import Extension, extend, extend_mask, round_half_up
+from ..inpainting.imaging import ImageError, is_hole
+from ..inpainting.picture_files import Picture, Source, check_place, read_mask, read_picture, write_file
 from .widgets import style_of
 
-TOOLS = {"brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "move": "arrows"}
+TOOLS = {
+    "brush": "paint-brush", "eraser": "eraser", "rectangle": "square-o", "lasso": "scissors", "wire": "magnet", "wand": "magic",
+    "move": "arrows",
+}  # fmt: skip
 """Name of each tool -> its icon."""
+SHOWN_AS = {"wire": "Edge lasso", "wand": "Magic wand"}
+"""What a tool is called on its button, as on the page, where that is not its name."""
+REFINEMENTS = {"grow": "expand", "shrink": "compress", "feather": "cloud", "fill_holes": "circle", "keep_largest": "star"}
+"""Name of each function of `selection` that changes a mask -> its icon."""
+BY_PX = ("grow", "shrink", "feather")  # those that take a number of px
+WIRE_REACH = 30  # px of the canvas between two points of a drawn wire, which follows edges from one to the next
 TINT = (220, 60, 60)  # RGB of the mask on screen
 MAX_BRUSH = 1000  # px of the picture
 MAX_ZOOM = 16.0  # times the scale at which the whole picture fits
@@ -307,7 +318,8 @@ class MaskPainter(ipywidgets.VBox):
     but the drawing works the same.
 
     Args:
-        image: a path, a PIL image or an array, see `read_picture`; it is kept as `source`, and in sRGB as `image`.
+        image: a path, a PIL image or an array, see `read_picture`, or a picture that was read; it is kept as `source`, and in
+            sRGB as `image`.
         mask: a path, a PIL image or an array to begin with, see `read_mask`; None for an empty one.
         width, height: px, the canvas is as large as the picture's shape allows within these.
 
@@ -320,9 +332,14 @@ class MaskPainter(ipywidgets.VBox):
     size = traitlets.Int(1)  # px of the picture, the diameter of brush and eraser
     opacity = traitlets.Float(0.55)  # 0..1, of the mask on screen
     zoom = traitlets.Float(1.0)  # 1 shows the whole picture
+    tolerance = traitlets.Int(TOLERANCE)  # 0..255, of the wand: by how much each channel may differ
+    contiguous = traitlets.Bool(True)  # whether the wand takes only what touches the point
+    by_px = traitlets.Int(5)  # px by which a selection grows, shrinks or is feathered
 
-    def __init__(self, image: Source, mask: Source | None = None, width: int = 720, height: int = 540) -> None:
-        self.source = read_picture(image)
+    def __init__(self, image: Source | Picture, mask: Source | None = None, width: int = 720, height: int = 540) -> None:
+        self.source = image if isinstance(image, Picture) else read_picture(image)
+        self.extension: Extension | None = None  # of the picture's canvas, not yet filled; see `extended`
+        self.size_on_screen = width, height
         self.image = self.source.rgb
         rows, columns = self.image.shape[:2]
         empty = np.zeros((rows, columns), np.uint8)
@@ -370,6 +387,46 @@ class MaskPainter(ipywidgets.VBox):
     def lasso(self, points: Iterable[Point]) -> None:
         """Paint the closed line through `points` (px) and all that it winds around."""
         self._gesture("lasso", as_points(points, 3), None)
+
+    def wire(self, points: Iterable[Point]) -> None:
+        """Paint what a closed line winds around that follows the picture's edges from each of `points` (px) to the next."""
+        self._gesture("wire", as_points(points, 2), None)
+
+    def wand(self, point: Point, tolerance: int | None = None, contiguous: bool | None = None) -> None:
+        """Paint what has the colour of a pixel; `tolerance` and `contiguous` (default: the traits) as in `selection.wand`."""
+        by = self.tolerance if tolerance is None else tolerance
+        self.add(selection.wand(self.image, _pixel(point), by, self.contiguous if contiguous is None else contiguous))
+
+    def add(self, chosen: np.ndarray) -> None:
+        """Paint a selection, bool (H, W), such as a `segmenter.Segmenter` makes.
+
+        Raises:
+            ImageError: it is of another size than the picture.
+        """
+        if chosen.shape != self.mask.shape:
+            raise ImageError(f"the selection is {chosen.shape} and the picture {self.mask.shape}, in rows and columns")
+        self._whole(lambda draft: np.copyto(draft, 255, where=chosen))
+
+    def refine(self, how: str, px: int | None = None) -> None:
+        """Change what is painted by one of `REFINEMENTS`: "grow", "shrink" and "feather" by `px` (default: the trait)."""
+        if how not in REFINEMENTS:
+            raise LabError(f"a selection cannot be changed by {how!r}; choose one of {', '.join(REFINEMENTS)}")
+        numbers = (self.by_px if px is None else px,) if how in BY_PX else ()
+        changed = getattr(selection, how)(is_hole(self.mask), *numbers)
+        values = changed if changed.dtype == np.uint8 else changed.astype(np.uint8) * 255
+        self._whole(lambda draft: np.copyto(draft, values))
+
+    def extended(self, extension: Extension) -> MaskPainter:
+        """A painter of the same picture on a larger canvas, all of whose new area is painted; `Inpaint` joins it to the picture."""
+        shape = (
+            extension.top + self.mask.shape[0] + extension.bottom,
+            extension.left + self.mask.shape[1] + extension.right,
+        )
+        mask = extend_mask(self.mask, extension, shape)
+        painter = MaskPainter(extend(self.source, extension), mask, *self.size_on_screen)
+        before = vars(self.extension) if self.extension else {}
+        painter.extension = Extension(**{side: px + before.get(side, 0) for side, px in vars(extension).items()})
+        return painter
 
     def clear(self) -> None:
         """Empty the mask; `undo` brings it back."""
@@ -477,8 +534,22 @@ class MaskPainter(ipywidgets.VBox):
             self._touch(self._edited.paint(paint_rectangle, path, 255))
         if tool == "lasso" and len(path) > 2:
             self._touch(self._edited.paint(paint_polygon, path, 255))
+        if tool == "wire" and len(path) > 1:
+            self._touch(self._edited.paint(paint_polygon, self._along_edges(path), 255))
+        if tool == "wand" and path:
+            chosen = selection.wand(self.image, _pixel(path[-1]), self.tolerance, self.contiguous)
+            self._touch(self._edited.paint(_paint_selection, chosen))
         if tool:
             self._commit()
+
+    def _along_edges(self, path: list[Point]) -> list[Point]:
+        """The closed way through points of the picture that follows its edges; points outside it count for the nearest inside."""
+        rows, columns = self.mask.shape
+        points = [(min(max(x, 0), columns - 1), min(max(y, 0), rows - 1)) for x, y in map(_pixel, path)]
+        way = points[:1]
+        for start, end in zip(points, [*points[1:], points[0]]):
+            way += selection.wire(self.image, start, end)[1:]
+        return way
 
     def _touch(self, box: Box) -> None:
         self._dirty = _union(self._dirty, box)
@@ -556,7 +627,8 @@ class MaskPainter(ipywidgets.VBox):
         if self._pressed == "move" and self._pointer is not None:
             self._look(self._view.scale, self._pointer, points[0])
         else:
-            self._drag([self._view.to_picture(points[0])])
+            near = self._pressed == "wire" and math.dist(self._view.to_canvas(self._path[-1]), points[0]) < WIRE_REACH
+            self._drag([] if near else [self._view.to_picture(points[0])])
         self._pointer = points[0]
 
     def _on_release(self, points: list[Point]) -> None:
@@ -659,7 +731,7 @@ class MaskPainter(ipywidgets.VBox):
 
     def _outline(self) -> tuple | None:
         """What shows where the tool is: the brush before it is pressed, or the rectangle or lasso under way."""
-        if self._pressed in ("rectangle", "lasso"):
+        if self._pressed in ("rectangle", "lasso", "wire"):
             return self._pressed, *(self._view.to_canvas(point) for point in self._path)
         if self.tool in ("brush", "eraser") and self._pointer is not None and not self._pressed:
             return "circle", self._pointer, self.size * self._view.scale / 2
@@ -678,19 +750,19 @@ class MaskPainter(ipywidgets.VBox):
             elif what == "rectangle" and len(path) == 2:
                 (ax, ay), (bx, by) = path
                 canvas.stroke_rect(min(ax, bx), min(ay, by), abs(bx - ax), abs(by - ay))
-            elif what == "lasso" and len(path) > 1:
+            elif what in ("lasso", "wire") and len(path) > 1:
                 canvas.stroke_lines(path)
 
     # -- controls --------------------------------------------------------------------------------------------------
 
     def _toolbar(self) -> ipywidgets.Widget:
         tools = ipywidgets.ToggleButtons(
-            options=[(f"{name.capitalize()}\u00a0", name) for name in TOOLS], icons=list(TOOLS.values()),
+            options=[(f"{SHOWN_AS.get(name, name.capitalize())}\u00a0", name) for name in TOOLS], icons=list(TOOLS.values()),
             style={"button_width": "7.4rem"}, layout={"width": "auto"},
         )  # fmt: skip
         size = ipywidgets.IntSlider(min=1, max=MAX_BRUSH, description="Brush, px", **_slider("17rem"))
-        opacity = ipywidgets.FloatSlider(min=0.1, max=1, step=0.05, description="Mask shown", **_slider("15rem"))
-        zoom = ipywidgets.FloatSlider(min=1, max=MAX_ZOOM, step=0.1, description="Zoom", **_slider("14rem"))
+        opacity = ipywidgets.FloatSlider(min=0.1, max=1, step=0.05, description="Mask shown", **_slider("17rem"))
+        zoom = ipywidgets.FloatSlider(min=1, max=MAX_ZOOM, step=0.1, description="Zoom", **_slider("17rem"))
         for control, trait in ((tools, "tool"), (size, "size"), (opacity, "opacity"), (zoom, "zoom")):
             traitlets.link((self, trait), (control, "value"))
         self.observe(lambda change: self._redraw(), "opacity")
@@ -701,7 +773,20 @@ class MaskPainter(ipywidgets.VBox):
             self._undo_button, self._redo_button,
             self._button("Clear", "trash", self.clear), self._button("Invert", "adjust", self.invert),
         ]  # fmt: skip
-        return row(tools, row(*buttons), size, opacity, zoom)
+        return ipywidgets.VBox([row(tools, row(*buttons), size, opacity, zoom), self._selecting()])
+
+    def _selecting(self) -> ipywidgets.Widget:
+        """Controls of the wand, and what changes a selection."""
+        tolerance = ipywidgets.IntSlider(min=0, max=255, description="Tolerance", **_slider("17rem"))
+        contiguous = ipywidgets.Checkbox(description="Only what touches the point", indent=False, layout={"width": "14rem"})
+        by_px = ipywidgets.BoundedIntText(min=0, max=MOST_GROWTH, description="By, px", **_slider("10rem"))
+        for control, trait in ((tolerance, "tolerance"), (contiguous, "contiguous"), (by_px, "by_px")):
+            traitlets.link((self, trait), (control, "value"))
+        buttons = [
+            self._button(name.replace("_", " ").capitalize(), icon, functools.partial(self.refine, name))
+            for name, icon in REFINEMENTS.items()
+        ]
+        return row(tolerance, contiguous, by_px, *buttons)
 
     def _files(self) -> ipywidgets.Widget:
         upload = ipywidgets.FileUpload(accept="image/*", description="Load mask", layout={"width": "10rem"})
@@ -759,6 +844,16 @@ class MaskPainter(ipywidgets.VBox):
         with self._lock:
             self._dirty = slice(0, self.mask.shape[0]), slice(0, self.mask.shape[1])
             self._draw()
+
+
+def _pixel(point: Point) -> tuple[int, int]:
+    """The pixel at a point, whose centre has whole numbers."""
+    return round_half_up(point[0]), round_half_up(point[1])
+
+
+def _paint_selection(mask: np.ndarray, chosen: np.ndarray) -> Box:
+    mask[chosen] = 255
+    return slice(0, mask.shape[0]), slice(0, mask.shape[1])
 
 
 def jpeg(image: Image.Image) -> bytes:

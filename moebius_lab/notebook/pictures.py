@@ -19,14 +19,16 @@ from PIL import Image
 from .. import LabError
 from ..config import MOEBIUS
 from ..evidence import parity
-from ..evidence.evaluation import contact_sheet, evaluate_pair, held_out_pairs, patchmatch_fill
+from ..evidence.baselines import patchmatch_fill
+from ..evidence.evaluation import contact_sheet, evaluate_pair, held_out_pairs
 from ..evidence.inventory import network_inventory
 from ..evidence.loops import PYTORCH
 from ..inpainting.imaging import feather
 from ..inpainting.loop import Settings
 from ..inpainting.photographs import demo_photographs
-from ..page.browser import find_chromium, launch_options, with_playwright
 from ..page.bundle import write_bundle
+from ..page.driving import launch_options
+from ..page.engines import find, with_playwright
 from ..page.serve import Server
 from . import figures
 from .lab import jupyterlab, run_all, write_notebook
@@ -70,7 +72,7 @@ def make_pictures(
     """
     if bench.config.name != "demo":
         raise LabError(f"README's pictures are of the demo network, not of {bench.config.name}")
-    find_chromium()
+    find()
     makers: dict[str, Callable[[], Image.Image | Figure]] = {
         "network_by_part.png": network_by_part,
         "lambda_layer.png": lambda: figures.lambda_layer(MOEBIUS),

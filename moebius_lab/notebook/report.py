@@ -38,10 +38,10 @@ from ..files import (
     write_whole,
 )
 from ..model.checkpoint import find_weights
-from ..page.browser import NoBrowser, find_chromium
+from ..page.engines import NoBrowser, find
 from ..provenance import PACKAGE, facts_digest, libraries, package_files
 
-NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark")
+NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark", "B_evaluation")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOURCE_FOLDER = Path(__file__).parents[2] / "notebooks"
 TEMPLATES = FileSystemLoader(Path(__file__).with_name("templates"))  # of the report's pages, with their style
@@ -142,7 +142,7 @@ def machine_offers() -> dict[str, object]:
 def _browser() -> str:
     """The Chromium that notebooks would use, in its own words; "none" without one."""
     try:
-        path = find_chromium()
+        path = find()
     except NoBrowser:
         return "none"
     try:

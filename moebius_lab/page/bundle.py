@@ -3,11 +3,16 @@
     index.html                  names the modules of one version; service_worker.js keeps that version for the next visit
     page-VERSION/               the page's folders as they stand in `web/`, so that no page mixes the files of two versions:
         engine/                 what runs the model, here, in a worker, or in a notebook's page: imports nothing from elsewhere
+            kernels/            WebGPU programs of our own in place of the runtime's
+            recorded/           what plays a recording
         interface/              what a person sees
+        measuring/              measures a reader's device
     precache.js                 version and files of the page, for its service worker
-    runtime/VERSION/            three builds of ONNX Runtime Web, of which a visitor fetches one
+    recordings/                 what ONNX Runtime Web asks of a graphics device, so that no visitor with WebGPU has to fetch it
+    runtime/VERSION/            three builds of it, of which a visitor fetches one where there is no WebGPU, or no recording
     weights/                    graphs and weights; a name holds the first digits of the file's SHA-256
     samples/                    photographs with their masks
+    reference-HASH.json         what the page compares itself with on a reader's device
     manifest.json               constants, precisions, files with size and SHA-256; written last
 
 The folder works on any static host, under any path; `weights/` may also lie on another origin that lets pages read it.
@@ -23,6 +28,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,15 +70,28 @@ from ..model.checkpoint import DEMO_FOLDER
 from ..model.sampler import SOLVERS
 from ..port.export import example_inputs
 from ..port.graphs import Graphs
+from ..port.needs import graph_needs
 from ..port.precision import STAMP, files_of
 from ..provenance import made_by
+from .engines import NoBrowser
+from .modules import ENGINE, WEB, linked_from, page_files
+from .recording import Recorder, Unrecordable, kept
+from .reference import reference
 
-FORMAT = 5
+FORMAT = 6
 """Of manifest.json; `web/engine/manifest.js` reads this one and refuses others."""
 
 PLAIN_NAME = {"type": "string", "pattern": r"^[^/\\.][^/\\]*$"}  # that leads out of no folder
 BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
 PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
+
+
+def _with_recording(**properties: dict) -> dict:
+    """The JSON Schema of a precision: with these properties, and a recording where there is one."""
+    schema = record(**properties)
+    return schema | {"properties": schema["properties"] | {"recording": BUNDLED_FILE}}
+
+
 MANIFEST = record(
     version=TEXT,
     page=TEXT,
@@ -97,18 +116,20 @@ MANIFEST = record(
     layouts=mapping(TEXT),
     preview=PREVIEW,
     precisions=mapping(
-        record(
+        _with_recording(
             bytes=COUNT,
             note=TEXT,
             providers=listed(TEXT),
             requires=listed(TEXT),
             options=mapping(TEXT),
             options_require=listed(TEXT),
+            needs=record(limits=mapping(COUNT), weights=COUNT, widened=COUNT, activations=COUNT),
             graphs=mapping(listed(BUNDLED_FILE)),
         )
     ),
     runtime=record(version=TEXT, builds=mapping(record(module=TEXT, wasm=BUNDLED_FILE))),
     samples=listed(record(name=TEXT, image=TEXT, mask=TEXT, credit=TEXT)),
+    reference=TEXT,
 )
 """What manifest.json holds, as JSON Schemas: the whole, and parts of it."""
 
@@ -118,10 +139,6 @@ PRECACHE = record(version=TEXT, files=listed(TEXT))
 NODE_MODULES = "MOEBIUS_NODE_MODULES"
 """The environment variable that `npm_packages` describes."""
 
-WEB = Path(__file__).with_name("web")
-PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".webmanifest"}
-ENGINE = "engine/"
-"""The folder of `web/`, and of the page in a bundle, whose modules run the model and need no others."""
 UNVERSIONED = ("index.html", "service_worker.js")
 """Files of `web/` whose addresses stay the same from version to version: what a visitor opens, and what a browser renews."""
 
@@ -233,6 +250,7 @@ def write_bundle(
     weights_base: str = "weights/",
     on_file=lambda name: None,
     graphs: dict[str, Path] | None = None,
+    recordings: bool = True,
 ) -> dict:
     """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
 
@@ -244,7 +262,9 @@ def write_bundle(
             ending in a slash; the folder is written in either case.
         on_file: called with the name of a graph that is made or a file that is copied.
         graphs: more graphs by name, for measurements, which every precision gets, or others in place of the three; next to each
-            lies its `files.json`.
+            lies its `files.json`. Where all three are others, there are no recordings.
+        recordings: let a headless Chromium take down what ONNX Runtime Web asks of a graphics device, so that visitors with WebGPU
+            need not fetch it; see `recording`. Without a Chromium the bundle has none, which is said in one line.
 
     Returns:
         The manifest.
@@ -286,10 +306,16 @@ def write_bundle(
         "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,
         "preview": _preview(bench),
-        "precisions": {precision: _add_precision(writer, precision, graphs) for precision, graphs in stored.items()},
+        "precisions": {
+            precision: _add_precision(writer, precision, graphs, bench.config) for precision, graphs in stored.items()
+        },
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
+        "reference": writer.write_json("reference", {} if replaced else reference(bench)),
     }
+    for precision, path in (recorded(bench, stored) if recordings and not replaced else {}).items():
+        name = f"recordings/{precision}-{file_sha256(path)[:12]}.bin"
+        manifest["precisions"][precision]["recording"] = writer.add(path, name)
     sources = page_files()
     digests = {name: file_sha256(file) for name, file in sources.items()}
     manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
@@ -374,6 +400,13 @@ def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
         "max_megapixels": config.MAX_MEGAPIXELS,
         "preview_share": config.PREVIEW_SHARE,
         "brush_share": config.BRUSH_SHARE,
+        "extension_depth": config.EXTENSION_DEPTH,
+        "extension_beyond": config.EXTENSION_BEYOND,
+        "extension_reach": config.EXTENSION_REACH,
+        "most_growth": config.MOST_GROWTH,
+        "wire_margin": config.WIRE_MARGIN,
+        "segmenter_side": config.SEGMENTER_SIDE,
+        "tolerance": config.TOLERANCE,
     }
 
 
@@ -424,6 +457,13 @@ class _Writer:
         write_whole(self.folder / name, text)
         self.names.add(name)
 
+    def write_json(self, name: str, value: object) -> str:
+        """Write a value into a file whose name holds the first digits of its hash; returns that name."""
+        text = json.dumps(value)
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        self.write(name, text)
+        return name
+
     def remove_others(self) -> None:
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir():
@@ -433,17 +473,35 @@ class _Writer:
                 path.unlink()
 
 
-def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path]) -> dict:
+def _add_precision(writer: _Writer, precision: str, graphs: dict[str, Path], network: NetworkConfig) -> dict:
     files = {graph: [_add_weights(writer, *file) for file in _files_of(path)] for graph, path in graphs.items()}
+    size = sum(file["bytes"] for listed in files.values() for file in listed)
+    return {"bytes": size, **_facts_of(precision, graphs, network), "graphs": files}
+
+
+def _facts_of(precision: str, graphs: dict[str, Path], network: NetworkConfig) -> dict:
+    """What the manifest says of a precision, besides its files."""
     entry = config.entry_of(precision)
     return {
-        "bytes": sum(file["bytes"] for listed in files.values() for file in listed),
         "note": entry.note,
         "providers": list(entry.providers),
         "requires": list(entry.requires),
         "options": dict(entry.options),
         "options_require": list(entry.options_require),
-        "graphs": files,
+        "needs": needs(graphs.values(), network),
+    }
+
+
+def needs(graphs: Iterable[Path], network: NetworkConfig) -> dict:
+    """What a device must have to run these graphs, one at a time; the step as a guided one. See `port.needs`."""
+    sizes = runs(network)["step"]["sizes"]
+    each = [graph_needs(path, sizes) for path in graphs]
+    largest = max(needs.largest for needs in each)
+    return {
+        "limits": config.WEBGPU_DEFAULTS | {"maxStorageBufferBindingSize": largest, "maxBufferSize": largest},
+        "weights": sum(needs.weights for needs in each),
+        "widened": sum(needs.widened for needs in each),
+        "activations": max(needs.activations for needs in each),
     }
 
 
@@ -467,9 +525,12 @@ def _add_page_file(writer: _Writer, name: str, file: Path, page: str) -> str:
     return writer.add(file, name if name in UNVERSIONED else page + name)["file"]
 
 
+def _runtime_version() -> str:
+    return json.loads((npm_packages() / "onnxruntime-web" / "package.json").read_text(encoding="utf-8"))["version"]
+
+
 def _add_runtime(writer: _Writer) -> dict:
-    package = npm_packages() / "onnxruntime-web"
-    version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
+    package, version = npm_packages() / "onnxruntime-web", _runtime_version()
     builds = {}
     for name, (module, wasm) in RUNTIME_BUILDS.items():
         builds[name] = {
@@ -477,6 +538,36 @@ def _add_runtime(writer: _Writer) -> dict:
             "wasm": writer.add(package / "dist" / wasm, f"runtime/{version}/{wasm}"),
         }
     return {"version": version, "builds": builds}
+
+
+def recorded(bench: Graphs, stored: dict[str, dict[str, Path]]) -> dict[str, Path]:
+    """The file of a recording of each precision that the page offers and every device with WebGPU can run, kept in the run's folder.
+
+    Where one cannot be made, that is said in one line.
+
+    Args:
+        bench: whose folder keeps them.
+        stored: the graphs of each precision, as `Graphs.stored` returns them.
+    """
+    builds = {name: files for name, files in RUNTIME_BUILDS.items() if name != "wasm"}
+    found: dict[str, Path] = {}
+    with Recorder(npm_packages() / "onnxruntime-web" / "dist", builds, _runtime_version()) as recorder:
+        for precision, paths in stored.items():
+            entry = config.offered().get(precision)
+            if not entry or entry.requires or "webgpu" not in entry.providers:
+                continue  # what is only measured is captured in the browser
+            graphs = {graph: paths[graph] for graph in config.GRAPHS}
+            form = _facts_of(precision, graphs, bench.config)
+            try:
+                found[precision] = kept(
+                    bench.folder, precision, graphs, form, runs(bench.config), config.GPU_LAYOUTS, recorder
+                )
+            except NoBrowser as reason:
+                say(f"no recordings ({reason}); visitors with WebGPU fetch ONNX Runtime")
+                break
+            except Unrecordable as reason:
+                say(f"no recording of {precision} ({reason}); visitors who choose it fetch ONNX Runtime")
+    return found
 
 
 def _add_samples(writer: _Writer) -> list[dict[str, str]]:
@@ -531,7 +622,9 @@ def require_whole(folder: str | Path, manifest: dict) -> None:
         folder: the bundle's. Weights that lie on another host are not looked at.
         manifest: of `read_manifest`.
     """
-    files = [build["wasm"] | {"name": build["wasm"]["file"]} for build in manifest["runtime"]["builds"].values()]
+    files = [build["wasm"] for build in manifest["runtime"]["builds"].values()]
+    files += [form["recording"] for form in manifest["precisions"].values() if "recording" in form]
+    files = [file | {"name": file["file"]} for file in files]
     if "://" not in manifest["weights_base"]:
         forms = manifest["precisions"].values()
         files += [
@@ -545,27 +638,40 @@ def require_whole(folder: str | Path, manifest: dict) -> None:
 
 
 def shipped_files(manifest: dict) -> pd.DataFrame:
-    """Every file of weights and runtime of a bundle: what it is part of, MB, SHA-256."""
+    """Every file of weights, recordings and runtime of a bundle: what it is part of, MB, SHA-256."""
     rows = [
         {"part": graph, "precision": precision, **file}
         for precision, form in manifest["precisions"].items()
         for graph, files in form["graphs"].items()
         for file in files
     ]
+    rows += [
+        {"part": "recording", "precision": precision, **form["recording"]}
+        for precision, form in manifest["precisions"].items()
+        if "recording" in form
+    ]
     rows += [{"part": f"runtime, {name}", "precision": "", **b["wasm"]} for name, b in manifest["runtime"]["builds"].items()]
     frame = pd.DataFrame(rows).assign(MB=lambda table: table.bytes / 1e6)
     return frame[["file", "part", "precision", "MB", "sha256"]].set_index("file")
 
 
-def page_files() -> dict[str, Path]:
-    """The page's own files by their names below `web/`, with slashes, in order."""
-    files = sorted(file for file in WEB.rglob("*") if file.suffix in PAGE_SUFFIXES)
-    return {file.relative_to(WEB).as_posix(): file for file in files}
+ENTRIES = ("index.html", "service_worker.js", f"{ENGINE}worker.js")
+"""What the page begins with: everything else is imported from there, at once or when it is first needed."""
 
 
-def page_bytes() -> int:
-    """Size of the page's own code as static hosts and `serve.Server` send it: each file compressed by gzip."""
-    return sum(len(gzip.compress(file.read_bytes())) for file in page_files().values())
+def needed_first() -> set[str]:
+    """Of `page_files`, those that are there before a person has asked for anything: the rest is loaded by `import()` when used."""
+    return linked_from(ENTRIES)
+
+
+def page_bytes(names: set[str] | None = None) -> int:
+    """Size of the page's own code as static hosts and `serve.Server` send it, each file compressed by gzip.
+
+    Args:
+        names: some of `page_files`; `needed_first` where they are not given.
+    """
+    names = needed_first() if names is None else names
+    return sum(len(gzip.compress(file.read_bytes())) for name, file in page_files().items() if name in names)
 
 
 MADE_BY = made_by(__name__)

@@ -9,13 +9,18 @@
 /** @typedef {{dims: number[], data: string}} Packed a float32 tensor, its bytes in base64 */
 
 const PIECE = 32768; // bytes that become text at once, each an argument of one call
-const LATE = 'The browser did not finish in time. Close other programs and try again.';
 
-/** @type {Engine} the one that `load` opened */
-let engine;
+/** @type {Engine|undefined} the one that `load` opened last */
+let opened;
+
+/** @returns {Engine} */
+function engine() {
+  if (!opened) throw new Error('No model is loaded.');
+  return opened;
+}
 
 /**
- * Open the engine that a manifest names, and load the model.
+ * Open the engine that a manifest names, and load the model. One that was loaded before is dropped.
  *
  * @param {{manifest: string, choice: Parameters<Engine['load']>[0]}} job the manifest's URL, and what `Engine.load` takes
  * @returns {Promise<Loaded & {milliseconds: number}>} what the engine says of itself, and how long loading took
@@ -23,10 +28,20 @@ let engine;
 export async function load({ manifest, choice }) {
   /** @type {typeof import('./web/engine/engine.js')} */
   const { Engine } = await import(await engineOf(manifest));
-  engine = await Engine.open(manifest);
+  opened?.close();
+  opened = await Engine.open(manifest);
   const began = performance.now();
-  const loaded = await engine.load(choice);
+  const loaded = await opened.load(choice);
   return { ...loaded, milliseconds: performance.now() - began };
+}
+
+/**
+ * @param {Parameters<typeof load>[0]} job
+ * @returns {Promise<number>} bytes of the weights that `load` would fetch; 0 where there is no such precision, which it tells
+ */
+export async function sizeOf({ manifest, choice: { precision } }) {
+  const { precisions } = await (await fetch(manifest)).json();
+  return precisions?.[precision]?.bytes ?? 0;
 }
 
 /**
@@ -48,7 +63,7 @@ async function engineOf(manifest) {
  * @returns {Promise<{outputs: Record<string, Packed>, milliseconds: number[]}>}
  */
 export async function run({ graph, feeds, times }) {
-  const { outputs, milliseconds } = await engine.run(graph, values(feeds), { times });
+  const { outputs, milliseconds } = await engine().run(graph, values(feeds), { times });
   const packedOutputs = Object.entries(outputs).map(([name, { dims, data }]) => [name, { dims, data: packed(data) }]);
   return { outputs: Object.fromEntries(packedOutputs), milliseconds };
 }
@@ -58,7 +73,7 @@ export async function run({ graph, feeds, times }) {
  * @returns {Promise<number[]>} milliseconds of each step
  */
 export async function timeSteps({ feeds, times }) {
-  return engine.timeSteps(values(feeds), times);
+  return engine().timeSteps(values(feeds), times);
 }
 
 /**
@@ -66,7 +81,15 @@ export async function timeSteps({ feeds, times }) {
  * @returns {Promise<string>} ONNX Runtime's events
  */
 export async function profile({ graph, feeds, times }) {
-  return engine.profile(graph, values(feeds), times);
+  return engine().profile(graph, values(feeds), times);
+}
+
+/**
+ * @param {{run: string}} job as `Engine.commandTimes`
+ * @returns {ReturnType<Engine['commandTimes']>}
+ */
+export async function commandTimes({ run }) {
+  return engine().commandTimes(run);
 }
 
 /**
@@ -75,7 +98,7 @@ export async function profile({ graph, feeds, times }) {
  */
 export async function inpaint({ width, height, image, mask, settings }) {
   const data = new Uint8ClampedArray(unpacked(image).buffer);
-  const done = await engine.inpaint({ image: { width, height, data }, mask: unpacked(mask), settings });
+  const done = await engine().inpaint({ image: { width, height, data }, mask: unpacked(mask), settings });
   return { image: packed(done.image.data), timings: done.timings };
 }
 
@@ -85,15 +108,16 @@ export async function inpaint({ width, height, image, mask, settings }) {
  * @template T
  * @param {Promise<T>} work
  * @param {number} seconds
+ * @param {string} late what the error says
  * @returns {Promise<T>}
  */
-export async function inTime(work, seconds) {
+export async function inTime(work, seconds, late) {
   let timer = 0;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(reject, 1000 * seconds, new Error(LATE));
+  const over = new Promise((_, reject) => {
+    timer = setTimeout(reject, 1000 * seconds, new Error(late));
   });
   try {
-    return await Promise.race([work, /** @type {Promise<never>} */ (late)]);
+    return await Promise.race([work, /** @type {Promise<never>} */ (over)]);
   } catch (error) {
     const { message, cause } = /** @type {Error & {cause?: any}} */ (error);
     throw new Error(cause ? `${message} (${cause.message ?? cause})` : message);

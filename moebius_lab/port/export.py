@@ -202,7 +202,8 @@ def _export(module: nn.Module, graph: str, config: NetworkConfig, folder: Path) 
 @contextmanager
 def _quiet():
     """Without the exporter's notes on missing packages and its own deprecations, which say nothing about our graphs."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for speaker in ("torch.onnx", "onnxscript"):
+        logging.getLogger(speaker).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

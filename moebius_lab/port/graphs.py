@@ -13,9 +13,18 @@ from diffusers import AutoencoderKL
 
 from .. import LabError
 from ..config import DETERMINISTIC, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
-from ..files import STORED_FILE, TEXT, changed_file, file_sha256, kept_json, listed, record, replace_folder, say, write_json
+from ..files import STORED_FILE, TEXT, changed_file, kept_json, listed, record, replace_folder, say, write_json
 from ..inpainting.backends import TorchBackend
-from ..model.checkpoint import check_state, check_weights, find_weights, load_checkpoint, load_vae, make_vae, read_state_dict
+from ..model.checkpoint import (
+    check_state,
+    check_weights,
+    find_weights,
+    load_checkpoint,
+    load_vae,
+    make_vae,
+    read_state_dict,
+    weights_digest,
+)
 from ..model.unet import MoebiusNet
 from ..provenance import facts_digest, made_by
 from .export import export_graph, export_straightforward
@@ -69,11 +78,10 @@ class Graphs:
             raise LabError(
                 f"{source}: there is no such file; a folder of weights holds denoiser.safetensors and vae.safetensors"
             )
-        digest = source if source == DETERMINISTIC else file_sha256(source)
         return {
             "network": self.config.name,
             "sizes": facts_digest(asdict(self.config)),
-            "weights": digest,
+            "weights": weights_digest(source),
             "opset": OPSET,
         } | MADE_BY
 
@@ -133,9 +141,13 @@ class Graphs:
     def disk_needed(self) -> int:
         """About how many bytes a complete run needs in its folder: graphs in every precision, copies for page and benchmark, and
         room for the graph that is being made."""
+        return sum(RUN_BYTES[part] * count for part, count in self.parameter_counts().items())
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each part has ("denoiser" and "vae"); no weights are read."""
         with torch.device("meta"):
-            sizes = {"denoiser": MoebiusNet(self.config), "vae": make_vae(self.config)}
-        return sum(RUN_BYTES[part] * sum(p.numel() for p in module.parameters()) for part, module in sizes.items())
+            modules = {"denoiser": MoebiusNet(self.config), "vae": make_vae(self.config)}
+        return {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
 
     def _stored(self, graph: str, form: str, on_graph) -> Path:
         folder = self._folder(graph, form)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from .. import LabError
 from ..config import GPU_LAYOUTS, GRAPHS, NetworkConfig
@@ -74,7 +76,8 @@ def open_session(
         path: the graph.
         profile: prefix of a profile's file name; empty for none.
         model: another graph on the same weights, to be loaded instead.
-        threads: that one node may use; 0 for one a core.
+        threads: that one node may use; 0 for as many as OMP_NUM_THREADS lets PyTorch use, and where that is not set one a core.
+            More than one wait busily for their next node, which on a busy machine costs others more than it gains here.
 
     Raises:
         LabError: the file is missing or cannot be read.
@@ -82,7 +85,7 @@ def open_session(
     if not Path(path).is_file():
         raise LabError(f"{path}: there is no such file; make it with `python -m moebius_lab export`")
     options = session_options(profile)
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or (torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 0)
     options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(path).resolve().parent))
     try:
         model = gather_cells(model or onnx.load(str(path), load_external_data=False))

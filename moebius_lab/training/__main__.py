@@ -26,9 +26,12 @@ from torch import nn
 
 from .. import LabError
 from ..config import DEMO, SMALL, NetworkConfig
+from ..files import write_whole, written_whole
+from ..inpainting import masks
 from ..model.checkpoint import make_vae
-from . import data, denoiser, masks, parallel
+from . import data, denoiser, parallel
 from .album import Album
+from .checkpoints import save
 from .decoder import decoder_parameters, mix_decoders, train_decoder
 from .fast_forms import use_fast_forms
 from .generated import generated_pictures
@@ -102,7 +105,7 @@ class Workshop:
         """Print, and keep the log beside the checkpoints; the first process alone does it."""
         if not parallel.is_first():
             return
-        (self.work / "training_log.json").write_text(json.dumps(self.log), encoding="utf-8")
+        write_whole(self.work / "training_log.json", json.dumps(self.log))
         print(text, flush=True)
 
     def album(self) -> Album:
@@ -226,9 +229,9 @@ def start_from_shipped(work: Path, stages: tuple[str, ...], further: Path = DEMO
             weights = load_weights(newest(f"{name}.safetensors"))
             if name == "denoiser":
                 weights[denoiser.FIRST_KERNELS] = denoiser.unshifted(weights[denoiser.FIRST_KERNELS])
-            torch.save({key: weights, "steps": log[part]["steps"], "log": log[part]}, file)
+            save({key: weights, "steps": log[part]["steps"], "log": log[part]}, file)
     if not (decoder := work / "decoder.pt").exists():
-        torch.save({"log": log["decoder"]}, decoder)
+        save({"log": log["decoder"]}, decoder)
     for stage, name in (("vae", "vae_plain"), ("decoder", "vae")):
         if stage not in stages and not (file := work / f"{name}.safetensors").exists():
             file.write_bytes(newest("vae.safetensors").read_bytes())
@@ -275,9 +278,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def save_half(module: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, numbers in float16, integers as they are."""
-    save_file(
-        {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}, path
-    )
+    halves = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}
+    with written_whole(path) as part:
+        save_file(halves, part)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .masks import random_mask
+from ..inpainting.masks import random_mask
 
 LEAST_SIDE = {"photograph": 320, "texture": 256}
 """px: a picture whose shorter side is less is left out."""

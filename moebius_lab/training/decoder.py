@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from . import parallel
+from . import checkpoints, parallel
 from .album import Album, random_windows
 from .vae import CHECK_EVERY, compiled_parts, held_out_psnr
 
@@ -179,10 +179,8 @@ def train_decoder(
         if parallel.is_first():
             parts = {"critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
             states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(
-                states | {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan},
-                checkpoint,
-            )
+            states |= {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}
+            checkpoints.save(states, checkpoint)
 
     begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
     curve: list[Tensor] = []

@@ -17,12 +17,15 @@ made anew every few steps: what leaves it is never seen again. Three things go b
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..config import (
     CONDITIONAL_IDS,
@@ -34,7 +37,7 @@ from ..config import (
 from ..inpainting.imaging import mask_to_latent
 from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
-from . import parallel
+from . import checkpoints, parallel
 from .album import Album, random_windows
 from .fast_forms import channels_last, use_fast_forms
 
@@ -118,7 +121,7 @@ class Pool:
         self.oldest = (self.oldest + len(place)) % size
 
 
-def diffusion_loss(network: nn.Module, pool: Pool | dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
+def diffusion_loss(network: Callable[..., Tensor], pool: Pool | dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
     """The weighted epsilon loss of one random batch; a scalar. `schedule` is `alphas_cumprod()` in float32."""
     device = schedule.device
     pick = torch.randint(len(pool["latent"]), (batch,), device=device)
@@ -182,6 +185,18 @@ def unshifted(kernels: Tensor) -> Tensor:
     return moved
 
 
+@torch.no_grad()
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy every source over its target, unless they are the same numbers: those of equal types and layout all at once."""
+    groups: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for i, (target, source) in enumerate(zip(targets, sources, strict=True)):
+        if target.data_ptr() != source.data_ptr():
+            alone = i if target.stride() != source.stride() else None
+            groups[target.dtype, source.dtype, alone].append((target, source))
+    for pairs in groups.values():
+        torch._foreach_copy_(*map(list, zip(*pairs)))
+
+
 class Trainer:
     """Network, averaged network and optimizer. On a card a step is two CUDA graphs, between which all processes share gradients."""
 
@@ -194,10 +209,20 @@ class Trainer:
         parallel.same_start(self.network)
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.trained = [p for p in self.network.parameters() if p.requires_grad]
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter)
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        as_they_are = {id(p) for norm in norms for p in norm.parameters()}
+        self.used = {  # what a step reads: 16 bits on a card, made of the parameters at once, not layer by layer
+            name: p.detach()
+            if id(p) in as_they_are
+            else p.detach().to(torch.bfloat16 if self.cuda else torch.float32, copy=True)
+            for name, p in self.network.named_parameters()
+        }
         self.rate = torch.tensor(0.0, device=self.device)
         self.keep = torch.tensor(0.0, device=self.device)
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, foreach=self.cuda
+            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, fused=self.cuda
         )
         self.schedule = alphas_cumprod().float().to(self.device)
         self.loss = torch.zeros((), device=self.device)
@@ -205,11 +230,18 @@ class Trainer:
         self.since = 0  # the step at which weights alone were taken up: warm-up and average begin there
         self.graphs: list[torch.cuda.CUDAGraph] = []
 
+    def _predict(self, *inputs: Tensor) -> Tensor:
+        return functional_call(self.network, self.used, inputs)
+
     def _gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        parameters = dict(self.network.named_parameters())
+        with torch.no_grad():
+            copy_all(list(self.used.values()), list(parameters.values()))
+        leaves = {name: self.used[name].requires_grad_() for name, p in parameters.items() if p.requires_grad}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
-            loss = diffusion_loss(self.network, self.pool, self.batch, self.schedule)
-        loss.backward()
+            loss = diffusion_loss(self._predict, self.pool, self.batch, self.schedule)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        copy_all([p.grad for p in self.trained], gradients)
         self.loss.lerp_(loss.detach(), 0.02)
 
     def _update(self) -> None:
@@ -360,7 +392,7 @@ def train_denoiser(
     def save() -> None:
         log["steps"] = trainer.steps
         if parallel.is_first():
-            torch.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
+            checkpoints.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
 
     first = trainer.steps
     while trainer.steps < max_steps:

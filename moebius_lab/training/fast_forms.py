@@ -1,8 +1,8 @@
 """The slow layers of denoiser and autoencoder in forms that train fast; weights, keys and results stay the published ones.
 
 `use_fast_forms` gives a module's layers classes whose forward pass is written differently. The proofs are in the docstrings, and
-`tests/test_training.py` compares each form with the published one. Depthwise convolutions, whose library kernels are slow
-backwards, have kernels of our own on a card.
+`tests/training` compares each form with the published one. On a card most of them run kernels of our own (`kernels.py`): a step
+spends its time on moving numbers, and the library moves each of them several times.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.lambda_layer import CrossLambda, SelfLambda
-from ..model.unet import ChannelLayerNorm
+from ..model.unet import ChannelLayerNorm, MixFFN, ResnetBlock
 
 if torch.cuda.is_available():
-    from .depthwise import depthwise
+    from . import kernels
 
 
 def toeplitz(kernel: Tensor, side: int) -> Tensor:
@@ -33,6 +33,13 @@ def toeplitz(kernel: Tensor, side: int) -> Tensor:
     return windows.reshape(kernel.shape[0], side * side, side * side)
 
 
+def product(q: Tensor, both: Tensor) -> Tensor:
+    """y[b, h, v, n] = sum over k of q[b, h, k, n] both[b, k, v, n], in the type of q."""
+    if q.is_cuda:
+        return kernels.LambdaProduct.apply(q, both.to(q.dtype))
+    return (q[:, :, :, None] * both[:, None]).sum(2)
+
+
 class FastSelfLambda(SelfLambda):
     """`SelfLambda` with lambda_p as one matrix product, and both lambdas summed before q is applied.
 
@@ -44,38 +51,45 @@ class FastSelfLambda(SelfLambda):
         q = self.norm_q(self.to_q(x)).reshape(B, self.heads, self.width, h * w)
         k = self.to_k(x).flatten(2).softmax(dim=-1)  # (B, K, N)
         v = self.norm_v(self.to_v(x)).flatten(2)  # (B, V, N)
-        lambda_c = torch.einsum("bkn,bvn->bkv", k, v)
-        matrix = toeplitz(self.pos_conv.weight[:, 0, 0].to(v.dtype), h)  # (K, N, N)
-        flat = v.reshape(1, B * self.width, h * w)
-        lambda_p = torch.matmul(flat, matrix.transpose(1, 2)).reshape(self.width, B, self.width, h * w)  # (K, B, V, N)
-        both = lambda_p.transpose(0, 1) + (lambda_c + self.pos_conv.bias[:, None])[..., None]  # (B, K, V, N)
-        y = (q[:, :, :, None] * both[:, None]).sum(2)  # (B, H, V, N)
-        return y.reshape(B, C, h, w).to(x.dtype)
+        lambda_c = torch.einsum("bkn,bvn->bvk", k, v) + self.pos_conv.bias.to(v.dtype)
+        kernel = self.pos_conv.weight[:, 0, 0].to(v.dtype)
+        matrix = kernels.Toeplitz.apply(kernel, h, toeplitz) if x.is_cuda else toeplitz(kernel, h)  # (K, N, N)
+        lambda_p = F.linear(v.reshape(B * self.width, h * w), matrix.flatten(0, 1)).view(B, self.width, self.width, h * w)
+        both = (lambda_p + lambda_c[..., None]).transpose(1, 2)  # (B, K, V, N)
+        return product(q, both).reshape(B, C, h, w)
 
 
 class FastCrossLambda(CrossLambda):
-    """`CrossLambda` as attention without softmax: nothing of size N x K x V is made.
-
-    y[v, n] = sum_k q[k, n] sum_m (E[n, m, k] + k[m, k]) v[v, m] = sum_m S[n, m] v[v, m]: the sums change places.
-    """
+    """`CrossLambda` with lambda_p as one matrix product, and both lambdas summed before q is applied."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         B, C, h, w = x.shape
         q = self.norm_q(self.to_q(x)).reshape(B, self.heads, self.width, h * w)
         k = self.to_k(context).softmax(dim=1)  # (B, M, K)
         v = self.norm_v(self.to_v(context).transpose(1, 2))  # (B, V, M)
-        embedding = self.rel_pos_emb.squeeze(-1).permute(1, 2, 0).to(q.dtype)  # (M, K, N)
-        scores = (q[:, :, None] * (embedding + k[..., None].to(q.dtype))[:, None]).sum(3)  # (B, H, M, N)
-        y = (scores[:, :, None] * v[:, None, :, :, None].to(q.dtype)).sum(3)  # (B, H, V, N)
-        return y.reshape(B, C, h, w).to(x.dtype)
+        lambda_c = torch.einsum("bmk,bvm->bvk", k, v)
+        embedding = self.rel_pos_emb.squeeze(-1).permute(2, 0, 1).reshape(self.width * h * w, -1)  # (K N, M)
+        lambda_p = F.linear(v.reshape(B * self.width, -1), embedding).view(B, self.width, self.width, h * w)
+        both = (lambda_p + lambda_c[..., None].to(lambda_p.dtype)).transpose(1, 2)  # (B, K, V, N)
+        return product(q, both).reshape(B, C, h, w)
+
+
+def normed(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+    """`norm(x)` in the type of `x` (autocast would write float32), or the SiLU of it."""
+    with torch.autocast(x.device.type, enabled=False):
+        if x.is_cuda and norm.num_groups & (norm.num_groups - 1) == 0:
+            rows = x.permute(0, 2, 3, 1).contiguous()
+            flat = kernels.GroupNorm.apply(rows.flatten(1, 2), norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+            return flat.view(rows.shape).permute(0, 3, 1, 2)
+        y = F.group_norm(x, norm.num_groups, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        return F.silu(y) if silu else y
 
 
 class FastGroupNorm(nn.GroupNorm):
-    """`GroupNorm` in the type of `x`; autocast would write float32. The sums are float32 in any case."""
+    """`GroupNorm` in the type of `x`. The sums are float32 in any case."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return normed(self, x, False)
 
 
 class FastLayerNorm(ChannelLayerNorm):
@@ -84,8 +98,10 @@ class FastLayerNorm(ChannelLayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             rows = x.permute(0, 2, 3, 1)
-            normed = F.layer_norm(rows, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-            return normed.permute(0, 3, 1, 2)
+            if x.is_cuda:
+                return kernels.LayerNorm.apply(rows.contiguous(), self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(rows, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
 class PointwiseConv(nn.Conv2d):
@@ -95,16 +111,38 @@ class PointwiseConv(nn.Conv2d):
         return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
+def convolved(conv: nn.Conv2d, x: Tensor, silu: bool) -> Tensor:
+    """A padded 3 x 3 depthwise convolution of x, or of its SiLU, on a card."""
+    taps = conv.weight.reshape(-1, 9)
+    bias = torch.zeros_like(taps[:, 0]) if conv.bias is None else conv.bias
+    rows = x.permute(0, 2, 3, 1).contiguous()
+    return kernels.Depthwise.apply(rows, taps.contiguous(), bias, silu).permute(0, 3, 1, 2)
+
+
 class DepthwiseConv(nn.Conv2d):
     """A padded 3 x 3 depthwise convolution by a kernel of our own on a card; on a processor, the library's."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return convolved(self, x, False) if x.is_cuda else super().forward(x)
+
+
+class FastMixFFN(MixFFN):
+    """`MixFFN` whose SiLU is part of the convolution behind it, and whose gate is one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
         if not x.is_cuda:
             return super().forward(x)
-        taps = self.weight.to(x.dtype).reshape(-1, 9)
-        bias = torch.zeros_like(taps[:, 0]) if self.bias is None else self.bias.to(x.dtype)
-        with torch.autocast("cuda", enabled=False):
-            return depthwise(x.permute(0, 2, 3, 1).contiguous(), taps.contiguous(), bias).permute(0, 3, 1, 2)
+        wide = convolved(self.depth_conv.conv, self.inverted_conv(x), True)
+        return self.point_conv(kernels.Gate.apply(wide.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class FastResnetBlock(ResnetBlock):
+    """`ResnetBlock` whose SiLUs are part of the norms before them."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        y = self.conv1(normed(self.norm1, x, True))
+        y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(normed(self.norm2, y, True))
 
 
 FORMS = {
@@ -112,6 +150,8 @@ FORMS = {
     CrossLambda: FastCrossLambda,
     nn.GroupNorm: FastGroupNorm,
     ChannelLayerNorm: FastLayerNorm,
+    MixFFN: FastMixFFN,
+    ResnetBlock: FastResnetBlock,
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import NetworkConfig
 from ..model.checkpoint import make_vae
-from . import parallel
+from . import checkpoints, parallel
 from .album import Album, random_windows
 
 KL_WEIGHT = 1e-6
@@ -178,7 +178,7 @@ def train_vae(
                 "log": log,
                 "plan": plan,
             }
-            torch.save(state, checkpoint)
+            checkpoints.save(state, checkpoint)
 
     begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
     curve: list[Tensor] = []

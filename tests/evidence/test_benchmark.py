@@ -12,8 +12,7 @@ import torch
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
 from moebius_lab.config import CONTENDERS
-from moebius_lab.evidence import inventory
-from moebius_lab.evidence.benchmark import footprint, profiles, results
+from moebius_lab.evidence.benchmark import contenders, footprint, profiles, results
 from moebius_lab.evidence.benchmark import run as benchmark
 from moebius_lab.evidence.benchmark.contenders import Candidate, Entrant, candidates
 from moebius_lab.evidence.benchmark.profiles import (
@@ -119,6 +118,14 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
 
 
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Small tensors to measure a backend's limits with, for speed: the difference may drown in the spread. Notebook 5 takes whole ones."""
+    monkeypatch.setitem(profiles.LIMIT_SIDES, PROCESSOR, 256)
+    for module in (profiles, contenders):
+        monkeypatch.setattr(module, "COPIED", (256, 256))
+
+
 def has_limits(data: dict, backend: str) -> bool:
     """Whether a backend's limits were measured, or it is said that the machine was too busy to tell them."""
     found = {row["what"] for row in data["rows"] if row["backend"] == backend}
@@ -131,7 +138,7 @@ def has_limits(data: dict, backend: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is missing depends on the machine")
-def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys):
+def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys, small_limits):
     output = tmp_path / "all.json"
     arguments = [
         "--network",
@@ -143,13 +150,16 @@ def test_one_command_measures_and_lists_what_is_missing(small, tmp_path, capsys)
         "--output",
         str(output),
     ]
-    arguments += ["--backends", "torch-cuda", "torch-cpu", "onnxruntime-cpu", "webgpu-native", "--precisions", "fp32"]
-    arguments += ["--measures", "step", "limits", "profile", "--repeats", "2"]
+    arguments += ["--backends", "torch-cuda", "torch-cpu", "onnxruntime-cpu", "webgpu-native"]
+    arguments += ["--precisions", "straightforward", "fp32", "--measures", "step", "limits", "profile", "--repeats", "2"]
     assert main(["benchmark", *arguments]) == 0
     data = json.loads(output.read_text(encoding="utf-8"))
     found = {(row["what"], row["backend"]) for row in data["rows"]}
     for backend in ("PyTorch eager, CPU", "ONNX Runtime, CPU"):
         assert ("guided step", backend) in found and has_limits(data, backend)
+    steps = {(row["backend"], row["form"]) for row in data["rows"] if row["what"] == "guided step"}
+    assert {("ONNX Runtime, CPU", "straightforward"), ("ONNX Runtime, CPU", "fp32")} <= steps
+    assert "times as long in ONNX Runtime, CPU." in answer(data)
     assert all(row["median"] > 0 and row["q1"] <= row["median"] <= row["q3"] for row in data["rows"])
     missing = {entry["backend"]: entry["reason"] for entry in data["missing"]}
     assert "no CUDA device" in missing["PyTorch eager, CUDA"] and "onnxruntime-ep-webgpu" in missing["WebGPU, native"]
@@ -184,9 +194,7 @@ def test_unknown_names_are_refused(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_wasm_in_chromium_is_measured(small, tmp_path, monkeypatch):
-    monkeypatch.setitem(profiles.LIMIT_SIDES, PROCESSOR, 256)  # for speed; so small, the difference may drown in the spread
-    monkeypatch.setattr(profiles, "COPIED", (256, 256))
+def test_wasm_in_chromium_is_measured(small, tmp_path, small_limits):
     data = run(small, tmp_path / "r.json", ("chromium-wasm",), ("fp32",), ("step", "limits", "profile"), 2)
     rows = {(row["what"], row["backend"]): row for row in data["rows"]}
     for backend in ("Chromium, wasm, 1 thread", "Chromium, wasm, all threads"):
@@ -227,6 +235,19 @@ def test_a_profile_is_summed_by_operator_without_the_first_run():
         operator_times(events, 3)
 
 
+def test_commands_are_summed_by_kind_of_work_whoever_wrote_them():
+    def command(label, ours, count, ms):
+        return {"label": label, "ours": ours, "count": count, "milliseconds": ms}
+
+    before = [command("Softmax", False, 1, 0.1), command("MatMul", False, 3, 4.0), command("Gemm", False, 1, 1.0)]
+    after = [command("product", True, 2, 1.5), command("MatMul", False, 1, 0.5), command("tokens", True, 1, 0.25)]
+    names = ("kind", "before, commands", "before, ms", "after, commands", "after, ms")
+    rows = [tuple(row[name] for name in names) for row in profiles.by_kind({"before": before, "after": after})]
+    assert rows == [("products", 4, 5.0, 3, 2.0), ("the rest", 1, 0.1, 0, 0), ("moving numbers", 0, 0, 1, 0.25)]
+    labels = [label for labels in profiles.KINDS.values() for label in labels]
+    assert len(labels) == len(set(labels))
+
+
 def test_limit_graphs_repeat_one_operator_and_transfer_next_to_nothing(tmp_path):
     paths = write_limits(tmp_path)
     for where in (CARD, PROCESSOR):
@@ -240,24 +261,6 @@ def test_limit_graphs_repeat_one_operator_and_transfer_next_to_nothing(tmp_path)
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_activations_alive_at_once(tmp_path):
-    import onnx
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),
-        helper.make_node("Reshape", ["a", "shape"], ["b"]),  # the same memory
-        helper.make_node("Neg", ["b"], ["c"]),
-        helper.make_node("Add", ["b", "c"], ["d"]),  # b, c and d at once, x gone
-        helper.make_node("ReduceSum", ["d"], ["y"], keepdims=1),
-    ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [10, 10]), ("y", [1, 1]))]
-    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [4, 25])
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [shape])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "g.onnx"))
-    assert inventory.peak_activations(tmp_path / "g.onnx") == 3 * 400
-
-
 @pytest.mark.slow
 def test_the_peak_of_a_process_of_its_own(small):
     found = footprint._child_peak(small, "onnxruntime-cpu", "fp32")
@@ -266,6 +269,7 @@ def test_the_peak_of_a_process_of_its_own(small):
         footprint._child_peak(small, "webgpu-native", "fp32")
 
 
+@pytest.mark.slow
 def test_a_profile_in_another_thread_than_the_one_of_the_imports_says_nothing(small, tmp_path):
     """As notebook 5 measures: what Kineto wrote to standard error stood red in the report."""
     program = (
@@ -306,9 +310,10 @@ def test_the_answer_says_what_was_measured_and_what_is_missing():
 
 
 def test_runs_in_chromium_are_called_by_what_was_done_in_every_measurement():
-    """Load and memory let the page capture the graphs, as it does by itself, and say so."""
+    """Load and memory let the page capture the graphs and choose their kernels, as it does by itself, and say so."""
     webgpu, wasm = CONTENDERS["chromium-webgpu"], CONTENDERS["chromium-wasm"]
     assert {webgpu.seen(captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
-    assert webgpu.label == results.CAPTURED and wasm.label == wasm.seen(False) == "Chromium, wasm, all threads"
+    assert webgpu.seen(True, replaced=True) == webgpu.label == results.REPLACED
+    assert wasm.label == wasm.seen(False) == "Chromium, wasm, all threads"
     listed = {candidate.backend for candidate in candidates(None, ("chromium-webgpu",), ("fp32",), Path, {})}
-    assert listed == {results.CAPTURED, results.DISPATCHED}
+    assert listed == {results.CAPTURED, results.DISPATCHED, results.REPLACED}

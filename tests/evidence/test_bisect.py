@@ -255,6 +255,7 @@ def test_a_tensor_larger_than_a_group_comes_in_parts():
     assert [part.name for group in bisect.groups_of(flows[:1], 1) for part in group] == ["a"] * 8  # one row is the least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["onnx", "torch"])
 def test_small_groups_and_parts_give_the_same_answer(tiny, tmp_path, reference):
     path, node = planted(tiny.stored("fp32")["step"], tmp_path, raise_epsilon("InstanceNormalization", 0))

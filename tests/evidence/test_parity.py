@@ -7,7 +7,7 @@ from moebius_lab import LabError
 from moebius_lab.config import PRECISIONS
 from moebius_lab.evidence import parity
 from moebius_lab.inpainting.imaging import is_hole
-from moebius_lab.page.browser import has_nvidia
+from moebius_lab.page.driving import has_nvidia
 from moebius_lab.port.precision import per_graph
 
 
@@ -75,6 +75,7 @@ def test_a_form_that_two_precisions_share_is_compared_once(small, references):
     parity.require(rows)
 
 
+@pytest.mark.slow
 def test_a_graph_that_would_take_too_long_is_left_out_and_the_reason_stands_for_it(small, references):
     run, forms = parity.onnx_run(small.stored()), per_graph("fp32")
     rows, left_out = parity.compare_in_time(references, small.net, run, forms, parity.CPU, seconds=600)

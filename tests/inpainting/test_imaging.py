@@ -217,6 +217,7 @@ print(int(peak() - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width, size", [(1000, 16000, 512), (200, 24000, 128), (24000, 200, 128)])
 def test_memory_goes_with_the_picture_s_area(height, width, size):
     code = PEAK.format(height=height, width=width, size=size)

@@ -55,7 +55,7 @@ def test_schedules_that_cannot_be_run(steps, strength):
         ({"seed": -1}, "seed must be"),
         ({"guidance": float("nan")}, "finite"),
         ({"coverage": "most"}, "one of whole, as-released"),
-        ({"solver": "euler"}, "choose one of ddim, dpm"),
+        ({"solver": "euler"}, "choose one of ddim, ddim-trailing, dpm"),
         ({"solver": "dpm++2m", "steps": 1}, "at least 2 steps, and 1 would run"),
         ({"solver": "unipc", "steps": 10, "strength": 0.1}, "at least 2 steps, and 1 would run"),
         ({"guidance_interval": (0.5, 0.5)}, "not from 0.5 to 0.5"),

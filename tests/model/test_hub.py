@@ -135,6 +135,7 @@ def test_another_autoencoder_is_refused(published, tmp_path, entry, value):
         check_vae_config(tmp_path / "config.json", SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_dropped_connection_is_taken_up_where_it_broke_under_a_new_signed_address(hub, server, reset, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what the client writes at once: 10 MB otherwise
@@ -493,6 +494,7 @@ def command(server, tmp_path, *options, **environment):
     return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--unpinned",)])
 def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path, options, published):
     """The published network has another width than these small files, which shows that they did arrive."""
@@ -505,6 +507,7 @@ def test_the_command_takes_hub_and_folder_from_the_environment(server, tmp_path,
     assert not [name for name in files if name.endswith((".bin", ".incomplete", ".part", ".safetensors"))]
 
 
+@pytest.mark.slow
 def test_the_command_gives_up_on_a_hub_that_says_nothing(server, tmp_path):
     server.state.silent = True
     done = command(server, tmp_path, HF_HUB_ETAG_TIMEOUT="1")

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from moebius_lab import LabError
+from moebius_lab.inpainting.extending import Extension
+from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.loop import Cancelled, Settings, inpaint
 from moebius_lab.notebook.inpaint_panel import Inpaint
 from moebius_lab.notebook.mask_painter import MaskPainter
@@ -42,6 +44,16 @@ def test_the_result_is_the_loops_picture_for_the_settings_of_the_controls(panel,
     assert panel.result is picture and Inpaint(painter, {"PyTorch": backend}).coverage.value == "whole"
     assert "PyTorch: filled in" in panel._message.value and panel._bar.value == panel._bar.max
     assert not panel._run_button.disabled and panel._cancel_button.disabled
+
+
+def test_an_extended_picture_is_filled_and_its_old_pixels_stay(painter, backend):
+    wider = painter.extended(Extension(left=40, bottom=20))
+    panel = Inpaint(wider, {"PyTorch": backend}, Settings(steps=2, strength=1.0))
+    filled = np.asarray(panel.run(timeout=60))
+    expected = inpaint(backend, wider.image, wider.mask, Settings(steps=2, strength=1.0), extension=wider.extension)
+    np.testing.assert_array_equal(filled, expected)
+    outside = feather(painter.mask) == 0
+    assert np.array_equal(filled[: painter.mask.shape[0], 40:][outside], painter.image[outside])
 
 
 def test_the_slider_uncovers_the_result_from_the_left(panel, painter):

@@ -19,7 +19,8 @@ from moebius_lab.notebook.lab import FAILED, jupyterlab, run_all, write_notebook
 from moebius_lab.notebook.mask_painter import MaskPainter
 from moebius_lab.notebook.report import SOURCE_FOLDER
 from moebius_lab.notebook.widgets import GONE
-from moebius_lab.page.browser import find_chromium, launch_options
+from moebius_lab.page.driving import launch_options
+from moebius_lab.page.engines import find
 
 LARGE = """import numpy as np
 from moebius_lab.notebook.mask_painter import MaskPainter
@@ -86,7 +87,7 @@ THE_READER_S_PART = {
         "03-runner",
         "03-runner-rows",
     ],
-    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.page.browser import NoBrowser\nmissing = {}", "04-fill"],
+    "04_webgpu_bundle": ["04-01", "04-02", "from moebius_lab.page.engines import NoBrowser\nmissing = {}", "04-fill"],
     "05_benchmark": ["05-01", "05-02", "05-03", "05-runner", "05-connect", A_MEASUREMENT, "05-07"],
 }
 """Of each notebook the cells, by their ids, that lead to the reader's own browser and show what it did."""
@@ -114,7 +115,7 @@ def parameters_for(folder, picture_files) -> str:
 
 @pytest.fixture(scope="module")
 def page(lab, playwright):
-    browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+    browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(60_000)
     yield page

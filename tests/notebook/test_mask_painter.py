@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.notebook.mask_painter import HISTORY_BYTES, EditedMask, MaskPainter, paint_line
+from moebius_lab.inpainting import selection
+from moebius_lab.inpainting.extending import Extension
+from moebius_lab.notebook.mask_painter import HISTORY_BYTES, EditedMask, MaskPainter, paint_line, paint_polygon
 
 HEIGHT, WIDTH = 60, 80
 
@@ -252,6 +254,58 @@ def test_each_tool_is_chosen_by_its_trait_and_leaving_the_canvas_ends_a_gesture(
     corners = [(90, 90), (360, 90), (360, 360), (90, 360)]
     front_end_says(painter, ("mouse_down", 90, 90), *[("mouse_move", x, y) for x, y in corners], ("mouse_up", 90, 360))
     assert 25 * 25 < np.count_nonzero(painter.mask) < 35 * 35
+
+
+def test_the_wand_and_the_wire_paint_what_selection_selects(painter, picture):
+    painter.wand((30, 20), 12)
+    expected = selection.wand(picture, (30, 20), 12)
+    assert np.array_equal(painter.mask == 255, expected) and expected.any()
+    painter.undo()
+    painter.tool, painter.tolerance = "wand", 12
+    front_end_says(painter, ("mouse_down", *painter._view.to_canvas((30, 20))), ("mouse_up", 0, 0))
+    assert np.array_equal(painter.mask == 255, expected)
+    painter.clear()
+    corners = [(5, 5), (70, 10), (40, 50)]
+    painter.wire(corners)
+    way = corners[:1]
+    for start, end in zip(corners, [*corners[1:], corners[0]]):
+        way += selection.wire(picture, start, end)[1:]
+    outlined = np.zeros_like(painter.mask)
+    paint_polygon(outlined, way, 255)
+    assert np.array_equal(painter.mask, outlined)
+    painter.clear()
+    painter.tool = "wire"
+    spots = [painter._view.to_canvas(corner) for corner in corners]
+    front_end_says(
+        painter, ("mouse_down", *spots[0]), *(("mouse_move", *spot) for spot in spots[1:]), ("mouse_up", *spots[2])
+    )
+    assert np.array_equal(painter.mask, outlined)
+
+
+def test_selections_are_refined_and_taken_from_elsewhere(painter):
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[20:30, 30:50] = True
+    square[25, 40] = square[0, 0] = False
+    painter.add(square)
+    for how, numbers in (("fill_holes", ()), ("grow", (3,)), ("keep_largest", ()), ("shrink", (2,))):
+        square = getattr(selection, how)(square, *numbers)
+        painter.refine(how, *numbers)
+        assert np.array_equal(painter.mask == 255, square)
+    painter.refine("feather", 4)
+    assert np.array_equal(painter.mask, selection.feather(square, 4))
+    painter.undo()
+    assert np.array_equal(painter.mask == 255, square)
+    for bad in (lambda: painter.refine("melt"), lambda: painter.add(square.T), lambda: painter.wand((WIDTH, 0))):
+        with pytest.raises(LabError):
+            bad()
+
+
+def test_an_extended_painter_has_the_new_area_painted(painter, picture):
+    painter.rectangle((10, 10), (20, 20))
+    wider = painter.extended(Extension(left=30, bottom=5))
+    assert wider.image.shape == (HEIGHT + 5, WIDTH + 30, 3) and np.array_equal(wider.image[:HEIGHT, 30:], picture)
+    assert (wider.mask[:, :30] == 255).all() and np.array_equal(wider.mask[:HEIGHT, 30:], painter.mask)
+    assert wider.extended(Extension(left=1, top=2)).extension == Extension(31, 2, 0, 5)
 
 
 def test_a_finger_paints_and_two_fingers_zoom_without_painting(painter):

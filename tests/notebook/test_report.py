@@ -197,10 +197,10 @@ def test_a_notebook_dates_itself_and_those_after_it_and_a_file_that_it_reads_dat
     path = folder / "03_parity.ipynb"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"# 3 ", b"# III "))
-    assert changed(before, signatures()) == ["03_parity", "04_webgpu_bundle", "05_benchmark"]
+    assert changed(before, signatures()) == ["03_parity", "04_webgpu_bundle", "05_benchmark", "B_evaluation"]
     path.write_bytes(content)
     (folder / "results" / "another-machine.json").write_text("{}", encoding="utf-8")
-    assert changed(before, signatures()) == ["05_benchmark"]
+    assert changed(before, signatures()) == ["05_benchmark", "B_evaluation"]
     (folder / "results" / "another-machine.json").unlink()
     (folder / "nothing-reads-this.json").write_text("{}", encoding="utf-8")
     assert changed(before, signatures()) == []

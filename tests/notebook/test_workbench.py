@@ -37,6 +37,7 @@ def test_what_was_made_once_is_kept_until_its_source_changes(small, tmp_path):
     assert bench.once("numbers", lambda: [3], shape, "another maker") == [3]
 
 
+@pytest.mark.slow
 def test_what_a_step_costs_is_told_beforehand(small):
     large = dataclasses.replace(small, config=MOEBIUS)
     assert 0 < small.least_step_seconds < large.least_step_seconds

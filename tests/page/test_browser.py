@@ -20,13 +20,14 @@ from playwright.sync_api import Page
 from moebius_lab import LabError
 from moebius_lab.config import GRAPHS, RUNS, SMALL, STEP_UNGUIDED
 from moebius_lab.evidence.benchmark.profiles import operator_times
-from moebius_lab.evidence.inventory import peak_activations
 from moebius_lab.files import file_sha256
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.loop import Settings, inpaint
-from moebius_lab.page import browser
-from moebius_lab.page.browser import Browser, launch_options
-from moebius_lab.page.bundle import ENGINE, read_manifest, write_bundle
+from moebius_lab.page import browser, driving
+from moebius_lab.page.browser import Browser
+from moebius_lab.page.bundle import needs, read_manifest, write_bundle
+from moebius_lab.page.driving import launch_options
+from moebius_lab.page.modules import ENGINE
 from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
 
@@ -98,8 +99,9 @@ def load(page: Page, server: Server, **choice: str) -> dict:
 
 
 def change_graph(folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """Change one graph of a bundle, in fp32, and its manifest; returns the new file."""
+    """Change one graph of a bundle, in fp32, and its manifest, which then has no recording of it; returns the new file."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["precisions"]["fp32"]["recording"]
     entry = manifest["precisions"]["fp32"]["graphs"][graph][0]
     model = onnx.load(folder / "weights" / entry["file"], load_external_data=False)
     change(model)
@@ -145,10 +147,11 @@ def levels_apart(browser: Browser, bench, image, mask, settings: Settings) -> in
 SWITCHING = Settings("unipc", steps=3, strength=1.0, guidance_interval=(0.3, 0.6), seed=3, init="noise")
 
 
-def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None:
+def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> dict[str, float]:
+    """The largest difference from PyTorch of each output, which the tests' tolerance holds for."""
     assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
     assert (", step captured" if is_captured else ", step not captured") in browser.evidence
-    alive = max(peak_activations(path) for path in bench.stored("fp32").values())
+    alive = needs(bench.stored("fp32").values(), bench.config)["activations"]
     workspace = browser.loaded["workspace"]  # which graphs share
     assert alive / 2 < workspace < 1.2 * alive if is_captured else workspace == 0
     placed = browser.loaded["placed"]
@@ -157,6 +160,7 @@ def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None
     assert len(worst) == 7 and max(worst.values()) < 1e-4, worst
     assert levels_apart(browser, bench, bench.image, bench.mask, Settings(steps=1, strength=1.0, seed=3)) <= 1
     assert levels_apart(browser, bench, bench.image, bench.mask, SWITCHING) <= 1
+    return worst
 
 
 def test_captured_on_webgpu_a_network_is_pytorch_s(tiny, captured):
@@ -166,6 +170,22 @@ def test_captured_on_webgpu_a_network_is_pytorch_s(tiny, captured):
 def test_not_captured_on_webgpu_it_is_too(tiny, tiny_bundle):
     with Browser(tiny_bundle, "webgpu", adapter="software", capture=False) as browser:
         check_numbers_and_memory(browser, tiny, is_captured=False)
+
+
+def test_with_kernels_of_our_own_it_is_too(tiny, tiny_bundle, captured):
+    assert captured.loaded["kernels"]["replaced"] == 0  # what a software adapter could win is less than trying costs
+    assert "software adapter" in captured.loaded["kernels"]["note"]
+    with Browser(tiny_bundle, "webgpu", adapter="software", kernels="all") as browser:
+        kernels = browser.loaded["kernels"]
+        assert kernels["note"] == "", kernels  # every one gives what the runtime's commands give
+        assert kernels["replaced"] > kernels["commands"] / 2, kernels
+        assert f"kernels of our own for {kernels['replaced']} of {kernels['commands']} commands" in browser.evidence
+        assert browser.loaded["workspace"] <= captured.loaded["workspace"]
+        recorded = check_numbers_and_memory(browser, tiny, is_captured=True)
+        assert browser.loaded["recorded"]
+        browser.reload(recorded=False)  # captured in this browser: the same commands, the same kernels, the same numbers
+        assert not browser.loaded["recorded"] and browser.loaded["kernels"] == kernels
+        assert worst_differences(browser, tiny) == recorded
 
 
 def test_a_captured_step_takes_new_inputs(tiny, captured):
@@ -181,6 +201,17 @@ def test_a_captured_step_takes_new_inputs(tiny, captured):
                 expected = step(*inputs.values())
             worst = [float(np.abs(got[name] - y.numpy()).max()) for name, y in zip(OUTPUT_NAMES["step"], expected)]
             assert max(worst) < 1e-4, worst
+
+
+def test_commands_are_timed_beside_what_the_device_does_at_most(captured):
+    found = captured.command_times()
+    commands = {command["label"]: command for command in found["commands"]}
+    assert commands["MatMul"]["count"] > 100 and all(command["milliseconds"] > 0 for command in commands.values())
+    assert not any(command["ours"] for command in commands.values())
+    limits = found["limits"]
+    assert limits["gigabytes"] > 0 and 0 < max(tile["gflops"] for tile in limits["tiles"]) < limits["gflops"]
+    with pytest.raises(LabError, match='no capture of "nothing"'):
+        captured.command_times("nothing")
 
 
 def test_steps_are_timed_as_their_inputs_say(tiny, captured):
@@ -579,10 +610,61 @@ def test_the_page_s_own_words_reach_python(bundle, monkeypatch):
             patch.setattr(browser, "TIMEOUT", 0.001)
             driven.run("step", step)
         assert driven.run("step", step)["next_state"].shape == (3, 4, 16, 16)  # and the model goes on
+        with monkeypatch.context() as patch, pytest.raises(LabError, match="did not finish in time"):
+            patch.setattr(browser, "LOADING", 0.001)
+            patch.setattr(browser, "LOADED", 1e12)
+            driven.reload()
+        driven.reload()
+        assert driven.run("step", step)["next_state"].shape == (3, 4, 16, 16)
     with pytest.raises(LabError, match="adapter 'amd' is unknown"), Browser(bundle, adapter="amd"):
         pass
     with pytest.raises(LabError, match="not a complete bundle"):
         Browser(bundle / "weights")
+
+
+def test_a_browser_in_which_a_model_never_becomes_ready_is_started_once_more(tiny_bundle, monkeypatch):
+    """Of a published page too: how long it may take is told by the size of its weights."""
+    over = threading.Event()
+
+    class Hanging(Handler):
+        def do_GET(self) -> None:
+            if "/weights/" not in self.path or browser.LOADING > 5:
+                return super().do_GET()
+            browser.LOADING = 600  # the next browser has all the time it needs, and gets what it asks for
+            over.wait(600)
+            self.close_connection = True
+
+    monkeypatch.setattr(browser, "LOADING", 5)
+    with Server(tiny_bundle, handler=Hanging) as server:
+        with Browser(server.url, "wasm") as driven:
+            over.set()
+            assert "wasm" in driven.evidence
+        assert sum(path.endswith("/index.html") or path == "/" for path in server.requests) >= 2
+
+
+def test_a_thread_that_the_browser_never_starts_is_not_waited_for(tiny_bundle, tab, tmp_path):
+    """Firefox has been seen never to come back from a worker's `new Worker`. Here it does not in the first model's worker, nor in two of the second."""
+    folder = tmp_path / "page"
+    shutil.copytree(tiny_bundle, folder)
+    engine = folder / read_manifest(folder)["page"] / ENGINE
+    code, text = ((engine / name).read_text(encoding="utf-8") for name in ("worker.js", "engine.js"))
+    call, patience = "super(url, options);", "const STUCK = 10_000;"
+    assert code.count(call) == text.count(patience) == 1
+    (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 1_000;"), encoding="utf-8")
+    hanging = code.replace(call, f"Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0); {call}")
+    served = iter([hanging, code, hanging, hanging])
+
+    class Hanging(Handler):
+        def do_GET(self) -> None:
+            if self.path.endswith("/worker.js"):
+                (engine / "worker.js").write_text(next(served), encoding="utf-8")
+            super().do_GET()
+
+    with Server(folder, handler=Hanging) as server:
+        assert load(tab, server)["loaded"]["threads"] > 1
+        again = load(tab, server)
+        assert again["code"] == "stuck" and "did not start a thread of the model. Reload the page" in again["message"]
+    assert next(served, None) is None
 
 
 def test_the_driver_is_no_file_of_a_bundle(bundle):
@@ -614,11 +696,11 @@ def test_a_page_that_is_not_there_is_told_in_one_line(tmp_path):
 def test_variables_that_name_nvidia_s_files_are_left_as_they_are_set(monkeypatch, tmp_path):
     found = tmp_path / "icd.json"
     found.touch()
-    monkeypatch.setitem(browser.NVIDIA_FILES, "VK_DRIVER_FILES", (str(tmp_path / "none"), str(found)))
+    monkeypatch.setitem(driving.NVIDIA_FILES, "VK_DRIVER_FILES", (str(tmp_path / "none"), str(found)))
     monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
-    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == str(found)
+    assert driving.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == str(found)
     monkeypatch.setenv("VK_DRIVER_FILES", "/elsewhere.json")
-    assert browser.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == "/elsewhere.json"
+    assert driving.launch_options("nvidia")["env"]["VK_DRIVER_FILES"] == "/elsewhere.json"
 
 
 @pytest.mark.parametrize(("visible", "index"), [("1", 1), ("1,0", 1), ("", 0), ("GPU-1234", 0)])

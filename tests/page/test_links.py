@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "moebius_lab").rglob("*.md")])
 
 
+@pytest.mark.slow
 def test_the_project_s_own_texts_lead_somewhere():
     assert {"README.md", "notes.md"} <= {path.name for path in MARKDOWN}
     assert broken_links(MARKDOWN) == []

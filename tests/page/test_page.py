@@ -1,17 +1,19 @@
-"""The page in a real Chromium: painting, running the demo network, results, errors, keys, touch, layout."""
+"""The page in a real Chromium: painting, running a network, results, errors, keys, touch, layout."""
 
 import base64
 import io
 import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from moebius_lab.config import PRESETS
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.photographs import demo_photographs
+from moebius_lab.notebook.workbench import Workbench
 from moebius_lab.page.bundle import WEB, page_files, write_bundle
 from moebius_lab.page.serve import Server
 
@@ -26,16 +28,36 @@ WATCH = """
 
 
 @pytest.fixture(scope="module")
-def site(demo, tmp_path_factory):
+def site(tiny, tmp_path_factory):
+    """A page of TINY, which is only a passenger in most tests here."""
+    yield from served(tiny, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def demo_site(demo, tmp_path_factory):
+    """A page of the demo network, for tests of what its fills look like."""
+    yield from served(demo, tmp_path_factory)
+
+
+def served(bench: Workbench, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page") / "bundle"
-    write_bundle(demo, folder, ("fp16-storage",))
+    write_bundle(bench, folder, ("fp16-storage",))
     with Server(folder) as server:
         yield server
 
 
 @pytest.fixture
 def visit(site, chromium):
-    """Open the page in a fresh profile; at the end no error may have reached the console and no request left the site."""
+    yield from visits(site, chromium)
+
+
+@pytest.fixture
+def visit_demo(demo_site, chromium):
+    yield from visits(demo_site, chromium)
+
+
+def visits(site: Server, chromium: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a fresh profile; at the end no error may have reached the console and no request left the site."""
     contexts, troubles = [], []
 
     def open_page(ready: bool = True, init: str = "", routes: dict | None = None, **options) -> Page:
@@ -229,8 +251,8 @@ def test_a_stroke_is_filled_and_everything_else_stays(visit):
     assert sum(page.evaluate("shifts")) < 0.01
 
 
-def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
-    page = visit()
+def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit_demo):
+    page = visit_demo()
     y, x = np.mgrid[:300, :600]
     sky = np.stack([60 + y // 4, 110 + x // 12, 200 - y // 4], -1).astype(np.uint8)
     mask = np.zeros((300, 600), np.uint8)
@@ -240,14 +262,14 @@ def test_a_wire_and_a_speck_are_gone_and_the_cost_is_told_before(visit):
     page.set_input_files("#mask-file", upload(Image.fromarray(mask), "mask.png"))
     expect(page.locator("#facts")).to_contain_text("hole 0.3 %")
     listen(page)
-    fill(page, steps=6)
-    assert "2 windows of 256 px · 6 steps each" in page.evaluate("told")
+    fill(page, steps=3)
+    assert "2 windows of 256 px · 3 steps each" in page.evaluate("told")
     expect(page.locator("#coverage")).to_have_value("whole")
     whole = downloaded(page, "#save")
     assert (whole[untouched(mask)] == photo[untouched(mask)]).all()
     page.click("#edit")
     page.select_option("#coverage", "as-released")
-    fill(page, steps=6, first=False)
+    fill(page, steps=3, first=False)
     released = downloaded(page, "#save")
     error = [np.abs(result[mask > 0].astype(int) - sky[mask > 0]).mean() for result in (photo, whole, released)]
     assert error[1] < 0.25 * error[0] and error[2] > 0.5 * error[0], error
@@ -414,6 +436,36 @@ def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
     assert all(text.startswith("Processor") for text in page.locator("#choice option").all_inner_texts())
 
 
+ADAPTER = """Object.defineProperty(Navigator.prototype, 'gpu', { value: { requestAdapter: async () => ({
+  limits: { maxStorageBufferBindingSize: %d, maxBufferSize: 2 ** 28, maxStorageBuffersPerShaderStage: 8, maxComputeWorkgroupStorageSize: 16384, maxComputeInvocationsPerWorkgroup: 256 },
+  features: new Set(), info: { vendor: 'somebody', architecture: '', description: '', isFallbackAdapter: false },
+}) } });"""
+
+
+def test_what_a_device_lacks_is_told_before_anything_is_downloaded(visit, site):
+    before = len(site.requests)
+    page = visit(init=ADAPTER % 1_000_000)
+    lacks = re.compile(r"fp16-storage needs maxStorageBufferBindingSize of \d+ MB \(it has 1 MB\)")
+    expect(page.locator("#choice-note")).to_contain_text(lacks)
+    expect(page.locator("#withheld")).to_contain_text(lacks)
+    assert all(text.startswith("Processor") for text in page.locator("#choice option").all_inner_texts())
+    page = visit(init=ADAPTER % 2**27)  # WebGPU's default
+    assert page.locator("#choice option").first.inner_text().startswith("WebGPU · fp16-storage")
+    expect(page.locator("#withheld")).to_be_empty()
+    assert not any("/weights/" in path for path in site.requests[before:])
+
+
+def test_memory_that_a_device_may_not_have_is_told_before_anything_is_downloaded(visit):
+    page = visit(init="Object.defineProperty(Navigator.prototype, 'deviceMemory', { value: 0.005 });")
+    words = re.compile(r"It takes about [\d.]+ MB of memory, which may be more than this device can give")
+    expect(page.locator("#choice-note")).to_contain_text(words)
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    page.click("#run")
+    expect(page.locator("#prompt-warning")).to_contain_text(words)
+    page.click("#prompt button[value=no]")
+
+
 # -- the mask ----------------------------------------------------------------------------------------------------------
 
 
@@ -570,8 +622,12 @@ def test_masks_go_out_and_come_back(visit):
 
 def test_samples_drop_and_paste(visit):
     page = visit()
+    photo, mask = map(Image.open, list(demo_photographs().values())[1])
     page.click("#samples button >> nth=1")
-    expect(page.locator("#facts")).to_contain_text("800 × 600 px · hole 0.8 %")
+    share = (np.asarray(mask.convert("L")) >= 128).mean()
+    expect(page.locator("#facts")).to_contain_text(
+        f"{photo.width} × {photo.height} px · hole {share:.1%}".replace("%", " %")
+    )
     expect(page.locator("#start")).to_be_hidden()
     for kind, width in (("drop", 200), ("paste", 100)):
         give(page, kind, given=photograph(width, 90))

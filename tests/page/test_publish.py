@@ -145,6 +145,7 @@ def command(published, server, *options):
     return subprocess.run(arguments, capture_output=True, env=environment, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command_sends_nothing_unless_told_and_then_exactly_what_it_showed(published):
     with HubServer() as server:
         server.state.token = "hf_right"

@@ -5,6 +5,8 @@ import base64
 import json
 import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from PIL import Image, ImageFilter
 from programs import node
 
 from moebius_lab import LabError, config
+from moebius_lab.inpainting import selection
+from moebius_lab.inpainting.batch import plan_folder
+from moebius_lab.inpainting.extending import Extension, extend, extend_mask, plan_filling, put_back, see
 from moebius_lab.inpainting.imaging import (
     crop,
     describe_windows,
@@ -27,10 +32,15 @@ from moebius_lab.inpainting.imaging import (
     uncrop,
 )
 from moebius_lab.inpainting.loop import Settings, preset
+from moebius_lab.inpainting.photographs import demo_photographs
+from moebius_lab.inpainting.picture_files import plan_output, read_image, read_picture
 from moebius_lab.model.sampler import SOLVERS, ddim_scheduler, guided_weights, solver_steps
 from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER
+from moebius_lab.page.modules import KERNELS, RECORDED, WEB
+from moebius_lab.page.recording import SCRIPT
+from moebius_lab.page.reference import described_inputs, made
 
 HERE = Path(__file__).parents[1]
 SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
@@ -110,6 +120,84 @@ def picture_case(name: str, mask: np.ndarray, coverage: str) -> dict:
     arrays = {"image": image, "mask": mask, "result": result, "owners": planned[0].owners.astype(np.uint32)}
     facts = {"name": f"{name}, {coverage}", "coverage": coverage, "width": width, "height": height, "windows": windows}
     return facts | {"plan": describe_windows(planned, SIZE)} | {k: text(v) for k, v in arrays.items()}
+
+
+BATCHES = [
+    ("a.jpg", "a-mask.png", "b.png", "b_mask.webp", "c.png"), ("a.png", "b.png", "a-mask.png", "b-mask.png", "a_mask.gif"),
+]  # fmt: skip
+EXTENSIONS = [
+    (40, 60, Extension(left=20)), (90, 130, Extension(3, 5, 70, 1)), (30, 20, Extension(0, 40, 0, 40)),
+    (100, 70, Extension(11, 12, 13, 14)), (12, 12, Extension(right=1)), (50, 200, Extension(0, 100, 0, 0)),
+]  # fmt: skip
+"""Height and width of a picture, and how it is extended."""
+
+
+def extension_case(height: int, width: int, extension: Extension, painted_too: bool) -> dict:
+    rng = np.random.default_rng(height + width)
+    old = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+    picture = extend(read_picture(old), extension)
+    hole = painted(height, width, (height // 3, width // 3, height // 2, width // 2)) if painted_too else None
+    mask = extend_mask(hole, extension, picture.rgb.shape[:2])
+    windows, result, left = [], picture.rgb, is_hole(mask)
+    for window in plan_filling(mask, SIZE, extension=extension):
+        seen, seen_mask = see(result, left, window, SIZE)
+        made = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        result = put_back(made, result, mask, window)
+        left = left & ~window.hole
+        place = {"left": window.left, "top": window.top, "side": window.side, "joins": bool(window.new_canvas)}
+        windows.append(place | {"seen": text(seen), "seen_hole": text(seen_mask == 255), "made": text(made)})
+    rgba = np.dstack([picture.rgb, picture.alpha])
+    arrays = {"old": old, "image": rgba, "mask": mask, "result": result}
+    return {"width": width, "height": height, "extension": vars(extension), "windows": windows} | {
+        name: text(array) for name, array in arrays.items()
+    }
+
+
+def photograph(seed: int) -> np.ndarray:
+    """A piece of a demo photograph, uint8 (90, 120, 3), at full size or reduced."""
+    photos = [read_image(photo) for photo, _ in demo_photographs().values()]
+    image, factor = photos[seed % len(photos)], 1 + seed % 3
+    top, left = np.random.default_rng(seed).integers((0, 0), (image.shape[0] - 90 * factor, image.shape[1] - 120 * factor))
+    return np.ascontiguousarray(image[top : top + 90 * factor : factor, left : left + 120 * factor : factor])
+
+
+def selection_case(seed: int) -> dict:
+    """What one click, one wire and one change of a selection give."""
+    rng, image = np.random.default_rng(seed), photograph(seed)
+    (x, y), (u, v) = ((int(rng.integers(120)), int(rng.integers(90))) for _ in range(2))
+    tolerance, contiguous, px = int(rng.choice([0, 8, 24, 60, 255])), seed % 3 > 0, (0, 1, 2, 5, 17, 40)[seed % 6]
+    chosen = selection.wand(image, (x, y), 24, contiguous=seed % 2 > 0)
+    part = is_hole(specks(90, 120, 6, 30)) if seed % 2 else chosen
+    part = part if seed else np.zeros_like(part)
+    return {
+        "image": text(image), "x": x, "y": y, "tolerance": tolerance, "contiguous": contiguous, "px": px,
+        "wand": text(selection.wand(image, (x, y), tolerance, contiguous)),
+        "end": [u, v], "way": selection.wire(image, (x, y), (u, v)), "part": text(part),
+        "grown": text(selection.grow(part, px)), "shrunk": text(selection.shrink(part, px)),
+        "feathered": text(selection.feather(part, px)), "filled": text(selection.fill_holes(part)),
+        "largest": text(selection.keep_largest(part)),
+    }  # fmt: skip
+
+
+def made_case(tmp_path: Path) -> dict:
+    """A PNG that says what it was made with, as Python writes it."""
+    made = {"format": 1, "settings": vars(preset("fast", seed=11)), "code": "0123456789abcdef"}
+    made["model"] = {"network": "demo", "weights": "ünïcode", "precision": "fp32", "backend": "PyTorch"}
+    picture = replace(read_picture(np.zeros((3, 4, 3), np.uint8)), made=made)
+    plan_output(tmp_path / "made.png", picture).write(picture)
+    content = (tmp_path / "made.png").read_bytes()
+    assert read_picture(content).made == json.loads(json.dumps(made))
+    return {"made": made, "png": base64.b64encode(content).decode()}
+
+
+def batch_case(tmp_path: Path, *names: str) -> dict:
+    """Which file is whose mask among files of one folder, by Python's rule."""
+    folder = tmp_path / "-".join(name.partition(".")[0] for name in names)
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    jobs = plan_folder(folder, folder, tmp_path / "out")
+    return {"names": names, "jobs": [[job.picture.name, job.mask and job.mask.name] for job in jobs]}
 
 
 def feather_case(height: int, width: int) -> dict:
@@ -229,12 +317,20 @@ def fixtures(tmp_path_factory) -> Path:
         "guidances": [case for n in (1, 2, 6, 10, 19) for share in INTERVALS if (case := guidance_case(n, share))],
         "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
         "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
+        "extensions": [extension_case(*case, painted_too) for case in EXTENSIONS for painted_too in (False, True)],
+        "selections": [selection_case(seed) for seed in range(12)],
+        "made": made_case(tmp_path_factory.mktemp("made")),
+        "batches": [batch_case(tmp_path_factory.mktemp("batch"), *names) for names in BATCHES],
         "plans": [plan_case(seed) for seed in range(60)],
         "feathers": [feather_case(*shape) for shape in ((40, 60), (1, 30), (30, 1), (4, 5), (6, 200))],
         "paintings": [painting_case(seed) for seed in range(24)],
         "brushes": [
             [w, h, first_brush(h, w)] for w, h in ((1, 1), (14, 30), (100, 100), (640, 480), (3000, 2000), (9999, 10_001))
         ],
+        "reference": {
+            run: {name: [described, text(made(described))] for name, described in inputs.items()}
+            for run, inputs in described_inputs(config.TINY).items()
+        },
         "range": {key: text(array) for key, array in ranges.items()},
     }
     path = tmp_path_factory.mktemp("fixtures") / "fixtures.json"
@@ -242,6 +338,7 @@ def fixtures(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_javascript_computes_what_python_does(fixtures):
     tests = sorted(str(path) for path in (HERE / "web").rglob("*.test.mjs"))
     done = node("--test", "--test-timeout=60000", *tests, env=dict(os.environ) | {"FIXTURES": str(fixtures)})
@@ -252,7 +349,8 @@ def test_types(tmp_path):
     modules = bundle.npm_packages(development=True)
     (tmp_path / "node_modules").symlink_to(modules)
     (tmp_path / "web").symlink_to(bundle.WEB)
-    (tmp_path / DRIVER.name).symlink_to(DRIVER)  # which drives the page's modules from outside
+    for script in (DRIVER, SCRIPT):  # which use the page's modules from outside
+        (tmp_path / script.name).symlink_to(script)
     common = {
         "strict": True,
         "checkJs": True,
@@ -264,7 +362,7 @@ def test_types(tmp_path):
     common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
     page = [f"web/{name}" for name in bundle.page_files() if name.endswith(".js") and name != "service_worker.js"]
     programs = {
-        "page": ([*page, DRIVER.name], ["es2024", "dom", "dom.iterable"]),
+        "page": ([*page, DRIVER.name, SCRIPT.name], ["es2024", "dom", "dom.iterable"]),
         "worker": (["web/service_worker.js"], ["es2024", "webworker"]),
     }
     for name, (files, libraries) in programs.items():
@@ -289,5 +387,21 @@ def test_javascript_stands_in_files_that_are_checked():
     assert not any(programs.values()), programs
 
 
-def test_the_page_is_small():
-    assert bundle.page_bytes() < 105_000  # as hosts send it, compressed; three solvers and their settings took 6,000 of it
+def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
+    first, every = bundle.needed_first(), set(bundle.page_files())
+    assert {"interface/main.js", "engine/engine.js", "engine/worker.js", "engine/sampler.js", "interface/style.css"} < first
+    assert {"engine/extending.js", "interface/selection.js"} < every - first
+    # as hosts send it, compressed; three solvers and their settings took 6,000 of it, what suits a device and what else it can try 3,000
+    kernels, recorded = ({name for name in every if name.startswith(folder)} for folder in (KERNELS, RECORDED))
+    assert bundle.page_bytes() < 100_000
+    assert bundle.page_bytes(every - kernels - recorded) < 155_000
+    # loaded after the model, and only where there is a graphics device; 2,400 of it only to measure
+    assert bundle.page_bytes(kernels) < 47_000
+    assert bundle.page_bytes(recorded) < 8_000  # in place of ONNX Runtime, likewise
+
+
+def test_kernels_are_written_for_the_pinned_runtime():
+    """A new version may name its programs or lay out its uniforms otherwise: read operations.js against it before this is changed."""
+    pinned = json.loads((bundle.WEB / "package.json").read_text(encoding="utf-8"))["dependencies"]["onnxruntime-web"]
+    known = re.search(r"export const RUNTIME = '([\d.]+)';", (WEB / KERNELS / "operations.js").read_text(encoding="utf-8"))
+    assert known[1] == pinned

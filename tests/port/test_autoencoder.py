@@ -13,7 +13,7 @@ from torch import nn
 from moebius_lab.config import DEMO, SMALL
 from moebius_lab.model.checkpoint import deterministic_weights, make_vae
 from moebius_lab.model.unet import MoebiusNet
-from moebius_lab.port.autoencoder import PhaseUpsample, PooledGroupNorm, rewritten, square
+from moebius_lab.port.autoencoder import PhaseUpsample, PooledGroupNorm, SumOverParts, parts_for, rewritten, square
 from moebius_lab.port.export import Decoder, Encoder, export_graph
 
 
@@ -58,6 +58,7 @@ def test_rewriting_leaves_the_autoencoder_and_its_weights_alone():
     assert {p.data_ptr() for p in copy.parameters()} == {p.data_ptr() for p in vae.parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, DEMO], ids=lambda config: config.name)
 def test_stored_weights_stay_and_the_runtime_makes_the_phases_when_it_loads(config, tmp_path):
     vae = make_vae(config)
@@ -88,3 +89,35 @@ def test_encoder_and_decoder_with_rewrites_equal_those_without():
             torch.testing.assert_close(mine, published, rtol=0, atol=1e-5)
         latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(Decoder(rewritten(vae))(latent), Decoder(vae)(latent), rtol=0, atol=1e-5)
+
+
+def test_a_picture_is_made_in_the_fewest_parts_that_fit():
+    assert [parts_for(256, 512 * 512, 2**27 >> n) for n in range(4)] == [2, 4, 8, 16]
+    assert parts_for(12, 10, 4 * 10 * 5) == 3  # 5 channels fit, and 4 divide 12
+    with pytest.raises(ValueError, match="one channel of 100 positions"):
+        parts_for(8, 100, 399)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_norm_and_a_convolution_of_parts_are_those_of_the_whole(parts):
+    x = torch.randn(1, 16, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm, conv = PooledGroupNorm(nn.GroupNorm(8, 16)).double(), nn.Conv2d(16, 4, 3, padding=1).double()
+    nn.init.normal_(norm.norm.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(norm(x.chunk(parts, 1)), 1), norm(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(SumOverParts(conv)(x.chunk(parts, 1)), conv(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_decoder_whose_largest_picture_is_in_parts_gives_the_same_picture(parts):
+    vae = make_vae(SMALL)
+    vae.load_state_dict(deterministic_weights(vae))
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    largest = 4 * 32 * 64 * 64  # bytes of what the last upsampling makes of it, whole
+    seen = []
+    copy = rewritten(vae, largest // parts)
+    for upsample in (module for module in copy.modules() if isinstance(module, PhaseUpsample)):
+        upsample.register_forward_hook(lambda _, __, y: seen.append(1 if isinstance(y, torch.Tensor) else len(y)))
+    with torch.no_grad():
+        torch.testing.assert_close(Decoder(copy)(latent), Decoder(vae)(latent), rtol=0, atol=1e-5)
+    assert seen == [1, 1, parts]

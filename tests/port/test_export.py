@@ -52,6 +52,7 @@ def test_no_graph_computes_a_shape_so_all_of_it_can_be_captured(small):
         assert not {"Shape", "ConstantOfShape", "Expand"} & set(operator_counts(path))
 
 
+@pytest.mark.slow
 def test_graphs_are_made_again_only_when_something_changed(small, tmp_path):
     path = small.stored()["vae_decoder"]
     stamp, before = path.with_name("files.json"), path.stat().st_mtime_ns

@@ -15,7 +15,7 @@ from playwright.async_api import async_playwright
 from test_jupyterlab import LARGE
 
 from moebius_lab.notebook.lab import jupyterlab, write_notebook
-from moebius_lab.page.browser import find_chromium
+from moebius_lab.page.engines import find
 
 SPEED = 1440  # px a second, on the canvas
 ROW = 24  # px between two lines of the path, more than the brush is wide
@@ -54,7 +54,7 @@ def path(width: float, height: float, step: float, count: int) -> list[tuple[flo
 
 async def paint(url: str, hertz: float, seconds: float) -> dict:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
         page = await browser.new_page(viewport={"width": 1300, "height": 1000})
         await page.goto(f"{url}/lab/tree/large.ipynb?reset", wait_until="domcontentloaded")
         await page.wait_for_selector('.jp-StatusBar-TextItem:has-text("| Idle")', timeout=120_000)

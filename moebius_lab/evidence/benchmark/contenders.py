@@ -23,7 +23,8 @@ from ... import LabError
 from ...config import CARD, CONTENDERS, PRECISIONS, PROCESSOR, RUNS, STEP_UNGUIDED, Contender, Way, entry_of
 from ...inpainting.backends import LOOP_OUTPUTS, Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
-from ...page.browser import Browser, has_nvidia
+from ...page.browser import Browser
+from ...page.driving import has_nvidia
 from ...port.denoiser import StepGraph
 from ...port.export import OUTPUT_NAMES, example_feeds, example_inputs, torch_graphs
 from ...port.sessions import OnnxBackend, open_session, webgpu_session
@@ -287,9 +288,12 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
     bench, form, where, provider, capture = job.bench, job.form, job.contender.where, job.way.provider, job.way.captured
     if where == CARD and not has_nvidia():  # before making a bundle in vain
         raise LabError(SOFTWARE)
-    browser = stack.enter_context(Browser(job.bundle(), provider, form, capture=capture, threads=job.way.threads))
+    options = {"capture": capture, "kernels": job.way.kernels, "threads": job.way.threads}
+    browser = stack.enter_context(Browser(job.bundle(), provider, form, **options))
     if capture and not browser.loaded["captured"]:
         raise LabError("the step was not captured: some of it runs on the processor")
+    if job.way.kernels != "none" and not browser.loaded["kernels"]["replaced"]:
+        raise LabError(f"no kernel of our own is used: {browser.loaded['kernels']['note'] or 'none is faster here'}")
     feeds = example_feeds(bench.config)
     times = STEPS_A_ROUND if where == CARD else 1
 

@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ... import LabError
-from ...config import CARD, CONTENDERS, NETWORKS, Contender, entry_of
+from ...config import CARD, CONTENDERS, NETWORKS, RUNS, Contender, entry_of
 from ...inpainting.loop import Settings
 from ...inpainting.photographs import demo_photographs
 from ...inpainting.picture_files import read_mask, read_picture
-from ...page.browser import Browser, card_index, has_nvidia
-from ...page.bundle import page_bytes, read_manifest
+from ...page.browser import Browser, card_index
+from ...page.bundle import needs, page_bytes, read_manifest
+from ...page.driving import has_nvidia
+from ...page.modules import KERNELS, RECORDED, page_files
 from ...page.serve import Server
 from ...port.precision import files_of
-from ..inventory import peak_activations
 from ..loops import Loops
 from .contenders import SOFTWARE, candidates
 from .results import Results, Row
@@ -65,7 +66,7 @@ def _visit(bench: Loops, bundle: Path, contender: Contender, form: str) -> list[
     provider = contender.provider
     with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         with Browser(server.url, provider, form, profile_folder=folder) as browser:
-            key = (contender.seen(browser.loaded["captured"]), form)
+            key = (_name(contender, browser), form)
             first = browser.loaded["milliseconds"]
             picture = browser.inpaint(bench.image, bench.mask)[1]["total"]
         again = []
@@ -88,10 +89,20 @@ def _visit(bench: Loops, bundle: Path, contender: Contender, form: str) -> list[
     ]
 
 
+def _name(contender: Contender, browser: Browser) -> str:
+    """What the tables call a run in which the page chose by itself."""
+    return contender.seen(browser.loaded["captured"], browser.loaded["kernels"]["replaced"] > 0)
+
+
 def first_visit_bytes(manifest: dict, precision: str, provider: str) -> tuple[int, int]:
-    """Bytes that a first visit fetches: page, runtime and its module as served; the weights of one precision."""
-    build = manifest["runtime"]["builds"]["wasm" if provider == "wasm" else "jspi"]
-    return page_bytes() + build["wasm"]["bytes"], manifest["precisions"][precision]["bytes"]
+    """Bytes that a first visit fetches: page as served, with the runtime or the recording in its place; the weights of one precision."""
+    form = manifest["precisions"][precision]
+    recording = form.get("recording") if provider == "webgpu" else None
+    runs = recording or manifest["runtime"]["builds"]["wasm" if provider == "wasm" else "jspi"]["wasm"]
+    folders = () if provider == "wasm" else (KERNELS, RECORDED) if recording else (KERNELS,)
+    modules = {name for name in page_files() if name.startswith(folders)} if folders else set()
+    stood_for = sum(form["graphs"][graph][0]["bytes"] for graph in set(RUNS.values())) if recording else 0
+    return page_bytes() + page_bytes(modules) + runs["bytes"], form["bytes"] - stood_for
 
 
 # -- peaks of memory ---------------------------------------------------------------------------------------------------
@@ -110,7 +121,7 @@ def peaks(
     for form in precisions:
         paths = bench.stored(form)
         stored = sum(file["bytes"] for path in paths.values() for file in files_of(path))
-        live = max(peak_activations(path) for path in paths.values())
+        live = needs(paths.values(), bench.config)["activations"]
         for what, size in (("stored weights", stored), ("activations alive at once", live)):
             results.add("rows", [vars(Row(what, GRAPHS, form, "MB", *[size / 1e6] * 3, 1))])
     for backend, contender in ((name, CONTENDERS[name]) for name in backends if not CONTENDERS[name].compiled):
@@ -170,7 +181,7 @@ def _browser_peak(bench: Loops, bundle: Path, contender: Contender, form: str) -
             name = {"renderer": "page", "GPU": "browser's GPU process"}.get(kind)
             if name:
                 found[name] = max(found[name], _peak_of(process))
-        name = contender.seen(browser.loaded["captured"])
+        name = _name(contender, browser)
     return name, found | card
 
 

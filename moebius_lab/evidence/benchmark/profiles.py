@@ -1,4 +1,4 @@
-"""Where a step's time goes, by operator, and what the same backend does at best: a large matrix product, a large copy.
+"""Where a step's time goes, by operator or by kind of work, and what the same backend does at best: a large product, a large copy.
 
 A profile is ONNX Runtime's own, one list of events for the processor and for WebGPU, native or in a browser. Times of the
 processor are those of each node's call; on WebGPU that is the time to hand the work over, and the time on the card stands in
@@ -19,9 +19,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from ... import LabError
-from ...config import CARD, OPSET, PROCESSOR
+from ...config import CARD, OPSET, PROCESSOR, NetworkConfig
 from ...files import write_json, write_whole
+from ...page.browser import Browser
+from ...page.driving import chosen_adapter
 from ...port.precision import STAMP
+from ..inventory import graph_gflop
 
 KERNEL = re.compile(r"^(?P<node>[^&|]*)[&|](?P<operator>[^&|]+)")  # a dispatch is called NODE&OPERATOR&PROGRAM
 
@@ -73,6 +76,69 @@ def operator_times(events: str | list[dict], runs: int) -> list[OperatorTime]:
 def _add(entry: list[float], micros: float) -> None:
     entry[0] += 1
     entry[1] += micros
+
+
+@dataclass(frozen=True)
+class KernelTimes:
+    """The commands of a guided step in the page, with the runtime's kernels and with ours, next to what the device does at most."""
+
+    evidence: str  # what ran, in the page's words
+    software: bool  # on an adapter on the processor, which says nothing about a card
+    work: list[dict]  # kind, and how many commands and ms: before, after; after is missing where no kernel of ours is used
+    limits: dict[str, float]  # GB/s of a copy, GFLOP/s in registers: both through WGSL
+    tiles: list[dict]  # of a large product, or a small one where the adapter is software
+
+
+KINDS = {
+    "products": ("MatMul", "MatMulNaive", "Gemm", "Conv2dMM", "product", "products", "vector"),
+    "norms and depthwise convolutions": (
+        *("ComputeChannelScaleShift", "InstanceNorm", "BatchNormalization", "GroupedConv", "Pool"),
+        *("norm depthwise", "depthwise", "middle", "norm last"),
+    ),
+    "layer norms": ("LayerNorm", "SkipLayerNorm", "layer norm"),
+    "moving numbers": ("Transpose", "DepthToSpace", "Gather", "Concat", "Split", "Slice", "Expand", "tokens", "concat"),
+    "casts and widened weights": ("Cast", "DequantizeLinear"),
+}
+"""Programs of the runtime, and kinds of our kernels, by what they do; all others are "the rest", most of them one by one."""
+SOFTWARE_GFLOP = 0.1  # of a step that a software adapter is asked to time
+
+
+def kernel_times(bundle: str | Path, config: NetworkConfig, precision: str = "fp32", adapter: str = "auto") -> KernelTimes:
+    """Time the commands of the page's guided step by kind of work, before and after kernels of our own, in headless Chromium.
+
+    A software adapter is asked only for its limits, and for the step of a small network, without our kernels: see `SOFTWARE_GFLOP`.
+
+    Raises:
+        NoBrowser: there is no Chromium.
+        LabError: the page's own message of why it cannot run the model here.
+    """
+    software = chosen_adapter(adapter) == "software"
+    timed = not software or graph_gflop(config)["step"] < SOFTWARE_GFLOP
+    with Browser(bundle, "webgpu", precision, adapter, capture=timed, kernels="none") as browser:
+        before = browser.command_times("step" if timed else "")
+        runs = {"before": before["commands"]}
+        if not software:
+            browser.reload(kernels="fastest")
+            if browser.loaded["kernels"]["replaced"]:
+                runs["after"] = browser.command_times("step")["commands"]
+        limits = {"copy, GB/s": before["limits"]["gigabytes"], "in registers, GFLOP/s": before["limits"]["gflops"]}
+        tiles = [tile | {"product": " x ".join(map(str, before["limits"]["sides"]))} for tile in before["limits"]["tiles"]]
+        return KernelTimes(browser.evidence, software, by_kind(runs), limits, tiles)
+
+
+def by_kind(runs: dict[str, list[dict]]) -> list[dict]:
+    """Sum the commands of runs, as `Browser.command_times` gives them, by kind of work; the longest of the first run first."""
+    kinds = {label: kind for kind, labels in KINDS.items() for label in labels}
+    rows: dict[str, dict] = {}
+    for name, commands in runs.items():
+        for command in commands:
+            kind = kinds.get(command["label"], "the rest")
+            row = rows.setdefault(
+                kind, {"kind": kind} | {f"{run}, {what}": 0 for run in runs for what in ("commands", "ms")}
+            )
+            row[f"{name}, commands"] += command["count"]
+            row[f"{name}, ms"] += command["milliseconds"]
+    return sorted(rows.values(), key=lambda row: -row[f"{next(iter(runs))}, ms"])
 
 
 def write_limits(folder: str | Path) -> dict[str, Path]:

@@ -19,8 +19,9 @@ from ...config import CONTENDERS, PRECISIONS
 from ...files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, write_json, write_whole
 
 FORMAT = 1
-DISPATCHED, CAPTURED = (way.label for way in CONTENDERS["chromium-webgpu"].ways)
-"""Backends of the page on WebGPU: one dispatches each operator in every run, one captures each graph once and replays it."""
+DISPATCHED, CAPTURED, REPLACED = (way.label for way in CONTENDERS["chromium-webgpu"].ways)
+"""Backends of the page on WebGPU: one dispatches each operator in every run, one captures each graph once and replays it, and one
+replays kernels of our own where they are faster."""
 KEY = ("what", "backend", "form", "steps")
 """Columns that identify a row; a later row with the same key replaces the earlier one."""
 SAME = {"machine": "machine", "network": "network", "weights": "weights", "made_from": "code", "code": "code"}
@@ -182,9 +183,15 @@ def table(files: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measured_by_benchmark(files: list[dict]) -> list[dict]:
+    """Those of the files that no reader's page made; see `devices`."""
+    return [data for data in files if "source" not in data]
+
+
 def newest(files: list[dict]) -> list[dict]:
-    """The latest file for each network and kind of machine, complete; the others are of other hosts or other code."""
-    found = {(data["network"], machine_name(data["machine"])): data for data in sorted(files, key=lambda data: data["date"])}
+    """The latest file for each network and kind of machine, complete; the others are of other hosts, other code or readers."""
+    own = sorted(measured_by_benchmark(files), key=lambda data: data["date"])
+    found = {(data["network"], machine_name(data["machine"])): data for data in own}
     return [found[key] for key in sorted(found)]
 
 
@@ -209,7 +216,8 @@ def readme_table(files: list[dict]) -> str:
     A file is one machine and one code, and each table is made from one file.
     """
     shown = newest(files)
-    before = [data for data in sorted(files, key=lambda data: data["date"], reverse=True) if data not in shown]
+    own = sorted(measured_by_benchmark(files), key=lambda data: data["date"], reverse=True)
+    before = [data for data in own if data not in shown]
     parts = [section(data) for data in shown]
     if before:
         parts += [
@@ -273,8 +281,8 @@ def _digits(number: float) -> str:
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
-def write_readme(path: str | Path, files: list[dict]) -> None:
-    """Write the tables into a file, between the two markers.
+def write_readme(path: str | Path, tables: str) -> None:
+    """Write tables in Markdown into a file, between the two markers.
 
     Raises:
         LabError: the file lacks them.
@@ -283,6 +291,6 @@ def write_readme(path: str | Path, files: list[dict]) -> None:
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise LabError(f"{path} must hold the two lines {BEGIN!r} and {END!r} once each")
-    made = f"{BEGIN}\n\n{readme_table(files)}\n{END}"
+    made = f"{BEGIN}\n\n{tables}\n{END}"
     new = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL)
     write_whole(path, new)

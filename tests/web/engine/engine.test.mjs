@@ -13,6 +13,7 @@ test('what a runtime throws becomes a sentence and a code', () => {
     'The device was lost': 'device-lost',
     'std::bad_alloc': 'out-of-memory',
     'Array buffer allocation failed': 'out-of-memory',
+    'Out of bounds memory access (evaluating f)': 'out-of-memory', // in WebKit's words
     'Invalid ShaderModule "Conv"': 'shader',
     'something else': 'worker',
   };
@@ -50,11 +51,15 @@ test('a manifest of another version is refused', () => {
 test('a file that two graphs share is fetched once', () => {
   const file = (sha256) => ({ name: sha256, file: sha256, bytes: 1, sha256 });
   const graphs = { vae_encoder: [file('a')], step: [file('b'), file('c')], vae_decoder: [file('a')] };
-  const manifest = { runtime: { builds: { wasm: { wasm: file('w') } } }, precisions: { fp32: { graphs } } };
-  assert.deepEqual(
-    filesOf(manifest, 'fp32', 'wasm').map(({ file }) => file.sha256),
-    ['w', 'a', 'b', 'c'],
-  );
+  const builds = Object.fromEntries(['wasm', 'jspi', 'asyncify'].map((build) => [build, { wasm: file('w') }]));
+  const manifest = { runtime: { builds }, precisions: { fp32: { graphs }, fp16: { graphs, recording: file('r') } } };
+  const names = (...choice) => filesOf(manifest, ...choice).map(({ file }) => file.sha256);
+  assert.deepEqual(names('fp32', 'wasm'), ['w', 'a', 'b', 'c']);
+  assert.deepEqual(names('fp32', 'webgpu'), ['w', 'a', 'b', 'c']);
+  // a recording stands for the runtime and the graphs' own files
+  assert.deepEqual(names('fp16', 'webgpu'), ['r', 'c']);
+  assert.deepEqual(names('fp16', 'webgpu', { recorded: false }), ['w', 'a', 'b', 'c']);
+  assert.deepEqual(names('fp16', 'wasm'), ['w', 'a', 'b', 'c']);
 });
 
 test('hashes are hexadecimal', async () => {

@@ -4,14 +4,16 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { HOLE, History, KEEP, Mask, SmoothPath, firstBrush, union } from '../../../moebius_lab/page/web/interface/mask.js';
+import { inTurns } from '../../../moebius_lab/page/web/engine/turns.js';
 import { bytes, constants, fixtures } from '../fixtures.mjs';
 
 const W = 150;
 const H = 130; // two tiles and a bit each way
+const LEVEL = Math.ceil(255 * constants.mask_threshold);
 
 /** @param {(mask: Mask) => void} draw */
 function drawn(draw, width = W, height = H) {
-  const mask = new Mask(width, height);
+  const mask = new Mask(width, height, LEVEL);
   mask.begin();
   draw(mask);
   return { mask, patch: mask.commit() };
@@ -51,7 +53,7 @@ test('a line holds the pixels within its radius, and no others', () => {
 });
 
 test('the dirty rectangle of a line holds every pixel it changed', () => {
-  const mask = new Mask(W, H);
+  const mask = new Mask(W, H, LEVEL);
   mask.begin();
   const rect = mask.line(20.2, 30.7, 90.9, 70.1, 6.4, HOLE);
   for (let i = 0; i < mask.data.length; i++) {
@@ -122,7 +124,7 @@ test('the edge of a shape belongs to it', () => {
 
 test('a gesture fills the pixels that it fills in the notebook', () => {
   for (const { width, height, gestures } of fixtures.paintings) {
-    const mask = new Mask(width, height);
+    const mask = new Mask(width, height, LEVEL);
     for (const { tool, points, size, mask: expected } of gestures) {
       mask.begin();
       if (tool === 'lasso') mask.polygon(points, HOLE);
@@ -143,55 +145,94 @@ test('the brush begins with the size that it has in the notebook', () => {
   for (const [width, height, size] of fixtures.brushes) assert.equal(firstBrush(width, height, constants.brush_share), size);
 });
 
+/** Do all of what yields in between. */
+function whole(steps) {
+  let step = steps.next();
+  while (!step.done) step = steps.next();
+  return step.value;
+}
+
 test('holes are counted, whatever was drawn', () => {
   const count = (mask) => mask.data.filter((value) => value >= mask.level).length;
-  const mask = new Mask(W, H);
-  const acts = [
-    () => mask.line(10, 10, 120, 100, 9, HOLE),
-    () => mask.line(30, 10, 40, 100, 4, KEEP),
-    () => mask.invert(),
-    () =>
-      mask.polygon(
-        [
-          [0, 0],
-          [80, 3],
-          [70, 90],
-        ],
-        KEEP,
-      ),
-    () => mask.replace(Uint8Array.from({ length: W * H }, (_, i) => i % 256)),
-    () => mask.fill(HOLE),
-    () => mask.fill(KEEP),
-  ];
-  const patches = acts.map((act) => {
+  const mask = new Mask(W, H, LEVEL);
+  const soft = Uint8Array.from({ length: W * H }, (_, i) => i % 256);
+  const outline = [[0, 0], [80, 3], [70, 90]]; // prettier-ignore
+  const drawing = (act) => () => {
     mask.begin();
     act();
-    const patch = mask.commit();
+    return mask.commit();
+  };
+  const acts = [
+    drawing(() => mask.line(10, 10, 120, 100, 9, HOLE)),
+    drawing(() => mask.line(30, 10, 40, 100, 4, KEEP)),
+    () => whole(mask.invert()),
+    drawing(() => mask.polygon(outline, KEEP)),
+    () => whole(mask.replace(soft)),
+    () => whole(mask.fill(HOLE)),
+    () => whole(mask.fill(KEEP)),
+  ];
+  const after = [mask.data.slice()];
+  const patches = acts.map((act) => {
+    const patch = act();
     assert.equal(mask.holes, count(mask));
+    after.push(mask.data.slice());
     return patch;
   });
+  assert.deepEqual(after[5], soft);
   for (const patch of patches.reverse()) {
-    mask.swap(patch);
+    assert.deepEqual(mask.data, after.pop());
+    whole(mask.swap(patch));
     assert.equal(mask.holes, count(mask));
   }
   assert.equal(mask.holes, 0);
 });
 
+test('another level counts anew', () => {
+  const mask = new Mask(W, H, HOLE);
+  whole(mask.replace(new Uint8Array(W * H).fill(LEVEL)));
+  assert.equal(mask.holes, 0);
+  mask.countFrom(LEVEL);
+  assert.equal(mask.holes, W * H);
+});
+
+test('what changes all of a large mask can be interrupted, and short work is done at once', async () => {
+  const mask = new Mask(3000, 2000, LEVEL);
+  let steps = 0;
+  for (const _ of mask.fill(HOLE)) steps++;
+  assert.ok(steps > 20 && mask.holes === 6e6);
+  let small = null;
+  inTurns(new Mask(W, H, LEVEL).fill(HOLE), (patch) => (small = patch));
+  assert.ok(small);
+  let others = 0;
+  const timer = setInterval(() => others++, 1);
+  const made = await new Promise((done) => {
+    inTurns(
+      (function* () {
+        for (const end = performance.now() + 150; performance.now() < end;) yield;
+        return 'made';
+      })(),
+      done,
+    );
+  });
+  clearInterval(timer);
+  assert.ok(made === 'made' && others > 0);
+});
+
 test('a patch undoes and redoes, and knows where', () => {
   const { mask, patch } = drawn((m) => m.line(20, 20, 60, 40, 5, HOLE));
   const after = mask.data.slice();
-  const rect = mask.swap(patch);
+  const rect = whole(mask.swap(patch));
   assert.ok(mask.data.every((value) => value === 0));
   assert.deepEqual(rect, { left: 0, top: 0, right: 128, bottom: 64 });
-  mask.swap(patch);
+  whole(mask.swap(patch));
   assert.deepEqual(mask.data, after);
 });
 
 test('an edit that changes nothing is none, and a cancelled one leaves nothing', () => {
   assert.equal(drawn((m) => m.line(5, 5, 9, 9, 3, KEEP)).patch, null);
-  const mask = new Mask(W, H);
+  const mask = new Mask(W, H, LEVEL);
   mask.begin();
-  mask.fill(HOLE);
+  mask.rectangle(0, 0, W, H, HOLE);
   mask.cancel();
   assert.equal(mask.holes, 0);
   assert.ok(!mask.editing && mask.data.every((value) => value === 0));
@@ -199,7 +240,7 @@ test('an edit that changes nothing is none, and a cancelled one leaves nothing',
 });
 
 test('uniform tiles cost next to nothing', () => {
-  const { patch } = drawn((m) => m.invert(), 4000, 3000);
+  const patch = whole(new Mask(4000, 3000, LEVEL).invert());
   assert.ok(patch.bytes < 60_000, `${patch.bytes}`);
 });
 

@@ -7,14 +7,14 @@ import { cut, difference, put } from '../../../moebius_lab/page/web/interface/re
 
 const picture = () => ({ width: 7, height: 5, data: Uint8ClampedArray.from({ length: 7 * 5 * 4 }, (_, i) => i) });
 
-test('a difference is the smallest rectangle, and put back it gives the whole', () => {
+test('a difference is the smallest rectangle, and put back it gives the whole', async () => {
   const filled = picture();
   for (const [x, y] of [
     [2, 1],
     [5, 3],
   ])
     filled.data[(y * 7 + x) * 4 + 1] ^= 1;
-  const region = difference(picture(), filled);
+  const region = await difference(picture(), filled);
   assert.deepEqual([region.left, region.top, region.width, region.height], [2, 1, 4, 3]);
   const rebuilt = picture();
   put(rebuilt, region);
@@ -31,6 +31,14 @@ test('taking out what was there undoes it', () => {
   assert.deepEqual(filled, picture());
 });
 
-test('pictures that are equal differ in one pixel at most', () => {
-  assert.equal(difference(picture(), picture()).data.length, 4);
+test('pictures that are equal differ in one pixel at most', async () => {
+  assert.equal((await difference(picture(), picture())).data.length, 4);
+});
+
+test('a large picture is compared in parts, to its last row', async () => {
+  const large = () => ({ width: 1500, height: 3000, data: new Uint8ClampedArray(4 * 1500 * 3000) });
+  const filled = large();
+  for (const place of [1333 * 1500 + 7, 2999 * 1500 + 1400]) filled.data[4 * place] = 1;
+  const { left, top, width, height } = await difference(large(), filled);
+  assert.deepEqual([left, top, width, height], [7, 1333, 1394, 1667]);
 });

@@ -1,28 +1,23 @@
 // The three graphs on ONNX Runtime Web: one provider, and what it says about itself.
 
-import { EngineError, reason } from './errors.js';
+import { EngineError } from './errors.js';
+import { GraphBackend, STEP, deviceFor } from './graph_backend.js';
 import { watchPrograms } from './capture.js';
-import { ReplayedLoop, captureGraph, placeTogether } from './captured_graph.js';
+import { captureGraph } from './captured_graph.js';
 
-/** @typedef {import('./manifest.js').Manifest} Manifest */
-/** @typedef {import('./manifest.js').StoredFile} StoredFile */
-/** @typedef {import('./engine.js').Adapter} Adapter */
-/** @typedef {import('./engine.js').Values} Values */
-/** @typedef {import('./captured_graph.js').GraphCapture} GraphCapture */
-/** @typedef {import('./captured_graph.js').CapturedGraph} CapturedGraph */
+/** @import { Manifest, Values } from './types.js' */
+/** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
+/** @import { Wanted } from './kernels/replacement.js' */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
-/** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
-/** @typedef {import('onnxruntime-web').Tensor} Tensor */
 /** @typedef {{session: InferenceSession, nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
 const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every node
 const WARNING = 2;
 const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
-const STEP = 'step';
 const NEXT_STATE = 'next_state';
 const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // no placeholder is kept
 
-export class OrtBackend {
+export class OrtBackend extends GraphBackend {
   /**
    * Start ONNX Runtime.
    *
@@ -34,9 +29,12 @@ export class OrtBackend {
    * @param {ArrayBuffer} options.wasm
    * @param {number} options.threads
    * @param {boolean} options.capture capture the graphs of which all runs on the device, and replay them without the runtime
+   * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands in captured graphs
+   * @param {URL} options.page the manifest's
    * @param {(sha256: string) => Promise<Blob>} options.file
+   * @param {GPUDevice} [options.device] of WebGPU; one with all that is made use of where none is given
    */
-  static async start({ provider, manifest, precision, module, wasm, threads, capture, file }) {
+  static async start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file, device: given }) {
     const log = new RuntimeLog();
     const capturing = capture && provider === 'webgpu';
     if (capturing) watchPrograms();
@@ -45,49 +43,40 @@ export class OrtBackend {
     ort.env.wasm.wasmBinary = wasm;
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
-    const { options, options_require: needed } = manifest.precisions[precision];
-    const extra = provider === 'wasm' || (await adapterHas(needed)) ? options : {};
-    return new OrtBackend(ort, log, provider, manifest, precision, extra, capturing, file);
+    const form = manifest.precisions[precision];
+    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form))) : null;
+    const extra = !device || form.options_require.every((feature) => device.features.has(feature)) ? form.options : {};
+    const made = new OrtBackend(ort, log, manifest, precision, device, extra, capturing, file);
+    if (capturing) made.useKernels(kernels, page, manifest, precision);
+    return made;
   }
 
   /**
    * @param {Runtime} ort
    * @param {RuntimeLog} log
-   * @param {'webgpu'|'wasm'} provider
    * @param {Manifest} manifest
    * @param {string} precision
+   * @param {GPUDevice|null} device
    * @param {Record<string, string>} extra entries of the sessions' configuration
    * @param {boolean} capturing
    * @param {(sha256: string) => Promise<Blob>} file
    */
-  constructor(ort, log, provider, manifest, precision, extra, capturing, file) {
+  constructor(ort, log, manifest, precision, device, extra, capturing, file) {
+    super(manifest, precision, device);
     this.ort = ort;
     this.log = log;
-    this.provider = provider;
-    this.constants = manifest.constants;
-    this.preview = manifest.preview;
     this.layouts = manifest.layouts;
-    this.runs = manifest.runs;
-    this.form = manifest.precisions[precision];
     this.extra = extra;
     this.capturing = capturing;
     this.file = file;
-    /** @type {Map<string, GraphCapture>} by the names of `runs` */
-    this.captures = new Map();
-    /** @type {Map<string, CapturedGraph>} */
-    this.captured = new Map();
-    this.workspace = 0; // bytes for what the captured graphs compute
     /** @type {Map<string, Placed>} */
     this.sessions = new Map();
-    /** @type {GPUDevice|null} */
-    this.device = null;
-    /** @type {unknown} an error that the device reported between two calls */
-    this.deviceError = null;
   }
 
   /**
    * Make the session of a graph.
    *
+   * @override
    * @param {string} graph
    * @returns {Promise<Placed>}
    */
@@ -99,7 +88,6 @@ export class OrtBackend {
       this.ort.InferenceSession.create(body, /** @type {any} */ ({ ...options, logSeverityLevel }));
     const { value: talking, lines } = await this.log.during(() => create(VERBOSE));
     const nodes = placement(lines);
-    if (gpu && !this.device) await this.#watchDevice();
     const whole = this.capturing && Object.keys(nodes).join() === 'WebGpu';
     // the autoencoder's lines take less time than the device; a captured graph writes none
     const session = gpu && graph === STEP && !whole ? await this.#quiet(talking, () => create(WARNING)) : talking;
@@ -126,29 +114,6 @@ export class OrtBackend {
   }
 
   /**
-   * The capture of a graph that takes these inputs, where there is one: of the step, by how many conditions it is evaluated on.
-   *
-   * @param {string} graph
-   * @param {Record<string, Values>} feeds
-   */
-  capturedFor(graph, { conditions }) {
-    const fits = (/** @type {import('./manifest.js').Run} */ run) =>
-      run.graph === graph && Object.values(run.sizes).every((size) => size === conditions?.dims[0]);
-    const found = Object.keys(this.runs).find((name) => fits(this.runs[name]));
-    return found && this.captured.get(found);
-  }
-
-  /** When all graphs are open, allocate memory for those that are captured. */
-  async settle() {
-    if (!this.device || !this.captures.size) return;
-    const { graphs, bytes } = placeTogether(this.device, this.captures);
-    this.captured = graphs;
-    this.workspace = bytes;
-    await this.device.queue.onSubmittedWorkDone(); // so that what the device says about it is here
-    this.throwDeviceError();
-  }
-
-  /**
    * What a session of a graph is made from.
    *
    * @param {string} graph
@@ -162,7 +127,9 @@ export class OrtBackend {
     const gpu = this.provider === 'webgpu';
     const options = {
       executionProviders: [
-        gpu ? { name: 'webgpu', preferredLayout: this.layouts[graph], ...(this.capturing && UNSHARED) } : { name: 'wasm' },
+        gpu
+          ? { name: 'webgpu', device: this.device, preferredLayout: this.layouts[graph], ...(this.capturing && UNSHARED) }
+          : { name: 'wasm' },
       ],
       externalData: weights.map((data, i) => ({ path: files[i + 1].name, data })),
       extra: { ...this.extra }, // the runtime adds to it
@@ -186,22 +153,6 @@ export class OrtBackend {
     return session;
   }
 
-  async #watchDevice() {
-    const device = /** @type {GPUDevice} */ (/** @type {unknown} */ (await this.ort.env.webgpu.device));
-    device.addEventListener('uncapturederror', (event) => {
-      this.deviceError ??= /** @type {GPUUncapturedErrorEvent} */ (event).error;
-    });
-    this.device = device;
-  }
-
-  /** @returns {Adapter|null} */
-  get adapter() {
-    const info = this.device?.adapterInfo;
-    if (!info) return null;
-    const { vendor, architecture, description, isFallbackAdapter } = info;
-    return { vendor, architecture, description, fallback: isFallbackAdapter === true };
-  }
-
   /**
    * @param {string} graph
    * @param {Record<string, Tensor>} feeds
@@ -215,28 +166,12 @@ export class OrtBackend {
     return /** @type {Record<string, Tensor>} */ (outputs);
   }
 
-  throwDeviceError() {
-    const error = this.deviceError;
-    this.deviceError = null;
-    if (error) throw new Error(`the graphics device reported ${reason(error)}`, { cause: error });
-  }
-
   /**
-   * Run one graph, from arrays to arrays.
-   *
+   * @override
    * @param {string} graph
    * @param {Record<string, Values>} feeds
-   * @returns {Promise<Record<string, Values>>}
    */
-  async run(graph, feeds) {
-    await this.open(graph);
-    const captured = this.capturedFor(graph, feeds);
-    if (captured) {
-      for (const [name, { data }] of Object.entries(feeds)) captured.write(name, data);
-      await captured.run();
-      this.throwDeviceError();
-      return captured.values();
-    }
+  async runUncaptured(graph, feeds) {
     const tensors = Object.entries(feeds).map(([name, { dims, data }]) => [name, this.tensor(data, dims)]);
     const outputs = await this.runTensors(graph, Object.fromEntries(tensors));
     /** @type {Record<string, Values>} */
@@ -248,12 +183,10 @@ export class OrtBackend {
   }
 
   /**
-   * Run a graph in a session of its own that ONNX Runtime profiles.
-   *
+   * @override
    * @param {string} graph
    * @param {Record<string, Values>} feeds
-   * @param {number} times after a first run
-   * @returns {Promise<string>} the events as ONNX Runtime writes them
+   * @param {number} times
    */
   async profile(graph, feeds, times) {
     const { body, options } = await this.#source(graph);
@@ -281,32 +214,14 @@ export class OrtBackend {
     return new this.ort.Tensor('float32', data, dims);
   }
 
-  /** @param {Float32Array} image (1, 3, S, S) in [-1, 1] */
-  async encode(image) {
-    const { image_size: S } = this.constants;
-    const { mean, std } = await this.run('vae_encoder', { image: { dims: [1, 3, S, S], data: image } });
-    return { mean: mean.data, std: std.data };
-  }
-
-  /** @param {Float32Array} latent (1, 4, s, s), unscaled */
-  async decode(latent) {
-    const { latent_channels, latent_size: s } = this.constants;
-    const { image } = await this.run('vae_decoder', { latent: { dims: [1, latent_channels, s, s], data: latent } });
-    return image.data;
-  }
-
   /**
+   * @override
    * @param {Float32Array} state
    * @param {Float32Array} mask
    * @param {Float32Array} maskedLatents
    */
-  async denoise(state, mask, maskedLatents) {
-    const captured = this.captured.get(STEP);
-    if (!captured) return new TensorLoop(this, state, mask, maskedLatents);
-    for (const [name, data] of Object.entries({ state, mask, masked_latents: maskedLatents })) captured.write(name, data);
-    const graphFor = (/** @type {Record<string, Values>} */ feeds) =>
-      /** @type {CapturedGraph} */ (this.capturedFor(STEP, feeds));
-    return new ReplayedLoop(graphFor, captured, () => this.throwDeviceError());
+  loopUncaptured(state, mask, maskedLatents) {
+    return new TensorLoop(this, state, mask, maskedLatents);
   }
 }
 
@@ -346,13 +261,6 @@ class TensorLoop {
   close() {
     this.current.dispose();
   }
-}
-
-/** @param {string[]} features */
-async function adapterHas(features) {
-  if (!features.length) return true;
-  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
-  return features.every((feature) => adapter?.features.has(feature));
 }
 
 /**

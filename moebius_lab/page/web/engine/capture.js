@@ -4,44 +4,29 @@
 // session that it captures itself. Once all commands are captured, every lifetime is known, so what is never alive at the same time,
 // in one graph or in several, shares memory (`plan`).
 
-const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+const { GPUBufferUsage, GPUShaderStage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const AT_ONCE = 64; // commands that are submitted together: the device starts on them while the next are encoded
 
-/** @typedef {{pipeline: GPUComputePipeline, groups: GPUBindGroupDescriptor[], workgroups: [number, number, number]}} Dispatch */
-/** @typedef {{source: Place, sourceOffset: number, target: Place, targetOffset: number, size: number}} Copy */
-/** @typedef {{cleared: Place, offset: number, size: number}} Clear */
-/** @typedef {Dispatch|Copy|Clear} Command */
-/** @typedef {GPUBuffer|Placeholder} Place */
-/** @typedef {'read'|'write'|'both'} Use 'both' where what was there before may count */
-/**
- * @typedef {object} Lifetime of one tensor in a buffer
- * @property {Placeholder} buffer
- * @property {number} from the command that writes it
- * @property {number} to the last that reads it
- * @property {boolean} read whether any does
- * @property {Map<number, boolean>} uses the commands that have to do with it, and whether they write
- */
-/** @typedef {{index: number, offset: number}} Allocation in which buffer, from which byte */
-/** @typedef {{buffer: GPUBuffer, offset: number}} Region */
+/** @import { Allocation, Guest, Lifetime, Region, Use } from './types.js' */
+/** @typedef {import('./types.js').Command} Command */
+/** @typedef {import('./types.js').Place} Place */
 
 // -- programs ---------------------------------------------------------------------------------------------------------
 
-/** @type {WeakMap<object, Map<number, Use>>} of modules and pipelines: what they do with each buffer of group 0, by binding */
-const uses = new WeakMap();
+/** @typedef {import('./types.js').Program} Program */
 
-/** From now on know of every program what it reads and writes: the runtime makes some before anything is captured. */
+/** @type {WeakMap<object, Program>} of modules and pipelines */
+const programs = new WeakMap();
+
+/** From now on know every program: the runtime makes some before anything is captured. */
 export function watchPrograms() {
   const devices = GPUDevice.prototype;
   const { createShaderModule, createComputePipeline, createComputePipelineAsync } = devices;
   devices.createShaderModule = function (descriptor) {
     const module = createShaderModule.call(this, descriptor);
-    uses.set(module, usesIn(descriptor.code));
+    const { label = '', code } = descriptor;
+    programs.set(module, { label, code, constants: {}, uses: usesIn(code) });
     return module;
-  };
-  const known = (/** @type {GPUComputePipeline} */ pipeline, /** @type {GPUComputePipelineDescriptor} */ { compute }) => {
-    const found = uses.get(compute.module);
-    if (found) uses.set(pipeline, found);
-    return pipeline;
   };
   devices.createComputePipeline = function (descriptor) {
     return known(createComputePipeline.call(this, descriptor), descriptor);
@@ -51,7 +36,59 @@ export function watchPrograms() {
   };
 }
 
-const BUFFER = /@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(?:storage|uniform)\s*(?:,\s*(\w+))?\s*>\s*(\w+)\s*:\s*([^;]+);/g;
+/**
+ * Know the program of a pipeline whose module was made while programs are watched.
+ *
+ * @template {object} T
+ * @param {T} pipeline
+ * @param {GPUComputePipelineDescriptor} descriptor
+ */
+export function known(pipeline, { label, compute }) {
+  const found = programs.get(compute.module);
+  if (found) programs.set(pipeline, { ...found, label: label || found.label, constants: { ...compute.constants } });
+  return pipeline;
+}
+
+/**
+ * Make a pipeline of a program, which is known from then on. Its layout has every binding that the program declares, used or not.
+ *
+ * @param {GPUDevice} device
+ * @param {string} label
+ * @param {string} code WGSL, with the entry point `main`
+ * @param {Record<string, number>} constants
+ * @returns {Promise<GPUComputePipeline>} rejected where the device refuses the program
+ */
+export async function pipelineOf(device, label, code, constants) {
+  device.pushErrorScope('validation');
+  const module = device.createShaderModule({ label, code });
+  const layout = device.createPipelineLayout({ bindGroupLayouts: [device.createBindGroupLayout({ entries: entriesOf(code) })] });
+  void device.popErrorScope(); // the pipeline says it
+  const compute = { module, entryPoint: 'main', constants };
+  const pipeline = await device.createComputePipelineAsync({ label, layout, compute });
+  programs.set(pipeline, { label, code, constants, uses: usesIn(code) });
+  return pipeline;
+}
+
+/**
+ * The program of a pipeline that was made by `pipelineOf`, or while programs are watched.
+ *
+ * @param {GPUComputePipeline} pipeline
+ * @returns {Program|undefined}
+ */
+export function programOf(pipeline) {
+  return programs.get(pipeline);
+}
+
+const BUFFER = /@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(storage|uniform)\s*(?:,\s*(\w+))?\s*>\s*(\w+)\s*:\s*([^;]+);/g;
+
+/** @param {string} code @returns {GPUBindGroupLayoutEntry[]} of group 0 */
+function entriesOf(code) {
+  return [...code.matchAll(BUFFER)].map(([, binding, kind, access]) => ({
+    binding: Number(binding),
+    visibility: GPUShaderStage.COMPUTE,
+    buffer: { type: kind === 'uniform' ? kind : access === 'read_write' ? 'storage' : 'read-only-storage' },
+  }));
+}
 
 /**
  * What a program in WGSL does with the buffers of group 0.
@@ -62,7 +99,7 @@ const BUFFER = /@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(?:storage|uniform)\s*(
 export function usesIn(code) {
   /** @type {Map<number, Use>} */
   const found = new Map();
-  for (const [, binding, access, name, type] of code.matchAll(BUFFER)) {
+  for (const [, binding, , access, name, type] of code.matchAll(BUFFER)) {
     const reads = access !== 'read_write' || type.includes('atomic') || readsElement(code, name);
     found.set(Number(binding), access !== 'read_write' ? 'read' : reads ? 'both' : 'write');
   }
@@ -100,6 +137,20 @@ export class Placeholder {
   }
 
   destroy() {}
+}
+
+/** Stands for a weight in 32 bits, which takes memory only where something reads it so; what is stored is on the device. */
+export class Widened extends Placeholder {
+  /**
+   * @param {number} size bytes
+   * @param {GPUBuffer} stored its numbers in 16 bits
+   * @param {{shape: number[], order: number[]}|null} axes of what is stored, and which of them each of its own is; null: the same
+   */
+  constructor(size, stored, axes) {
+    super({ size, usage: GPUBufferUsage.STORAGE });
+    this.stored = stored;
+    this.axes = axes;
+  }
 }
 
 /** The commands of one run, without memory for what they compute. */
@@ -201,7 +252,7 @@ export class Capture {
       for (const { place, use } of usesOf(command)) {
         if (!(place instanceof Placeholder) || place.uniform) continue;
         let lifetime = last.get(place);
-        if (!lifetime && use === 'read') throw new Error('a program reads what none has written');
+        if (!lifetime && use === 'read' && !(place instanceof Widened)) throw new Error('a program reads what none has written');
         if (!lifetime || (use === 'write' && lifetime.read && lifetime.to < at)) {
           lifetime = { buffer: place, from: at, to: at, read: false, uses: new Map() };
           last.set(place, lifetime);
@@ -245,7 +296,7 @@ function keepWritten(place, offset, data, from = 0, size = data.length - from) {
  * @param {Command} command
  * @returns {{place: Place, use: Use}[]}
  */
-function usesOf(command) {
+export function usesOf(command) {
   /** @returns {{place: Place, use: Use}} */
   const written = (/** @type {Place} */ place, /** @type {number} */ size) => ({
     place,
@@ -253,7 +304,7 @@ function usesOf(command) {
   });
   if ('source' in command) return [{ place: command.source, use: 'read' }, written(command.target, command.size)];
   if ('cleared' in command) return [written(command.cleared, command.size)];
-  const known = uses.get(command.pipeline);
+  const known = programOf(command.pipeline)?.uses;
   return command.groups.flatMap(({ entries }) =>
     [...entries].map(({ binding, resource }) => ({
       place: /** @type {any} */ (resource).buffer,
@@ -262,9 +313,28 @@ function usesOf(command) {
   );
 }
 
-// -- planning ---------------------------------------------------------------------------------------------------------
+/**
+ * A command on other buffers.
+ *
+ * @param {Command} command
+ * @param {Map<unknown, Place>} names what stands for which
+ * @returns {Command}
+ */
+export function renameIn(command, names) {
+  const named = (/** @type {any} */ place) => names.get(place) ?? place;
+  if ('source' in command) return { ...command, source: named(command.source), target: named(command.target) };
+  if ('cleared' in command) return { ...command, cleared: named(command.cleared) };
+  const groups = command.groups.map(({ layout, entries }) => {
+    const own = /** @type {any[]} */ ([...entries]).map(({ binding, resource }) => ({
+      binding,
+      resource: { ...resource, buffer: named(resource.buffer) },
+    }));
+    return { layout, entries: own };
+  });
+  return { ...command, groups };
+}
 
-/** @typedef {{lifetime: Lifetime, capture: number, size: number, offset: number}} Guest */
+// -- planning ---------------------------------------------------------------------------------------------------------
 
 /**
  * Allocate memory for the lifetimes of several captures, of which one is replayed at a time.
@@ -387,13 +457,22 @@ export class Replay {
 
   /** Submit all commands; the device runs them in its own time. */
   run() {
+    for (const buffer of this.#encoded()) this.device.queue.submit([buffer]);
+  }
+
+  /** Have the device look at all commands without running them: what is wrong with one is an error of validation. */
+  check() {
+    for (const _ of this.#encoded());
+  }
+
+  *#encoded() {
     for (let i = 0; i < this.commands.length; i += AT_ONCE) {
       const encoder = this.device.createCommandEncoder();
       /** @type {GPUComputePassEncoder|null} */
       let pass = null;
       for (const command of this.commands.slice(i, i + AT_ONCE)) pass = command(encoder, pass);
       pass?.end();
-      this.device.queue.submit([encoder.finish()]);
+      yield encoder.finish();
     }
   }
 }

@@ -1,30 +1,20 @@
 // Graphs that are captured once and then replayed without ONNX Runtime, all in memory that is planned for them together.
 
-import { EngineError, reason } from './errors.js';
+import { EngineError, classify, reason } from './errors.js';
 import { Capture, Replay, plan } from './capture.js';
 
-/** @typedef {import('./engine.js').Values} Values */
+/** @import { Allocation, Lifetime, Region, Values } from './types.js' */
+/** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
-/** @typedef {import('onnxruntime-web').InferenceSession} InferenceSession */
-/** @typedef {import('onnxruntime-web').Tensor} Tensor */
-/** @typedef {import('./capture.js').Placeholder} Placeholder */
-/** @typedef {import('./capture.js').Lifetime} Lifetime */
-/** @typedef {import('./capture.js').Allocation} Allocation */
-/** @typedef {import('./capture.js').Region} Region */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const STATE = 'state';
 const NEXT_STATE = 'next_state';
 const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
 const WARNING = 2;
+const FAILS_ANYHOW = ['shader', 'device-lost', 'out-of-memory']; // codes of what would fail without a capture too
 
-/**
- * @typedef {object} GraphCapture of a graph, without memory for what it computes
- * @property {Capture} capture
- * @property {Map<string, GPUBuffer>} inputs
- * @property {Map<string, {buffer: Placeholder, dims: number[]}>} outputs
- * @property {Lifetime[]} lifetimes
- */
+/** @typedef {import('./types.js').GraphCapture} GraphCapture */
 
 /**
  * Capture a run of a session whose nodes are all on the device. Inputs of one size that another capture of the session has are shared.
@@ -35,7 +25,7 @@ const WARNING = 2;
  * @param {Record<string, number>} sizes of the dimensions that the graph leaves free, by name
  * @param {GraphCapture} [other] an earlier capture of this session
  * @returns {Promise<GraphCapture>}
- * @throws {EngineError} code 'uncapturable': it does something that a capture cannot hold; the runtime may be broken now
+ * @throws {EngineError} what the device refuses; or code 'uncapturable': it does something that a capture cannot hold; the runtime may be broken now
  */
 export async function captureGraph(ort, session, device, sizes, other) {
   /** @type {GraphCapture['inputs']} */
@@ -63,6 +53,8 @@ export async function captureGraph(ort, session, device, sizes, other) {
     }
     return { capture, inputs, outputs, lifetimes: capture.lifetimes([...outputs.values()].map(({ buffer }) => buffer)) };
   } catch (error) {
+    const known = classify(error);
+    if (FAILS_ANYHOW.includes(known.code)) throw known;
     throw new EngineError('uncapturable', `A graph cannot be captured: ${reason(error)}.`, error);
   }
 }

@@ -1,71 +1,23 @@
 // The page's face of the model: everything heavy runs in worker.js, one worker for each model that is loaded.
 
 import { EngineError, cancelled, fromMessage } from './errors.js';
-import { buildFor, filesOf, isOutdated, readManifest } from './manifest.js';
+import { filesOf, isOutdated, readManifest, recordingFor } from './manifest.js';
 import { ModelCache } from './model_cache.js';
+import { Seen, inOrder, isTooMuch, lacking, plannedMemory } from './suited.js';
 
 export { EngineError };
 
+/** @type {{[code: string]: {recorded?: false, capture?: false}}} another way to load, by the code of the error that asks for it */
+const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: false } };
+const STUCK = 10_000; // ms after which the worker is not waited for that makes a thread
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
-/** @typedef {import('./manifest.js').Manifest} Manifest */
+/** @import { CallOptions, Choice, Detected, LoadProgress, Manifest, StepProgress } from './types.js' */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
-/** @typedef {import('./settings.js').Settings} Settings */
-/** @typedef {import('./settings.js').Pace} Pace */
-/** @typedef {{vendor: string, architecture: string, description: string, fallback: boolean}} Adapter */
-/** @typedef {{provider: 'webgpu'|'wasm', precision: string, bytes: number, cachedBytes: number, note: string}} Choice */
-
-/**
- * @typedef {object} Detected
- * @property {{available: boolean, reason: string, adapter: Adapter|null, features: string[]}} webgpu
- * @property {{threads: number, isolated: boolean}} wasm
- * @property {Choice[]} choices
- * @property {number} preferred index into choices
- */
-
-/**
- * @typedef {object} LoadProgress
- * @property {'download'|'verify'|'session'} phase
- * @property {number} doneBytes of totalBytes, those that were stored already included
- * @property {number} totalBytes
- * @property {number} cachedBytes
- * @property {number} rate bytes a second over the network, of the last seconds
- * @property {number} secondsLeft Infinity while it is unknown
- * @property {'cache'|'memory'} storage where the files are kept
- * @property {string} [message] something the person should know
- */
-
-/**
- * @typedef {object} Loaded
- * @property {'webgpu'|'wasm'} provider the one that really runs
- * @property {string} precision
- * @property {Adapter|null} adapter the device's own words; null on wasm
- * @property {string[]} features of the device
- * @property {number} threads of wasm
- * @property {Record<string, {nodes: Record<string, number>}>} placed for each graph, how many nodes run on which provider
- * @property {boolean} captured whether the step is replayed from a capture
- * @property {number} workspace bytes on the device for all that captured graphs compute
- * @property {string} device what it runs on, in a few words: the adapter, or the processor
- * @property {string} evidence all of it in one sentence
- * @property {'cache'|'memory'} storage
- */
-
-/**
- * @typedef {object} StepProgress
- * @property {number} window from 0
- * @property {number} windows
- * @property {number} step done in this window, from 1; 0 when the windows are planned and nothing is computed yet
- * @property {number} steps
- * @property {number} msPerStep median so far; 0 before the first step
- * @property {Pace} pace so far
- * @property {string} plan how many windows of which size, in words
- * @property {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} [preview] a region of the
- *   picture with the prediction of this moment pasted in
- */
-
-/** @typedef {{dims: number[], data: Float32Array}} Values a float32 tensor */
-/** @typedef {{image: Picture, timings: Pace & {step: number, total: number}, provider: string}} Result milliseconds; `step` is the median of both kinds */
-/** @typedef {{onProgress?: (progress: any) => void, signal?: AbortSignal}} CallOptions */
+/** @typedef {import('./types.js').Settings} Settings */
+/** @typedef {import('./types.js').Loaded} Loaded */
+/** @typedef {import('./types.js').Values} Values */
+/** @typedef {import('./types.js').Result} Result */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
 export class Engine extends EventTarget {
@@ -93,11 +45,13 @@ export class Engine extends EventTarget {
     this.url = url;
     this.workerUrl = workerUrl;
     this.cache = new ModelCache(url, manifest);
+    this.seen = new Seen('');
     /** @type {Worker|null} */
     this.worker = null;
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
+    this.patience = 0; // the timer of a thread that is being made
   }
 
   /**
@@ -109,52 +63,80 @@ export class Engine extends EventTarget {
     const webgpu = await findAdapter();
     const isolated = globalThis.crossOriginIsolated === true;
     const wasm = { isolated, threads: wasmThreads() };
-    const offered = Object.entries(this.manifest.precisions);
     /** @type {Choice[]} */
     const choices = [];
+    /** @type {Detected['withheld']} */
+    const withheld = [];
     const held = await this.cache.held();
+    const here = [navigator.userAgent, JSON.stringify(webgpu.adapter), this.manifest.version].join(' ');
+    if (this.seen.key !== here) this.seen = new Seen(here);
     for (const provider of /** @type {const} */ (['webgpu', 'wasm'])) {
       if (provider === 'webgpu' && !webgpu.available) continue;
-      for (const [precision, form] of offered) {
-        const possible = form.providers.includes(provider) && form.requires.every((feature) => webgpu.features.includes(feature));
-        if (!possible) continue;
-        const files = filesOf(this.manifest, precision, buildFor(provider)).map(({ file }) => file);
+      for (const [precision, form] of Object.entries(this.manifest.precisions)) {
+        if (!form.providers.includes(provider)) continue;
+        const lacks = provider === 'webgpu' ? lacking(form, webgpu) : [];
+        if (lacks.length) {
+          withheld.push({ precision, lacks });
+          continue;
+        }
+        const recorded = this.#isRecorded(provider, precision);
+        const files = filesOf(this.manifest, precision, provider, { recorded }).map(({ file }) => file);
         const sum = (/** @type {typeof files} */ list) => list.reduce((bytes, file) => bytes + file.bytes, 0);
-        const cachedBytes = sum(files.filter((file) => held.has(file.sha256)));
+        const memory = plannedMemory(form, provider, webgpu, recorded);
         choices.push({
           provider,
           precision,
           bytes: sum(files),
-          cachedBytes,
+          cachedBytes: sum(files.filter((file) => held.has(file.sha256))),
+          memory,
+          tight: isTooMuch(memory),
+          seen: this.seen.of({ provider, precision }),
           note: noteFor(provider, form.note, webgpu, wasm.threads),
         });
       }
     }
-    const first = webgpu.adapter?.fallback ? choices.findIndex((choice) => choice.provider === 'wasm') : 0;
-    return { webgpu, wasm, choices, preferred: Math.max(first, 0) };
+    const ordered = inOrder(choices);
+    const first = webgpu.adapter?.fallback ? ordered.findIndex(({ provider }) => provider === 'wasm') : 0;
+    return { webgpu, wasm, choices: ordered, withheld, preferred: Math.max(first, 0) };
+  }
+
+  /** Whether a choice runs from the bundle's recording: there is one, which this device was not seen to refuse. */
+  #isRecorded(/** @type {Choice['provider']} */ provider, /** @type {string} */ precision) {
+    const refused = this.seen.of({ provider: 'recording', precision }) === 'failed';
+    return Boolean(recordingFor(this.manifest, precision, provider)) && !refused;
   }
 
   /**
    * Fetch what is missing and start the model on one provider. A model that was loaded before is dropped first.
    *
-   * @param {{provider: 'webgpu'|'wasm', precision: string, capture?: boolean}} choice
+   * @param {{provider: 'webgpu'|'wasm', precision: string, capture?: boolean, recorded?: boolean,
+   *   kernels?: import('./kernels/replacement.js').Wanted}} choice `recorded`: from the bundle's recording, where there is one that this
+   *   device was not seen to refuse; `capture`: captured at all; `kernels` of our own in captured graphs: 'fastest', where they are faster
+   *   on this device, unless another is named
    * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
+   * @param {boolean} [again] once more where the browser does not start a thread
    * @returns {Promise<Loaded>}
    */
-  async load(choice, options = {}) {
+  async load(choice, options = {}, again = true) {
+    void this.cache.open();
     this.close();
     this.#startWorker();
     navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
-    const args = { manifest: this.manifest, manifestUrl: this.url.href, threads: wasmThreads(), ...choice };
+    const { provider, precision, capture = true, recorded = capture } = choice;
+    const played = recorded && this.#isRecorded(provider, precision);
+    const args = { manifest: this.manifest, manifestUrl: this.url.href, threads: wasmThreads(), ...choice, recorded: played };
     try {
       this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options));
     } catch (error) {
       this.close();
       if (!(error instanceof EngineError)) throw error;
+      if (error.code === 'stuck' && again) return this.load(choice, options, false);
       if (GONE.includes(error.code) && (await isOutdated(this.url, this.manifest))) throw outdated(error);
-      if (error.code !== 'uncapturable') throw error;
+      const instead = INSTEAD[error.code];
+      if (!instead) throw error;
+      if (played && this.seen.key) this.seen.note({ provider: 'recording', precision }, 'failed');
       // in a new worker, for a capture that failed may have left the runtime half-way
-      const loaded = await this.load({ ...choice, capture: false }, options);
+      const loaded = await this.load({ ...choice, ...instead }, options, again);
       loaded.evidence += `. ${error.message}`;
       return loaded;
     }
@@ -164,13 +146,15 @@ export class Engine extends EventTarget {
   /**
    * Fill the hole of a picture of any size; `mask` is a byte a pixel, 128 and more is the hole.
    *
-   * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
+   * @param {{image: Picture, mask: Uint8Array, settings: Settings, extension?: import('./types.js').Extension | null}} job
    * @param {{onProgress?: (progress: StepProgress) => void, signal?: AbortSignal}} [options]
    * @returns {Promise<Result>}
    */
-  inpaint({ image, mask, settings }, options = {}) {
+  inpaint({ image, mask, settings, extension = null }, options = {}) {
     const { width, height, data } = image;
-    return this.#call('inpaint', { image: { width, height, data }, mask, settings }, options);
+    const [pixels, values] = [data.slice(), mask.slice()]; // which the worker then owns: copied once, not twice
+    const job = { image: { width, height, data: pixels }, mask: values, settings, extension };
+    return this.#call('inpaint', job, options, [pixels.buffer, values.buffer]);
   }
 
   /**
@@ -208,6 +192,16 @@ export class Engine extends EventTarget {
     return this.#call('profile', { graph, feeds, times }, {});
   }
 
+  /**
+   * How long the commands of a captured graph take, each alone, and what the device does at most.
+   *
+   * @param {string} run one of the manifest's; empty: only what the device does
+   * @returns {Promise<{commands: import('./kernels/measures.js').CommandTime[], limits: import('./kernels/measures.js').Limits}>}
+   */
+  commandTimes(run) {
+    return this.#call('commandTimes', { run }, {});
+  }
+
   /** Files of models kept in this browser for this page. */
   stored() {
     return this.cache.stored();
@@ -225,11 +219,7 @@ export class Engine extends EventTarget {
 
   /** Drop the model and its memory; whatever runs is cancelled. */
   close() {
-    this.worker?.terminate();
-    this.worker = null;
-    this.loaded = null;
-    for (const call of this.calls.values()) call.reject(cancelled());
-    this.calls.clear();
+    this.#drop(cancelled());
   }
 
   #startWorker() {
@@ -245,6 +235,11 @@ export class Engine extends EventTarget {
 
   /** @param {any} message */
   #receive(message) {
+    if (message.thread) {
+      clearTimeout(this.patience);
+      if (message.thread === 'begun') this.patience = setTimeout(() => this.#drop(stuck()), STUCK);
+      return;
+    }
     if (message.lost) {
       this.#lose(fromMessage(message.lost));
       return;
@@ -262,20 +257,28 @@ export class Engine extends EventTarget {
 
   /** @param {EngineError} error */
   #lose(error) {
-    const waiting = [...this.calls.values()];
-    this.calls.clear();
-    this.close();
-    for (const call of waiting) call.reject(error);
+    this.#drop(error);
     this.dispatchEvent(new CustomEvent('lost', { detail: error }));
+  }
+
+  /** @param {EngineError} error of all that is under way */
+  #drop(error) {
+    clearTimeout(this.patience);
+    this.worker?.terminate();
+    this.worker = null;
+    this.loaded = null;
+    for (const call of this.calls.values()) call.reject(error);
+    this.calls.clear();
   }
 
   /**
    * @param {string} method
    * @param {object} args
    * @param {CallOptions} options
+   * @param {Transferable[]} [handed] over to the worker
    * @returns {Promise<any>}
    */
-  #call(method, args, { onProgress, signal }) {
+  #call(method, args, { onProgress, signal }, handed = []) {
     const { worker } = this;
     if (!worker) return Promise.reject(new EngineError('worker', 'No model is loaded. Load one first.'));
     if (signal?.aborted) return Promise.reject(cancelled());
@@ -285,7 +288,7 @@ export class Engine extends EventTarget {
     /** @type {PromiseWithResolvers<any>} */
     const { promise, resolve, reject } = Promise.withResolvers();
     this.calls.set(id, { resolve, reject, onProgress });
-    worker.postMessage({ id, method, args });
+    worker.postMessage({ id, method, args }, handed);
     return promise.finally(() => signal?.removeEventListener('abort', stop));
   }
 }
@@ -296,6 +299,10 @@ export function outdated(cause) {
   return new EngineError('outdated', `${why} Reload the page: a saved picture and its mask come back.`, cause);
 }
 
+function stuck() {
+  return new EngineError('stuck', 'The browser did not start a thread of the model. Reload the page, or restart the browser.');
+}
+
 /** @returns {number} */
 function wasmThreads() {
   return globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
@@ -303,14 +310,17 @@ function wasmThreads() {
 
 /** @returns {Promise<Detected['webgpu']>} */
 async function findAdapter() {
-  const none = (/** @type {string} */ why) => ({ available: false, reason: why, adapter: null, features: [] });
+  const none = (/** @type {string} */ why) => ({ available: false, reason: why, adapter: null, features: [], limits: {} });
   if (!globalThis.isSecureContext) return none('The page was not opened over https or from this computer.');
   if (!navigator.gpu) return none('This browser has no WebGPU.');
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);
   if (!adapter) return none('This browser has WebGPU, but offers no graphics device.');
   const { vendor, architecture, description, isFallbackAdapter } = adapter.info;
   const words = { vendor, architecture, description, fallback: isFallbackAdapter === true };
-  return { available: true, reason: '', adapter: words, features: [...adapter.features].sort() };
+  /** @type {Record<string, number>} */
+  const limits = {};
+  for (const name in adapter.limits) limits[name] = /** @type {any} */ (adapter.limits)[name];
+  return { available: true, reason: '', adapter: words, features: [...adapter.features].sort(), limits };
 }
 
 /**

@@ -2,7 +2,7 @@
 
 /**
  * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
- *   'out-of-memory'|'shader'|'uncapturable'|'cancelled'|'bad-input'|'worker'} ErrorCode
+ *   'out-of-memory'|'shader'|'uncapturable'|'unplayable'|'cancelled'|'bad-input'|'worker'|'stuck'} ErrorCode
  */
 
 export class EngineError extends Error {
@@ -63,7 +63,11 @@ export function classify(error) {
       error,
     );
   }
-  if (is(/out.of.memory|bad_alloc|allocation failed|memory access out of bounds|cannot enlarge memory|exceeds the max buffer/i)) {
+  if (
+    is(
+      /out.of.memory|bad_alloc|allocation failed|memory access out of bounds|out of bounds memory access|cannot enlarge memory|exceeds the max buffer/i,
+    )
+  ) {
     const advice = 'Close other tabs, or choose a smaller precision.';
     return new EngineError('out-of-memory', `There is not enough memory to run the model here. ${advice}`, error);
   }

@@ -5,23 +5,9 @@
 
 import { EngineError } from './errors.js';
 
-/** @typedef {import('./manifest.js').Constants} Constants */
+/** @import { Area, Blend, Box, Constants, Filter, Paste, Taps, Window } from './types.js' */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
-/** @typedef {{left: number, top: number, right: number, bottom: number, label: number}} Box right and bottom exclusive */
-/** @typedef {{left: number, top: number, width: number, height: number}} Area of a picture, px */
-/** @typedef {import('./engine.js').Settings['coverage']} Coverage see COVERAGES in config.py */
-/** @typedef {Area & {weights: Uint8Array, coverage: Coverage}} Paste weights of the new picture in an area: 255 is all of it; none outside */
-
-/**
- * A square of a picture, possibly reaching past its edges, and the part of the hole that is filled through it.
- *
- * @typedef {object} Window
- * @property {number} left px, may be negative
- * @property {number} top px, may be negative
- * @property {number} side px
- * @property {number} number from 1
- * @property {Uint32Array} owners shared by all windows: for each pixel of the picture, which of them fills it; 0 for none
- */
+/** @typedef {import('./types.js').Settings['coverage']} Coverage see COVERAGES in config.py */
 
 const round = Math.fround;
 
@@ -543,8 +529,6 @@ export function uncrop(rgb, image, window, paste, { image_size: size }) {
   }
 }
 
-/** @typedef {(made: number, old: number, weight: number) => number} Blend bytes */
-
 /** @type {Blend} */
 function blendRounded(made, old, weight) {
   return Math.floor((made * weight + old * (255 - weight) + 127) / 255);
@@ -772,8 +756,6 @@ function blurLine(bytes, start, stride, length, radius, line) {
 
 // -- Pillow's resampling -----------------------------------------------------------------------------------------------
 
-/** @typedef {{support: number, weight: (x: number) => number}} Filter `support` in px of the coarser grid */
-
 /** @type {Filter} */
 const LANCZOS = { support: 3, weight: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) };
 
@@ -821,8 +803,6 @@ function taps(start, stop, from, to, filter) {
 }
 
 const RESIZE_ONE = 2 ** 22; // fixed point
-
-/** @typedef {{first: number, weights: Int32Array}[]} Taps `weights` in fixed point */
 
 /**
  * @param {number} start

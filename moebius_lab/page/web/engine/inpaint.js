@@ -18,31 +18,10 @@ import {
 import { Generator, randn } from './random.js';
 import { firstState, stepFeeds } from './sampler.js';
 import { checkSettings, guidances } from './settings.js';
+import { nextTask } from './turns.js';
 
-/** @typedef {import('./manifest.js').Constants} Constants */
-/** @typedef {import('./engine.js').Picture} Picture */
-/** @typedef {import('./engine.js').StepProgress} StepProgress */
-/** @typedef {import('./engine.js').Values} Values */
-/** @typedef {import('./settings.js').Settings} Settings */
-/** @typedef {import('./settings.js').Pace} Pace */
-/** @typedef {import('./sampler.js').Step} Step */
-
-/**
- * One denoising that is under way; its state stays where the backend keeps it.
- *
- * @typedef {object} Denoising
- * @property {(feeds: Record<string, Values>) => Promise<void>} step takes `stepFeeds`, and ends when the step has been computed
- * @property {() => Promise<Float32Array>} state (3, 4, s, s) as it is now
- * @property {() => void} close
- */
-
-/**
- * @typedef {object} Backend
- * @property {string} provider
- * @property {(image: Float32Array) => Promise<{mean: Float32Array, std: Float32Array}>} encode (1, 3, S, S) in [-1, 1]
- * @property {(state: Float32Array, mask: Float32Array, maskedLatents: Float32Array) => Promise<Denoising>} denoise
- * @property {(latent: Float32Array) => Promise<Float32Array>} decode (1, 4, s, s), unscaled
- */
+/** @import { Backend, Constants, Known, Pace, Settings, Step, StepProgress } from './types.js' */
+/** @import { Picture } from './engine.js' */
 
 const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
 const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
@@ -64,18 +43,23 @@ export function median(values) {
  * them whatever the start is. From noise, the picture itself is not encoded: nothing reads it.
  *
  * @param {Backend} backend
- * @param {{image: Picture, mask: Uint8Array, settings: Settings}} job
+ * @param {{image: Picture, mask: Uint8Array, settings: Settings, extension?: import('./types.js').Extension | null}} job with how
+ * the picture was extended: the old part of it stays bit-identical, except around holes of its own
  * @param {Constants} constants
  * @param {number[][]} preview see `sketch`
  * @param {(progress: StepProgress) => void} onProgress called before the first and after every step of every window
  * @param {() => Promise<boolean>} stopped asked before every step
  */
-export async function inpaint(backend, { image, mask, settings }, constants, preview, onProgress, stopped) {
+export async function inpaint(backend, { image, mask, settings, extension = null }, constants, preview, onProgress, stopped) {
   const began = performance.now();
   const leftToFill = holeToFill(image, mask, constants);
   const steps = checkSettings(settings, constants);
   const result = { width: image.width, height: image.height, data: image.data.slice() };
-  const windows = planWindows(leftToFill, image.width, image.height, settings.coverage, constants);
+  const { width, height } = image;
+  const extending = extension && (await import('./extending.js'));
+  const windows = extending
+    ? extending.planFilling(leftToFill, width, height, extension, settings.coverage, constants)
+    : planWindows(leftToFill, width, height, settings.coverage, constants);
   const plan = describeWindows(windows, constants.image_size);
   const times = new Times();
   onProgress({ window: 0, windows: windows.length, step: 0, steps: steps.length, msPerStep: 0, pace: times.pace, plan });
@@ -85,8 +69,10 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
   const run = { backend, settings, constants, times, stopIfAsked };
   for (const [index, window] of windows.entries()) {
     const seen = crop(result, leftToFill, window, constants.image_size);
+    const joins = window.newCanvas ? extending : null;
+    joins?.hideBeyond(seen, window, image);
     const [known, paste] = await meanwhile(encodeSeen(run, seen), () =>
-      pasting(mask, image.width, image.height, window, settings.coverage, constants),
+      joins ? joins.joining(window, image, constants) : pasting(mask, width, height, window, settings.coverage, constants),
     );
     const report = (/** @type {number} */ step, /** @type {Float32Array|null} */ planes) => {
       const { step: msPerStep, pace } = times;
@@ -94,7 +80,8 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
     const planes = await sample(run, known, steps, preview, report);
-    uncrop(toBytes(planes), result, window, paste, constants);
+    const rgb = toBytes(planes);
+    uncrop(joins ? joins.matched(rgb, result, window, constants) : rgb, result, window, paste, constants);
     closeHole(leftToFill, window, image);
   }
   const { step, pace } = times;
@@ -106,8 +93,8 @@ export async function inpaint(backend, { image, mask, settings }, constants, pre
  *
  * @param {Float32Array} planes
  * @param {Picture} picture
- * @param {import('./imaging.js').Window} window
- * @param {import('./imaging.js').Paste} paste
+ * @param {import('./types.js').Window} window
+ * @param {import('./types.js').Paste} paste
  * @param {Constants} constants
  */
 function previewOf(planes, picture, window, paste, constants) {
@@ -152,18 +139,6 @@ class Times {
   }
 }
 
-/** One turn of the event loop. */
-export function nextTask() {
-  return new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve(undefined);
-    };
-    port2.postMessage(0);
-  });
-}
-
 /**
  * Work for the processor while the device computes, which it begins once this thread has returned to the event loop.
  *
@@ -174,8 +149,6 @@ export function nextTask() {
 function meanwhile(computing, work) {
   return Promise.all([computing, nextTask().then(work)]);
 }
-
-/** @typedef {{mask: Float32Array, image: Float32Array|null, masked: Float32Array, noise: Float32Array}} Known latents of a window; no image from noise */
 
 /** @typedef {{backend: Backend, settings: Settings, constants: Constants, times: Times, stopIfAsked: () => Promise<void>}} Run */
 

@@ -3,77 +3,13 @@
 import { EngineError, reason } from './errors.js';
 
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
-export const FORMAT = 5;
+export const FORMAT = 6;
 
-/**
- * @typedef {object} Constants constants of config.py; see there
- * @property {number} image_size
- * @property {number} latent_size
- * @property {number} latent_channels
- * @property {number} vae_factor
- * @property {number} scaling_factor
- * @property {number} train_timesteps
- * @property {number} beta_start
- * @property {number} beta_end
- * @property {number} unconditional what the step graph's input `conditions` calls each of the two
- * @property {number} conditional
- * @property {number} noise_offset
- * @property {('whole'|'as-released')[]} coverages the default first
- * @property {number} feather_width
- * @property {number} mask_blur_radius
- * @property {number} mask_threshold
- * @property {number} window_margin
- * @property {number} max_megapixels
- * @property {number} preview_share of a run's time that may go into decoding previews
- * @property {number} brush_share of a picture's shorter side: the brush's diameter at first
- */
-
-/** @typedef {Omit<import('./settings.js').Settings, 'noise_offset'|'seed'|'coverage'> & {label: string, note: string}} Preset */
+/** @import { StoredFile } from './types.js' */
+/** @typedef {Omit<import('./types.js').Settings, 'noise_offset'|'seed'|'coverage'> & {label: string, note: string}} Preset */
 /** @typedef {{graph: string, sizes: Record<string, number>}} Run `sizes` of the dimensions that the graph leaves free */
-
-/**
- * @typedef {object} StoredFile
- * @property {string} name what the graph calls it: the location of external data
- * @property {string} file its name below weights_base, which holds the first digits of its hash
- * @property {number} bytes
- * @property {string} sha256 hexadecimal
- */
-
-/**
- * @typedef {object} Precision
- * @property {number} bytes of all graphs that the page loads
- * @property {string} note one plain sentence
- * @property {string[]} requires WebGPU features without which it is not offered
- * @property {string[]} providers
- * @property {Record<string, string>} options entries of ONNX Runtime's session configuration, by their full names
- * @property {string[]} options_require WebGPU features without which they are left out; the processor has all it needs
- * @property {Record<string, StoredFile[]>} graphs the graph's own file first, then its weights
- */
-
-/**
- * @typedef {object} Build one build of ONNX Runtime Web
- * @property {string} module
- * @property {StoredFile} wasm
- */
-
-/**
- * @typedef {object} Manifest
- * @property {number} format
- * @property {string} version hash of everything else
- * @property {string} page folder of this version's modules, relative to the manifest, ending in a slash
- * @property {string} network
- * @property {string} weights
- * @property {string} weights_base relative to the manifest, or on another origin
- * @property {Constants} constants
- * @property {Record<string, Preset>} presets the default first
- * @property {Record<string, string>} solvers a description of each, by the names of sampler.js
- * @property {Record<string, Run>} runs every way in which a picture runs a graph, by name
- * @property {Record<string, 'NCHW'|'NHWC'>} layouts in which a graph's convolutions run on WebGPU, by graph
- * @property {number[][]} preview colours of the latents; see `sketch` in inpaint.js
- * @property {Record<string, Precision>} precisions the preferred first
- * @property {{version: string, builds: Record<'jspi'|'asyncify'|'wasm', Build>}} runtime
- * @property {{name: string, image: string, mask: string, credit: string}[]} samples
- */
+/** @typedef {import('./types.js').Precision} Precision */
+/** @typedef {import('./types.js').Manifest} Manifest */
 
 /** The graphs that the page needs; a bundle may hold others for measurements. */
 export const GRAPHS = ['vae_encoder', 'step', 'vae_decoder'];
@@ -152,20 +88,38 @@ export function checkManifest(manifest) {
   return manifest;
 }
 
+/** What files that belong to no graph are listed under: they lie beside the manifest, wherever the weights are. */
+export const BESIDE = ['runtime', 'recording'];
+
 /**
- * Every file that a choice has to have: the three graphs with their weights, and ONNX Runtime's wasm.
+ * Every file that a choice has to have: the three graphs with their weights, and ONNX Runtime's wasm; or a recording, and the weights alone.
  *
  * @param {Manifest} manifest
  * @param {string} precision
- * @param {'jspi'|'asyncify'|'wasm'} build
- * @param {string[]} [graphs]
+ * @param {'webgpu'|'wasm'} provider
+ * @param {{graphs?: string[], recorded?: boolean}} [options] `recorded`: from the recording, where there is one
  * @returns {{graph: string, file: StoredFile}[]}
  */
-export function filesOf(manifest, precision, build, graphs = GRAPHS) {
-  const wasm = manifest.runtime.builds[build].wasm;
-  const weights = graphs.flatMap((graph) => manifest.precisions[precision].graphs[graph].map((file) => ({ graph, file })));
+export function filesOf(manifest, precision, provider, { graphs = GRAPHS, recorded = true } = {}) {
+  const form = manifest.precisions[precision];
+  const played = recorded ? recordingFor(manifest, precision, provider) : undefined;
+  const first = played
+    ? { graph: 'recording', file: played }
+    : { graph: 'runtime', file: manifest.runtime.builds[buildFor(provider)].wasm };
+  const own = played ? 1 : 0; // a recording stands for the graph's own file
+  const weights = graphs.flatMap((graph) => form.graphs[graph].slice(own).map((file) => ({ graph, file })));
   const seen = new Set();
-  return [{ graph: 'runtime', file: wasm }, ...weights].filter(({ file }) => !seen.has(file.sha256) && seen.add(file.sha256));
+  return [first, ...weights].filter(({ file }) => !seen.has(file.sha256) && seen.add(file.sha256));
+}
+
+/**
+ * @param {Manifest} manifest
+ * @param {string} precision
+ * @param {'webgpu'|'wasm'} provider
+ * @returns {StoredFile|undefined}
+ */
+export function recordingFor(manifest, precision, provider) {
+  return provider === 'webgpu' ? manifest.precisions[precision].recording : undefined;
 }
 
 /**

@@ -3,12 +3,7 @@
 
 import { EngineError, cancelled } from './errors.js';
 
-/** @typedef {import('./manifest.js').Manifest} Manifest */
-/** @typedef {import('./manifest.js').StoredFile} StoredFile */
-/** @typedef {import('./engine.js').LoadProgress} LoadProgress */
-/** @typedef {{graph: string, precision: string, file: StoredFile, url: URL}} Wanted */
-/** @typedef {{url: string, bytes: number, graph: string, precision: string, current: boolean}} StoredEntry */
-/** @typedef {{file: (sha256: string) => Promise<Blob>, storage: 'cache'|'memory'}} Files */
+/** @import { Files, LoadProgress, Manifest, StoredEntry, Wanted } from './types.js' */
 
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
@@ -25,6 +20,8 @@ export class ModelCache {
     this.manifestUrl = manifestUrl;
     this.manifest = manifest;
     this.name = `moebius-model ${new URL('.', manifestUrl).pathname}`;
+    /** @type {Cache|null} */
+    this.opened = null;
   }
 
   /**
@@ -36,7 +33,7 @@ export class ModelCache {
    * @returns {Promise<Files>}
    */
   async provide(wanted, onProgress, signal) {
-    const store = await this.#open();
+    const store = await this.open();
     const progress = new Progress(wanted, onProgress);
     /** @type {Map<string, Blob>} */
     const memory = new Map();
@@ -70,14 +67,14 @@ export class ModelCache {
 
   /** @returns {Promise<Set<string>>} hashes of the files that are stored */
   async held() {
-    const store = await this.#open();
+    const store = await this.open();
     const keys = store ? await store.keys() : [];
     return new Set(keys.map((request) => request.url.split('/').pop() ?? ''));
   }
 
   /** @returns {Promise<StoredEntry[]>} */
   async stored() {
-    const store = await this.#open();
+    const store = await this.open();
     if (!store) return [];
     const current = this.#current();
     const entries = [];
@@ -105,7 +102,7 @@ export class ModelCache {
 
   /** @param {{onlyOld?: boolean}} [options] */
   async clear({ onlyOld = false } = {}) {
-    const store = await this.#open();
+    const store = await this.open();
     if (!store) return;
     const current = onlyOld ? this.#current() : new Set();
     for (const request of await store.keys()) {
@@ -115,15 +112,22 @@ export class ModelCache {
 
   /** @returns {Set<string>} hashes of every file that this version names */
   #current() {
-    const graphs = Object.values(this.manifest.precisions).flatMap((form) => Object.values(form.graphs).flat());
+    const graphs = Object.values(this.manifest.precisions).flatMap(({ graphs, recording }) => [
+      ...Object.values(graphs).flat(),
+      ...(recording ? [recording] : []),
+    ]);
     const runtimes = Object.values(this.manifest.runtime.builds).map((build) => build.wasm);
     return new Set([...graphs, ...runtimes].map((file) => file.sha256));
   }
 
-  /** @returns {Promise<Cache|null>} null where the browser blocks storage */
-  async #open() {
+  /**
+   * A private window of WebKit forgets a cache that nobody has open, as between two workers: this object keeps it open.
+   *
+   * @returns {Promise<Cache|null>} null where the browser blocks storage
+   */
+  async open() {
     try {
-      return await caches.open(this.name);
+      return (this.opened = await caches.open(this.name));
     } catch {
       return null;
     }

@@ -9,14 +9,12 @@
 
 import { EngineError } from './errors.js';
 
-/** @typedef {import('./manifest.js').Constants} Constants */
-/** @typedef {import('./engine.js').Values} Values */
-/** @typedef {Level & {stateWeights: number[][], noiseWeights: number[]}} Step (3, 3) and (3): a row for each tensor of the next state */
-/** @typedef {{timestep: number, signal: number, sigma: number}} Level shares of picture and noise in the latent at a timestep */
+/** @import { Constants, Level, Step, Values } from './types.js' */
 
 /** @type {Record<string, {order: number, trailing: boolean, corrects: boolean}>} trailing: timesteps from the last on, with few steps too */
 export const SOLVERS = {
   ddim: { order: 1, trailing: false, corrects: false },
+  'ddim-trailing': { order: 1, trailing: true, corrects: false },
   'dpm++2m': { order: 2, trailing: true, corrects: false },
   unipc: { order: 2, trailing: true, corrects: true },
 };

@@ -3,21 +3,8 @@
 import { EngineError } from './errors.js';
 import { solverSteps } from './sampler.js';
 
-/** @typedef {import('./manifest.js').Constants} Constants */
-/** @typedef {import('./manifest.js').Preset} Preset */
-/**
- * @typedef {object} Settings
- * @property {string} solver
- * @property {number} steps
- * @property {number} strength
- * @property {number} guidance 1 is the conditional prediction alone, which takes half the arithmetic
- * @property {number[]} guidance_interval shares of the run: step i of n is guided if from <= i/n < to
- * @property {number} noise_offset
- * @property {number} seed
- * @property {'image'|'noise'} init
- * @property {'whole'|'as-released'} coverage
- */
-/** @typedef {{encode: number, guided: number, unguided: number, decode: number}} Pace median ms of each; 0 while none was seen */
+/** @import { Constants, Pace, Settings } from './types.js' */
+/** @import { Preset } from './manifest.js' */
 
 const ROUNDING = 1e-6; // steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
 const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init']); // by a preset
@@ -25,7 +12,7 @@ const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance',
 /**
  * @param {Settings} settings
  * @param {Constants} constants
- * @returns {import('./sampler.js').Step[]} the steps that are run
+ * @returns {import('./types.js').Step[]} the steps that are run
  * @throws {EngineError} code 'bad-input'
  */
 export function checkSettings(settings, constants) {

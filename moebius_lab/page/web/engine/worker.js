@@ -1,47 +1,71 @@
 // The worker in which one model lives: fetches its files, starts ONNX Runtime on one provider and answers the page.
 
-import { OrtBackend } from './backend.js';
 import { EngineError, classify, toMessage } from './errors.js';
-import { inpaint, nextTask } from './inpaint.js';
-import { GRAPHS, buildFor, filesOf } from './manifest.js';
+import { inpaint } from './inpaint.js';
+import { BESIDE, GRAPHS, buildFor, filesOf } from './manifest.js';
 import { ModelCache } from './model_cache.js';
+import { nextTask } from './turns.js';
 
-/** @typedef {import('./manifest.js').Manifest} Manifest */
-/** @typedef {import('./engine.js').Loaded} Loaded */
-/** @typedef {import('./engine.js').Values} Values */
+/** @import { Files, Loaded, Manifest, Values } from './types.js' */
+/** @import { GraphBackend } from './graph_backend.js' */
+/** @import { Wanted } from './kernels/replacement.js' */
 /** @typedef {(progress: any) => void} Report */
 
-/** @type {OrtBackend|null} */
+/** A thread of the runtime. In Firefox the constructor does not always return: the page, which waits for it, is told when it begins. */
+class Thread extends Worker {
+  /** @param {string|URL} url @param {WorkerOptions} [options] */
+  constructor(url, options) {
+    postMessage({ thread: 'begun' });
+    super(url, options);
+    postMessage({ thread: 'made' });
+  }
+}
+globalThis.Worker = Thread;
+
+/** @type {GraphBackend|null} */
 let backend = null;
 
 /** @type {Map<number, AbortController>} the calls that are under way */
 const running = new Map();
 
 /**
- * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, capture?: boolean}} choice
+ * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, recorded: boolean, capture?: boolean, kernels?: Wanted}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
-async function load({ manifest, manifestUrl, provider, precision, threads, capture = true }, report, signal) {
+async function load(choice, report, signal) {
+  const { manifest, manifestUrl, provider, precision, threads, recorded, capture = true, kernels = 'fastest' } = choice;
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
-  const build = manifest.runtime.builds[buildFor(provider)];
-  const graphs = Object.keys(manifest.precisions[precision].graphs);
-  const wanted = filesOf(manifest, precision, buildFor(provider), graphs).map(({ graph, file }) => {
-    const url = new URL(file.file, graph === 'runtime' ? page : base);
-    return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
-  });
   let last = { doneBytes: 0, totalBytes: 0, cachedBytes: 0, rate: 0, secondsLeft: 0 };
   const onProgress = (/** @type {any} */ progress) => report((last = progress));
-  const files = await new ModelCache(page, manifest).provide(wanted, onProgress, signal);
+  const provide = (/** @type {boolean} */ recorded) => {
+    const graphs = recorded ? GRAPHS : Object.keys(manifest.precisions[precision].graphs); // those for measurements too
+    const wanted = filesOf(manifest, precision, provider, { graphs, recorded }).map(({ graph, file }) => {
+      const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
+      return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
+    });
+    return new ModelCache(page, manifest).provide(wanted, onProgress, signal);
+  };
+  const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
+    const build = manifest.runtime.builds[buildFor(provider)];
+    const wasm = await (await file(build.wasm.sha256)).arrayBuffer();
+    const module = new URL(build.module, page);
+    const { OrtBackend } = await import('./backend.js');
+    return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file });
+  };
+  const player = async (/** @type {Files} */ { file }) => {
+    const { RecordedBackend } = await import('./recorded/backend.js');
+    const later = async () => runtime(await provide(false), false);
+    return RecordedBackend.start({ manifest, precision, kernels, page, file, runtime: later });
+  };
+  const files = await provide(recorded);
   signal.throwIfAborted();
 
   report({ ...last, phase: 'session', secondsLeft: 0 });
-  const wasm = await (await files.file(build.wasm.sha256)).arrayBuffer();
-  const module = new URL(build.module, page);
-  const made = await OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, file: files.file });
+  const made = await (recorded ? player(files) : runtime(files, capture));
   /** @type {Loaded['placed']} */
   const placed = {};
   for (const graph of GRAPHS) {
@@ -49,7 +73,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
     signal.throwIfAborted();
     checkFeatures(manifest, precision, made.device);
   }
-  await made.settle();
+  await made.settle((share) => report({ ...last, phase: 'kernels', share, secondsLeft: 0 }));
   signal.throwIfAborted();
   made.device?.lost.then(({ message }) => {
     const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));
@@ -57,6 +81,7 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
   });
   backend = made;
   const features = made.device ? [...made.device.features].sort() : [];
+  const limits = Object.keys(made.device ? made.form.needs.limits : {});
   const used = made.device ? 0 : threads;
   const device = deviceName(made.adapter, threads);
   const facts = {
@@ -65,10 +90,13 @@ async function load({ manifest, manifestUrl, provider, precision, threads, captu
     adapter: made.adapter,
     device,
     features,
+    limits: Object.fromEntries(limits.map((name) => [name, /** @type {any} */ (made.device?.limits)[name]])),
     threads: used,
     placed,
     captured: made.captured.has('step'),
+    recorded: made.recorded,
     workspace: made.workspace,
+    kernels: { replaced: made.ours.replaced, commands: made.ours.commands, note: made.ours.note },
   };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }
@@ -99,22 +127,28 @@ const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing
 function deviceName(adapter, threads) {
   if (!adapter) return `processor (wasm), threads: ${threads}`;
   const { vendor, architecture, description, fallback } = adapter;
-  return `WebGPU on ${description || [vendor, architecture].filter(Boolean).join(' ')}${fallback ? ' (a software adapter)' : ''}`;
+  const name = description || [vendor, architecture].filter(Boolean).join(' ') || 'an adapter that the browser does not name';
+  return `WebGPU on ${name}${fallback ? ' (a software adapter)' : ''}`;
 }
 
 /**
  * @param {Omit<Loaded, 'evidence'|'storage'>} facts
  * @param {Manifest} manifest
  */
-function evidence({ precision, adapter, device, placed, captured }, manifest) {
+function evidence({ precision, adapter, device, placed, captured, recorded, kernels }, manifest) {
   const nodes = Object.entries(placed).map(([graph, { nodes }]) => {
     const counts = Object.entries(nodes).map(([where, count]) => `${count} on ${where}`);
     return `${graph} ${counts.join(', ')}`;
   });
-  return `${device}; ${precision}${adapter ? `, step ${captured ? '' : 'not '}captured` : ''}; nodes by ONNX Runtime ${manifest.runtime.version}'s own log: ${nodes.join('; ')}`;
+  const { replaced, commands, note } = kernels;
+  const ours = replaced ? `, kernels of our own for ${replaced} of ${commands} commands` : '';
+  const when = recorded ? ' when the bundle was made, no ONNX Runtime here' : '';
+  const how = adapter ? `, step ${captured ? '' : 'not '}captured${when}${ours}${note && ` (${note})`}` : '';
+  const log = `ONNX Runtime ${manifest.runtime.version}'s own log${recorded ? ' of that' : ''}`;
+  return `${device}; ${precision}${how}; nodes by ${log}: ${nodes.join('; ')}`;
 }
 
-/** @returns {OrtBackend} */
+/** @returns {GraphBackend} */
 function loaded() {
   if (!backend) throw new EngineError('worker', 'No model is loaded. Load one first.');
   return backend;
@@ -167,6 +201,15 @@ const methods = {
   profile({ graph, feeds, times }) {
     return loaded().profile(graph, feeds, times);
   },
+
+  /** @param {{run: string}} job */
+  async commandTimes({ run }) {
+    const { device, captures } = loaded();
+    const captured = captures.get(run);
+    if (!device || (run && !captured)) throw new EngineError('bad-input', `There is no capture of "${run}" here.`);
+    const { commandTimes, limitsOf } = await import('./kernels/measures.js');
+    return { commands: captured ? await commandTimes(device, captured) : [], limits: await limitsOf(device) };
+  },
 };
 
 addEventListener('message', async ({ data: { id, method, args, cancel } }) => {
@@ -178,7 +221,7 @@ addEventListener('message', async ({ data: { id, method, args, cancel } }) => {
   running.set(id, controller);
   try {
     const result = await methods[method](args, (progress) => postMessage({ id, progress }), controller.signal);
-    postMessage({ id, result });
+    postMessage({ id, result }, { transfer: result?.image ? [result.image.data.buffer] : [] }); // a filled picture is handed over
   } catch (error) {
     postMessage({ id, error: toMessage(classify(error)) });
   } finally {

@@ -6,21 +6,7 @@
 
 import { pictureToPng } from './picture_files.js';
 
-/** @typedef {import('./picture_files.js').Picture} Picture */
-/** @typedef {{id: string, name: string, credit: string, blob: Blob}} SavedPicture */
-/** @typedef {{id: string, width: number, height: number, blob: Blob, saved: number}} SavedMask values, deflated; `id` is its picture's */
-/** @typedef {{picture: SavedPicture, mask: {width: number, height: number, data: Uint8Array} | null}} Saved */
-
-/**
- * @typedef {object} Painting what is saved
- * @property {string} id of the picture; another one as soon as a pixel of it has changed
- * @property {string} name
- * @property {string} credit
- * @property {Picture} picture
- * @property {Blob | null} file that holds this very picture
- * @property {import('./mask.js').Mask} mask
- */
-
+/** @import { Painting, Saved, SavedMask, SavedPicture } from './types.js' */
 /** @typedef {'nothing'|'saving'|'saved'|'refused'|'forgotten'} State of what is on the screen */
 
 const TAB = 'moebius-tab'; // in sessionStorage, and before the slot's name in that of the lock
@@ -50,13 +36,13 @@ export class Autosave extends EventTarget {
   /** What this tab showed last, or the tab that was closed last. @returns {Promise<Saved | null>} */
   async restore() {
     const slot = await this.#slot;
-    const found = await transact('readonly', (store) => KINDS.map((kind) => store.get(key(kind, slot))));
+    const found = await inMemory(await transact('readonly', (store) => KINDS.map((kind) => store.get(key(kind, slot)))));
     const [picture, saved] = /** @type {[SavedPicture | undefined, SavedMask | undefined]} */ (found);
     if (!picture) return null;
     this.#pictureId = picture.id;
     if (saved?.id !== picture.id) return { picture, mask: null };
-    const data = await through(saved.blob, new DecompressionStream('deflate-raw'));
-    return { picture, mask: { width: saved.width, height: saved.height, data: new Uint8Array(await data.arrayBuffer()) } };
+    const { width, height, blob, extension, grown } = saved;
+    return { picture, mask: { width, height, data: await inflated(blob) }, extension, grown };
   }
 
   /** What `restore` returned is on the screen as it is in the slot. */
@@ -85,12 +71,11 @@ export class Autosave extends EventTarget {
   }
 
   /** @param {Painting} painting */
-  async #saveOne({ id, name, credit, picture, file, mask }) {
+  async #saveOne({ id, name, credit, picture, file, mask, extension, grown, source, place }) {
     const slot = await this.#slot;
     const { width, height, data } = mask;
-    const values = await through(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (data)]), new CompressionStream('deflate-raw'));
-    const saved = { id, width, height, blob: values, saved: Date.now() };
-    const pictureToo = this.#pictureId !== id && { id, name, credit, blob: file ?? (await pictureToPng(picture)) };
+    const saved = { id, width, height, blob: await deflated(data), saved: Date.now(), extension, grown: extension && grown };
+    const pictureToo = this.#pictureId !== id && { id, name, credit, blob: file ?? (await pictureToPng(picture)), source, place };
     await transact('readwrite', (store) => [
       store.put(saved, key('mask', slot)),
       ...(pictureToo ? [store.put(pictureToo, key('picture', slot))] : []),
@@ -209,6 +194,25 @@ async function transact(mode, act) {
   } finally {
     db.close();
   }
+}
+
+/** A copy of what was saved, with its blobs: Firefox does not store again, nor always read, those of its own store. @param {any} value @returns {Promise<any>} */
+async function inMemory(value) {
+  if (value instanceof Blob) return new Blob([await value.arrayBuffer()], { type: value.type });
+  if (Array.isArray(value)) return Promise.all(value.map(inMemory));
+  if (typeof value !== 'object' || !value) return value;
+  const entries = Object.entries(value).map(async ([name, each]) => [name, await inMemory(each)]);
+  return Object.fromEntries(await Promise.all(entries));
+}
+
+/** A mask's values as they are saved. @param {Uint8Array} data */
+export function deflated(data) {
+  return through(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (data)]), new CompressionStream('deflate-raw'));
+}
+
+/** @param {Blob} blob of `deflated` */
+export async function inflated(blob) {
+  return new Uint8Array(await (await through(blob, new DecompressionStream('deflate-raw'))).arrayBuffer());
 }
 
 /** @param {Blob} blob @param {CompressionStream | DecompressionStream} stream */

@@ -4,21 +4,23 @@ import { HOLE, KEEP, SmoothPath, union } from './mask.js';
 import { hasTransparency } from './picture_files.js';
 import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
-/** @typedef {import('./mask.js').Mask} Mask */
-/** @typedef {import('./mask.js').Rect} Rect */
-/** @typedef {import('./picture_files.js').Picture} Picture */
-/** @typedef {'brush'|'eraser'|'rectangle'|'lasso'|'hand'} Tool */
-/** @typedef {{left: number, top: number, canvas: OffscreenCanvas}} Layer a piece that is shown in place of the picture's own */
+/** @import { Mask, Rect } from './mask.js' */
+/** @import { Picture } from './picture_files.js' */
+/** @import { Layer, Picked, Tool } from './types.js' */
 
+/** @type {Partial<Record<Tool, string>>} */
 const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };
 const LARGE = 6e6; // px; a larger picture also gets a reduced copy, which is what is drawn when zoomed out
 const OVERLAY_LIMIT = 2.5e6; // px of the canvas that shows the mask
 /** @type {Record<string, number[]>} */
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+/** @type {Tool[]} */
+const PICKS = ['wand', 'wire', 'object']; // what they do with a point is not the editor's affair
 const SVG = 'http://www.w3.org/2000/svg';
 
 /**
- * Events: `edit` ({label, patch}: the mask was changed), `view`, `size`, `split`, `say` (a text for the status line).
+ * Events: `edit` ({label, patch}: the mask was changed), `view`, `size`, `split`, `say` (a text for the status line); of the tools
+ * that select, `pick` (a `Picked`), `hover` (a point), `stop`.
  */
 export class Editor extends EventTarget {
   /** @type {Picture | null} */
@@ -44,6 +46,8 @@ export class Editor extends EventTarget {
   #checks = null;
   /** @type {Layer | null} */
   #layer = null;
+  /** @type {Layer | null} what is shown left of the split, in place of the picture */
+  #other = null;
   /** @type {number | null} */
   #split = null;
   /** @type {'mask'|'outline'|'none'} */
@@ -54,7 +58,7 @@ export class Editor extends EventTarget {
   #maskDirty = 'all';
   /** @type {Map<number, {x: number, y: number}>} pointers on the canvas, CSS px */
   #pointers = new Map();
-  /** @type {{kind: 'paint'|'pan'|'pinch'|'split', id: number} | null} */
+  /** @type {{kind: 'paint'|'pan'|'pinch'|'split'|'pick', id: number, picked?: Picked} | null} */
   #gesture = null;
   #value = HOLE; // what is being painted
   /** @type {SmoothPath | null} */
@@ -99,11 +103,16 @@ export class Editor extends EventTarget {
     this.stop();
     this.picture = picture;
     this.mask = mask;
-    this.#layer = null;
+    this.#layer = this.#other = null;
     this.#split = null;
     this.#source = new OffscreenCanvas(picture.width, picture.height);
     this.redrawPicture();
     this.fit();
+  }
+
+  /** Draw a part of the picture where it is in the picture. @param {CanvasRenderingContext2D} c @param {{left: number, top: number, width: number, height: number}} part px */
+  drawPart(c, { left, top, width, height }) {
+    if (this.#source) c.drawImage(this.#source, left, top, width, height, left, top, width, height);
   }
 
   /** The picture's values, or those of `layer`, have changed. */
@@ -114,21 +123,17 @@ export class Editor extends EventTarget {
     const pixels = new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (picture.data), width, height);
     context(this.#source).putImageData(pixels, 0, 0);
     this.#reduced = null;
-    if (width * height > LARGE) {
-      const factor = Math.ceil(Math.sqrt((width * height) / (LARGE / 2)));
-      const canvas = new OffscreenCanvas(Math.ceil(width / factor), Math.ceil(height / factor));
-      const into = context(canvas);
-      into.imageSmoothingQuality = 'high';
-      into.drawImage(this.#source, 0, 0, width / factor, height / factor);
-      this.#reduced = { canvas, factor };
-    }
     this.#checks = hasTransparency(picture.data) ? checkerboard() : null;
     this.#draw(true);
   }
 
-  /** @param {Layer | null} layer @param {number | null} [split] share of the width left of which the picture itself is shown */
-  show(layer, split = null) {
+  /**
+   * @param {Layer | null} layer @param {number | null} [split] share of the width left of which the picture itself is shown
+   * @param {Layer | null} [other] which is shown there in its place
+   */
+  show(layer, split = null, other = null) {
     this.#layer = layer;
+    this.#other = other;
     this.#split = layer ? split : null;
     this.#draw(true);
   }
@@ -154,9 +159,16 @@ export class Editor extends EventTarget {
   /** Give up an edit that is under way. */
   stop() {
     if (this.mask?.editing) this.redrawMask(this.mask.cancel());
+    if (PICKS.includes(this.tool)) this.#emit('stop');
     this.#gesture = null;
     this.#path = null;
     this.#points = [];
+    this.#marks();
+  }
+
+  /** A line over the picture, for tools that select. @param {[number, number][]} points px of the picture */
+  set outline(points) {
+    this.#points = points;
     this.#marks();
   }
 
@@ -230,6 +242,18 @@ export class Editor extends EventTarget {
     });
   }
 
+  /** @param {OffscreenCanvas} source */
+  #reduce(source) {
+    const { width, height } = source;
+    if (width * height <= LARGE) return;
+    const factor = Math.ceil(Math.sqrt((width * height) / (LARGE / 2)));
+    const canvas = new OffscreenCanvas(Math.ceil(width / factor), Math.ceil(height / factor));
+    const into = context(canvas);
+    into.imageSmoothingQuality = 'high';
+    into.drawImage(source, 0, 0, width / factor, height / factor);
+    this.#reduced = { canvas, factor };
+  }
+
   #drawPicture() {
     const ratio = devicePixelRatio;
     const canvas = this.imageCanvas;
@@ -248,6 +272,7 @@ export class Editor extends EventTarget {
     c.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
     c.imageSmoothingEnabled = scale * ratio < 3;
     c.imageSmoothingQuality = 'medium';
+    if (!this.#reduced) this.#reduce(this.#source);
     const reduced = this.#reduced && scale * ratio * this.#reduced.factor <= 1.2 ? this.#reduced : null;
     if (reduced) {
       c.drawImage(reduced.canvas, 0, 0, width / reduced.factor, height / reduced.factor, 0, 0, width, height);
@@ -261,9 +286,21 @@ export class Editor extends EventTarget {
     const from = (this.#split ?? 0) * width;
     c.rect(from, 0, width - from, height);
     c.clip();
-    if (this.#checks) c.clearRect(layer.left, layer.top, layer.canvas.width, layer.canvas.height);
-    c.drawImage(layer.canvas, layer.left, layer.top);
+    this.#drawLayer(c, layer);
     c.restore();
+    if (!this.#other) return;
+    c.save();
+    c.beginPath();
+    c.rect(0, 0, from, height);
+    c.clip();
+    this.#drawLayer(c, this.#other);
+    c.restore();
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {Layer} layer */
+  #drawLayer(c, { left, top, canvas }) {
+    if (this.#checks) c.clearRect(left, top, canvas.width, canvas.height);
+    c.drawImage(canvas, left, top);
   }
 
   #drawMask() {
@@ -307,11 +344,15 @@ export class Editor extends EventTarget {
     }
     const cross = free && at && (this.#cursor || !brush) ? `M${at.x - 9} ${at.y}h18M${at.x} ${at.y - 9}v18` : '';
     this.cross.setAttribute('d', cross);
-    const points = this.#cursor && this.#points.length ? [...this.#points, [this.#cursor.x, this.#cursor.y]] : this.#points;
+    const points =
+      this.#cursor && this.#points.length && this.tool !== 'wire'
+        ? [...this.#points, [this.#cursor.x, this.#cursor.y]]
+        : this.#points;
     const corners =
       points.length > 1 && this.tool === 'rectangle' ? rectangleCorners(points[0], points[points.length - 1]) : points;
     const outline = corners.map(([px, py]) => `${(px * scale + x).toFixed(1)} ${(py * scale + y).toFixed(1)}`).join('L');
-    this.band.setAttribute('d', outline ? `M${outline}Z` : '');
+    this.band.setAttribute('d', outline ? `M${outline}${this.tool === 'wire' ? '' : 'Z'}` : '');
+    this.band.style.fill = this.tool === 'wire' ? 'none' : ''; // it is open still
     let handle = '';
     if (this.#split !== null && this.picture) {
       const sx = x + this.#split * this.picture.width * scale;
@@ -367,6 +408,11 @@ export class Editor extends EventTarget {
       this.#say('The mask cannot be changed while the model runs.');
       return;
     }
+    if (kind === 'paint' && PICKS.includes(this.tool)) {
+      const picked = { point: this.#toPicture(point), takesAway: erase };
+      this.#gesture = { kind: 'pick', id: event.pointerId, picked }; // when it is let go of: a second finger may follow
+      return;
+    }
     this.#gesture = { kind, id: event.pointerId };
     if (kind === 'split') this.#moveSplit(point);
     if (kind === 'paint') this.#begin(this.#toPicture(point), erase);
@@ -375,13 +421,19 @@ export class Editor extends EventTarget {
 
   /** @param {boolean} alt */
   #takesAway(alt) {
-    return (this.tool === 'rectangle' || this.tool === 'lasso') && this.subtract !== alt;
+    return (this.tool === 'rectangle' || this.tool === 'lasso' || PICKS.includes(this.tool)) && this.subtract !== alt;
+  }
+
+  /** @param {Picked} detail */
+  #pick(detail) {
+    this.dispatchEvent(new CustomEvent('pick', { detail }));
   }
 
   /** @param {PointerEvent} event */
   #move(event) {
     const point = this.#local(event);
     if (event.pointerType !== 'touch') this.#setHover(point);
+    if (this.tool === 'wire') this.dispatchEvent(new CustomEvent('hover', { detail: this.#toPicture(point) }));
     const before = this.#pointers.get(event.pointerId);
     if (!before) return;
     const gesture = this.#gesture;
@@ -406,6 +458,7 @@ export class Editor extends EventTarget {
     }
     if (gesture?.id !== event.pointerId) return;
     this.#gesture = null;
+    if (gesture.picked && !cancelled) this.#pick(gesture.picked);
     if (gesture.kind === 'paint') {
       if (cancelled) this.stop();
       else this.#finish();
@@ -542,6 +595,7 @@ export class Editor extends EventTarget {
     };
     if (this.mask?.editing) this.#line([from.x, from.y, to.x, to.y]);
     this.#setCursor(to);
+    if (this.tool === 'wire') this.dispatchEvent(new CustomEvent('hover', { detail: [to.x, to.y] }));
     const [sx, sy] = [to.x * this.view.scale + this.view.x, to.y * this.view.scale + this.view.y];
     const out = (/** @type {number} */ v, /** @type {number} */ length) =>
       v < 16 ? 16 - v : v > length - 16 ? length - 16 - v : 0;
@@ -555,6 +609,10 @@ export class Editor extends EventTarget {
     const cursor = this.#cursor ?? this.#middle();
     this.#setCursor(cursor);
     const point = /** @type {[number, number]} */ ([cursor.x, cursor.y]);
+    if (PICKS.includes(this.tool)) {
+      this.#pick({ point, takesAway: this.#takesAway(alt) });
+      return;
+    }
     const where = `${Math.round(cursor.x)}, ${Math.round(cursor.y)}`;
     const count = this.#points.length;
     const last = this.#points[count - 1];

@@ -2,9 +2,8 @@
 
 import { Autosave } from './autosave.js';
 import { checkSettings, decodingCost, presetOf, stepCosts, windowCost } from '../engine/settings.js';
-import { looksLikeMask } from './dropped.js';
 import { Editor } from './editor.js';
-import { History, KEEP, Mask, firstBrush } from './mask.js';
+import { HOLE, History, KEEP, Mask, firstBrush } from './mask.js';
 import { ModelPanel } from './model_panel.js';
 import {
   VERSION,
@@ -20,32 +19,21 @@ import {
   say,
   write,
 } from './page.js';
-import { FileError, maskToPng, pictureToPng, readMask, readPicture, resizeMask } from './picture_files.js';
+import { FileError, maskToPng, readMask, readPicture, resizeMask } from './picture_files.js';
 import { cut, difference, put } from './regions.js';
+import { inTurns } from '../engine/turns.js';
 
-/** @typedef {import('../engine/engine.js').Settings} Settings */
-/** @typedef {import('../engine/engine.js').Pace} Pace */
-/** @typedef {import('../engine/engine.js').StepProgress} StepProgress */
-/** @typedef {import('./picture_files.js').Picture} Picture */
-/** @typedef {import('./picture_files.js').Grey} Grey */
-/** @typedef {import('./editor.js').Tool} Tool */
-
-/** @typedef {import('./regions.js').Region} Region */
-/** @typedef {{seed: number, region: Region, canvas: OffscreenCanvas}} Result what the model made of the picture, where it differs */
-
-/**
- * @typedef {object} Extra
- * @property {History} history
- * @property {Result[]} results made from this very picture
- */
-
-/** @typedef {import('./autosave.js').Painting & Extra} Work what the person works on; its name is the file's without ending */
+/** @import { Pace, Settings, StepProgress } from '../engine/types.js' */
+/** @import { Grey, Picture } from './picture_files.js' */
+/** @import { Result, Tool, Work } from './types.js' */
 
 /** What was measured, by what the model ran on. @type {Map<string, Pace>} */
 const paces = new Map();
 
 const HISTORY_LIMIT = 192 * 2 ** 20; // bytes
 const RESULTS_LIMIT = 24;
+const ROUNDED =
+  'This browser rounds the colours of translucent pixels: where the picture lets something through, its values change a little.';
 
 export const editor = new Editor(
   element('stage', HTMLElement),
@@ -60,6 +48,8 @@ const runBar = element('run-bar', HTMLProgressElement);
 let work = null;
 /** @type {Result | null} the result on the screen; the picture with its mask where null */
 let shown = null;
+/** @type {[string, string] | null} what is compared on the screen, by name: left and right of the line */
+let compared = null;
 /** @type {AbortController | null} */
 let running = null;
 let opening = 0;
@@ -73,8 +63,10 @@ async function largest() {
   return model.engine?.manifest.constants.max_megapixels ?? Infinity;
 }
 
+/** The lowest value that is hole; while the manifest, which says it, is not here, what is painted alone. */
 function holeLevel() {
-  return Math.ceil(255 * (model.engine?.manifest.constants.mask_threshold ?? 0.5));
+  const { manifest } = model.engine ?? {};
+  return manifest ? Math.ceil(255 * manifest.constants.mask_threshold) : HOLE;
 }
 
 /**
@@ -86,20 +78,18 @@ async function open(file, name, { mask, credit = '' } = {}) {
   try {
     const limit = await largest();
     const picture = await readPicture(file, limit);
+    const session = (work?.mask.holes || work?.results.length) && (await import('./session.js'));
     if (turn !== opening) return;
     const before = work;
-    begin({ id: newId(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture, file });
+    begin({ id: newId(), name: name.replace(/\.[^.]*$/, '') || 'picture', credit, picture, file, source: file });
     dismiss('file');
-    if (before?.mask.holes || before?.results.length) {
-      const back = () => {
-        show(before);
-        autosave.save(before);
-      };
-      notice('previous', `“${before.name}” was replaced; its mask is kept until you leave.`, {
-        bad: false,
-        actions: [{ label: 'Bring it back', run: back }],
-      });
+    dismiss('colours');
+    if (file.type === 'image/png') {
+      const unread = () => say('What this picture was made with could not be read.');
+      import('./metadata.js').then(({ takeSettings }) => takeSettings(desk, file)).catch(unread);
     }
+    if (session && before) session.retire(desk, before);
+    if (!picture.exact) notice('colours', ROUNDED, { bad: false });
     if (mask) takeMask(await readMask(mask, limit));
     if (work) autosave.save(work);
     say(`${name} is open: ${picture.width} by ${picture.height} pixels. Paint over what should go.`);
@@ -108,13 +98,28 @@ async function open(file, name, { mask, credit = '' } = {}) {
   }
 }
 
-/** @param {{id: string, name: string, credit: string, picture: Picture, file: Blob}} what */
+/** @param {{id: string, name: string, credit: string, picture: Picture, file: Blob, source: Blob} & Partial<Work>} what */
 function begin(what) {
-  const mask = new Mask(what.picture.width, what.picture.height, holeLevel());
-  show({ ...what, mask, history: new History(HISTORY_LIMIT), results: [] });
   const { width, height } = what.picture;
+  const mask = new Mask(width, height, holeLevel());
+  const rest = { history: new History(HISTORY_LIMIT), results: [], extension: null, grown: null, place: { left: 0, top: 0 } };
+  show({ ...rest, ...what, mask });
   const share = model.engine?.manifest.constants.brush_share; // without a manifest the brush stays as it is
   editor.resizeBrush(share ? firstBrush(width, height, share) : editor.size);
+}
+
+/** Put settings into the controls. @param {any} settings @returns {boolean} whether they can be used here */
+function useSettings(settings) {
+  const constants = model.engine?.manifest.constants;
+  if (!constants || running) return false;
+  try {
+    checkSettings({ ...chosen(), ...settings }, constants);
+  } catch {
+    return false;
+  }
+  fillIn(settings);
+  changeSettings();
+  return true;
 }
 
 /** @param {Work} next */
@@ -122,6 +127,7 @@ function show(next) {
   running?.abort();
   work = next;
   outcome = '';
+  for (const subject of ['hole', 'compare']) dismiss(subject);
   element('start', HTMLElement).hidden = true;
   element('mask', HTMLCanvasElement).setAttribute(
     'aria-label',
@@ -133,7 +139,7 @@ function show(next) {
   update();
 }
 
-/** Say what went wrong with a file. @param {unknown} error @param {import('./page.js').Action} action */
+/** Say what went wrong with a file. @param {unknown} error @param {import('./types.js').Action} action */
 function report(error, action) {
   const text =
     error instanceof FileError ? error.message : `That did not work: ${error instanceof Error ? error.message : error}`;
@@ -176,55 +182,23 @@ function takeMask(grey) {
     return;
   }
   dismiss('file');
-  change('mask import', () => mask.replace(grey.data));
+  changeWhole('mask import', () => mask.replace(grey.data));
   say('The mask was imported.');
 }
 
-/**
- * Take files that were dropped or pasted: a picture, or both picture and mask. What looks like a mask of the picture is asked
- * about; what a file is called says nothing.
- *
- * @param {File[]} files
- */
-async function take(files) {
-  const limit = await largest();
-  const some = await Promise.all(
-    files.slice(0, 2).map(async (file) => {
-      const picture = await readPicture(file, limit).catch(() => null); // opening it says why
-      return { file, picture, isMask: picture !== null && looksLikeMask(picture) };
-    }),
-  );
-  const first = some.find(({ isMask }) => !isMask) ?? some[0];
-  const { picture: before } = work ?? {};
-  const fits = (/** @type {Picture | null} */ picture) =>
-    picture && picture.width === before?.width && picture.height === before.height;
-  if (some.length === 1 && first.isMask && fits(first.picture)) {
-    ask(first.file);
-    return;
+/** Take files that were dropped or pasted. @param {File[]} files */
+async function takeFiles(files) {
+  try {
+    await (await import('./dropped.js')).take(desk, files);
+  } catch (error) {
+    report(error, { label: 'Try again', run: () => void takeFiles(files) });
   }
-  await open(first.file, first.file.name || 'pasted picture');
-  const second = some.find((each) => each !== first);
-  if (second?.isMask) ask(second.file);
-  else if (second)
-    notice('file', `${files.length} files were dropped, and one picture is open at a time: drop the others one by one.`, {
-      bad: false,
-    });
-}
-
-/** Ask whether a file is the mask. @param {File} file */
-function ask(file) {
-  const name = file.name || 'The pasted picture';
-  const actions = [
-    { label: 'Use it as the mask', run: () => void importMask(file, name) },
-    { label: 'Open it as a picture', run: () => void open(file, name) },
-  ];
-  notice('file', `“${name}” is black and white, as a mask is. What is it?`, { bad: false, actions });
 }
 
 function fillSamples() {
   const list = element('samples', HTMLElement);
   for (const sample of model.engine?.manifest.samples ?? []) {
-    const title = 'title' in sample ? String(sample.title) : sample.name;
+    const { name: title } = sample;
     const item = list.appendChild(document.createElement('li')).appendChild(document.createElement('button'));
     item.type = 'button';
     item.title = sample.credit;
@@ -252,39 +226,72 @@ function fillSamples() {
 
 // -- the mask ----------------------------------------------------------------------------------------------------------
 
-/** Change the mask as one step of the history. @param {string} label @param {() => import('./mask.js').Rect} act */
-function change(label, act) {
-  if (!work || running) return;
-  editor.stop();
-  look(null);
-  work.mask.begin();
-  editor.redrawMask(act());
-  const patch = work.mask.commit();
-  if (patch) record(label, patch);
+/** Whether a large mask is being changed, which takes more than one task. */
+let changing = false;
+
+/** Whether the mask stays as it is for now. */
+function busy() {
+  return running !== null || changing;
 }
 
-/** @param {string} label @param {import('./mask.js').MaskPatch} patch */
-function record(label, patch) {
-  if (!work) return;
-  const { mask, history } = work;
+/** Change the whole mask, in several tasks if it is large. @template T @param {Generator<void, T>} steps @param {(made: T) => void} done */
+function changeAll(steps, done) {
+  changing = editor.locked = true;
+  inTurns(steps, (made) => {
+    changing = false;
+    editor.locked = running !== null;
+    editor.redrawMask('all');
+    done(made);
+  });
+}
+
+/** Change the mask by drawing, as one step of the history. @param {string} label @param {(mask: Mask) => import('./mask.js').Rect} draw */
+function change(label, draw) {
+  if (!work || busy()) return;
+  const { mask } = work;
+  changeWhole(label, function* () {
+    mask.begin();
+    draw(mask);
+    return mask.commit();
+  });
+}
+
+/** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, import('./mask.js').MaskPatch | null>} make */
+function changeWhole(label, make) {
+  if (!work || busy()) return;
+  const current = work;
+  editor.stop();
+  look(null);
+  changeAll(make(current.mask), (patch) => patch && record(label, patch, current));
+}
+
+/** @param {string} label @param {import('./mask.js').MaskPatch} patch @param {Work} [painting] whose mask was changed */
+function record(label, patch, painting = /** @type {Work} */ (work)) {
+  const { mask, history } = painting;
   history.push({
     label,
     get bytes() {
       return patch.bytes;
     },
-    swap: () => editor.redrawMask(mask.swap(patch)),
+    swap: () => changeAll(mask.swap(patch), () => changed(painting)),
   });
+  changed(painting);
+}
+
+/** @param {Work} painting whose mask has changed */
+function changed(painting) {
+  if (painting !== work) return;
   dismiss('hole');
   outcome = '';
   update();
-  autosave.save(work);
+  autosave.save(painting);
 }
 
 /** @param {'undo'|'redo'} way */
 function travel(way) {
-  if (!work || running) return;
+  if (!work || busy()) return;
   editor.stop();
-  const onResult = shown;
+  const onResult = compared;
   look(null);
   if (onResult && way === 'undo') {
     say('Back at the mask.');
@@ -427,7 +434,7 @@ function showCosts() {
 }
 
 async function run() {
-  if (!work || running) return;
+  if (!work || busy()) return;
   const current = work;
   const { mask, picture } = current;
   const invert = { label: 'Invert the mask', run: () => button('invert').click() };
@@ -443,7 +450,7 @@ async function run() {
   }
   const input = readSettings();
   if (!input) return;
-  dismiss('hole');
+  for (const subject of ['hole', 'previous']) dismiss(subject);
   outcome = '';
   editor.stop();
   const abort = (running = new AbortController());
@@ -463,12 +470,13 @@ async function run() {
       const onProgress = (/** @type {StepProgress} */ progress) => showProgress(progress, settings, variant, input.variants);
       write('run-text', 'Reading the picture…');
       const { image: filled, timings } = await engine.inpaint(
-        { image: picture, mask: mask.data, settings },
+        { image: picture, mask: mask.data, settings, extension: current.extension },
         { onProgress, signal: abort.signal },
       );
       paces.set(whereItRuns(), timings);
-      const region = difference(picture, filled);
-      made.push({ seed: settings.seed, region, canvas: canvasOf(region) });
+      model.worked();
+      const region = await difference(picture, filled);
+      made.push({ seed: settings.seed, region, canvas: canvasOf(region), made: madeNow(settings) });
       current.results = [...current.results, made[variant]].slice(-RESULTS_LIMIT);
       listResults();
       const times = `${duration(timings.total / 1000)}: encoding ${Math.round(timings.encode)} ms, a step ${Math.round(timings.step)} ms, decoding ${Math.round(timings.decode)} ms`;
@@ -486,6 +494,33 @@ async function run() {
   } finally {
     if (running === abort) finish(shown);
   }
+}
+
+/** Measure the model on this device. */
+async function measure() {
+  if (running) return;
+  const abort = (running = new AbortController());
+  write('run-text', 'Loading the model…');
+  update();
+  try {
+    const engine = await model.prepare(abort.signal);
+    if (!engine || !model.detected || abort.signal.aborted) return;
+    const { measured, show } = await import('../measuring/measuring.js');
+    const data = await measured(engine, model.detected, abort.signal, (words) => write('run-text', words));
+    model.worked();
+    show(data);
+  } catch (error) {
+    if (!abort.signal.aborted) model.failed(error, () => void measure());
+  } finally {
+    if (running === abort) finish(shown);
+  }
+}
+
+/** What a result is saved with. @param {Settings} settings @returns {import('./types.js').Made} */
+function madeNow(settings) {
+  const { network = '', weights = '' } = model.engine?.manifest ?? {};
+  const { provider = '', precision = '' } = model.choice ?? {};
+  return { format: 1, settings, model: { network, weights, precision, backend: provider }, code: VERSION };
 }
 
 /** @param {Result | null} result */
@@ -545,12 +580,13 @@ function canvasOf({ width, height, data }) {
 
 // -- results -----------------------------------------------------------------------------------------------------------
 
-/** Show a result, or the picture with its mask. @param {Result | null} result */
-function look(result) {
+/** Show a result, or the picture with its mask. @param {Result | null} result @param {[string, string] | null} [names] of what is compared */
+function look(result, names = result && ['Before', 'After']) {
   shown = result;
+  compared = names;
   if (result) editor.show({ left: result.region.left, top: result.region.top, canvas: result.canvas }, 0);
   else editor.show(null);
-  editor.overlay = result ? 'none' : 'mask';
+  editor.overlay = names ? 'none' : 'mask';
   field('split').value = '0';
   for (const input of document.querySelectorAll('#results input')) {
     const radio = /** @type {HTMLInputElement} */ (input);
@@ -564,8 +600,10 @@ function look(result) {
 
 function showSplit() {
   const split = editor.split;
-  element('before', HTMLElement).hidden = !shown || split < 0.02;
-  element('after', HTMLElement).hidden = !shown || split > 0.98;
+  element('before', HTMLElement).hidden = !compared || split < 0.02;
+  element('after', HTMLElement).hidden = !compared || split > 0.98;
+  write('before', compared?.[0] ?? '');
+  write('after', compared?.[1] ?? '');
   field('split').value = String(split);
 }
 
@@ -606,25 +644,33 @@ function thumbnail({ region, canvas }) {
   const top = Math.max(region.top - margin, 0);
   const width = Math.min(region.left + region.width + margin, picture.width) - left;
   const height = Math.min(region.top + region.height + margin, picture.height) - top;
-  const whole = canvasOf({ width, height, data: cut(picture, { left, top, width, height }) });
-  whole.getContext('2d')?.drawImage(canvas, region.left - left, region.top - top);
   const small = document.createElement('canvas');
   const scale = Math.min(1, 160 / Math.max(width, height));
   small.width = Math.max(1, Math.round(width * scale));
   small.height = Math.max(1, Math.round(height * scale));
-  small.getContext('2d')?.drawImage(whole, 0, 0, small.width, small.height);
+  const c = /** @type {CanvasRenderingContext2D} */ (small.getContext('2d'));
+  c.scale(small.width / width, small.height / height);
+  c.imageSmoothingQuality = 'high';
+  c.translate(-left, -top);
+  editor.drawPart(c, { left, top, width, height });
+  c.drawImage(canvas, region.left, region.top);
   return small;
 }
 
-/** The result becomes the picture. */
-function keep() {
-  if (!work || !shown || running) return;
-  const current = work;
+/** The result becomes the picture. @param {{again?: boolean}} [options] whether the mask stays, to be filled again */
+function keep({ again = false } = {}) {
+  if (!work || !shown || busy()) return;
+  const [current, result] = [work, shown];
+  if (again) take(current, result, null);
+  else changeAll(current.mask.fill(KEEP), (patch) => take(current, result, patch));
+}
+
+/** @param {Work} current @param {Result} result that becomes its picture @param {import('./mask.js').MaskPatch | null} patch which cleared the mask */
+function take(current, result, patch) {
   const { mask, picture } = current;
-  mask.begin();
-  mask.fill(KEEP);
-  const patch = mask.commit();
-  let other = shown.region;
+  let other = result.region;
+  /** @type {Work['extension']} */
+  let otherExtension = null;
   /** @type {Result[]} */
   let otherResults = [];
   const exchange = () => {
@@ -632,6 +678,7 @@ function keep() {
     put(picture, other);
     other = now;
     [current.results, otherResults] = [otherResults, current.results];
+    [current.extension, otherExtension] = [otherExtension, current.extension];
   };
   exchange();
   const bytes =
@@ -648,8 +695,8 @@ function keep() {
   };
   const swap = () => {
     exchange();
-    if (patch) mask.swap(patch);
-    redraw();
+    if (patch) changeAll(mask.swap(patch), redraw);
+    else redraw();
   };
   current.history.push({ label: 'result kept', bytes, swap });
   redraw();
@@ -657,17 +704,27 @@ function keep() {
   say('The result is the picture now. Undo brings the old one back.');
 }
 
+/** Go on from the result: it becomes the picture, and the same hole is filled once more. */
+function fillAgain() {
+  if (!shown || running) return;
+  keep({ again: true });
+  field('seed').value = String((field('seed').valueAsNumber + 1) % 2 ** 32);
+  void run();
+}
+
 async function save() {
   if (!work) return;
-  const { name, picture } = work;
+  const { name, picture, source, place } = work;
   const result = shown;
   say('Saving…');
   const whole = result ? { ...picture, data: picture.data.slice() } : picture;
   if (result) put(whole, result.region);
   try {
-    const file = `${name}${result ? '-filled' : ''}.png`;
-    download(await pictureToPng(whole), file);
-    say(`Saved as ${file}, in sRGB.`);
+    const { encode } = await import('./saving.js');
+    const { blob, ending, colours } = await encode(whole, { source, made: result?.made ?? null, place });
+    const file = `${name}${result ? '-filled' : ''}${ending}`;
+    download(blob, file);
+    say(`Saved as ${file}, ${colours}.`);
   } catch (error) {
     report(error, { label: 'Try again', run: () => void save() });
   }
@@ -715,16 +772,17 @@ async function bringBack() {
   const limit = await largest();
   const saved = await autosave.restore().catch(() => null);
   if (!saved || work || opening) return;
-  const { id, name, credit, blob } = saved.picture;
+  const { id, name, credit, blob, source = blob, place = { left: 0, top: 0 } } = saved.picture; // older pages kept the picture alone
   const picture = await readPicture(blob, limit).catch(() => null);
   if (!picture || work || opening) return;
-  begin({ id, name, credit, picture, file: blob });
-  const { mask } = /** @type {Work} */ (/** @type {unknown} */ (work));
+  const { extension = null, grown = null } = saved;
+  begin({ id, name, credit, picture, file: blob, source, place, extension, grown });
+  const current = /** @type {Work} */ (/** @type {unknown} */ (work));
+  const { mask } = current;
   if (saved.mask && saved.mask.width === picture.width && saved.mask.height === picture.height) {
-    mask.begin();
-    editor.redrawMask(mask.replace(saved.mask.data));
-    mask.commit();
+    changeAll(mask.replace(saved.mask.data), update);
   }
+  if (grown) await (await import('./extend.js')).recall(desk, current);
   autosave.restored();
   update();
   say('Your last picture and mask are back.');
@@ -736,13 +794,15 @@ function update() {
   const busy = running !== null;
   const none = !work || busy;
   for (const id of ['clear', 'invert', 'import-mask', 'export-mask', 'save']) button(id).disabled = none;
-  button('undo').disabled = none || !(work?.history.canUndo || shown);
+  button('undo').disabled = none || !(work?.history.canUndo || compared);
   button('redo').disabled = none || !work?.history.canRedo;
   button('run').disabled = none;
+  button('measure').disabled = busy;
   button('cancel').hidden = !busy;
-  button('keep').disabled = button('edit').disabled = none || !shown;
-  field('split').disabled = none || !shown;
+  button('keep').disabled = button('again').disabled = none || !shown;
+  button('edit').disabled = field('split').disabled = none || !compared;
   for (const input of document.querySelectorAll('#results input')) /** @type {HTMLInputElement} */ (input).disabled = busy;
+  editor.dispatchEvent(new Event('update'));
   if (work) {
     const { picture, mask, credit } = work;
     const share = (100 * mask.holes) / mask.data.length;
@@ -762,22 +822,81 @@ function hint() {
   else write('run-text', model.ready || !model.missing ? time : 'The model is downloaded first; you are asked before.');
 }
 
+/** Panels that are built when they are first opened. @type {Record<string, () => Promise<{build: (desk: Desk, panel: HTMLElement) => void}>>} */
+const panels = {
+  select: () => import('./select.js'),
+  extend: () => import('./extend.js'),
+  compare: () => import('./compare.js'),
+  saving: () => import('./saving.js'),
+};
+
+/** What those modules, and others that are loaded later, work with. */
+export const desk = {
+  editor,
+  model,
+  get work() {
+    return work;
+  },
+  get shown() {
+    return shown;
+  },
+  get compared() {
+    return compared;
+  },
+  get busy() {
+    return busy();
+  },
+  open,
+  importMask,
+  show,
+  look,
+  change,
+  record,
+  update,
+  newId,
+  largest,
+  readSettings,
+  useSettings,
+  madeNow,
+  /** @param {Work} painting */
+  keepSafe: (painting) => autosave.save(painting),
+};
+/** @typedef {typeof desk} Desk */
+
+for (const [id, load] of Object.entries(panels)) {
+  const panel = element(id, HTMLDetailsElement);
+  panel.addEventListener('toggle', async () => {
+    if (!panel.open || panel.dataset.built) return;
+    panel.dataset.built = 'yes';
+    try {
+      (await load()).build(desk, panel);
+    } catch (error) {
+      delete panel.dataset.built;
+      panel.open = false;
+      report(error, { label: 'Try again', run: () => (panel.open = true) });
+    }
+  });
+}
+
 function showTool() {
   const brush = editor.tool === 'brush' || editor.tool === 'eraser';
-  const shape = editor.tool === 'rectangle' || editor.tool === 'lasso';
+  const shape = !brush && editor.tool !== 'hand';
   element('size-row', HTMLElement).hidden = !brush;
   element('shape-row', HTMLElement).hidden = !shape;
   const hints = {
     hand: 'Drag the picture; wheel to zoom.',
     rectangle: 'Drag over what should go.',
     lasso: 'Draw around what should go.',
+    wand: 'Click on a colour.',
+    wire: 'Click along an edge; click twice to close.',
+    object: 'Click on a thing.',
   };
-  write('option-hint', shown ? 'Drag to compare.' : (hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? ''));
+  write('option-hint', compared ? 'Drag to compare.' : (hints[/** @type {keyof typeof hints} */ (editor.tool)] ?? ''));
 }
 
 /** @param {Tool} tool */
 function chooseTool(tool) {
-  if (shown && tool !== 'hand') look(null);
+  if (compared && tool !== 'hand') look(null);
   editor.choose(tool);
   /** @type {HTMLInputElement} */ (document.querySelector(`[name=tool][value=${tool}]`)).checked = true;
   showTool();
@@ -808,11 +927,12 @@ const clicks = {
   'export-mask': () => void exportMask(),
   undo: () => travel('undo'),
   redo: () => travel('redo'),
-  clear: () => change('clear', () => /** @type {Work} */ (work).mask.fill(KEEP)),
-  invert: () => change('invert', () => /** @type {Work} */ (work).mask.invert()),
+  clear: () => changeWhole('clear', (mask) => mask.fill(KEEP)),
+  invert: () => changeWhole('invert', (mask) => mask.invert()),
   run: () => void run(),
   cancel: () => running?.abort(),
-  keep,
+  keep: () => keep(),
+  again: fillAgain,
   edit: () => look(null),
   'zoom-in': () => editor.zoom(1.25),
   'zoom-out': () => editor.zoom(0.8),
@@ -821,6 +941,7 @@ const clicks = {
   dice: () => (field('seed').value = String(crypto.getRandomValues(new Uint32Array(1))[0])),
   help: () => element('help-dialog', HTMLDialogElement).showModal(),
   forget: () => void forget(),
+  measure: () => void measure(),
 };
 for (const [id, action] of Object.entries(clicks)) onClick(id, action);
 
@@ -856,9 +977,11 @@ editor.addEventListener('edit', (event) => {
 });
 editor.addEventListener('say', (event) => say(/** @type {CustomEvent} */ (event).detail));
 editor.addEventListener('size', showSize);
+editor.addEventListener('tool', showTool);
 editor.addEventListener('split', showSplit);
 editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.view.scale * 100)} %`));
 model.addEventListener('change', () => {
+  if (work && work.mask.level !== holeLevel()) work.mask.countFrom(holeLevel());
   offerSettings();
   update();
 });
@@ -908,7 +1031,7 @@ document.addEventListener('keydown', (event) => {
     action();
   } else if (key === 'escape') {
     if (running) running.abort();
-    else if (shown) look(null);
+    else if (compared) look(null);
   } else if (key === ' ' && !target.matches('button, summary, select, input:not([type=range])')) {
     event.preventDefault();
     editor.panHeld = true;
@@ -936,7 +1059,7 @@ addEventListener('drop', (event) => {
   document.body.classList.remove('dropping');
   const files = [...(event.dataTransfer?.files ?? [])];
   if (files.length) {
-    void take(files);
+    void takeFiles(files);
   } else {
     notice('file', 'That is not a file. Save the picture first, then drop the file here.', {
       actions: [{ label: 'Choose a file', run: choosePicture }],
@@ -945,7 +1068,7 @@ addEventListener('drop', (event) => {
 });
 document.addEventListener('paste', (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
-  if (files.length) void take(files);
+  if (files.length) void takeFiles(files);
   else if (!(/** @type {HTMLElement} */ (event.target).matches('input'))) say('The clipboard holds no picture.');
 });
 

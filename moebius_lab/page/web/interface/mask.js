@@ -18,7 +18,8 @@
  * @typedef {{tiles: Map<number, Tile>, bytes: number}} MaskPatch
  */
 
-const TILE = 64; // px, side of the squares in which changes are kept for undo
+export const TILE = 64; // px, side of the squares in which changes are kept for undo
+const TILES_AT_ONCE = 64; // that are changed without a chance to interrupt: about a millisecond
 export const HOLE = 255;
 export const KEEP = 0;
 
@@ -32,7 +33,7 @@ export class Mask {
    * @param {number} height px
    * @param {number} level the lowest value that counts as hole (`Math.ceil(255 * mask_threshold)` of the manifest)
    */
-  constructor(width, height, level = 128) {
+  constructor(width, height, level) {
     this.width = width;
     this.height = height;
     this.level = level;
@@ -42,9 +43,11 @@ export class Mask {
     this.tilesAcross = Math.ceil(width / TILE);
   }
 
-  /** @returns {Rect} */
-  get bounds() {
-    return { left: 0, top: 0, right: this.width, bottom: this.height };
+  /** Count the holes by another level. @param {number} level */
+  countFrom(level) {
+    this.level = level;
+    this.holes = 0;
+    for (let i = 0; i < this.data.length; i++) if (this.data[i] >= level) this.holes++;
   }
 
   /** Whether an edit is open: begun and neither committed nor cancelled. */
@@ -76,15 +79,17 @@ export class Mask {
   }
 
   /**
-   * Exchange a patch's tiles with the mask's: undoes an edit, and called again redoes it.
+   * Exchange a patch's tiles with the mask's: undoes an edit, and called again redoes it. Until it has returned, the mask is neither.
    * @param {MaskPatch} patch
-   * @returns {Rect} what to draw again
+   * @returns {Generator<void, Rect>} yields now and then; what to draw again
    */
-  swap(patch) {
+  *swap(patch) {
+    let done = 0;
     for (const [index, tile] of patch.tiles) {
       const now = this.#read(index);
       this.#write(index, tile);
       patch.tiles.set(index, now);
+      if (++done % TILES_AT_ONCE === 0) yield;
     }
     patch.bytes = tileBytes(patch.tiles);
     return this.#boundsOf(patch.tiles);
@@ -152,24 +157,55 @@ export class Mask {
     return rect;
   }
 
-  /** Give every pixel one value. @param {number} value @returns {Rect} */
+  /** Give every pixel one value, as one edit. @param {number} value */
   fill(value) {
-    return this.rectangle(0, 0, this.width, this.height, value);
+    return this.#remake(() => value);
   }
 
-  /** @returns {Rect} */
+  /** As one edit. */
   invert() {
-    return this.replace(this.data.map((value) => 255 - value));
+    return this.#remake((index) => {
+      const tile = this.#read(index);
+      return typeof tile === 'number' ? 255 - tile : tile.map((value) => 255 - value);
+    });
   }
 
-  /** Take over another mask's values. @param {Uint8Array} data of this mask's size @returns {Rect} */
+  /** Take over another mask's values, as one edit. @param {Uint8Array} data of this mask's size */
   replace(data) {
     if (data.length !== this.data.length) throw new RangeError('a mask of another size');
-    const down = Math.ceil(this.height / TILE);
-    for (let index = 0; index < down * this.tilesAcross; index++) this.#remember(index);
-    this.data.set(data);
-    this.#count();
-    return this.bounds;
+    return this.#remake((index) => this.#read(index, data));
+  }
+
+  /** @param {(index: number) => Tile} make @returns {Generator<void, MaskPatch | null>} yields now and then; as of `commit` */
+  *#remake(make) {
+    if (this.#before) throw new Error('an edit is open');
+    /** @type {Map<number, Tile>} */
+    const tiles = new Map();
+    const count = this.tilesAcross * Math.ceil(this.height / TILE);
+    for (let index = 0; index < count; index++) {
+      const [before, after] = [this.#read(index), make(index)];
+      if (!sameTile(before, after)) {
+        tiles.set(index, before);
+        this.#write(index, after);
+      }
+      if (index % TILES_AT_ONCE === TILES_AT_ONCE - 1) yield;
+    }
+    return tiles.size ? { tiles, bytes: tileBytes(tiles) } : null;
+  }
+
+  /**
+   * Take over values that were computed elsewhere, as one edit.
+   *
+   * @param {Uint8Array} data of this mask's size
+   * @param {Map<number, Tile>} tiles what this mask holds where `data` differs
+   * @param {number} holes how many pixels of `data` are hole
+   * @returns {MaskPatch | null} as of `commit`
+   */
+  adopt(data, tiles, holes) {
+    if (this.#before) throw new Error('an edit is open');
+    this.data = /** @type {Uint8Array<ArrayBuffer>} */ (data);
+    this.holes = holes;
+    return tiles.size ? { tiles, bytes: tileBytes(tiles) } : null;
   }
 
   /** @param {number} y @param {number} from first column @param {number} to column after the last @param {number} value */
@@ -207,16 +243,16 @@ export class Mask {
     return this.#clip({ left, top, right: left + TILE, bottom: top + TILE });
   }
 
-  /** @param {number} index @returns {Tile} */
-  #read(index) {
+  /** @param {number} index @param {Uint8Array} [data] of this size, in place of this mask's @returns {Tile} */
+  #read(index, data = this.data) {
     const { left, top, right, bottom } = this.#tile(index);
-    const first = this.data[top * this.width + left];
+    const first = data[top * this.width + left];
     const values = new Uint8Array((right - left) * (bottom - top));
     let uniform = true;
     for (let y = top, to = 0; y < bottom; y++) {
       for (let i = y * this.width + left; i < y * this.width + right; i++) {
-        values[to++] = this.data[i];
-        if (this.data[i] !== first) uniform = false;
+        values[to++] = data[i];
+        if (data[i] !== first) uniform = false;
       }
     }
     return uniform ? first : values;
@@ -232,12 +268,6 @@ export class Mask {
         this.data[i] = value;
       }
     }
-  }
-
-  #count() {
-    let holes = 0;
-    for (let i = 0; i < this.data.length; i++) if (this.data[i] >= this.level) holes++;
-    this.holes = holes;
   }
 
   /** The pixels whose centres lie between the least and the largest of these. @param {number[]} xs @param {number[]} ys @returns {Rect} */
@@ -488,7 +518,8 @@ function least(values) {
 /** @param {Tile} a @param {Tile} b */
 function sameTile(a, b) {
   if (typeof a === 'number' || typeof b === 'number') return a === b;
-  return a.every((value, i) => value === b[i]);
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
 }
 
 /** @param {Map<number, Tile>} tiles */

@@ -1,20 +1,21 @@
 // The panel of the model: what it runs on, loading it, and what is stored.
 
 import { Engine, outdated } from '../engine/engine.js';
+import { instead } from '../engine/suited.js';
 import { VERSION, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
 
-/** @typedef {import('../engine/engine.js').Choice} Choice */
-/** @typedef {import('../engine/engine.js').LoadProgress} LoadProgress */
+/** @import { Choice, LoadProgress } from '../engine/types.js' */
 
 const PATIENCE = 45; // seconds that starting may take before the person is told that it can be tried again
 const RELOAD = { label: 'Reload the page', run: () => location.reload() };
-const WAY_ON_WITHOUT_GPU = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader'];
+const ANOTHER_WAY = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader']; // errors after which another way of running may work
+const TOO_HEAVY = ['device-lost', 'out-of-memory'];
 
 /** Event: `change`, whenever the model is loaded, lost or chosen anew. */
 export class ModelPanel extends EventTarget {
   /** @type {Engine | null} */
   engine = null;
-  /** @type {import('../engine/engine.js').Detected | null} */
+  /** @type {import('../engine/types.js').Detected | null} */
   detected = null;
   /** @type {Promise<Engine> | null} a load that is under way */
   #loading = null;
@@ -51,11 +52,23 @@ export class ModelPanel extends EventTarget {
       write('choice-note', 'The model could not be found.');
       return;
     }
-    this.#select.replaceChildren(...this.detected.choices.map((choice, i) => new Option(label(choice), String(i))));
+    this.#list();
     this.#select.selectedIndex = this.detected.preferred;
     this.#select.disabled = false;
     this.#show();
     void this.#showStored();
+  }
+
+  #list() {
+    const { choices = [] } = this.detected ?? {};
+    this.#select.replaceChildren(...choices.map((choice, i) => new Option(label(choice), String(i))));
+    const lacks = this.#lacks();
+    write('withheld', lacks && `The graphics device here has not all that WebGPU could make use of: ${lacks}.`);
+  }
+
+  /** What the graphics device lacks for precisions that are not offered on it. */
+  #lacks() {
+    return (this.detected?.withheld ?? []).map(({ precision, lacks }) => `${precision} needs ${lacks.join(' and ')}`).join('; ');
   }
 
   /** @returns {Choice | undefined} what is chosen, loaded or not */
@@ -114,10 +127,11 @@ export class ModelPanel extends EventTarget {
       `${missing ? size : 'The model is stored in this browser; nothing is downloaded.'} Your picture stays on this computer.`,
     );
     const warning = element('prompt-warning', HTMLElement);
-    warning.hidden = !slow;
-    warning.textContent = slow
+    const processor = slow
       ? `${this.#whyNoGpu()}The model will run on the processor, which is slow: a picture takes from half a minute to many minutes.`
       : '';
+    warning.textContent = `${processor}${experience(choice)}`;
+    warning.hidden = !warning.textContent;
     write('prompt-yes', missing ? `Download ${fileSize(missing)}` : 'Start');
     dialog.returnValue = 'no';
     dialog.showModal();
@@ -127,9 +141,12 @@ export class ModelPanel extends EventTarget {
   }
 
   #whyNoGpu() {
-    const { webgpu } = this.detected ?? {};
-    if (webgpu?.available) return webgpu.adapter?.fallback ? 'The only graphics device here is imitated in software. ' : '';
-    return webgpu ? `${webgpu.reason} ` : '';
+    const { webgpu, choices } = this.detected ?? {};
+    if (!webgpu?.available) return webgpu ? `${webgpu.reason} ` : '';
+    if (webgpu.adapter?.fallback) return 'The only graphics device here is imitated in software. ';
+    return choices?.some(({ provider }) => provider === 'webgpu')
+      ? ''
+      : `The graphics device lacks what the model needs: ${this.#lacks()}. `;
   }
 
   /** Load what is chosen. @returns {Promise<Engine>} */
@@ -163,7 +180,9 @@ export class ModelPanel extends EventTarget {
       write('evidence', evidence);
       this.#bar.value = 1;
       say('The model is ready.');
+      await this.#count();
     } catch (error) {
+      await this.#count();
       this.#fail(error);
       throw error;
     } finally {
@@ -173,12 +192,20 @@ export class ModelPanel extends EventTarget {
       button('load-cancel').hidden = true;
       button('load-cancel').textContent = 'Pause';
       if (!this.#bar.hasAttribute('value')) this.#bar.value = 0;
-      choice.cachedBytes =
-        (await engine.detect()).choices.find((c) => c.provider === choice.provider && c.precision === choice.precision)
-          ?.cachedBytes ?? 0;
       void this.#showStored();
     }
     return engine;
+  }
+
+  /** Look again what each choice needs and how much of that is kept here: choices share files, and a recording may have been refused. */
+  async #count() {
+    const now = (await this.engine?.detect())?.choices ?? [];
+    for (const [i, choice] of (this.detected?.choices ?? []).entries()) {
+      const same = now.find(({ provider, precision }) => provider === choice.provider && precision === choice.precision);
+      const { bytes = choice.bytes, cachedBytes = 0, memory = choice.memory, tight = choice.tight } = same ?? {};
+      Object.assign(choice, { bytes, cachedBytes, memory, tight });
+      this.#select.options[i].text = label(choice);
+    }
   }
 
   /** Stop loading; a runtime that is being started does not listen, so its worker is ended. */
@@ -188,7 +215,12 @@ export class ModelPanel extends EventTarget {
   }
 
   /** @param {LoadProgress} progress */
-  #progress({ phase, doneBytes, totalBytes, cachedBytes, rate, secondsLeft, storage, message: note }) {
+  #progress({ phase, doneBytes, totalBytes, cachedBytes, rate, secondsLeft, storage, message: note, share = 1 }) {
+    if (phase === 'kernels') {
+      this.#bar.value = share;
+      write('load-text', 'First start on this graphics device: choosing the fastest programs for it…');
+      return;
+    }
     if (phase === 'session') {
       const slow = 'Starting takes unusually long. Cancel, and start the model again: nothing has to be downloaded.';
       this.#timer ||= setTimeout(() => write('load-text', slow), PATIENCE * 1000);
@@ -220,18 +252,32 @@ export class ModelPanel extends EventTarget {
     text.textContent = message(error);
     const code = error instanceof Error && 'code' in error ? String(error.code) : '';
     const actions = [code === 'outdated' ? RELOAD : { label: 'Try again', run: again }];
-    const slow = this.detected?.choices.findIndex((choice) => choice.provider === 'wasm') ?? -1;
-    if (WAY_ON_WITHOUT_GPU.includes(code) && slow >= 0 && this.choice?.provider !== 'wasm') {
-      actions.push({ label: 'Use the processor (slow)', run: () => this.#use(slow, again) });
+    const { choice, detected } = this;
+    if (ANOTHER_WAY.includes(code) && choice && detected) {
+      if (choice.seen !== 'works' || !TOO_HEAVY.includes(code)) this.#note('failed'); // a device is lost by sleep as well
+      const others = instead(detected.choices, choice, TOO_HEAVY.includes(code));
+      actions.push(...others.map((other) => ({ label: offer(other), run: () => this.#use(other, again) })));
     }
     notice('model', message(error), { actions });
   }
 
-  /** @param {number} index @param {() => void} then */
-  #use(index, then) {
-    this.#select.selectedIndex = index;
+  /** Remember what came of the choice, for its place among the offers. @param {import('../engine/types.js').Verdict} verdict */
+  #note(verdict) {
+    if (!this.choice) return;
+    this.choice.seen = verdict;
+    this.engine?.seen.note(this.choice, verdict);
+  }
+
+  /** @param {Choice} choice @param {() => void} then */
+  #use(choice, then) {
+    this.#select.selectedIndex = this.detected?.choices.indexOf(choice) ?? 0;
     this.#show();
     then();
+  }
+
+  /** The model has filled a hole in the way that is chosen. */
+  worked() {
+    this.#note('works');
   }
 
   /** Show why a run failed. @param {unknown} error @param {() => void} again */
@@ -252,7 +298,9 @@ export class ModelPanel extends EventTarget {
     const busy = this.#loading !== null;
     const slow = choice?.provider === 'wasm';
     note.className = slow ? 'fine warning' : 'fine';
-    note.textContent = choice ? `${slow ? this.#whyNoGpu() : ''}${choice.note}` : 'Nothing that this browser can run.';
+    note.textContent = choice
+      ? `${slow ? this.#whyNoGpu() : ''}${choice.note}${experience(choice)}`
+      : 'Nothing that this browser can run.';
     this.#select.disabled = busy || !this.detected;
     const load = button('load');
     load.disabled = busy || !choice || this.ready;
@@ -302,7 +350,7 @@ export class ModelPanel extends EventTarget {
   async #clear(onlyOld) {
     try {
       await this.engine?.clearStored({ onlyOld });
-      if (this.engine) this.detected = await this.engine.detect();
+      await this.#count();
       say(onlyOld ? 'Old versions were removed.' : 'The stored model was removed; what is loaded keeps working until you leave.');
     } catch (error) {
       notice('storage', `The browser did not remove the files (${message(error)}). Clear this site’s data in its settings.`);
@@ -315,6 +363,18 @@ export class ModelPanel extends EventTarget {
 /** @param {Choice} choice */
 function label({ provider, precision, bytes }) {
   return `${provider === 'webgpu' ? 'WebGPU' : 'Processor'} · ${precision} · ${Math.round(bytes / 1e6)} MB`;
+}
+
+/** What is known of a choice on this device. @param {Choice} choice */
+function experience({ seen, tight, memory }) {
+  const heavy = tight ? ` It takes about ${fileSize(memory)} of memory, which may be more than this device can give.` : '';
+  return `${heavy}${seen === 'failed' ? ' It did not work here before.' : ''}`;
+}
+
+/** @param {Choice} choice */
+function offer({ provider, precision, bytes, cachedBytes }) {
+  const size = bytes > cachedBytes ? `${fileSize(bytes - cachedBytes)} to download` : 'nothing to download';
+  return provider === 'wasm' ? `Use the processor (slow, ${size})` : `Use ${precision} (${size})`;
 }
 
 /** @param {unknown} error */

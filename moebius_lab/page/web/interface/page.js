@@ -32,7 +32,7 @@ export function say(text) {
   write('status', text);
 }
 
-/** @typedef {{label: string, run: () => void}} Action */
+/** @import { Action } from './types.js' */
 
 /**
  * Put a message over the picture, in place of an earlier one on the same subject.

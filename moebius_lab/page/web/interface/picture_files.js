@@ -3,15 +3,13 @@
 // Every browser converts colours by a file's profile. Orientation they read each in their own way, and few from WebP; so it is read
 // here, from EXIF alone, and no browser gets to see it.
 
+import { nextTask } from '../engine/turns.js';
+
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row, not premultiplied */
+/** @typedef {Picture & {exact: boolean}} FilePicture exact: with the file's very colours, also where they are translucent */
 /** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
 
-/**
- * @typedef {object} Contents what a file's bytes say, apart from its pixels
- * @property {Uint8Array<ArrayBuffer>[]} parts what a browser is to decode: the file without EXIF, animation, and what is broken
- * @property {number} orientation 1..8, as EXIF numbers them
- * @property {'' | 'hdr' | '16 bits'} depth more than 8 bits a channel, as far as that matters
- */
+/** @import { Contents } from './types.js' */
 
 /** A file that cannot be used; the message says why and what to do. */
 export class FileError extends Error {}
@@ -22,10 +20,11 @@ const STRIP = 1024; // px, rows or columns that are converted at a time
  * Read a picture file upright, in sRGB.
  *
  * @param {Blob} file @param {number} maxMegapixels
- * @returns {Promise<Picture>}
+ * @param {{ownColours?: boolean}} [options] the file's very values instead, in the colours of its profile
+ * @returns {Promise<FilePicture>}
  * @throws {FileError} empty, not a picture, damaged, or too large
  */
-export async function readPicture(file, maxMegapixels) {
+export async function readPicture(file, maxMegapixels, { ownColours = false } = {}) {
   const name = file instanceof File && file.name ? `“${file.name}”` : 'This';
   if (!file.size) throw new FileError(`${name} is an empty file. Choose another one.`);
   const bytes = new Uint8Array(await file.arrayBuffer());
@@ -36,7 +35,11 @@ export async function readPicture(file, maxMegapixels) {
     throw new FileError(`${name} has colours of high dynamic range (PQ or HLG). Save it with standard range, and open that.`);
   let bitmap;
   try {
-    bitmap = await createImageBitmap(new Blob(parts, { type: file.type }), { premultiplyAlpha: 'none' });
+    const whole = joined(parts); // Firefox knows a file by the first of a blob's parts, and two bytes of a JPEG say too little
+    bitmap = await createImageBitmap(new Blob([whole], { type: file.type }), {
+      premultiplyAlpha: 'none',
+      colorSpaceConversion: ownColours ? 'none' : 'default',
+    });
   } catch {
     const why = said
       ? 'is damaged or cut short. Save it again'
@@ -46,11 +49,12 @@ export async function readPicture(file, maxMegapixels) {
   try {
     checkSize(bitmap.width, bitmap.height, name, maxMegapixels);
     const picture = await pixelsOf(bitmap);
+    await nextTask(); // what shows it takes as long
     if (depth && isBlack(picture.data))
       throw new FileError(
         `${name} has 16 bits but no value above 255, where 65535 is white: all of it is black. Save it with 8 bits, and open that.`,
       );
-    return turn(picture, orientation);
+    return { ...turn(picture, orientation), exact: picture.exact };
   } catch (error) {
     if (error instanceof FileError) throw error;
     throw new FileError(`${name} needs more memory than this browser gives. Make it smaller, or close other tabs.`);
@@ -67,11 +71,13 @@ export async function readPicture(file, maxMegapixels) {
  */
 export async function readMask(file, maxMegapixels) {
   const { width, height, data } = await readPicture(file, maxMegapixels);
+  await nextTask();
   const grey = new Uint8Array(width * height);
   for (let i = 0, p = 0; i < grey.length; i++, p += 4) {
     const luma = (data[p] * 19595 + data[p + 1] * 38470 + data[p + 2] * 7471 + 0x8000) >> 16;
     grey[i] = Math.min(luma, data[p + 3]);
   }
+  await nextTask();
   if (grey.every((value) => value <= 1)) for (let i = 0; i < grey.length; i++) grey[i] *= 255;
   return { width, height, data: grey };
 }
@@ -96,7 +102,7 @@ function checkSize(width, height, name, maxMegapixels) {
 // -- what a file says about itself -------------------------------------------------------------------------------------
 
 /** @param {Uint8Array} b @param {number} at @param {number} n @returns {string} */
-const text = (b, at, n) => String.fromCharCode(...b.subarray(at, at + n));
+export const text = (b, at, n) => String.fromCharCode(...b.subarray(at, at + n));
 
 /** @param {Uint8Array<ArrayBuffer>} b a whole file @returns {Contents} */
 export function contentsOf(b) {
@@ -104,6 +110,28 @@ export function contentsOf(b) {
   if (b[0] === 0xff && b[1] === 0xd8) return contentsOfJpeg(b);
   if (text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP') return contentsOfWebp(b);
   return { parts: [b], orientation: 1, depth: '' };
+}
+
+/**
+ * The blocks of a PNG, a WebP or a JPEG, up to a JPEG's pixels.
+ *
+ * @param {Uint8Array<ArrayBuffer>} b a whole file
+ * @returns {Generator<{kind: string, body: Uint8Array<ArrayBuffer>}>} kind: a block's name, or a segment's marker in hexadecimal
+ */
+export function* blocksOf(b) {
+  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
+  if (text(b, 1, 3) === 'PNG') {
+    for (let at = 8; at + 12 <= b.length; at += 12 + view.getUint32(at))
+      yield { kind: text(b, at + 4, 4), body: b.subarray(at + 8, at + 8 + view.getUint32(at)) };
+  } else if (text(b, 0, 4) === 'RIFF') {
+    for (let at = 12, length = 0; at + 8 <= b.length; at += 8 + length + (length % 2)) {
+      length = view.getUint32(at + 4, true);
+      yield { kind: text(b, at, 4), body: b.subarray(at + 8, at + 8 + length) };
+    }
+  } else if (b[0] === 0xff && b[1] === 0xd8) {
+    for (let at = 2; at + 4 <= b.length && b[at] === 0xff && b[at + 1] !== 0xda; at += 2 + view.getUint16(at + 2))
+      yield { kind: b[at + 1].toString(16), body: b.subarray(at + 4, at + 2 + view.getUint16(at + 2)) };
+  }
 }
 
 const PNG_CHUNKS = ['IHDR', 'PLTE', 'tRNS', 'IDAT', 'IEND', 'iCCP', 'sRGB', 'gAMA', 'cHRM'];
@@ -191,7 +219,7 @@ function contentsOfWebp(b) {
   return { parts: [copy], orientation: orientationOf(exif ?? new Uint8Array(0)), depth: '' };
 }
 
-const EXIF = 'Exif\0\0';
+export const EXIF = 'Exif\0\0';
 
 /** Orientation in an EXIF block, 1 where it says none that counts. @param {Uint8Array} block @returns {number} 1..8 */
 export function orientationOf(block) {
@@ -262,20 +290,23 @@ export function sizeInHeader(b) {
   return null;
 }
 
-/** @param {ImageBitmap} bitmap @returns {Promise<Picture>} */
+/** @param {ImageBitmap} bitmap @returns {Promise<FilePicture>} */
 async function pixelsOf(bitmap) {
   const { width, height } = bitmap;
   const data = new Uint8ClampedArray(width * height * 4);
   const canvas = new OffscreenCanvas(width, Math.min(height, STRIP));
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
   for (let top = 0; top < height; top += STRIP) {
-    context.clearRect(0, 0, width, STRIP);
-    context.drawImage(bitmap, 0, -top);
     const rows = Math.min(STRIP, height - top);
+    const part = await createImageBitmap(bitmap, 0, top, width, rows, { premultiplyAlpha: 'none' });
+    context.clearRect(0, 0, width, STRIP);
+    context.drawImage(part, 0, 0); // not the bitmap itself: Firefox premultiplies for good what was drawn once
+    part.close();
     data.set(context.getImageData(0, 0, width, rows).data, top * width * 4);
+    await nextTask();
   }
-  if (hasTransparency(data)) await readWithoutPremultiplying(bitmap, data);
-  return { width, height, data };
+  const exact = !hasTransparency(data) || (await readWithoutPremultiplying(bitmap, data));
+  return { width, height, data, exact };
 }
 
 /** @param {Uint8ClampedArray} data RGBA */
@@ -284,46 +315,100 @@ export function hasTransparency(data) {
   return false;
 }
 
+/** @typedef {(bitmap: ImageBitmap, data: Uint8ClampedArray<ArrayBuffer>) => Promise<void>} Reader puts a bitmap's RGBA into an array */
+
 /**
- * A 2D canvas rounds the colours of translucent pixels and forgets those of invisible ones; WebGL hands them over as they are.
+ * A 2D canvas rounds the colours of translucent pixels and forgets those of invisible ones; WebGL hands them over as they are, and in
+ * some browsers a frame of a video does. The first that gives a known picture back as it is reads this one.
  *
- * @param {ImageBitmap} bitmap @param {Uint8ClampedArray} data its pixels, RGBA, to be replaced
+ * @type {(...what: Parameters<Reader>) => Promise<boolean>} false where no way is exact; the array is as it was then
  */
 async function readWithoutPremultiplying(bitmap, data) {
   const gl = new OffscreenCanvas(1, 1).getContext('webgl2');
-  if (!gl) return;
-  const { width, height } = bitmap;
+  const ways = [...(gl ? [textureReader(gl)] : []), ...('VideoFrame' in globalThis ? [readFrame] : [])];
+  try {
+    for (const read of ways) {
+      if (!(await isExact(read))) continue;
+      await read(bitmap, data);
+      return true;
+    }
+    return false;
+  } finally {
+    gl?.getExtension('WEBGL_lose_context')?.loseContext();
+  }
+}
+
+/** @param {WebGL2RenderingContext} gl @returns {Reader} */
+function textureReader(gl) {
   gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
   gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
   const tile = new Uint8Array(STRIP * STRIP * 4);
-  for (let top = 0; top < height; top += STRIP) {
-    for (let left = 0; left < width; left += STRIP) {
-      const [w, h] = [Math.min(STRIP, width - left), Math.min(STRIP, height - top)];
-      const part = await createImageBitmap(bitmap, left, top, w, h, { premultiplyAlpha: 'none' });
-      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, part);
-      gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
-      gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, tile);
-      part.close();
-      for (let y = 0; y < h; y++) data.set(tile.subarray(y * w * 4, (y + 1) * w * 4), ((top + y) * width + left) * 4);
+  return async (bitmap, data) => {
+    const { width, height } = bitmap;
+    for (let top = 0; top < height; top += STRIP) {
+      for (let left = 0; left < width; left += STRIP) {
+        const [w, h] = [Math.min(STRIP, width - left), Math.min(STRIP, height - top)];
+        const part = await createImageBitmap(bitmap, left, top, w, h, { premultiplyAlpha: 'none' });
+        gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, part);
+        gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
+        gl.readPixels(0, 0, w, h, gl.RGBA, gl.UNSIGNED_BYTE, tile);
+        part.close();
+        for (let y = 0; y < h; y++) data.set(tile.subarray(y * w * 4, (y + 1) * w * 4), ((top + y) * width + left) * 4);
+      }
     }
+  };
+}
+
+/** @type {Reader} the whole of it: in Firefox a frame takes no notice of where a bitmap was cut */
+async function readFrame(bitmap, data) {
+  const frame = new VideoFrame(bitmap, { timestamp: 0, alpha: 'keep' });
+  await frame.copyTo(data, { format: 'RGBA' });
+  frame.close();
+}
+
+/** Whether a reader gives back nearly invisible and invisible colours as they are in a file. @param {Reader} read */
+async function isExact(read) {
+  const known = new Uint8ClampedArray([201, 101, 51, 3, 90, 80, 70, 0, 7, 150, 250, 128]);
+  const data = new Uint8ClampedArray(known.length);
+  const file = await encodePng(known.length / 4, 1, 4, () => known);
+  const bitmap = await createImageBitmap(file, { premultiplyAlpha: 'none' });
+  try {
+    await read(bitmap, data);
+    return data.every((value, i) => value === known[i]);
+  } catch {
+    return false; // it cannot read such pictures at all
+  } finally {
+    bitmap.close();
   }
-  gl.getExtension('WEBGL_lose_context')?.loseContext();
 }
 
 // -- PNG ---------------------------------------------------------------------------------------------------------------
 
-/** @param {Picture} picture @returns {Promise<Blob>} a PNG in sRGB with these very values, with an alpha channel only where it is used */
-export async function pictureToPng({ width, height, data }) {
-  if (hasTransparency(data)) return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4));
+/**
+ * A PNG with these very values, with an alpha channel only where it is used.
+ *
+ * @param {Picture} picture @param {Uint8Array<ArrayBuffer>[]} [more] chunks that say something about it, of `chunk`
+ * @param {Uint8Array<ArrayBuffer>[]} [colours] the chunk that says what its colours are; sRGB where it is not given
+ * @returns {Promise<Blob>}
+ */
+export async function pictureToPng({ width, height, data }, more = [], colours = SRGB_CHUNK) {
+  if (hasTransparency(data))
+    return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4), [...colours, ...more]);
   const rgb = new Uint8Array(width * 3);
-  return encodePng(width, height, 3, (row) => {
-    for (let x = 0, from = row * width * 4, to = 0; x < width; x++, from++) {
-      rgb[to++] = data[from++];
-      rgb[to++] = data[from++];
-      rgb[to++] = data[from++];
-    }
-    return rgb;
-  });
+  return encodePng(
+    width,
+    height,
+    3,
+    (row) => {
+      for (let x = 0, from = row * width * 4, to = 0; x < width; x++, from++) {
+        rgb[to++] = data[from++];
+        rgb[to++] = data[from++];
+        rgb[to++] = data[from++];
+      }
+      return rgb;
+    },
+    [...colours, ...more],
+  );
 }
 
 /** @param {Grey} mask @returns {Promise<Blob>} */
@@ -333,16 +418,16 @@ export function maskToPng({ width, height, data }) {
 
 /**
  * @param {number} width @param {number} height @param {1|3|4} channels 8 bits each
- * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt
+ * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt @param {Uint8Array<ArrayBuffer>[]} [more] chunks before the pixels
  * @returns {Promise<Blob>}
  */
-async function encodePng(width, height, channels, rowAt) {
+async function encodePng(width, height, channels, rowAt, more = []) {
   const header = new Uint8Array(13);
   new DataView(header.buffer).setUint32(0, width);
   new DataView(header.buffer).setUint32(4, height);
   header.set([8, { 1: 0, 3: 2, 4: 6 }[channels], 0, 0, 0], 8);
   const parts = [new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]), ...chunk('IHDR', header)];
-  if (channels > 1) parts.push(...chunk('sRGB', new Uint8Array(1)));
+  parts.push(...more);
   const stream = new CompressionStream('deflate');
   const filtered = writeRows(stream.writable.getWriter(), width * channels, height, channels, rowAt);
   const reader = stream.readable.getReader();
@@ -379,6 +464,7 @@ async function writeRows(writer, bytes, height, channels, rowAt) {
       above = row;
     }
     await writer.write(out);
+    await nextTask();
   }
   await writer.close();
 }
@@ -397,8 +483,10 @@ function crc32(...parts) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
+const SRGB_CHUNK = chunk('sRGB', new Uint8Array(1));
+
 /** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
-function chunk(type, body) {
+export function chunk(type, body) {
   const head = new Uint8Array(8);
   new DataView(head.buffer).setUint32(0, body.length);
   for (let i = 0; i < 4; i++) head[4 + i] = type.charCodeAt(i);

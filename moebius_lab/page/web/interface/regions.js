@@ -1,20 +1,27 @@
 // Rectangular parts of a picture: what a result differs in, taken out and put back.
 
-/** @typedef {import('./picture_files.js').Picture} Picture */
-/** @typedef {{left: number, top: number, width: number, height: number, data: Uint8ClampedArray}} Region RGBA of a part of a picture */
+import { nextTask } from '../engine/turns.js';
+
+/** @import { Picture } from './picture_files.js' */
+/** @import { Region } from './types.js' */
+
+const AT_ONCE = 2e6; // px that are compared in one task
 
 /**
- * The smallest part of `filled` outside which it is the picture; one pixel where nothing differs.
+ * The smallest part of `filled` outside which it is the picture; one pixel where nothing differs. The page's other tasks get their
+ * turn in between.
  *
  * @param {Picture} picture @param {Picture} filled of the same size
- * @returns {Region}
+ * @returns {Promise<Region>}
  */
-export function difference(picture, filled) {
+export async function difference(picture, filled) {
   const { width, height } = picture;
   const a = new Uint32Array(picture.data.buffer, picture.data.byteOffset, width * height);
   const b = new Uint32Array(filled.data.buffer, filled.data.byteOffset, width * height);
   let [left, top, right, bottom] = [width, height, 0, 0];
+  const rows = Math.ceil(AT_ONCE / width);
   for (let y = 0, i = 0; y < height; y++) {
+    if (y % rows === rows - 1) await nextTask();
     for (let x = 0; x < width; x++, i++) {
       if (a[i] === b[i]) continue;
       if (x < left) left = x;

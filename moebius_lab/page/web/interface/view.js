@@ -1,7 +1,6 @@
 // Where a picture is on the screen, and how its hole looks there: numbers alone, for editor.js to show.
 
-/** @typedef {{scale: number, x: number, y: number}} View CSS px a px of the picture, and where its upper left corner is, CSS px */
-/** @typedef {{width: number, height: number}} Size */
+/** @import { Size, View } from './types.js' */
 
 const LARGEST_FIT = 8; // CSS px a px: small pictures are not enlarged beyond
 const [LEAST, MOST] = [0.02, 32]; // CSS px a px

@@ -1,0 +1,97 @@
+// Kernels of ours in a page's captures, chosen at its first visit on a device and kept in Cache Storage.
+
+import { reason } from '../errors.js';
+import { replaceKernels } from './replacement.js';
+
+/** @typedef {import('../types.js').GraphCapture} GraphCapture */
+/** @typedef {import('./replacement.js').Choices} Choices */
+/** @typedef {import('./replacement.js').Wanted} Wanted */
+/** @typedef {import('./replacement.js').Replaced} Replaced */
+/**
+ * @typedef {object} Wish
+ * @property {Wanted} wanted
+ * @property {URL} page the manifest's
+ * @property {string} precision of the graphs
+ * @property {string} version of the page
+ * @property {string} runtime version of ONNX Runtime Web
+ * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
+ */
+
+const HEADER = 'x-version';
+const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']);
+
+/**
+ * Put kernels of ours into captures, unless something keeps them out, which is said then.
+ *
+ * @param {GPUDevice} device
+ * @param {Map<string, GraphCapture>} captures
+ * @param {Wish} wish
+ * @returns {Promise<Omit<Replaced, 'choices'>>}
+ */
+export async function withOurKernels(device, captures, { wanted, page, precision, version, runtime, report }) {
+  const without = (/** @type {string} */ note) => ({ captures, replaced: 0, commands: 0, note });
+  const chooses = wanted === 'fastest';
+  for (const scope of SCOPES) device.pushErrorScope(scope);
+  let found = null;
+  let failed = '';
+  try {
+    const choices = chooses ? await recall(page, device, version, precision) : null;
+    found = await replaceKernels(device, captures, { version: runtime, wanted, choices, report });
+    if (chooses && !choices) await remember(page, device, version, precision, found.choices);
+  } catch (error) {
+    failed = reason(error);
+  }
+  for (const _ of SCOPES) failed ||= (await device.popErrorScope())?.message ?? '';
+  return found && !failed ? found : without(`kernels of our own cannot be used: ${failed.split('\n')[0]}`);
+}
+
+/**
+ * @param {URL} page of which the choices are: its manifest
+ * @returns {Promise<Cache|null>} null where the browser blocks storage
+ */
+async function open(page) {
+  try {
+    return await caches.open(`moebius-kernels ${new URL('.', page).pathname}`);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * The address of the choices for a device: a new driver or browser may change what is fastest.
+ *
+ * @param {URL} page
+ * @param {GPUDevice} device
+ * @param {string} form of the graphs
+ */
+function address(page, { adapterInfo: { vendor, architecture, device, description } }, form) {
+  const parts = [form, vendor, architecture, device, description, navigator.userAgent];
+  return new URL(`kernels/${parts.map(encodeURIComponent).join('/')}`, page).href;
+}
+
+/**
+ * @param {URL} page
+ * @param {GPUDevice} device
+ * @param {string} version of the page and its graphs
+ * @param {string} form of the graphs: a precision
+ * @returns {Promise<Choices|null>} null where nothing was chosen yet, or for another version
+ */
+async function recall(page, device, version, form) {
+  const found = await (await open(page))?.match(address(page, device, form));
+  return found?.headers.get(HEADER) === version ? found.json() : null;
+}
+
+/**
+ * Keep the choices of a version in place of another's.
+ *
+ * @param {URL} page
+ * @param {GPUDevice} device
+ * @param {string} version
+ * @param {string} form
+ * @param {Choices} choices
+ */
+async function remember(page, device, version, form, choices) {
+  const headers = { 'content-type': 'application/json', [HEADER]: version };
+  const put = (await open(page))?.put(address(page, device, form), new Response(JSON.stringify(choices), { headers }));
+  await put?.catch(() => {}); // without room they are chosen again the next time
+}

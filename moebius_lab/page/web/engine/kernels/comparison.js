@@ -1,0 +1,179 @@
+// Kernels of ours beside the runtime's commands, on the model's own numbers.
+//
+// All of a graph's commands run, and after each node that is replaced its kernel runs on the same inputs into memory of its own, so
+// that no error of one reaches another. A third kernel keeps the largest difference and the largest magnitude.
+
+import { Placeholder, Replay, Widened, plan, usesOf } from '../capture.js';
+import { HALVES, volume } from './operations.js';
+import { grid, reading, storage } from './launch.js';
+
+/** @typedef {import('../types.js').Command} Command */
+/** @typedef {import('../types.js').Lifetime} Lifetime */
+/** @typedef {import('../types.js').Allocation} Allocation */
+/** @typedef {import('../types.js').GraphCapture} GraphCapture */
+/** @typedef {import('./graph.js').Graph} Graph */
+/** @typedef {import('./graph.js').Node} Node */
+/** @typedef {import('./launch.js').Launch} Launch */
+/** @typedef {import('./operations.js').Narrow} Narrow */
+/** @typedef {import('./launch.js').Programs} Programs */
+/** @typedef {import('./operations.js').Value} Value */
+
+const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+const GROUPS = 64; // workgroups that compare one tensor
+const LONG = 300; // ms of a run that is not repeated
+const NUMBERS = 8; // bytes of a difference and a magnitude
+
+/** @param {Narrow|null} stored how the numbers of both are */
+function comparing(stored) {
+  const [one, other] = [reading('X', 'four', stored), reading('Y', 'four', stored)];
+  return `${storage({ ...one.types, ...other.types })}
+${one.code}
+${other.code}
+@group(0) @binding(2) var<storage, read_write> worst: array<atomic<u32>>;
+struct U { count: u32, slot: u32 };
+@group(0) @binding(3) var<uniform> u: U;
+fn largest(v: vec4f) -> u32 { let b = bitcast<vec4u>(abs(v)); return max(max(b.x, b.y), max(b.z, b.w)); }
+@compute @workgroup_size(256) fn main(@builtin(global_invocation_id) g: vec3u) {
+  var difference = 0u; var magnitude = 0u; // numbers above zero are in the order of their bits, and what is no number above all
+  for (var i = g.x; i < u.count; i += ${256 * GROUPS}u) {
+    let x = fourOfX(i); difference = max(difference, largest(x - fourOfY(i))); magnitude = max(magnitude, largest(x));
+  }
+  atomicMax(&worst[2u * u.slot], difference); atomicMax(&worst[2u * u.slot + 1u], magnitude);
+}`;
+}
+
+/** What makes a weight in 32 bits. @param {Widened} weight @returns {Launch} */
+function widening(weight) {
+  const { size, stored, axes } = weight;
+  const { shape, order } = axes ?? { shape: [size / 4], order: [0] };
+  const { types, code } = reading('X', 'one', HALVES);
+  const before = Array(4 - order.length).fill(1);
+  const sides = [...before, ...order.map((axis) => shape[axis])];
+  const strides = [...before, ...order.map((axis) => volume(shape.slice(axis + 1)))];
+  const text = `${storage({ ...types, '!Y': 'f32' })}
+${code}
+struct U { sides: vec4u, strides: vec4u };
+@group(0) @binding(2) var<uniform> u: U;
+@compute @workgroup_size(256) fn main(@builtin(global_invocation_id) g: vec3u, @builtin(num_workgroups) n: vec3u) {
+  let id = g.x + g.y * n.x * 256u; var rest = id; var at = 0u;
+  for (var i = 3; i >= 0; i--) { at += rest % u.sides[i] * u.strides[i]; rest /= u.sides[i]; }
+  if (rest == 0u) { Y[id] = oneOfX(at); }
+}`;
+  const { workgroups } = grid(volume(sides), 256);
+  return { code: text, values: [stored, weight], numbers: Uint32Array.of(...sides, ...strides), workgroups };
+}
+
+/** Whether what our kernel for a node computes has 16 bits. @param {Node} node */
+export function isHalf({ operation }) {
+  const [first] =
+    operation?.kind === 'products' ? operation.products : operation?.kind === 'middle' ? [operation.value] : [operation];
+  return Boolean(first && 'half' in first && first.half);
+}
+
+/**
+ * How far our kernels are from the runtime's, each as a share of the largest magnitude of what it computes.
+ *
+ * @param {GPUDevice} device
+ * @param {Programs} programs
+ * @param {Graph} graph of which every input is filled with numbers from 0 to 1
+ * @param {Map<Node, Launch[]>} ours
+ * @returns {Promise<Map<Node, number>>} NaN where one of them is no number
+ */
+export async function differences(device, programs, graph, ours) {
+  for (const buffer of new Set(graph.inputs.values())) {
+    device.queue.writeBuffer(buffer, 0, Float32Array.from({ length: buffer.size / 4 }, Math.random));
+  }
+  const slots = [...ours.keys()].flatMap((node) => node.writes.map((value) => ({ node, value })));
+  const size = Math.max(16, NUMBERS * slots.length);
+  const worst = device.createBuffer({ size, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC });
+  /** @type {Command[]} */
+  const commands = [];
+  /** @type {Set<unknown>} */
+  const widened = new Set();
+  for (const node of graph.ordered()) {
+    for (const { place } of node.commands.flatMap(usesOf)) {
+      if (!(place instanceof Widened) || widened.has(place)) continue;
+      widened.add(place);
+      commands.push(await programs.dispatch(widening(place)));
+    }
+    commands.push(...node.commands);
+    const launches = ours.get(node);
+    if (!launches) continue;
+    const copies = new Map(node.writes.map((value) => [value, new Placeholder(value)]));
+    const own = (/** @type {Value} */ value) => copies.get(/** @type {any} */ (value)) ?? value;
+    for (const launch of launches) commands.push(await programs.dispatch({ ...launch, values: launch.values.map(own) }));
+    for (const value of node.writes) {
+      const slot = slots.findIndex((one) => one.node === node && one.value === value);
+      const stored = isHalf(node) ? HALVES : null;
+      const numbers = Uint32Array.of(value.size / (stored ? 8 : 16), slot);
+      const values = /** @type {Value[]} */ ([value, own(value), worst]);
+      commands.push(await programs.dispatch({ code: comparing(stored), values, numbers, workgroups: [GROUPS, 1, 1] }));
+    }
+  }
+  const captured = graph.captured(commands);
+  const { replays, close } = replaysOf(device, [captured]);
+  replays[0].run();
+  const read = device.createBuffer({ size, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+  const encoder = device.createCommandEncoder();
+  encoder.copyBufferToBuffer(worst, 0, read, 0, size);
+  device.queue.submit([encoder.finish()]);
+  await read.mapAsync(GPUMapMode.READ);
+  const found = new Float32Array(read.getMappedRange().slice(0));
+  close();
+  for (const buffer of [worst, read]) buffer.destroy();
+  /** @type {Map<Node, number>} */
+  const shares = new Map();
+  slots.forEach(({ node }, i) => {
+    const [difference, magnitude] = found.subarray(2 * i, 2 * i + 2);
+    const share = difference === 0 ? 0 : difference / magnitude;
+    const before = shares.get(node) ?? 0;
+    shares.set(node, share > before || Number.isNaN(share) ? share : before);
+  });
+  return shares;
+}
+
+/**
+ * Captures of one graph, ready to run, in memory that is given back.
+ *
+ * @param {GPUDevice} device
+ * @param {GraphCapture[]} captures
+ */
+function replaysOf(device, captures) {
+  const { sizes, allocations } = plan(
+    captures.map(({ lifetimes }) => lifetimes),
+    device.limits.minStorageBufferOffsetAlignment,
+  );
+  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+  const memory = sizes.map((size) => device.createBuffer({ size, usage }));
+  const place = (/** @type {Lifetime} */ lifetime) => {
+    const { index, offset } = /** @type {Allocation} */ (allocations.get(lifetime));
+    return { buffer: memory[index], offset };
+  };
+  const replays = captures.map(({ capture, lifetimes }) => new Replay(device, capture, lifetimes, place));
+  return { replays, close: () => memory.forEach((buffer) => buffer.destroy()) };
+}
+
+/**
+ * How long each of several captures of one graph takes as a whole, in milliseconds.
+ *
+ * @param {GPUDevice} device
+ * @param {GraphCapture[]} captures
+ * @returns {Promise<number[]>}
+ */
+export async function timesOf(device, captures) {
+  const { replays, close } = replaysOf(device, captures);
+  const run = async (/** @type {Replay} */ replay) => {
+    const began = performance.now();
+    replay.run();
+    await device.queue.onSubmittedWorkDone();
+    return performance.now() - began;
+  };
+  /** @type {number[]} */
+  const times = [];
+  for (const replay of replays) {
+    const first = await run(replay);
+    times.push(first > LONG ? first : Math.min(first, await run(replay))); // the first may have met a device that rests
+  }
+  close();
+  return times;
+}

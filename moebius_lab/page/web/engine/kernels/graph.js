@@ -1,0 +1,173 @@
+// A capture as a graph in which every value is a buffer of its own, and back.
+//
+// The runtime reuses buffers; here each thing that is held has its own placeholder (single assignment), so that what reads what is
+// plain, and commands can be merged and replaced. Planning finds room for all of it again afterwards.
+
+import { Capture, Placeholder, Widened, renameIn, usesOf } from '../capture.js';
+import { operationOf, readDispatch } from './operations.js';
+
+/** @typedef {import('../types.js').Command} Command */
+/** @typedef {import('../types.js').GraphCapture} GraphCapture */
+/** @typedef {import('./operations.js').Operation} Operation */
+/** @typedef {import('./operations.js').Value} Value */
+/** @typedef {import('./passes.js').Merged} Merged */
+
+/**
+ * One command of the runtime, or several that are merged into one operation.
+ *
+ * @typedef {object} Node
+ * @property {Command[]} commands the runtime's, on values
+ * @property {Operation|Merged|null} operation what they compute; null where that is not understood
+ * @property {Value[]} reads
+ * @property {Value[]} writes
+ * @property {number} at which command it was, or the last of them
+ */
+
+export class Graph {
+  /**
+   * @param {GraphCapture} captured
+   * @returns {Graph}
+   */
+  static of(captured) {
+    /** @type {Map<Placeholder, {value: Placeholder, read: boolean}>} */
+    const last = new Map();
+    const nodes = captured.capture.commands.map((command, at) => {
+      const understood = 'pipeline' in command ? readDispatch(command) : null;
+      const label = understood?.program.label ?? '';
+      const uses = usesOf(command);
+      /** @type {Map<unknown, Placeholder>} */
+      const renamed = new Map();
+      for (const { place, use } of uses) {
+        if (!(place instanceof Placeholder) || place.uniform || place instanceof Widened) continue;
+        const writes = use === 'write' || (use === 'both' && label.endsWith('LayerNorm')); // which reads what it has just written
+        let held = last.get(place);
+        if (!held || (writes && held.read)) {
+          held = { value: new Placeholder(place), read: false };
+          last.set(place, held);
+        }
+        if (!writes) held.read = true;
+        renamed.set(place, held.value);
+      }
+      const own = renameIn(command, renamed);
+      const read = understood && 'pipeline' in own ? readDispatch(own) : null;
+      const reads = uses.filter(
+        ({ use, place }) => use !== 'write' && !isUniform(place) && !(use === 'both' && label.endsWith('LayerNorm')),
+      );
+      const writes = uses.filter(({ use }) => use !== 'read');
+      const value = (/** @type {{place: any}} */ { place }) => renamed.get(place) ?? place;
+      return { commands: [own], operation: read && operationOf(read), reads: reads.map(value), writes: writes.map(value), at };
+    });
+    const outputs = new Map();
+    for (const [name, { buffer, dims }] of captured.outputs)
+      outputs.set(name, { buffer: last.get(buffer)?.value ?? buffer, dims });
+    return new Graph(nodes, captured.inputs, outputs);
+  }
+
+  /**
+   * @param {Node[]} nodes
+   * @param {GraphCapture['inputs']} inputs
+   * @param {GraphCapture['outputs']} outputs
+   */
+  constructor(nodes, inputs, outputs) {
+    this.nodes = nodes;
+    this.inputs = inputs;
+    this.outputs = outputs;
+    this.#index();
+  }
+
+  #index() {
+    this.results = new Set([...this.outputs.values()].map(({ buffer }) => buffer));
+    /** @type {Map<Value, Node[]>} */
+    this.readersOf = new Map();
+    /** @type {Map<Value, Node[]>} */
+    this.writersOf = new Map();
+    for (const node of this.nodes) {
+      for (const value of new Set(node.reads)) this.readersOf.set(value, [...(this.readersOf.get(value) ?? []), node]);
+      for (const value of new Set(node.writes)) this.writersOf.set(value, [...(this.writersOf.get(value) ?? []), node]);
+    }
+  }
+
+  /** @param {Value} value @returns {Node[]} */
+  readers(value) {
+    return this.readersOf?.get(value) ?? [];
+  }
+
+  /**
+   * The node that computes a value, where it is one node.
+   *
+   * @param {Value} value
+   * @returns {Node|null}
+   */
+  writer(value) {
+    const writers = this.writersOf?.get(value) ?? [];
+    return writers.length === 1 ? writers[0] : null;
+  }
+
+  /**
+   * The node that a value is computed for, where nothing else needs it.
+   *
+   * @param {Value} value
+   * @returns {Node|null}
+   */
+  onlyReader(value) {
+    const readers = this.readers(value);
+    return readers.length === 1 && !this.results?.has(/** @type {any} */ (value)) ? readers[0] : null;
+  }
+
+  /**
+   * Put one node in the place of several.
+   *
+   * @param {Node[]} nodes
+   * @param {Operation|Merged} operation
+   * @param {Value[]} reads
+   * @param {Value[]} writes
+   */
+  merge(nodes, operation, reads, writes) {
+    const gone = new Set(nodes);
+    const first = [...nodes].sort((a, b) => a.at - b.at);
+    const at = first[first.length - 1].at;
+    const merged = { commands: first.flatMap(({ commands }) => commands), operation, reads, writes, at };
+    this.nodes = this.nodes.filter((node) => !gone.has(node));
+    this.nodes.push(merged);
+    this.nodes.sort((a, b) => a.at - b.at);
+    this.#index();
+  }
+
+  /**
+   * The nodes in an order in which each value is computed before it is read, as near to the runtime's as can be.
+   *
+   * @returns {Node[]}
+   */
+  ordered() {
+    /** @type {Node[]} */
+    const order = [];
+    /** @type {Set<Node>} */
+    const placed = new Set();
+    const place = (/** @type {Node} */ node) => {
+      if (placed.has(node)) return;
+      placed.add(node);
+      for (const value of node.reads) for (const writer of this.writersOf?.get(value) ?? []) if (writer !== node) place(writer);
+      order.push(node);
+    };
+    for (const node of this.nodes) place(node);
+    return order;
+  }
+
+  /**
+   * The capture of commands for this graph's nodes.
+   *
+   * @param {Command[]} commands
+   * @returns {GraphCapture}
+   */
+  captured(commands) {
+    const capture = new Capture();
+    capture.commands = commands;
+    const results = [...this.outputs.values()].map(({ buffer }) => buffer);
+    return { capture, inputs: this.inputs, outputs: this.outputs, lifetimes: capture.lifetimes(results) };
+  }
+}
+
+/** @param {unknown} place */
+function isUniform(place) {
+  return place instanceof Placeholder && place.uniform;
+}

@@ -1,0 +1,151 @@
+// What one dispatch of ours is, and what its WGSL is made from.
+
+import { Placeholder, pipelineOf } from '../capture.js';
+
+/** @typedef {import('./operations.js').Narrow} Narrow */
+/** @typedef {import('./operations.js').Value} Value */
+/** @typedef {import('../types.js').Dispatch} Dispatch */
+/**
+ * @typedef {object} Launch
+ * @property {string} code WGSL; its bindings are `values` in their order, then the numbers
+ * @property {Value[]} values
+ * @property {Uint32Array} [numbers] of its uniforms
+ * @property {[number, number, number]} workgroups
+ * @property {string} [label] of the program, for those who look at it
+ */
+
+const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+const ROW = 32768; // workgroups in a row of a grid: a device takes 65535 at most
+
+/**
+ * Declarations of bindings: `reads` as they are, then the last, which is written.
+ *
+ * @param {Record<string, string>} types of the elements, by name; a name that begins with an exclamation mark is written
+ * @returns {string}
+ */
+export function storage(types) {
+  return lines(
+    Object.entries(types).map(([name, type], i) => {
+      const written = name.startsWith('!');
+      const access = written ? 'read_write' : 'read';
+      return `@group(0) @binding(${i}) var<storage, ${access}> ${name.replace('!', '')}: array<${type}>;`;
+    }),
+  );
+}
+
+/** @param {string[]} parts */
+export function lines(parts) {
+  return parts.join('\n');
+}
+
+/**
+ * Numbers that are read as float32, however they are stored: the type of their binding, and WGSL of the functions `oneOfNAME(at)`, which
+ * gives a number, or `fourOfNAME(at)`, which gives the four from 4 at on.
+ *
+ * @param {string} name of the binding; where its numbers have scales, theirs are bound as scaleOfNAME
+ * @param {'one'|'four'} width of what is read
+ * @param {Narrow|null} narrow null: float32
+ * @returns {{types: Record<string, string>, code: string}}
+ */
+export function reading(name, width, narrow) {
+  const one = width === 'one';
+  const scaled = narrow?.scale ? ` * scaleOf${name}[at / ${narrow.group / (one ? 1 : 4)}u]` : '';
+  const [type, number] = !narrow
+    ? [one ? 'f32' : 'vec4f', `${name}[at]`]
+    : narrow.scale
+      ? ['u32', one ? `f32(extractBits(bitcast<i32>(${name}[at / 4u]), 8u * (at % 4u), 8u))` : `vec4f(unpack4xI8(${name}[at]))`]
+      : one
+        ? ['u32', `unpack2x16float(${name}[at / 2u] >> (16u * (at % 2u))).x`]
+        : ['vec2u', `vec4f(unpack2x16float(${name}[at].x), unpack2x16float(${name}[at].y))`];
+  return {
+    types: { [name]: type, ...(scaled && { [`scaleOf${name}`]: 'f32' }) },
+    code: `fn ${width}Of${name}(at: u32) -> ${one ? 'f32' : 'vec4f'} { return ${number}${scaled}; }`,
+  };
+}
+
+/**
+ * How four float32 numbers of WGSL are stored: the type of the binding, and the text that stands for an expression's value.
+ *
+ * @param {boolean} half as numbers of 16 bits, each rounded
+ * @returns {{type: string, code: string, of: (value: string) => string}}
+ */
+export function storing(half) {
+  if (!half) return { type: 'vec4f', code: '', of: (value) => value };
+  const code = 'fn packed(v: vec4f) -> vec2u { return vec2u(pack2x16float(v.xy), pack2x16float(v.zw)); }';
+  return { type: 'vec2u', code, of: (value) => `packed(${value})` };
+}
+
+/** `make(0)` to `make(count - 1)`, one after another. @param {number} count @param {(i: number) => string} make */
+export function repeat(count, make) {
+  return lines(Array.from({ length: count }, (_, i) => make(i)));
+}
+
+/**
+ * Workgroups for so many threads, and the line of WGSL that gives each its number `id` and ends those past the last.
+ *
+ * @param {number} threads
+ * @param {number} size threads of a workgroup
+ * @returns {{workgroups: [number, number, number], id: string}}
+ */
+export function grid(threads, size) {
+  const count = Math.ceil(threads / size);
+  const rows = Math.ceil(count / ROW);
+  const id = `let id = global.x + global.y * ${ROW * size}u; if (id >= ${threads}u) { return; }`;
+  return { workgroups: rows > 1 ? [ROW, rows, 1] : [count, 1, 1], id };
+}
+
+/**
+ * A sum over a workgroup: `s[0]` has it afterwards.
+ *
+ * @param {number} size threads of the workgroup, a power of two
+ */
+export function sumOver(size) {
+  const steps = [];
+  for (let half = size / 2; half >= 1; half /= 2)
+    steps.push(`workgroupBarrier(); if (t < ${half}u) { s[t] += s[t + ${half}u]; }`);
+  return lines([...steps, 'workgroupBarrier();']);
+}
+
+/** Pipelines by their code, each made once for a device. */
+export class Programs {
+  /** @param {GPUDevice} device */
+  constructor(device) {
+    this.device = device;
+    /** @type {Map<string, Promise<GPUComputePipeline>>} */
+    this.made = new Map();
+  }
+
+  /**
+   * @param {Pick<Launch, 'code'|'label'>} launch
+   * @returns {Promise<GPUComputePipeline>} rejected where the device refuses the program
+   */
+  pipeline({ code, label = '' }) {
+    const known = this.made.get(code);
+    if (known) return known;
+    const made = pipelineOf(this.device, label, code, {});
+    this.made.set(code, made);
+    return made;
+  }
+
+  /**
+   * @param {Launch} launch
+   * @returns {Promise<Dispatch>}
+   */
+  async dispatch(launch) {
+    const { values, numbers, workgroups } = launch;
+    const pipeline = await this.pipeline(launch);
+    const places = /** @type {Value[]} */ ([...values, ...(numbers ? [uniform(numbers)] : [])]);
+    const entries = /** @type {any[]} */ (places.map((buffer, binding) => ({ binding, resource: { buffer } })));
+    return { pipeline, groups: [{ layout: pipeline.getBindGroupLayout(0), entries }], workgroups };
+  }
+}
+
+/** @param {Uint32Array} numbers */
+function uniform(numbers) {
+  const place = new Placeholder({
+    size: Math.ceil(numbers.byteLength / 16) * 16,
+    usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+  });
+  place.written = new Uint8Array(numbers.buffer.slice(0));
+  return place;
+}

@@ -1,0 +1,66 @@
+// What of ours can take the place of a node: each kind of operation and its kernels.
+
+import { launchDepthwise, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
+import { launchProduct, nameOf, tilesFor } from './product.js';
+import { launchConcat, launchLayerNorm, launchVector } from './rows.js';
+
+/** @typedef {import('./graph.js').Node} Node */
+/** @typedef {import('./launch.js').Launch} Launch */
+/** @typedef {import('./operations.js').Operation} Operation */
+/** @typedef {import('./passes.js').Merged} Merged */
+/** @typedef {{name: string, launches: Launch[]}} Option one way of ours to compute a node */
+/** @typedef {GPUSupportedLimits} Limits */
+
+/** @type {{[kind: string]: (operation: any, limits: Limits) => Option[]}} */
+const KERNELS = {
+  product: (product, limits) => productOptions([product], limits),
+  products: ({ products }, limits) => productOptions(products, limits),
+  vector: (vector) => (vector.K % 4 ? [] : [{ name: '', launches: launchVector(vector) }]),
+  'norm depthwise': ({ depthwise, norm, kept }) => [{ name: '', launches: launchDepthwise(depthwise, norm, kept) }],
+  depthwise: (depthwise) => [{ name: '', launches: launchDepthwise(depthwise, null, null) }],
+  middle: (middle) => [{ name: '', launches: launchMiddle(middle) }],
+  tokens: (tokens) =>
+    tokens.shape[1] % 4 || (tokens.shape[4] * tokens.shape[5]) % 4 ? [] : [{ name: '', launches: launchTokens(tokens) }],
+  'norm last': (norm) => (norm.channels > 1024 ? [] : [{ name: '', launches: launchNormLast(norm) }]),
+  'layer norm': (norm) => [{ name: '', launches: launchLayerNorm(norm) }],
+  concat: (concat) =>
+    concat.sizes.some((/** @type {number} */ size) => size % 4) ? [] : [{ name: '', launches: launchConcat(concat) }],
+};
+
+export const OURS = 'ours: '; // before the kind of node, in the names of our programs
+const LAST = 65535; // workgroups along a side of a grid
+
+/**
+ * Our ways to compute a node on a device with these limits; none where its operation is not understood or has no kernel.
+ *
+ * @param {Node} node
+ * @param {Limits} limits
+ * @returns {Option[]}
+ */
+export function optionsFor({ operation }, limits) {
+  const options = operation ? (KERNELS[operation.kind]?.(operation, limits) ?? []) : [];
+  const label = `${OURS}${operation?.kind}`;
+  const named = options.map(({ name, launches }) => ({ name, launches: launches.map((launch) => ({ ...launch, label })) }));
+  return named.filter(({ launches }) =>
+    launches.every(
+      ({ values, workgroups }) =>
+        values.length <= limits.maxStorageBuffersPerShaderStage &&
+        workgroups.every((count) => count <= LAST) &&
+        values.every(({ size }) => size <= limits.maxStorageBufferBindingSize),
+    ),
+  );
+}
+
+/**
+ * @param {import('./operations.js').Product[]} products
+ * @param {Limits} limits
+ * @returns {Option[]}
+ */
+function productOptions(products, limits) {
+  const [first] = products;
+  if (first.M < 8) return [];
+  return tilesFor(first, limits).map((tile) => ({
+    name: nameOf(tile),
+    launches: products.flatMap((product) => launchProduct(product, tile)),
+  }));
+}

@@ -1,0 +1,304 @@
+// Kernels on pictures whose channels come first: norms, depthwise convolutions, the middle of a MixFFN, pictures as tokens.
+//
+// All of them are limited by memory: each reads its picture once and writes what the next product reads. Sizes are constants of the
+// program; a vector is four pixels of a row.
+
+import { Placeholder } from '../capture.js';
+import { HALVES, weightsOf } from './operations.js';
+import { grid, lines, reading, repeat, storage, storing, sumOver } from './launch.js';
+
+/** @typedef {import('./operations.js').Value} Value */
+/** @typedef {import('./operations.js').Moments} Moments */
+/** @typedef {import('./operations.js').Affine} Affine */
+/** @typedef {import('./operations.js').Depthwise} Depthwise */
+/** @typedef {import('./launch.js').Launch} Launch */
+/** @typedef {{moments: Moments, affine: Affine|null}} Norm of a picture: by group, then by channel */
+
+const PARTS = 8; // workgroups that share a group's sums
+const SIZE = 128; // threads of a workgroup
+
+// -- norms ------------------------------------------------------------------------------------------------------------
+
+/**
+ * The factor and the summand with which a norm takes each channel, in two launches.
+ *
+ * With d = x - x0, x0 the first number of a group, mean = x0 + E[d] and variance = E[d^2] - E[d]^2, which keeps its digits where
+ * the mean is large. All of the norm is y = x factor + summand, and where a second, fixed scale follows, that too:
+ * ((x s + t) - m) k + b = x (s k) + ((t - m) k + b).
+ *
+ * @param {Norm} norm
+ * @param {number} channels of the picture
+ * @returns {{launches: Launch[], factors: Placeholder}} `factors` has two numbers for each image and channel
+ */
+export function channelFactors({ moments, affine }, channels) {
+  const { x, scale, bias, batch, groups, size, epsilon, y } = moments;
+  const count = batch * groups;
+  const partial = new Placeholder({ size: 16 * count * PARTS, usage: y.usage });
+  const factors = new Placeholder({ size: Math.ceil((8 * batch * channels) / 16) * 16, usage: y.usage });
+  const sums = `${storage({ X: 'vec4f', '!P': 'vec4f' })}
+var<workgroup> s: array<vec2f, 256>;
+@compute @workgroup_size(256) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let base = w.y * ${size / 4}u; let x0 = X[base].x;
+  var sum = vec4f(0); var squares = vec4f(0);
+  for (var i = w.x * 256u + t; i < ${size / 4}u; i += ${256 * PARTS}u) { let d = X[base + i] - vec4f(x0); sum += d; squares = fma(d, d, squares); }
+  s[t] = vec2f(dot(sum, vec4f(1)), dot(squares, vec4f(1)));
+  ${sumOver(256)}
+  if (t == 0u) { P[w.y * ${PARTS}u + w.x] = vec4f(s[0], x0, 0); }
+}`;
+  const channel = grid(batch * channels, SIZE);
+  /** @type {Record<string, string>} */
+  const second = affine ? { S2: 'f32', B2: 'f32', M2: 'f32', V2: 'f32' } : {};
+  const factor = `${storage({ P: 'vec4f', S: 'f32', B: 'f32', ...second, '!F': 'vec2f' })}
+@compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
+  ${channel.id}
+  let c = id % ${channels}u; let g = c / ${channels / groups}u; let group = (id / ${channels}u) * ${groups}u + g;
+  var sums = vec2f(0); for (var i = 0u; i < ${PARTS}u; i++) { sums += P[group * ${PARTS}u + i].xy; }
+  let d = sums / ${size}.0; let s = inverseSqrt(max(d.y - d.x * d.x, 0.0) + ${epsilon}) * S[g];
+  let f = vec2f(s, B[g] - (P[group * ${PARTS}u].z + d.x) * s);
+  ${affine ? `let k = inverseSqrt(V2[c] + ${affine.epsilon}) * S2[c]; F[id] = vec2f(f.x * k, fma(f.y - M2[c], k, B2[c]));` : 'F[id] = f;'}
+}`;
+  const fixed = affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : [];
+  return {
+    launches: [
+      { code: sums, values: [x, partial], workgroups: [PARTS, count, 1] },
+      { code: factor, values: [partial, scale, bias, ...fixed, factors], workgroups: channel.workgroups },
+    ],
+    factors,
+  };
+}
+
+// -- depthwise convolutions -------------------------------------------------------------------------------------------
+
+/** Rows that a thread makes, so that it reads few of them twice. @param {number} H */
+function rowsFor(H) {
+  return [8, 4, 2].find((rows) => H % rows === 0 && H / rows >= 4) ?? (H % 4 ? 1 : 4);
+}
+
+/**
+ * WGSL of a 3 x 3 convolution of one plane, padded by 1: a thread makes `rows` vectors below one another, in variables NAME0, ...
+ *
+ * Row j of its input counts for rows j - 1, j, j + 1 of the output. l, v, r are the row shifted right, as it is, and shifted left.
+ * `taken` says what becomes of each vector that is read, and the buffer `kept` gets these vectors.
+ *
+ * @param {{name: string, from: string, base: string, K: string, bias: string, channel: string, rows: number, H: number, W4: number,
+ *   taken?: (x: string) => string, kept?: string}} options names in WGSL, and sizes
+ */
+function convolve({ name, from, base, K, bias, channel, rows, H, W4, taken = (x) => x, kept = '' }) {
+  const input = repeat(rows + 2, (j) => {
+    const inside = j > 0 && j <= rows;
+    const exists = inside ? 'true' : `y0 + ${j}u >= 1u && y0 + ${j}u <= ${H}u`;
+    const at = `(${base} + (y0 + ${j}u - 1u) * ${W4}u)`;
+    const used = [0, 1, 2].map((d) => ({ i: j - 2 + d, k: 3 * (2 - d) })).filter(({ i }) => i >= 0 && i < rows);
+    return `if (${exists}) {
+    let at = ${at}; let v = ${taken(`fourOf${from}(at)`)}; var before = 0.0; var after = 0.0;
+    if (x > 0u) { before = ${taken(`fourOf${from}(at - 1u)`)}.w; } if (x < ${W4 - 1}u) { after = ${taken(`fourOf${from}(at + 1u)`)}.x; }
+    let l = vec4f(before, v.xyz); let r = vec4f(v.yzw, after); ${inside && kept ? `${kept}[at] = v;` : ''}
+    ${lines(used.map(({ i, k }) => `${name}${i} = fma(l, vec4f(${name}k${k}), fma(v, vec4f(${name}k${k + 1}), fma(r, vec4f(${name}k${k + 2}), ${name}${i})));`))} }`;
+  });
+  return `${repeat(9, (i) => `let ${name}k${i} = oneOf${K}(9u * ${channel} + ${i}u);`)}
+  ${repeat(rows, (i) => `var ${name}${i} = vec4f(oneOf${bias}(${channel}));`)}
+  ${input}`;
+}
+
+/**
+ * How a depthwise convolution reads its input, its kernels and its bias, by the names of their bindings.
+ *
+ * @param {string[]} names
+ * @param {boolean} half input and bias have 16 bits
+ * @param {import('./operations.js').Narrow|null} narrow how the kernels are stored
+ */
+function readings([input, kernels, bias], half, narrow) {
+  const stored = half ? HALVES : null;
+  return [reading(input, 'four', stored), reading(kernels, 'one', narrow), reading(bias, 'one', stored)];
+}
+
+/** Where a thread is: column `x` of vectors, first row `y0`, plane `p`. @param {number} H @param {number} W4 @param {number} rows */
+function place(H, W4, rows) {
+  const each = (W4 * H) / rows; // threads of a plane
+  return `let p = id / ${each}u; let x = id % ${each}u % ${W4}u; let y0 = (id % ${each}u / ${W4}u) * ${rows}u;`;
+}
+
+/**
+ * A depthwise convolution; after a norm and SiLU if there is one, whose result others may read too.
+ *
+ * @param {Depthwise} operation
+ * @param {Norm|null} norm
+ * @param {Value|null} kept gets what the convolution reads
+ * @returns {Launch[]}
+ */
+export function launchDepthwise(operation, norm, kept) {
+  const { x, narrow, y, half, B, C, H, W4, relu } = operation;
+  const [input, kernels, biases] = readings(['X', 'K', 'Bias'], half, narrow);
+  const stored = storing(half);
+  const rows = rowsFor(H);
+  const { workgroups, id } = grid((B * C * W4 * H) / rows, SIZE);
+  const before = norm && channelFactors(norm, C);
+  const source = norm ? norm.moments.x : x;
+  const code = `${storage({ ...input.types, ...(norm && { F: 'vec2f' }), ...kernels.types, ...biases.types, '!Y': stored.type, ...(kept && { '!Z': 'vec4f' }) })}
+${lines([input.code, kernels.code, biases.code, stored.code])}
+fn normal(x: vec4f, f: vec2f) -> vec4f { let y = fma(x, vec4f(f.x), vec4f(f.y)); return y / (1.0 + exp(-y)); }
+@compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
+  ${id}
+  ${place(H, W4, rows)}
+  let c = p % ${C}u; let base = p * ${H * W4}u + x; ${norm ? 'let f = F[p];' : ''}
+  ${convolve({ name: 'a', from: 'X', base: 'base', K: 'K', bias: 'Bias', channel: 'c', rows, H, W4, taken: norm ? (v) => `normal(${v}, f)` : undefined, kept: kept ? 'Z' : '' })}
+  ${repeat(rows, (i) => `Y[base + (y0 + ${i}u) * ${W4}u] = ${stored.of(relu ? `max(a${i}, vec4f(0))` : `a${i}`)};`)}
+}`;
+  const values = [source, ...(before ? [before.factors] : []), ...weightsOf(operation), y, ...(kept ? [kept] : [])];
+  return [...(before?.launches ?? []), { code, values, workgroups }];
+}
+
+/**
+ * The middle of a MixFFN: y = value SiLU(gate), each a depthwise convolution; of one picture's two halves, or of two pictures.
+ *
+ * @param {object} middle
+ * @param {Depthwise} middle.value
+ * @param {Depthwise} middle.gate the same operation where the two are halves
+ * @param {number} middle.first channel of the value, and
+ * @param {number} middle.second of the gate
+ * @param {number} middle.D channels of y
+ * @param {Value} middle.y
+ * @returns {Launch[]}
+ */
+export function launchMiddle({ value, gate, first, second, D, y }) {
+  const { B, H, W4 } = value;
+  const rows = Math.min(rowsFor(H), 4); // two sums a thread: half the rows
+  const { workgroups, id } = grid((B * D * W4 * H) / rows, SIZE);
+  const one = value === gate;
+  const [X2, K2, Bias2] = one ? ['X', 'K', 'Bias'] : ['X2', 'K2', 'Bias2'];
+  const read = [
+    ...readings(['X', 'K', 'Bias'], value.half, value.narrow),
+    ...(one ? [] : readings(['X2', 'K2', 'Bias2'], gate.half, gate.narrow)),
+  ];
+  const kept = storing(value.half);
+  const part = (/** @type {Depthwise} */ { C }, /** @type {number} */ from) =>
+    `((p / ${D}u) * ${C}u + ${from}u + c) * ${H * W4}u + x`;
+  const types = Object.assign({}, ...read.map(({ types }) => types));
+  const code = `${storage({ ...types, '!Y': kept.type })}
+${lines([...read.map(({ code }) => code), kept.code])}
+@compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
+  ${id}
+  ${place(H, W4, rows)}
+  let c = p % ${D}u; let base = ${part(value, first)}; let base2 = ${part(gate, second)};
+  ${convolve({ name: 'a', from: 'X', base: 'base', K: 'K', bias: 'Bias', channel: `(c + ${first}u)`, rows, H, W4 })}
+  ${convolve({ name: 'g', from: X2, base: 'base2', K: K2, bias: Bias2, channel: `(c + ${second}u)`, rows, H, W4 })}
+  ${repeat(rows, (i) => `Y[p * ${H * W4}u + (y0 + ${i}u) * ${W4}u + x] = ${kept.of(`a${i} * g${i} / (1.0 + exp(-g${i}))`)};`)}
+}`;
+  const gated = one ? [] : [gate.x, ...weightsOf(gate)];
+  return [{ code, values: [value.x, ...weightsOf(value), ...gated, y], workgroups }];
+}
+
+// -- norms of pictures whose channels come last ------------------------------------------------------------------------
+
+const RANGES = 128; // of a picture's pixels, each for a workgroup
+
+/**
+ * A norm by groups of channels, which come last, and SiLU: three launches, of which the first and the last read the picture.
+ *
+ * Each range of pixels has the sums of d = x - x0 and d^2 of every group, x0 the group's first number; then as `channelFactors`.
+ *
+ * @param {import('./passes.js').NormLast} norm
+ * @returns {Launch[]}
+ */
+export function launchNormLast({ x, y, scale, bias, channels, groups, pixels, epsilon }) {
+  const columns = channels / 4;
+  const lanes = Math.max(1, Math.floor(256 / columns)); // threads of a workgroup that share a column of vectors
+  const size = columns * lanes;
+  const wide = channels / groups / 4; // columns of a group
+  const per = Math.ceil(pixels / RANGES);
+  const count = pixels * (channels / groups);
+  const partial = new Placeholder({ size: Math.ceil((8 * RANGES * groups) / 16) * 16, usage: y.usage });
+  const factors = new Placeholder({ size: 8 * channels, usage: y.usage });
+  const sums = `${storage({ X: 'vec4f', '!P': 'vec2f' })}
+var<workgroup> s: array<vec2f, ${size}>;
+@compute @workgroup_size(${size}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let column = t % ${columns}u; let x0 = X[(column / ${wide}u) * ${wide}u].x;
+  var sum = vec4f(0); var squares = vec4f(0);
+  let end = min((w.x + 1u) * ${per}u, ${pixels}u);
+  for (var p = w.x * ${per}u + t / ${columns}u; p < end; p += ${lanes}u) {
+    let d = X[p * ${columns}u + column] - vec4f(x0); sum += d; squares = fma(d, d, squares);
+  }
+  s[t] = vec2f(dot(sum, vec4f(1)), dot(squares, vec4f(1)));
+  workgroupBarrier();
+  for (var g = t; g < ${groups}u; g += ${size}u) {
+    var all = vec2f(0);
+    for (var l = 0u; l < ${lanes}u; l++) { for (var c = 0u; c < ${wide}u; c++) { all += s[l * ${columns}u + g * ${wide}u + c]; } }
+    P[w.x * ${groups}u + g] = all;
+  }
+}`;
+  const factor = `${storage({ X: 'vec4f', P: 'vec2f', S: 'f32', B: 'f32', '!F': 'f32' })}
+var<workgroup> s: array<vec2f, 64>;
+@compute @workgroup_size(64) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  var all = vec2f(0);
+  for (var i = t; i < ${RANGES}u; i += 64u) { all += P[i * ${groups}u + w.x]; }
+  s[t] = all;
+  ${sumOver(64)}
+  let d = s[0] / ${count}.0; let f = inverseSqrt(max(d.y - d.x * d.x, 0.0) + ${epsilon}); let mean = X[w.x * ${wide}u].x + d.x;
+  for (var i = t; i < ${4 * wide}u; i += 64u) {
+    let c = w.x * ${4 * wide}u + i; let a = f * S[c]; F[c] = a; F[${channels}u + c] = B[c] - mean * a;
+  }
+}`;
+  const { workgroups, id } = grid(pixels * columns, 256);
+  const apply = `${storage({ X: 'vec4f', F: 'vec4f', '!Y': 'vec4f' })}
+@compute @workgroup_size(256) fn main(@builtin(global_invocation_id) global: vec3u) {
+  ${id}
+  let c = id % ${columns}u; let v = fma(X[id], F[c], F[${columns}u + c]); Y[id] = v / (1.0 + exp(-v));
+}`;
+  return [
+    { code: sums, values: [x, partial], workgroups: [RANGES, 1, 1] },
+    { code: factor, values: [x, partial, scale, bias, factors], workgroups: [groups, 1, 1] },
+    { code: apply, values: [x, factors, y], workgroups },
+  ];
+}
+
+// -- pictures and tokens ----------------------------------------------------------------------------------------------
+
+const CHANNELS = 32; // of the block that a workgroup turns
+
+/**
+ * A picture (B, C, gy, py, gx, px) as tokens (B, py, px, gy, gx, C), or back: pixel (y, x) is one of a patch of py x px, and all
+ * pixels with one place in their patches come one after another. A workgroup turns a block of pixels and channels in its memory.
+ *
+ * @param {object} tokens
+ * @param {Value} tokens.x
+ * @param {Value} tokens.y
+ * @param {boolean} tokens.half both have 16 bits
+ * @param {number[]} tokens.shape B, C, gy, py, gx, px
+ * @param {boolean} tokens.back from tokens to a picture
+ * @param {Norm|null} tokens.norm of the picture, without a second scale
+ * @returns {Launch[]}
+ */
+export function launchTokens({ x, y, half, shape: [B, C, gy, py, gx, px], back, norm }) {
+  const [input, kept] = [reading('X', 'four', half ? HALVES : null), storing(half)];
+  const pixels = gy * py * gx * px;
+  const across = gx * px;
+  const PIXELS = [64, 32, 16, 8, 4].find((count) => pixels % count === 0) ?? 1;
+  const before = norm && channelFactors(norm, C);
+  const [PQ, CQ] = [PIXELS / 4, CHANNELS / 4];
+  const picture = `let c = i / ${PQ}u; let q = i % ${PQ}u; let at = (b * ${C}u + c0 + c) * ${pixels / 4}u + p0 / 4u + q; let here = c0 + c < ${C}u;`;
+  const token = `let q = i % ${CQ}u; let p = i / ${CQ}u; let at = (b * ${pixels}u + token(p0 + p)) * ${C / 4}u + c0 / 4u + q; let here = c0 + 4u * q < ${C}u;`;
+  const inSlab = (/** @type {(x: number) => string} */ slot) => `vec4f(${[0, 1, 2, 3].map(slot).join(', ')})`;
+  const byPixel = (/** @type {number} */ k) => `s[c][4u * q + ${k}u]`;
+  const byChannel = (/** @type {number} */ k) => `s[4u * q + ${k}u][p]`;
+  const read = (/** @type {(x: number) => string} */ slot, /** @type {string} */ taken) =>
+    `if (here) { ${taken} ${repeat(4, (k) => `${slot(k)} = v[${k}];`)} }`;
+  const normal = norm
+    ? 'let f = F[b * ' + C + 'u + c0 + c]; let v = fma(fourOfX(at), vec4f(f.x), vec4f(f.y));'
+    : 'let v = fourOfX(at);';
+  const code = `${storage({ ...input.types, ...(norm && { F: 'vec2f' }), '!Y': kept.type })}
+${input.code}
+${kept.code}
+var<workgroup> s: array<array<f32, ${PIXELS + 1}>, ${CHANNELS}>;
+fn token(pixel: u32) -> u32 {
+  let y = pixel / ${across}u; let x = pixel % ${across}u;
+  return (((y % ${py}u) * ${px}u + x % ${px}u) * ${gy}u + y / ${py}u) * ${gx}u + x / ${px}u;
+}
+@compute @workgroup_size(${SIZE}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let p0 = w.x * ${PIXELS}u; let c0 = w.y * ${CHANNELS}u; let b = w.z;
+  for (var i = t; i < ${CHANNELS * PQ}u; i += ${SIZE}u) { ${back ? `${token} ${read(byChannel, 'let v = fourOfX(at);')}` : `${picture} ${read(byPixel, normal)}`} }
+  workgroupBarrier();
+  for (var i = t; i < ${CHANNELS * PQ}u; i += ${SIZE}u) { ${back ? picture : token} if (here) { Y[at] = ${kept.of(inSlab(back ? byPixel : byChannel))}; } }
+}`;
+  const values = [norm ? norm.moments.x : x, ...(before ? [before.factors] : []), y];
+  return [...(before?.launches ?? []), { code, values, workgroups: [pixels / PIXELS, Math.ceil(C / CHANNELS), B] }];
+}

@@ -1,0 +1,366 @@
+// Products of matrices, tiled in registers: C[z] = A[z] B[z], with what follows them.
+//
+// A workgroup computes a block of M x N numbers of C, each of its threads m x n of them in registers, in slabs along K: all threads
+// bring a slab of A (M x K) and of B (K x N) into workgroup memory, then each multiplies m numbers of A with n of B for each k, while
+// the next slab is on its way. docs/kernels.md says why a tile is what it is.
+//
+// A thread fetches a number of each of four rows of A and stores them as one vector, so that both slabs are read as vectors. (A single
+// number of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.)
+
+import { Placeholder } from '../capture.js';
+import { HALVES } from './operations.js';
+import { lines, reading, repeat, storage, storing } from './launch.js';
+
+/** @typedef {import('./operations.js').Product} Product */
+/** @typedef {import('./launch.js').Launch} Launch */
+
+/**
+ * @typedef {object} Tile
+ * @property {number} M rows of a workgroup's block, a multiple of 32
+ * @property {number} N its columns
+ * @property {number} K depth of a slab
+ * @property {number} m rows of a thread's part, a multiple of 4
+ * @property {number} n its columns, a multiple of 4
+ * @property {boolean} [double] two slabs in workgroup memory: one barrier a slab instead of two
+ * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
+ */
+
+/** @type {Record<string, Tile>} within 256 threads and 16 KiB, which every device has */
+export const TILES = {
+  wide: { M: 64, N: 128, K: 16, m: 8, n: 8 },
+  square: { M: 64, N: 64, K: 16, m: 8, n: 4 },
+  large: { M: 128, N: 128, K: 8, m: 16, n: 8, double: true },
+  wideInParts: { M: 64, N: 128, K: 16, m: 8, n: 8, parts: 4 },
+  squareInParts: { M: 64, N: 64, K: 16, m: 8, n: 8, parts: 8 },
+  narrow: { M: 128, N: 40, K: 8, m: 8, n: 4 },
+  small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
+};
+
+const NUMBERS = /** @type {const} */ ([
+  ...['M', 'N4', 'K4', 'count', 'inner', 'a0', 'a1', 'b0', 'b1', 'c0', 'c1', 'start', 'per', 'ra', 'rc', 'step'],
+  ...['biased', 'silu', 'sums', 'words', 'part'],
+  ...['height', 'width', 'channels4', 'columns', 'taps', 'top', 'left', 'stride', 'across'],
+]);
+const BIASED = { '': 0, row: 1, column: 2 };
+
+/** @param {Tile} tile */
+export function threadsOf({ M, N, m, n }) {
+  return (M / m) * (N / n);
+}
+
+/** @param {Tile} tile @returns {number} bytes of workgroup memory */
+export function memoryOf({ M, N, K, double }) {
+  return 4 * (M + N) * K * (double ? 2 : 1);
+}
+
+/** @param {Tile} tile */
+export function nameOf({ M, N, K, m, n, double, parts }) {
+  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}`;
+}
+
+/**
+ * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H200 has it: a long K and few
+ * blocks in parts; many blocks as large ones; what a tile would fill badly in smaller ones.
+ *
+ * @param {Product} product
+ * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
+ * @returns {Tile[]}
+ */
+export function tilesFor({ M, N, K, outer, inner, window }, limits) {
+  const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
+  const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
+  const { wide, square, large, wideInParts, squareInParts, narrow, small } = TILES;
+  const promising = () => {
+    if (K >= 2048 && blocks(square) <= FEW / 2) return [squareInParts, wideInParts, square];
+    if (K >= 1024 && blocks(wide) <= FEW) return [wideInParts, wide, square];
+    if (window && blocks(large) >= FEW) return [large, wide, square];
+    if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
+    if (wasted(wide) > WASTE && wasted(square) < wasted(wide)) return [square, wide];
+    return [wide, square];
+  };
+  const possible = [...new Set([...promising(), square, small, large])].filter(
+    (tile) =>
+      threadsOf(tile) <= limits.maxComputeInvocationsPerWorkgroup &&
+      memoryOf(tile) <= limits.maxComputeWorkgroupStorageSize &&
+      (!window || window.channels % tile.K === 0) &&
+      (!tile.parts || K >= 8 * tile.K * tile.parts),
+  );
+  const least = Math.min(...possible.map(wasted));
+  return possible.filter((tile) => wasted(tile) <= FILLED * least).slice(0, TRIED);
+}
+
+/**
+ * Whether a product is too small to be better off with a tile of ours, as far as is known before it is tried.
+ *
+ * @param {Product} product
+ */
+export function isTiny({ M, N, K, outer, inner }) {
+  return M < 16 || 2 * M * N * K * outer * inner < TINY;
+}
+
+const UNROLLED = 8; // numbers along K for which the code stands one after another
+const FEW = 520; // blocks that leave processors of a large card idle some of the time
+const WASTE = 1.15; // times the arithmetic from which a smaller tile is better
+const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
+const TRIED = 3;
+const TINY = 3e7; // operations
+
+/**
+ * What is launched for a product.
+ *
+ * @param {Product} product
+ * @param {Tile} tile
+ * @returns {Launch[]}
+ */
+export function launchProduct(product, tile) {
+  const { M, N, K, outer, inner, A, B, C, bias, sums, gathered, narrow } = product;
+  const parts = tile.parts ?? 1;
+  const numbers = numbersFor(product, Math.ceil(K / parts / tile.K) * tile.K);
+  /** @type {[number, number, number]} */
+  const workgroups = [Math.ceil(N / tile.N), Math.ceil(M / tile.M), outer * inner * parts];
+  const code = program(tile, product);
+  const [scaleA, scaleB] = [narrow.A?.scale, narrow.B?.scale];
+  const operands = [A, ...(scaleA ? [scaleA] : []), B, ...(scaleB ? [scaleB] : []), ...(gathered ? [gathered.indices] : [])];
+  const rest = [bias ?? A, sums[0] ?? A, sums[1] ?? A, C]; // what is not there is not read
+  if (parts === 1) return [{ code, values: [...operands, ...rest], numbers, workgroups }];
+  const count = (M * N * outer * inner) / 4;
+  const partial = new Placeholder({ size: 16 * count * parts, usage: C.usage });
+  return [
+    { code, values: [...operands, partial], numbers, workgroups },
+    { code: summing(parts, product), values: [partial, ...rest], numbers, workgroups: [Math.ceil(count / SUMMED), 1, 1] },
+  ];
+}
+
+/**
+ * @param {Product} product
+ * @param {number} part numbers of K for each part
+ */
+function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, sums, gathered, window }, part) {
+  const { height = 0, width = 0, channels = 0, columns = 0, top = 0, left = 0, stride = 0, across = 0 } = window ?? {};
+  /** @type {Record<typeof NUMBERS[number], number>} */
+  const numbers = {
+    ...{ M, N4: N / 4, K4: K / 4, count: outer * inner, inner },
+    ...{ a0: a.outer, a1: a.inner, b0: b.outer, b1: b.inner, c0: c.outer, c1: c.inner, start: from },
+    ...{ per: rows.per, ra: rows.a, rc: rows.c, step: rows.step },
+    ...{ biased: BIASED[biased], silu: Number(silu), sums: sums.length, words: gathered?.words ?? 0, part },
+    ...{ height, width, channels4: channels / 4, columns, taps: channels && K / channels, top, left, stride, across },
+  };
+  return Uint32Array.from(NUMBERS, (name) => numbers[name]);
+}
+
+/** @param {object} bindings before it */
+function uniform(bindings) {
+  const members = NUMBERS.map((name) => `${name}: u32`).join(', ');
+  return `struct U { ${members} };\n@group(0) @binding(${Object.keys(bindings).length}) var<uniform> u: U;`;
+}
+
+/** Where row m of A and of C begins: without a division where all rows lie one after another. */
+const ROWS = `fn rowA(m: u32) -> u32 { if (u.per >= u.M) { return m * u.K4; } return (m / u.per) * u.ra + (m % u.per) * u.K4; }
+fn rowC(z: u32, m: u32) -> u32 {
+  let o = u.start + (z / u.inner) * u.c0 + (z % u.inner) * u.c1;
+  if (u.per >= u.M) { return o + m * u.step; } return o + (m / u.per) * u.rc + (m % u.per) * u.step;
+}`;
+
+/**
+ * The end of a product: bias, SiLU, sums.
+ *
+ * @param {Product} product of which it matters how its tensors are stored
+ */
+function finishing({ half }) {
+  const stored = half ? HALVES : null;
+  const kept = storing(half);
+  const [bias, one, other] = [reading('bias', 'one', stored), reading('R0', 'four', stored), reading('R1', 'four', stored)];
+  const numbers = [0, 1, 2, 3].map((i) => `oneOfbias(4u * n + ${i}u)`).join(', ');
+  return {
+    types: { ...bias.types, ...one.types, ...other.types, '!C': kept.type },
+    code: `${lines([bias.code, one.code, other.code, kept.code])}
+fn biasRow(m: u32) -> vec4f { if (u.biased == 1u) { return vec4f(oneOfbias(m)); } return vec4f(0); }
+fn biasColumn(n: u32) -> vec4f { if (u.biased == 2u && n < u.N4) { return vec4f(${numbers}); } return vec4f(0); }
+fn finish(sum: vec4f, o: u32) {
+  var v = sum;
+  if (u.silu == 1u) { v = v / (1.0 + exp(-v)); }
+  if (u.sums > 0u) { v += fourOfR0(o); }
+  if (u.sums > 1u) { v += fourOfR1(o); }
+  C[o] = ${kept.of('v')};
+}`,
+  };
+}
+
+/**
+ * How four rows of A are found: where each begins, what is counted from slab to slab, and its number at `kk` along K; and how far down
+ * a column of B that is stored by columns the number for it is.
+ *
+ * A window keeps where its pixel begins and counts through channels, columns and rows of the kernel: a slab lies within the channels
+ * of one of its pixels.
+ */
+const OPERAND = {
+  matrix: {
+    row: (/** @type {string} */ m, /** @type {string} */ x) => `let row${x} = 4u * (a0 + rowA(${m}));`,
+    begin: '',
+    slab: '',
+    number: (/** @type {string} */ x) => `oneOfA(row${x} + kk)`,
+    down: 'kk',
+    next: () => '',
+  },
+  window: {
+    row: (/** @type {string} */ m, /** @type {string} */ x) =>
+      `let y${x} = i32((${m} / u.across) * u.stride) - i32(u.top); let x${x} = i32((${m} % u.across) * u.stride) - i32(u.left);
+  let row${x} = (y${x} * i32(u.width) + x${x}) * i32(u.channels4) * 4;`,
+    begin: `var channel = first % (4u * u.channels4); let tap = first / (4u * u.channels4);
+  var down = i32(tap / u.columns); var right = i32(tap % u.columns);`,
+    slab: 'let shift = (down * i32(u.width) + right) * i32(u.channels4) * 4 + i32(channel);',
+    number: (/** @type {string} */ x, /** @type {number} */ r) =>
+      `pixel(u32(y${x} + down) < u.height && u32(x${x} + right) < u.width, row${x} + shift + i32(ka${r}))`,
+    down: '(channel + kb) * u.taps + u32(down) * u.columns + u32(right)',
+    next: (/** @type {number} */ K) => `channel += ${K}u;
+    if (channel >= 4u * u.channels4) { channel = 0u; right++; if (right == i32(u.columns)) { right = 0; down++; } }`,
+  },
+};
+
+const PIXEL = `fn pixel(inside: bool, at: i32) -> f32 { return select(0.0, oneOfA(u32(select(0, at, inside))), inside); }`;
+
+/**
+ * The program of a tile.
+ *
+ * @param {Tile} tile
+ * @param {Product} product of which it matters how A and B are found and stored
+ * @returns {string} WGSL
+ */
+function program(tile, product) {
+  const { window, gathered, narrow, turned } = product;
+  const finish = finishing(product);
+  const { M, N, K, m, n, double, parts = 1 } = tile;
+  const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
+  const [NX, NY] = [N / n, M / m]; // threads across and down
+  const T = NX * NY;
+  const operand = OPERAND[window ? 'window' : 'matrix'];
+  const [readA, readB] = [reading('A', 'one', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
+
+  // what a thread fetches of each slab: a vector a round, of four rows of A or of four columns of B
+  const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
+    repeat(Math.ceil(vectors / T), (r) =>
+      (r + 1) * T <= vectors ? `{ ${make(r)} }` : `if (tid + ${r * T}u < ${vectors}u) { ${make(r)} }`,
+    );
+  const ofA = (/** @type {(r: number) => string} */ make) => rounds(MQ * K, make);
+  const ofB = (/** @type {(r: number) => string} */ make) => rounds(K * NQ, make);
+  const [down, along, side] = turned ? ['sb', 'kb', K] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
+  const places = `${repeat(
+    Math.ceil((MQ * K) / T),
+    (r) => `let ka${r} = (tid + ${r * T}u) % ${K}u; let sa${r} = (tid + ${r * T}u) / ${K}u; var fa${r} = vec4f(0);
+  ${repeat(4, (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}`)}`,
+  )}
+  ${repeat(
+    Math.ceil((K * NQ) / T),
+    (
+      r,
+    ) => `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = vec4f(0);
+  let q${r} = min(n0 + sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
+  )}`;
+  const rowOfB = gathered ? 'I[u.words * ((z % u.inner) * u.K4 * 4u + kk)]' : 'kk';
+  const ofColumns = (/** @type {number} */ r) =>
+    turned
+      ? `let at = column${r} + ${operand.down}; fb${r} = vec4f(${[0, 1, 2, 3].map((x) => `oneOfB(at + ${4 * x}u * u.K4)`).join(', ')});`
+      : `fb${r} = fourOfB(column${r} + ${rowOfB} * u.N4);`;
+  const fetch = (/** @type {string} */ slab) => `${operand.slab}
+    ${ofA((r) => {
+      const numbers = [0, 1, 2, 3].map((x) => operand.number(`${r}_${x}`, r)).join(', ');
+      return `let k = first + ${slab} * ${K}u + ka${r}; let kk = min(k, u.K4 * 4u - 1u); fa${r} = select(vec4f(0), vec4f(${numbers}), k < last);`;
+    })}
+    ${ofB((r) => `let kb = kb${r}; let kk = min(first + ${slab} * ${K}u + kb, u.K4 * 4u - 1u); ${ofColumns(r)}`)}
+    ${operand.next(K)}`;
+  // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
+  const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
+  const keep = `${ofA((r) => `As[pa + ka${r} * ${MQ}u + (sa${r} ^ (ka${r} & 7u))] = fa${r};`)}
+    ${ofB((r) => `Bs[pb + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`)}`;
+
+  // a thread's numbers of C: rows in fours, NY fours apart, columns likewise
+  const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
+  const multiply = `for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
+    ${repeat(
+      UNROLLED,
+      (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[pa + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
+    ${repeat(n / 4, (j) => `let b${j} = Bs[pb + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
+    ${lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`))} }`,
+    )}
+    }`;
+  const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
+  const store = repeat(m, (i) => {
+    const row = parts > 1 ? '(w.z * u.M + m) * u.N4' : 'rowC(z, m)';
+    const each = lines(
+      columns.map((n, j) => {
+        const stored = parts > 1 ? `P[o + n] = c${i}_${j};` : `finish(c${i}_${j} + bm + bn${j}, o + n);`;
+        return `{ let n = ${n}; if (n < u.N4) { ${stored} } }`;
+      }),
+    );
+    return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
+    if (m < u.M) { let o = ${row}; ${parts > 1 ? '' : 'let bm = biasRow(m);'} ${each} } }`;
+  });
+  const biases = parts > 1 ? '' : lines(columns.map((n, j) => `let bn${j} = biasColumn(${n});`));
+
+  const operands = { ...readA.types, ...readB.types, ...(gathered && { I: 'u32' }) };
+  const bindings = { ...operands, ...(parts > 1 ? { '!P': 'vec4f' } : finish.types) };
+  const threads =
+    NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
+      ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
+      : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
+  const halves = double ? 2 : 1;
+
+  return `${storage(bindings)}
+${uniform(bindings)}
+var<workgroup> As: array<vec4f, ${halves * K * MQ}>;
+var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;
+${ROWS}
+${readA.code}
+${readB.code}
+${window ? PIXEL : ''}
+${parts > 1 ? '' : finish.code}
+@compute @workgroup_size(${T})
+fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u32) {
+  ${threads}
+  let m0 = w.y * ${M}u; let n0 = w.x * ${NQ}u; let z = w.z / ${parts}u;
+  let a0 = (z / u.inner) * u.a0 + (z % u.inner) * u.a1; let b0 = (z / u.inner) * u.b0 + (z % u.inner) * u.b1;
+  let first = (w.z % ${parts}u) * u.part; let last = min(first + u.part, u.K4 * 4u); let slabs = (last - first + ${K - 1}u) / ${K}u;
+  ${places}
+  ${operand.begin}
+  ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}
+  { ${fetch('0u')} }
+  for (var t = 0u; t < slabs; t++) {
+    ${double ? '' : 'if (t > 0u) { workgroupBarrier(); }'}
+    let pa = ${double ? `(t & 1u) * ${K * MQ}u` : '0u'}; let pb = ${double ? `(t & 1u) * ${K * NQ}u` : '0u'};
+    ${keep}
+    workgroupBarrier();
+    if (t + 1u < slabs) {
+    ${fetch('(t + 1u)')}
+    }
+    ${multiply}
+  }
+  ${biases}
+  ${store}
+}`;
+}
+
+const SUMMED = 128; // threads of a workgroup
+
+/**
+ * The program that adds the parts of a product.
+ *
+ * @param {number} parts
+ * @param {Product} product
+ * @returns {string} WGSL
+ */
+function summing(parts, product) {
+  const finish = finishing(product);
+  const bindings = { P: 'vec4f', ...finish.types };
+  return `${storage(bindings)}
+${uniform(bindings)}
+${ROWS}
+${finish.code}
+@compute @workgroup_size(${SUMMED})
+fn main(@builtin(global_invocation_id) global: vec3u) {
+  let n = global.x % u.N4; let m = (global.x / u.N4) % u.M; let z = global.x / (u.N4 * u.M);
+  if (z >= u.count) { return; }
+  var sum = vec4f(0);
+  for (var p = 0u; p < ${parts}u; p++) { sum += P[((z * ${parts}u + p) * u.M + m) * u.N4 + n]; }
+  finish(sum + biasRow(m) + biasColumn(n), rowC(z, m) + n);
+}`;
+}

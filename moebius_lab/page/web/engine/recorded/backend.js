@@ -1,0 +1,139 @@
+// The three graphs from a recording, without ONNX Runtime: it is fetched only for what a recording cannot do.
+
+import { EngineError, classify, reason } from '../errors.js';
+import { GraphBackend, deviceFor } from '../graph_backend.js';
+import { capturesOf, makePipelines, readRecording } from './recording.js';
+import { makeWeights, widenWhatIsRead } from './weights.js';
+
+/** @typedef {import('../capture.js').Widened} Widened */
+/** @typedef {import('../types.js').Values} Values */
+/** @typedef {import('../kernels/replacement.js').Wanted} Wanted */
+/** @typedef {import('../types.js').Manifest} Manifest */
+/** @typedef {import('../types.js').StoredFile} StoredFile */
+/** @typedef {import('./recording.js').Recording} Recording */
+
+const ITS_OWN = ['shader', 'worker']; // codes of errors that the same graphs may not have on ONNX Runtime
+
+export class RecordedBackend extends GraphBackend {
+  /**
+   * Make programs and weights of a recording on the device.
+   *
+   * @param {object} options
+   * @param {Manifest} options.manifest
+   * @param {string} options.precision that has a recording
+   * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
+   * @param {URL} options.page the manifest's
+   * @param {(sha256: string) => Promise<Blob>} options.file
+   * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
+   * @returns {Promise<RecordedBackend>}
+   * @throws {EngineError} code 'unplayable': the recording does not run on this device
+   */
+  static start({ manifest, precision, kernels, page, file, runtime }) {
+    return played(async () => {
+      const form = manifest.precisions[precision];
+      const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
+      const device = await deviceFor(form);
+      const made = new RecordedBackend(manifest, precision, device, recording, own, file, runtime);
+      made.useKernels(kernels, page, manifest, precision);
+      const programs = makePipelines(device, recording);
+      programs.catch(() => {}); // it is awaited below
+      made.weights = await makeWeights(device, recording, own, file, Boolean(made.kernels));
+      made.captures = capturesOf(device, recording, await programs, made.weights, manifest.runs);
+      return made;
+    });
+  }
+
+  /**
+   * @param {Manifest} manifest
+   * @param {string} precision
+   * @param {GPUDevice} device
+   * @param {Recording} recording
+   * @param {Uint8Array} own numbers that stand in it
+   * @param {(sha256: string) => Promise<Blob>} file
+   * @param {() => Promise<GraphBackend>} runtime
+   */
+  constructor(manifest, precision, device, recording, own, file, runtime) {
+    super(manifest, precision, device);
+    this.recorded = true;
+    this.nodes = recording.nodes;
+    this.source = /** @type {const} */ ([recording, own, file]);
+    this.runtime = runtime;
+    /** @type {(GPUBuffer|Widened)[]} */
+    this.weights = [];
+  }
+
+  /**
+   * @override
+   * @param {string} graph
+   */
+  async open(graph) {
+    if (!this.nodes[graph]) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
+    return { nodes: this.nodes[graph] };
+  }
+
+  /**
+   * @override
+   * @param {(share: number) => void} report
+   */
+  async chosen(report) {
+    const device = /** @type {GPUDevice} */ (this.device);
+    return widenWhatIsRead(device, await super.chosen(report), this.weights, ...this.source);
+  }
+
+  /**
+   * @override
+   * @param {(share: number) => void} report
+   */
+  async settle(report) {
+    const device = /** @type {GPUDevice} */ (this.device);
+    await played(async () => {
+      device.pushErrorScope('validation');
+      let refused = null;
+      try {
+        await super.settle(report);
+        for (const { replay } of this.captured.values()) replay.check();
+      } finally {
+        refused = await device.popErrorScope();
+      }
+      if (refused) throw new Error(refused.message);
+    });
+  }
+
+  /**
+   * @override
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @returns {Promise<Record<string, Values>>}
+   */
+  async runUncaptured(graph, feeds) {
+    const given = Object.entries(feeds).map(([name, { dims }]) => `${name} ${dims.join(' x ')}`);
+    throw new EngineError('bad-input', `The recording has no run of ${graph} with ${given.join(', ')}.`);
+  }
+
+  /**
+   * @override
+   * @param {string} graph
+   * @param {Record<string, Values>} feeds
+   * @param {number} times
+   */
+  async profile(graph, feeds, times) {
+    return (await this.runtime()).profile(graph, feeds, times);
+  }
+}
+
+/**
+ * @template T
+ * @param {() => Promise<T>} work
+ * @returns {Promise<T>}
+ * @throws {EngineError} as `work`, but what ONNX Runtime may not have trouble with has the code 'unplayable'
+ */
+async function played(work) {
+  try {
+    return await work();
+  } catch (error) {
+    const known = classify(error);
+    if (!ITS_OWN.includes(known.code)) throw known;
+    const why = reason(error).split('\n')[0];
+    throw new EngineError('unplayable', `The recording of the model does not run here (${why}).`, error);
+  }
+}

@@ -1,0 +1,51 @@
+// A segmentation model that the person opens, in one ONNX file or two; see segmenter.py for which.
+
+/** @import { Picture } from './picture_files.js' */
+/** @typedef {{select: (picture: Picture, id: string, point: [number, number]) => Promise<Uint8Array>}} Segmenter */
+
+/**
+ * @param {Blob[]} blobs @param {import('./main.js').Desk} desk @returns {Promise<Segmenter>}
+ * @throws {Error} it is no such model, or the runtime did not start
+ */
+export async function openSegmenter(blobs, { model }) {
+  const { engine } = model;
+  if (!engine) throw new Error('the page has no runtime for it; reload the page');
+  const build = engine.manifest.runtime.builds.wasm;
+  const worker = new Worker(new URL('./segmenter_worker.js', import.meta.url), { type: 'module' });
+  /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
+  const waiting = new Map();
+  let next = 1;
+  worker.addEventListener('message', ({ data: { id, error, value } }) => {
+    const call = waiting.get(id);
+    waiting.delete(id);
+    if (error) call?.reject(new Error(error));
+    else call?.resolve(value);
+  });
+  worker.addEventListener('error', (event) => {
+    for (const { reject } of waiting.values()) reject(new Error(event.message || 'its worker did not start'));
+    waiting.clear();
+  });
+  /** @param {object} request @param {Transferable[]} handed @returns {Promise<any>} */
+  const ask = (request, handed) => {
+    const id = next++;
+    worker.postMessage({ ...request, id }, handed);
+    return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
+  };
+  const files = await Promise.all(blobs.map((blob) => blob.arrayBuffer()));
+  const urls = { module: new URL(build.module, engine.url).href, wasm: new URL(build.wasm.file, engine.url).href };
+  const { segmenter_side: side } = engine.manifest.constants;
+  try {
+    await ask({ what: 'open', files, ...urls, side }, files);
+  } catch (error) {
+    worker.terminate();
+    throw error;
+  }
+  let kept = '';
+  return {
+    async select(picture, id, point) {
+      const copy = kept === id ? null : { ...picture, data: picture.data.slice() };
+      kept = id;
+      return ask({ what: 'select', picture: copy, point }, copy ? [copy.data.buffer] : []);
+    },
+  };
+}

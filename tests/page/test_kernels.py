@@ -1,0 +1,476 @@
+"""WebGPU kernels of our own, each beside PyTorch in double precision, on shapes that fit no tile: on the software adapters of Chromium and
+Firefox, whose compilers are different programs."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moebius_lab.page import bundle
+from moebius_lab.page.driving import IMPORT, Tab, session_of
+from moebius_lab.page.engines import ENGINES
+from moebius_lab.page.serve import Server
+from moebius_lab.port.precision import quantize_groups
+
+RUNNER = Path(__file__).parents[1] / "web" / "run_kernels.mjs"
+CLOSE = 2e-6  # of the largest magnitude: what sums of a thousand float32 numbers lose
+
+WITH_WEBGPU = [name for name, engine in ENGINES.items() if "webgpu" in engine.providers]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", params=WITH_WEBGPU)
+def kernels(request, engine_here):
+    """A page of a software adapter in which kernels run; see `Kernels`."""
+    engine_here(request.param, "webgpu")
+    with Server(bundle.WEB) as server:
+        session = session_of(ENGINES[request.param], "webgpu", "software")
+        try:
+            tab = session.new_tab()
+            tab.goto(server.url + "engine/capture.js")
+            tab.evaluate(IMPORT, ["driver", RUNNER.read_text(encoding="utf-8")])
+            assert tab.evaluate("(base) => driver.start(base)", server.url)
+            yield Kernels(tab, server.url)
+        finally:
+            session.close()
+
+
+class Kernels:
+    """`run(module, launch, arguments, arrays, outputs)`: one kernel of a module, on arrays by name."""
+
+    def __init__(self, tab: Tab, base: str) -> None:
+        self.tab, self.base = tab, base
+
+    def run(
+        self, module: str, launch: str, args: list, arrays: dict[str, Tensor], outputs: dict[str, tuple], stored=np.float32
+    ) -> dict:
+        packed = {name: _packed(array) for name, array in arrays.items()}
+        sizes = {name: int(np.prod(shape)) * np.dtype(stored).itemsize for name, shape in outputs.items()}
+        job = {"base": self.base, "module": module, "launch": launch, "args": args, "arrays": packed, "outputs": sizes}
+        got = self.tab.evaluate("(job) => driver.run(job)", job)
+        return {
+            name: torch.from_numpy(np.frombuffer(base64.b64decode(got[name]), stored).reshape(shape).copy()).double()
+            for name, shape in outputs.items()
+        }
+
+
+STORED = {torch.int8: np.int8, torch.float16: np.float16, torch.int64: np.int32}  # all others as float32
+
+
+def _packed(array: Tensor) -> str:
+    numbers = array.numpy().astype(STORED.get(array.dtype, np.float32))
+    return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()
+
+
+def numbers(*shape: int) -> Tensor:
+    """Normal numbers, as float32 has them, in double precision."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).double()
+
+
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max() / expected.abs().max()) < CLOSE
+
+
+def assert_rounded_once(got: Tensor, expected: Tensor) -> None:
+    """To 16 bits, at the end, besides what float32 sums lose."""
+    most = 2.0**-11 * expected.abs() + CLOSE * expected.abs().max()
+    assert got.shape == expected.shape and ((got - expected).abs() <= most).all()
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def tiles() -> dict[str, dict]:
+    """Of product.js: one that fits few shapes, one with two slabs, one whose sums are cut into parts."""
+    return {
+        "small": {"M": 32, "N": 32, "K": 16, "m": 4, "n": 4},
+        "uneven, two slabs": {"M": 32, "N": 40, "K": 8, "m": 8, "n": 4, "double": True},
+        "in parts": {"M": 32, "N": 32, "K": 8, "m": 4, "n": 4, "parts": 3},
+    }
+
+
+def product(M: int, N: int, K: int, **more) -> dict:
+    """A product as operations.js describes it."""
+    plain = {"kind": "product", "M": M, "N": N, "K": K, "outer": 1, "inner": 1, "A": "@A", "B": "@B", "C": "@C", "from": 0}
+    plain |= {name: {"outer": size // 4, "inner": 0} for name, size in (("a", M * K), ("b", K * N), ("c", M * N))}
+    plain |= {"rows": {"per": M, "a": 0, "c": 0, "step": N // 4}, "biased": "", "bias": None, "silu": False, "sums": []}
+    return (
+        plain | {"gathered": None, "window": None, "half": False, "narrow": {"A": None, "B": None}, "turned": False} | more
+    )
+
+
+@pytest.mark.parametrize("tile", tiles())
+def test_a_product_with_all_that_can_follow_it(kernels, tile):
+    M, N, K, Z = 45, 52, 300, 3
+    A, B, bias, one, two = numbers(Z, M, K), numbers(Z, K, N), numbers(M), numbers(Z, M, N), numbers(Z, M, N) * 2
+    operation = product(M, N, K, outer=Z, biased="row", bias="@bias", silu=True, sums=["@one", "@two"])
+    arrays = {"A": A, "B": B, "bias": bias, "one": one, "two": two}
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()[tile]], arrays, {"C": (Z, M, N)})["C"]
+    assert_close(got, F.silu(A @ B + bias[:, None]) + one + two)
+
+
+def test_a_product_of_one_matrix_with_many_and_a_bias_of_columns(kernels):
+    M, N, K, outer, inner = 20, 36, 24, 2, 3
+    A, B, bias = numbers(outer, M, K), numbers(inner, K, N), numbers(N)
+    strides = {"a": {"outer": M * K // 4, "inner": 0}, "b": {"outer": 0, "inner": K * N // 4}}
+    strides |= {"c": {"outer": inner * M * N // 4, "inner": M * N // 4}}
+    operation = product(M, N, K, outer=outer, inner=inner, biased="column", bias="@bias", **strides)
+    arrays = {"A": A, "B": B, "bias": bias}
+    shape = (outer, inner, M, N)
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, {"C": shape})["C"]
+    assert_close(got, torch.einsum("omk,ikn->oimn", A, B) + bias)
+
+
+def test_a_product_that_stores_transposed(kernels):
+    b, x, y, K, N = 2, 3, 10, 16, 12  # (b, x, y, N) becomes (b, y, x, N)
+    A, B = numbers(b, x, y, K), numbers(x, K, N)
+    strides = {"a": {"outer": x * y * K // 4, "inner": y * K // 4}, "b": {"outer": 0, "inner": K * N // 4}}
+    strides |= {"c": {"outer": x * y * N // 4, "inner": N // 4}}
+    rows = {"per": 1, "a": K // 4, "c": x * N // 4, "step": N // 4}
+    operation = product(y, N, K, outer=b, inner=x, rows=rows, **strides)
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], {"A": A, "B": B}, {"C": (b, y, x, N)})[
+        "C"
+    ]
+    assert_close(got, torch.einsum("bxyk,xkn->byxn", A, B))
+
+
+@pytest.mark.parametrize("words", (1, 2))
+def test_a_product_of_gathered_rows(kernels, words):
+    b, t, rows, M, K, N = 2, 3, 29, 10, 20, 8
+    A, data = numbers(b, t, M, K), numbers(b, rows, N)
+    indices = torch.randint(rows, (t, K), generator=torch.Generator().manual_seed(1))
+    stored = torch.stack([indices, torch.zeros_like(indices)], -1) if words == 2 else indices
+    strides = {"a": {"outer": t * M * K // 4, "inner": M * K // 4}, "b": {"outer": rows * N // 4, "inner": 0}}
+    strides |= {"c": {"outer": t * M * N // 4, "inner": M * N // 4}}
+    gathered = {"indices": "@indices", "words": words}
+    operation = product(M, N, K, outer=b, inner=t, gathered=gathered, **strides)
+    arrays = {"A": A, "B": data, "indices": stored}
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, {"C": (b, t, M, N)})["C"]
+    assert_close(got, torch.einsum("btmk,btkn->btmn", A, data[:, indices]))
+
+
+GROUP = 8  # numbers of one scale, so that a row of the tests' weights has several
+NARROW = {"16 bits": {"scale": None, "group": 1}, "8 bits": {"scale": "@scale", "group": GROUP}}
+
+
+def narrowed(array: Tensor, form: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """An array as float32 gets it back, and what is stored of it: the numbers as "stored", and their scales if they have some."""
+    if form == "16 bits":
+        return array.half().double(), {"stored": array.half()}
+    integers, scale = quantize_groups(array.float().numpy(), GROUP, 127)
+    stored = {"stored": torch.from_numpy(integers), "scale": torch.from_numpy(scale.astype(np.float32))}
+    widened = (stored["stored"].float() * stored["scale"][:, None]).double()
+    return widened.reshape(-1)[: array.numel()].reshape(array.shape), stored
+
+
+@pytest.mark.parametrize("form", NARROW)
+@pytest.mark.parametrize("operand", ("A", "B", "B by columns"))
+def test_a_product_of_narrow_weights_is_that_of_the_widened(kernels, operand, form):
+    M, N, K = 45, 52, 100
+    A, B = numbers(M, K).float(), numbers(K, N).float()
+    weights = {"A": A, "B": B, "B by columns": B.T.contiguous()}[operand]
+    widened, stored = narrowed(weights, form)
+    plain = {"A": A, "B": B} | {operand[0]: widened.T if operand == "B by columns" else widened}
+    more = {"narrow": {"A": None, "B": None} | {operand[0]: NARROW[form]}, "turned": operand == "B by columns"}
+    for tile in tiles().values():
+        expected = kernels.run("product.js", "launchProduct", [product(M, N, K), tile], plain, {"C": (M, N)})["C"]
+        operation = product(M, N, K, **more, **{operand[0]: "@stored"})
+        arrays = stored | {name: array for name, array in plain.items() if name != operand[0]}
+        got = kernels.run("product.js", "launchProduct", [operation, tile], arrays, {"C": (M, N)})["C"]
+        assert torch.equal(got, expected)
+    assert_close(got, plain["A"].double() @ plain["B"].double())
+
+
+@pytest.mark.parametrize("tile", tiles())
+@pytest.mark.parametrize("biased", ("row", "column"))
+def test_a_product_in_16_bits_whose_sums_have_32(kernels, tile, biased):
+    M, N, K, Z = 45, 52, 300, 3
+    A, B, one, two = (numbers(*shape).half() for shape in ((Z, M, K), (Z, K, N), (Z, M, N), (Z, N, M)))
+    bias, two = numbers(M if biased == "row" else N).half(), two.reshape(Z, M, N)
+    halves = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}}
+    operation = product(M, N, K, outer=Z, biased=biased, bias="@bias", silu=True, sums=["@one", "@two"], **halves)
+    arrays = {"A": A, "B": B, "bias": bias, "one": one, "two": two}
+    args = [operation, tiles()[tile]]
+    got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (Z, M, N)}, np.float16)["C"]
+    added = bias.double()[:, None] if biased == "row" else bias.double()
+    expected = F.silu(A.double() @ B.double() + added) + one.double() + two.double()
+    assert_rounded_once(got, expected)
+
+
+@pytest.mark.parametrize("form", NARROW)
+def test_gathered_rows_can_be_narrow(kernels, form):
+    rows, M, K, N = 29, 10, 20, 8
+    A, (data, stored) = numbers(M, K), narrowed(numbers(rows, N), form)
+    indices = torch.randint(rows, (K,), generator=torch.Generator().manual_seed(1))
+    gathered = {"indices": "@indices", "words": 1}
+    operation = product(M, N, K, gathered=gathered, B="@stored", narrow={"A": None, "B": NARROW[form]})
+    got = kernels.run(
+        "product.js", "launchProduct", [operation, tiles()["small"]], stored | {"A": A, "indices": indices}, {"C": (M, N)}
+    )
+    assert_close(got["C"], A.float().double() @ data[indices])
+
+
+@pytest.mark.parametrize("form", NARROW)
+def test_a_convolution_by_narrow_kernels_as_onnx_stores_them(kernels, form):
+    height, width, channels, N = 9, 6, 32, 12
+    picture, (kernel, stored) = numbers(channels, height, width), narrowed(numbers(N, channels, 3, 3), form)
+    window = {"height": height, "width": width, "channels": channels, "columns": 3, "top": 1, "left": 1, "stride": 1}
+    more = {"window": window | {"across": width}, "biased": "column", "bias": "@bias", "turned": True}
+    operation = product(height * width, N, 9 * channels, B="@stored", narrow={"A": None, "B": NARROW[form]}, **more)
+    arrays = stored | {"A": picture.permute(1, 2, 0), "bias": numbers(N)}
+    outputs = {"C": (height, width, N)}
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, outputs)["C"]
+    expected = F.conv2d(picture.float().double(), kernel, numbers(N).float().double(), padding=1)
+    assert_close(got, expected.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(("stride", "pads"), [(1, (1, 1, 1, 1)), (2, (0, 1, 0, 1)), (1, (0, 1, 1, 0))])
+def test_a_convolution_of_a_picture_whose_channels_come_last(kernels, stride, pads):
+    left, right, top, bottom = pads
+    height, width, channels, N = 9, 6, 32, 12
+    side = 3 if left + right == 2 or stride == 2 else 2
+    picture, kernel, bias = numbers(channels, height, width), numbers(N, channels, side, side), numbers(N)
+    expected = F.conv2d(F.pad(picture, pads), kernel, bias, stride)
+    across = expected.shape[-1]
+    window = {"height": height, "width": width, "channels": channels, "columns": side, "top": top, "left": left}
+    window |= {"stride": stride, "across": across}
+    operation = product(expected[0].numel(), N, side * side * channels, window=window, biased="column", bias="@bias")
+    arrays = {"A": picture.permute(1, 2, 0), "B": kernel.permute(2, 3, 1, 0), "bias": bias}
+    outputs = {"C": (*expected.shape[1:], N)}
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, outputs)["C"]
+    assert_close(got, expected.permute(1, 2, 0))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def norm_of(B: int, C: int, H: int, W: int, groups: int) -> tuple[dict, dict[str, Tensor]]:
+    """A norm as passes.js describes it, of numbers far from zero, and what it reads."""
+    moments = {"kind": "moments", "x": "@x", "scale": "@scale", "bias": "@shift", "y": "@y", "epsilon": 1e-5}
+    moments |= {"batch": B, "groups": groups, "size": C // groups * H * W}
+    affine = {
+        "kind": "affine",
+        "scale": "@scale2",
+        "bias": "@shift2",
+        "mean": "@mean",
+        "variance": "@variance",
+        "epsilon": 1e-5,
+    }
+    arrays = {"x": numbers(B, C, H, W) + 30, "scale": numbers(groups), "shift": numbers(groups) * 2, "scale2": numbers(C)}
+    arrays |= {"shift2": numbers(C) + 1, "mean": numbers(C) / 3, "variance": numbers(C) ** 2 + 0.5}
+    return {"moments": moments, "affine": affine}, arrays
+
+
+def normal(arrays: dict[str, Tensor], groups: int) -> Tensor:
+    """What `norm_of` describes, before its fixed scale."""
+    x = arrays["x"].double()
+    grouped = x.float().double().reshape(x.shape[0], groups, -1)
+    y = F.instance_norm(grouped, weight=arrays["scale"], bias=arrays["shift"], eps=1e-5)
+    return y.reshape(x.shape)
+
+
+def scaled(y: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    c = {name: arrays[name][:, None, None] for name in ("scale2", "shift2", "mean", "variance")}
+    return (y - c["mean"]) / torch.sqrt(c["variance"] + 1e-5) * c["scale2"] + c["shift2"]
+
+
+@pytest.mark.parametrize(("H", "W", "kept"), [(16, 8, True), (6, 4, False), (5, 12, False)])
+def test_a_norm_and_a_depthwise_convolution(kernels, H, W, kept):
+    B, C, groups = 2, 12, 3
+    norm, arrays = norm_of(B, C, H, W, groups)
+    arrays |= {"W": numbers(C, 1, 3, 3), "bias": numbers(C)}
+    depthwise = {"kind": "depthwise", "x": "@x", "W": "@W", "bias": "@bias", "y": "@y", "B": B, "C": C, "H": H, "W4": W // 4}
+    depthwise |= {"narrow": None, "half": False, "relu": kept}
+    outputs = {"y": (B, C, H, W)} | ({"kept": (B, C, H, W)} if kept else {})
+    args = [depthwise, norm, "@kept" if kept else None]
+    got = kernels.run("pictures.js", "launchDepthwise", args, arrays, outputs)
+    before = F.silu(scaled(normal(arrays, groups), arrays))
+    after = F.conv2d(before, arrays["W"], arrays["bias"], padding=1, groups=C)
+    expected = {"y": F.relu(after) if kept else after, "kept": before}
+    for name, value in got.items():  # 30 from zero, float32 has 30 times the rounding of what the norm leaves of it
+        assert float((value - expected[name]).abs().max() / expected[name].abs().max()) < 30 * CLOSE
+
+
+@pytest.mark.parametrize("halves", (True, False))
+def test_the_middle_of_a_mixffn(kernels, halves):
+    B, D, H, W = 2, 5, 8, 12
+    value, gate = numbers(B, D, H, W), numbers(B, D, H, W) * 2
+    kernel, bias = numbers(2 * D, 1, 3, 3), numbers(2 * D)
+    convolved = [
+        F.conv2d(x, kernel[part], bias[part], padding=1, groups=D)
+        for x, part in ((value, slice(D, None)), (gate, slice(0, D)))
+    ]
+    shape = {"kind": "depthwise", "B": B, "H": H, "W4": W // 4, "narrow": None, "half": False, "relu": False, "y": "@y"}
+    if halves:  # of one picture, the gate first
+        arrays = {"x": torch.cat([gate, value], 1), "W": kernel, "bias": bias}
+        whole = shape | {"x": "@x", "W": "@W", "bias": "@bias", "C": 2 * D}
+        middle = {"value": whole, "gate": whole, "first": D, "second": 0}
+    else:
+        arrays = {"x": value, "W": kernel[D:], "bias": bias[D:], "x2": gate, "W2": kernel[:D], "bias2": bias[:D]}
+        middle = {"value": shape | {"x": "@x", "W": "@W", "bias": "@bias", "C": D}, "first": 0, "second": 0}
+        middle |= {"gate": shape | {"x": "@x2", "W": "@W2", "bias": "@bias2", "C": D}}
+    got = kernels.run("pictures.js", "launchMiddle", [middle | {"D": D, "y": "@y"}], arrays, {"y": (B, D, H, W)})["y"]
+    assert_close(got, convolved[0] * F.silu(convolved[1]))
+
+
+@pytest.mark.parametrize("relu", (False, True))
+def test_a_depthwise_convolution_in_16_bits(kernels, relu):
+    B, C, H, W = 2, 5, 8, 12
+    x, kernel, bias = numbers(B, C, H, W).half(), numbers(C, 1, 3, 3).half(), numbers(C).half()
+    depthwise = {"kind": "depthwise", "x": "@x", "W": "@W", "narrow": NARROW["16 bits"], "bias": "@bias", "y": "@y"}
+    depthwise |= {"B": B, "C": C, "H": H, "W4": W // 4, "half": True, "relu": relu}
+    arrays = {"x": x, "W": kernel, "bias": bias}
+    args = [depthwise, None, None]
+    got = kernels.run("pictures.js", "launchDepthwise", args, arrays, {"y": (B, C, H, W)}, np.float16)["y"]
+    expected = F.conv2d(x.double(), kernel.double(), bias.double(), padding=1, groups=C)
+    assert_rounded_once(got, F.relu(expected) if relu else expected)
+
+
+def test_the_middle_of_a_mixffn_in_16_bits(kernels):
+    B, D, H, W = 2, 5, 8, 12
+    x, kernel, bias = numbers(B, 2 * D, H, W).half(), numbers(2 * D, 1, 3, 3).half(), numbers(2 * D).half()
+    whole = {
+        "kind": "depthwise",
+        "x": "@x",
+        "W": "@W",
+        "bias": "@bias",
+        "y": "@y",
+        "narrow": NARROW["16 bits"],
+        "half": True,
+    }
+    whole |= {"B": B, "C": 2 * D, "H": H, "W4": W // 4, "relu": False}
+    middle = {"value": whole, "gate": whole, "first": D, "second": 0, "D": D, "y": "@y"}
+    arrays = {"x": x, "W": kernel, "bias": bias}
+    got = kernels.run("pictures.js", "launchMiddle", [middle], arrays, {"y": (B, D, H, W)}, np.float16)["y"]
+    gate, value = F.conv2d(x.double(), kernel.double(), bias.double(), padding=1, groups=2 * D).chunk(2, 1)
+    assert_rounded_once(got, value * F.silu(gate))
+
+
+@pytest.mark.parametrize("back", (False, True))
+def test_a_picture_of_16_bits_as_tokens_and_back(kernels, back):
+    sides = [2, 36, 3, 4, 2, 4]
+    picture = numbers(*sides).half()
+    order = picture.permute(0, 3, 5, 2, 4, 1).contiguous()
+    x, y = (order, picture) if back else (picture, order)
+    tokens = {"kind": "tokens", "x": "@x", "y": "@y", "half": True, "shape": sides, "back": back, "norm": None}
+    got = kernels.run("pictures.js", "launchTokens", [tokens], {"x": x}, {"y": tuple(y.shape)}, np.float16)["y"]
+    assert torch.equal(got, y.double())
+
+
+def test_depthwise_kernels_of_16_bits(kernels):
+    B, C, H, W = 2, 5, 8, 12
+    x, bias, (kernel, stored) = numbers(B, C, H, W), numbers(C), narrowed(numbers(C, 1, 3, 3), "16 bits")
+    depthwise = {"kind": "depthwise", "x": "@x", "W": "@stored", "narrow": NARROW["16 bits"], "bias": "@bias", "y": "@y"}
+    depthwise |= {"B": B, "C": C, "H": H, "W4": W // 4, "half": False, "relu": False}
+    arrays = stored | {"x": x, "bias": bias}
+    got = kernels.run("pictures.js", "launchDepthwise", [depthwise, None, None], arrays, {"y": (B, C, H, W)})["y"]
+    assert_close(got, F.conv2d(x, kernel, bias, padding=1, groups=C))
+
+
+@pytest.mark.parametrize("normed", (False, True))
+def test_a_picture_as_tokens_and_back(kernels, normed):
+    B, C, gy, py, gx, px, groups = 2, 36, 3, 4, 2, 4, 4
+    sides = [B, C, gy, py, gx, px]
+    norm, arrays = norm_of(B, C, gy * py, gx * px, groups)
+    norm["affine"] = None
+    tokens = {"kind": "tokens", "x": "@x", "y": "@y", "half": False, "shape": sides}
+    shape = (B, py, px, gy, gx, C)
+    forth = tokens | {"back": False, "norm": norm if normed else None}
+    got = kernels.run("pictures.js", "launchTokens", [forth], arrays, {"y": shape})["y"]
+    picture = normal(arrays, groups) if normed else arrays["x"].float().double()
+    expected = picture.reshape(sides).permute(0, 3, 5, 2, 4, 1)
+    assert float((got - expected).abs().max() / expected.abs().max()) < (30 * CLOSE if normed else 1e-9)
+    if not normed:
+        back = kernels.run("pictures.js", "launchTokens", [tokens | {"back": True, "norm": None}], {"x": got}, {"y": sides})[
+            "y"
+        ]
+        assert torch.equal(back, picture.reshape(sides))
+
+
+@pytest.mark.parametrize(("C", "groups"), [(16, 4), (24, 2), (96, 8)])
+def test_a_norm_of_a_picture_whose_channels_come_last(kernels, C, groups):
+    pixels = 15 * 11
+    x, scale, bias = numbers(pixels, C) * 3 + 20, numbers(C), numbers(C)
+    norm = {"kind": "norm last", "x": "@x", "y": "@y", "scale": "@scale", "bias": "@bias", "channels": C, "groups": groups}
+    norm |= {"pixels": pixels, "epsilon": 1e-6}
+    arrays = {"x": x, "scale": scale, "bias": bias}
+    got = kernels.run("pictures.js", "launchNormLast", [norm], arrays, {"y": (pixels, C)})["y"]
+    expected = F.silu(F.group_norm(x.float().double().T[None], groups, scale, bias, 1e-6)[0].T)
+    assert float((got - expected).abs().max() / expected.abs().max()) < 10 * CLOSE
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "C", "skipped"), [(7, 20, 0), (6, 520, 3), (5, 148, 5)])
+def test_a_layer_norm_of_a_sum(kernels, count, C, skipped):
+    x, scale, bias = numbers(count, C) + 10, numbers(C), numbers(C) * 2
+    arrays = {"x": x, "scale": scale, "bias": bias}
+    norm = {"kind": "layer norm", "x": "@x", "skip": None, "scale": "@scale", "bias": "@bias", "y": "@y", "sum": None}
+    norm |= {"count": count, "C": C, "skipped": skipped, "epsilon": 1e-5}
+    outputs, total = {"y": (count, C)}, x.float().double()
+    if skipped:
+        arrays["skip"] = numbers(skipped, C)
+        total = total + arrays["skip"].repeat(count // skipped, 1)
+        norm |= {"skip": "@skip", "sum": "@sum"}
+        outputs["sum"] = (count, C)
+    got = kernels.run("rows.js", "launchLayerNorm", [norm], arrays, outputs)
+    expected = F.layer_norm(total, (C,), scale, bias, 1e-5)
+    assert float((got["y"] - expected).abs().max() / expected.abs().max()) < 10 * CLOSE
+    if skipped:
+        assert_close(got["sum"], total)
+
+
+@pytest.mark.parametrize("silu", (False, True))
+def test_a_matrix_times_a_vector(kernels, silu):
+    N, K = 9, 268
+    x, W, bias = numbers(K), numbers(N, K), numbers(N)
+    vector = {
+        "kind": "vector",
+        "N": N,
+        "K": K,
+        "x": "@x",
+        "W": "@W",
+        "narrow": None,
+        "bias": "@bias",
+        "y": "@y",
+        "silu": silu,
+    }
+    got = kernels.run("rows.js", "launchVector", [vector], {"x": x, "W": W, "bias": bias}, {"y": (N,)})["y"]
+    expected = W @ x + bias
+    assert_close(got, F.silu(expected) if silu else expected)
+
+
+@pytest.mark.parametrize("form", NARROW)
+def test_a_narrow_matrix_times_a_vector(kernels, form):
+    N, K = 9, 268
+    x, bias, (W, stored) = numbers(K), numbers(N), narrowed(numbers(N, K), form)
+    vector = {
+        "kind": "vector",
+        "N": N,
+        "K": K,
+        "x": "@x",
+        "W": "@stored",
+        "narrow": NARROW[form],
+        "bias": "@bias",
+        "y": "@y",
+    }
+    arrays = stored | {"x": x, "bias": bias}
+    got = kernels.run("rows.js", "launchVector", [vector | {"silu": False}], arrays, {"y": (N,)})["y"]
+    assert_close(got, W @ x.float().double() + bias.float().double())
+
+
+@pytest.mark.parametrize("half", (False, True))
+def test_tensors_side_by_side(kernels, half):
+    parts = [numbers(3, size).half() if half else numbers(3, size).float() for size in (4, 12, 8)]
+    concat = {"kind": "concat", "parts": ["@0", "@1", "@2"], "y": "@y", "half": half, "outer": 3, "sizes": [4, 12, 8]}
+    arrays = {str(i): part for i, part in enumerate(parts)}
+    stored = np.float16 if half else np.float32
+    got = kernels.run("rows.js", "launchConcat", [concat], arrays, {"y": (3, 24)}, stored)["y"]
+    assert torch.equal(got, torch.cat(parts, 1).double())

@@ -1,0 +1,367 @@
+// What the runtime's commands mean and how they are merged; what kernels compute, tests/page/test_kernels.py knows.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+globalThis.GPUBufferUsage = { UNIFORM: 64, STORAGE: 128, COPY_DST: 8, COPY_SRC: 4, MAP_READ: 1, MAP_WRITE: 2 };
+globalThis.GPUShaderStage = { COMPUTE: 4 };
+globalThis.GPUDevice = class {
+  createShaderModule() {
+    return {};
+  }
+
+  createBindGroupLayout() {
+    return {};
+  }
+
+  createPipelineLayout() {
+    return {};
+  }
+
+  createComputePipeline() {
+    return {};
+  }
+
+  async createComputePipelineAsync() {
+    return { getBindGroupLayout: () => null };
+  }
+
+  pushErrorScope() {}
+
+  async popErrorScope() {}
+};
+const engine = '../../../moebius_lab/page/web/engine';
+const { Capture, Placeholder, Widened, plan, usesOf, watchPrograms } = await import(`${engine}/capture.js`);
+const { Graph } = await import(`${engine}/kernels/graph.js`);
+const { numbersOf, plainProduct } = await import(`${engine}/kernels/operations.js`);
+const { PASSES, simplified } = await import(`${engine}/kernels/passes.js`);
+const { optionsFor } = await import(`${engine}/kernels/options.js`);
+const { Programs } = await import(`${engine}/kernels/launch.js`);
+const { TILES, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(`${engine}/kernels/product.js`);
+const { replaceKernels } = await import(`${engine}/kernels/replacement.js`);
+watchPrograms();
+const device = new GPUDevice();
+
+const DEFAULT = {
+  maxComputeInvocationsPerWorkgroup: 256,
+  maxComputeWorkgroupStorageSize: 16384,
+  maxStorageBuffersPerShaderStage: 8,
+  maxStorageBufferBindingSize: 2 ** 27,
+};
+
+/** A program with these buffers, the last of them written, and these uniforms: what it does is its name. */
+function program(label, buffers, uniforms, more = '') {
+  const names = Object.entries(buffers);
+  const bindings = names.map(([name, type], i) => {
+    const access = i === names.length - 1 ? 'read_write' : 'read';
+    return `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${type}>;`;
+  });
+  const code = `${bindings.join('\n')}
+struct Uniforms {
+  ${uniforms.join(',\n  ')}
+};
+@group(0) @binding(${names.length}) var<uniform> uniforms: Uniforms;
+${more}
+fn main() { ${names.at(-1)[0]}[0] = 1; }`;
+  return device.createComputePipeline({ label, compute: { module: device.createShaderModule({ code }) } });
+}
+
+const four = 'vec4<f32>';
+const PRODUCT = [
+  'a_shape: vec3<u32>',
+  'b_shape: vec3<u32>',
+  'batch_dims_shape: u32',
+  ...['dim_a_outer', 'dim_b_outer', 'dim_inner'].map((n) => `${n}: u32`),
+  'splits_per_batch: u32',
+];
+const STORES = 'fn mm_write(valueIn: output_value_t) {\n  var value = valueIn;\n}';
+const matmul = program('MatMul', { a: four, b: four, output: four }, PRODUCT, STORES);
+const silu = program('QuickGelu', { x: four, y: four }, ['vec_size: u32', 'attr: f32']);
+const add = program('Add', { input_a: four, input_b: four, output: four }, ['vec_size: u32', 'element_count: u32']);
+const cast = program('Cast', { x: 'vec4<f16>', y: four }, ['vec_size: u32', 'output_size: u32']);
+const dequantize = program(
+  'DequantizeLinear',
+  { input: 'u32', scale: 'f32', output: 'f32' },
+  ['output_shape: vec2<u32>', 'output_stride: u32', 'axis: u32', 'block_size: u32', 'output_size: u32'],
+  'let x_vec = unpack4xI8(x);\nlet zero_point_value = input_element_t(0);',
+);
+const transpose = program('Transpose', { a: 'f32', output: 'f32' }, ['a_shape: vec2<u32>'], 'a[0]=i[1];\na[1]=i[0];');
+const unknown = program('Unknown', { x: four, y: four }, ['size: u32']);
+
+const tensor = (numbers) => new Placeholder({ size: 4 * numbers, usage: 128 });
+
+function dispatch(pipeline, buffers, words) {
+  const uniform = new Placeholder({ size: 4 * words.length, usage: 64 });
+  uniform.written = new Uint8Array(Uint32Array.from(words).buffer);
+  const entries = [...buffers, uniform].map((buffer, binding) => ({ binding, resource: { buffer } }));
+  return { pipeline, groups: [{ layout: null, entries }], workgroups: [1, 1, 1] };
+}
+
+const ONE = 0x3f800000; // 1 as a float32
+const M = 16;
+const N = 8;
+const K = 12;
+const multiplied = (A, B, C) => dispatch(matmul, [A, B, C], [1, M, K / 4, 0, 1, K, N / 4, 1, M, N, K, 1]);
+const activated = (x, y) => dispatch(silu, [x, y], [(M * N) / 4, ONE]);
+const added = (x, y, z) => dispatch(add, [x, y, z], [(M * N) / 4, M * N]);
+
+function captured(commands, output, ...inputs) {
+  const capture = new Capture();
+  capture.commands = commands;
+  return {
+    capture,
+    inputs: new Map(inputs.map((input, i) => [`input ${i}`, input])),
+    outputs: new Map([['y', { buffer: output, dims: [M, N] }]]),
+    lifetimes: [],
+  };
+}
+
+/** Buffers that are there before a run, as weights and inputs are. */
+const given = (numbers) => ({ size: 4 * numbers, usage: 128 });
+
+test('the numbers of a dispatch lie as WGSL lays them out', () => {
+  const code =
+    'struct Uniforms {\n  one: u32,\n  two: vec2<u32>,\n  three: vec3<u32>,\n  last: u32,\n  many: array<vec4<u32>, 2>,\n  end: f32\n};';
+  const words = Uint32Array.from({ length: 20 }, (_, i) => i);
+  assert.deepEqual(numbersOf(code, new Uint8Array(words.buffer)), {
+    one: [0],
+    two: [2, 3],
+    three: [4, 5, 6],
+    last: [7],
+    many: [8, 9, 10, 11, 12, 13, 14, 15],
+    end: [16],
+  });
+});
+
+test('what follows a product moves into it', () => {
+  const [A, B, R] = [given(M * K), given(K * N), given(M * N)];
+  const [c, s, y] = [tensor(M * N), tensor(M * N), tensor(M * N)];
+  const graph = Graph.of(captured([multiplied(A, B, c), activated(c, s), added(R, s, y)], y, A, R));
+  for (const pass of Object.values(PASSES)) pass(graph);
+  assert.equal(graph.nodes.length, 1);
+  const [{ operation, commands }] = graph.nodes;
+  assert.equal(commands.length, 3);
+  assert.deepEqual([operation.M, operation.N, operation.K, operation.silu, operation.sums], [M, N, K, true, [R]]);
+  assert.equal(operation.C, graph.outputs.get('y').buffer);
+  assert.ok(optionsFor(graph.nodes[0], DEFAULT).length > 0);
+});
+
+test('a product whose result others need keeps it', () => {
+  const [A, B] = [given(M * K), given(K * N)];
+  const [c, s, y] = [tensor(M * N), tensor(M * N), tensor(M * N)];
+  const graph = Graph.of(captured([multiplied(A, B, c), activated(c, s), added(c, s, y)], y, A));
+  for (const pass of Object.values(PASSES)) pass(graph);
+  assert.deepEqual(
+    graph.nodes.map(({ operation }) => operation.kind),
+    ['product', 'silu', 'add'],
+  );
+  const result = Graph.of(captured([multiplied(A, B, c), activated(c, s)], c, A)); // it is what the graph gives
+  for (const pass of Object.values(PASSES)) pass(result);
+  assert.equal(result.nodes.length, 2);
+});
+
+test('a buffer that the runtime uses twice is two values', () => {
+  const [A, B] = [given(M * K), given(K * N)];
+  const [c, s] = [tensor(M * N), tensor(M * N)];
+  const graph = Graph.of(captured([multiplied(A, B, c), activated(c, s), multiplied(A, B, c), added(c, s, s)], s, A));
+  const [first, , second, last] = graph.nodes;
+  assert.notEqual(first.writes[0], second.writes[0]);
+  assert.deepEqual(last.reads.includes(second.writes[0]), true);
+  assert.equal(graph.onlyReader(first.writes[0]), graph.nodes[1]);
+});
+
+const commandsOf = (graph) => graph.ordered().flatMap(({ commands }) => commands);
+const widened = (x, y) => dispatch(cast, [x, y], [(K * N) / 4, K * N]);
+const scaled = (x, scale, y, group) => dispatch(dequantize, [x, scale, y], [(K * N) / group, group, group, 0, 0, K * N]);
+const turned = (x, y) => dispatch(transpose, [x, y], [N, K]);
+
+test('weights that are widened in each run are read as they are stored, and no memory is planned for what they become', async () => {
+  const [A, halves, bytes, scale] = [given(M * K), given((K * N) / 2), given((K * N) / 4), given((K * N) / 8)];
+  const [B, C, other, y] = [tensor(K * N), tensor(M * N), tensor(K * N), tensor(M * N)];
+  const shapes = {
+    halves: [widened(halves, B), multiplied(A, B, y)],
+    bytes: [scaled(bytes, scale, B, 8), multiplied(A, B, y)],
+    'bytes by columns': [scaled(bytes, scale, B, 8), turned(B, other), multiplied(A, other, y)],
+    'an A of halves': [widened(halves, C), multiplied(C, A, y)],
+  };
+  for (const [name, commands] of Object.entries(shapes)) {
+    const graph = Graph.of(captured(commands, y, A));
+    const planned = (own) => plan([graph.captured(own).lifetimes], 256).sizes.reduce((sum, size) => sum + size, 0);
+    const before = planned(commandsOf(graph));
+    for (const pass of Object.values(PASSES)) pass(graph);
+    assert.deepEqual([graph.nodes.length, graph.nodes[0].commands.length], [1, commands.length], name);
+    assert.equal(planned(commandsOf(graph)), before, name); // the runtime's commands stay with their node
+    const { operation, reads } = graph.nodes[0];
+    const programs = new Programs(device);
+    const ours = await Promise.all(launchProduct(operation, TILES.small).map((launch) => programs.dispatch(launch)));
+    assert.ok(before > y.size && planned(ours) === y.size, name);
+    assert.deepEqual([operation.turned, reads.includes(scale)], [name === 'bytes by columns', name.startsWith('bytes')], name);
+  }
+});
+
+test('weights of 16 bits in a recording are read as they are stored, and take memory in 32 where something reads them so', () => {
+  const A = given(M * K);
+  const stored = given((K * N) / 2);
+  const weight = (axes = null) => new Widened(4 * K * N, stored, axes);
+  const y = tensor(M * N);
+  const graphOf = (commands) => {
+    const graph = Graph.of(captured(commands, y, A));
+    for (const pass of Object.values(PASSES)) pass(graph);
+    return graph;
+  };
+  for (const axes of [null, { shape: [N, K], order: [1, 0] }]) {
+    const [B, C] = [weight(axes), tensor(M * N)];
+    const { nodes } = graphOf([multiplied(A, B, C), multiplied(A, B, y)]); // each of its readers for itself
+    for (const { operation, reads, commands } of nodes) {
+      assert.deepEqual([operation.B, operation.turned, reads], [stored, axes !== null, [A, stored]]);
+      assert.ok(commands.flatMap(usesOf).some(({ place }) => place === B)); // the runtime's command does not
+    }
+  }
+  const first = graphOf([multiplied(weight(), A, y)]).nodes[0].operation;
+  assert.deepEqual([first.A, first.narrow], [stored, { A: { scale: null, group: 1 }, B: null }]);
+  const others = [weight({ shape: [4, 3, N], order: [2, 0, 1] }), weight({ shape: [K, N], order: [1, 0] })];
+  for (const B of others) assert.equal(graphOf([multiplied(A, B, y)]).nodes[0].operation.B, B);
+
+  const B = weight();
+  const added = graphOf([dispatch(unknown, [B, tensor(K * N)], [1]), multiplied(A, B, y)]);
+  assert.deepEqual(added.nodes[0].reads, [B]);
+  const { lifetimes } = added.captured(commandsOf(added));
+  const held = lifetimes.find(({ buffer }) => buffer === B);
+  assert.deepEqual([held.from, held.to, held.read], [0, 1, true]); // from the first that reads it to the last
+});
+
+test('kernels of a convolution are read as ONNX stores them, and no others', () => {
+  const [N, channels, taps] = [8, 16, 9];
+  const x = given((N * channels * taps) / 4);
+  const merged = (order, window) => {
+    const [y, B, C] = [tensor(N * channels * taps), tensor(N * channels * taps), tensor(64 * N)];
+    const A = given(64 * channels);
+    const product = { ...plainProduct({ M: 64, N, K: channels * taps, A, B, C }), window };
+    const operations = [
+      { kind: 'widen', x, narrow: { scale: null, group: 1 }, y },
+      { kind: 'transpose', x: y, y: B, half: false, shape: [N, channels, 3, 3], order },
+      product,
+    ];
+    const reads = [[x], [y], [A, B]];
+    const nodes = operations.map((operation, at) => ({
+      commands: [],
+      operation,
+      reads: reads[at],
+      writes: [[y], [B], [C]][at],
+      at,
+    }));
+    const graph = new Graph(nodes, new Map(), new Map([['y', { buffer: C, dims: [64, N] }]]));
+    PASSES['narrow weights'](graph);
+    return graph.nodes.length === 1 && graph.nodes[0].operation.turned && graph.nodes[0].operation.B === x;
+  };
+  assert.ok(merged([2, 3, 1, 0], { channels }));
+  assert.ok(!merged([2, 3, 0, 1], { channels }) && !merged([2, 3, 1, 0], null) && !merged([2, 3, 1, 0], { channels: 8 }));
+});
+
+const halved = program('MatMul', { a: 'vec4<f16>', b: 'vec4<f16>', output: 'vec4<f16>' }, PRODUCT, STORES);
+const activatedHalves = program('QuickGelu', { x: 'vec4<f16>', y: 'vec4<f16>' }, ['vec_size: u32', 'attr: f32']);
+
+test('a product of 16 bits is one, and takes SiLU of 16 bits with it', () => {
+  const half = (numbers) => new Placeholder({ size: 2 * numbers, usage: 128 });
+  const [A, B, c, y] = [given((M * K) / 2), given((K * N) / 2), half(M * N), half(M * N)];
+  const numbers = [1, M, K / 4, 0, 1, K, N / 4, 1, M, N, K, 1];
+  const commands = [dispatch(halved, [A, B, c], numbers), dispatch(activatedHalves, [c, y], [(M * N) / 4, ONE])];
+  const graph = Graph.of(captured(commands, y, A));
+  for (const pass of Object.values(PASSES)) pass(graph);
+  assert.equal(graph.nodes.length, 1);
+  const { half: halves, silu: active, narrow } = graph.nodes[0].operation;
+  assert.deepEqual([halves, active, Boolean(narrow.A), Boolean(narrow.B)], [true, true, true, true]);
+  const single = Graph.of(captured([multiplied(A, B, y)], y, A)).nodes[0].operation;
+  assert.deepEqual([single.half, single.narrow.A], [false, null]);
+});
+
+test("a widened weight that others read too, or that is transposed otherwise, stays the runtime's", () => {
+  const [A, halves] = [given(M * K), given((K * N) / 2)];
+  const [B, C, y] = [tensor(K * N), tensor(M * N), tensor(M * N)];
+  const kinds = (commands) => {
+    const graph = Graph.of(captured(commands, y, A));
+    for (const pass of Object.values(PASSES)) pass(graph);
+    return graph.nodes.map(({ operation }) => operation?.kind);
+  };
+  assert.deepEqual(kinds([widened(halves, B), multiplied(A, B, C), multiplied(A, B, y)]), ['widen', 'product', 'product']);
+  assert.deepEqual(kinds([widened(halves, C), turned(C, A), multiplied(A, B, y)]).slice(0, 2), ['widen', 'transpose']);
+});
+
+test('what is not understood stays, and is in order', () => {
+  const [A, B] = [given(M * K), given(K * N)];
+  const [c, d, y] = [tensor(M * N), tensor(M * N), tensor(M * N)];
+  const graph = Graph.of(captured([multiplied(A, B, c), dispatch(unknown, [c, d], [1]), activated(d, y)], y, A));
+  assert.deepEqual(
+    graph.nodes.map(({ operation }) => operation?.kind),
+    ['product', undefined, 'silu'],
+  );
+  assert.deepEqual(optionsFor(graph.nodes[1], DEFAULT), []);
+  graph.nodes.reverse();
+  assert.deepEqual(
+    graph.ordered().map(({ at }) => at),
+    [0, 1, 2],
+  );
+  const { lifetimes } = graph.captured(graph.ordered().flatMap(({ commands }) => commands));
+  assert.equal(lifetimes.length, 3);
+});
+
+test('axes that stay together are one', () => {
+  const of = (shape, order) => Object.values(simplified({ shape, order }));
+  assert.deepEqual(of([2, 640, 3, 64, 32], [0, 1, 3, 2, 4]), [
+    [1280, 3, 64, 32],
+    [0, 2, 1, 3],
+  ]);
+  assert.deepEqual(of([1, 64, 64, 2, 2, 512], [0, 1, 3, 2, 4, 5]), [
+    [64, 64, 2, 1024],
+    [0, 2, 1, 3],
+  ]);
+  assert.deepEqual(of([2, 3, 4], [0, 2, 1]), [
+    [2, 3, 4],
+    [0, 2, 1],
+  ]);
+  assert.deepEqual(of([5, 1, 7], [1, 0, 2]), [[35], [0]]);
+});
+
+test('tiles are held to what a device has, and to what a product fills', () => {
+  const product = plainProduct({ M: 4096, N: 1280, K: 1280, A: null, B: null, C: null });
+  const all = tilesFor(product, DEFAULT);
+  assert.ok(all.length > 1 && all.every((tile) => threadsOf(tile) <= 256 && memoryOf(tile) <= 16384));
+  const small = tilesFor(product, { maxComputeInvocationsPerWorkgroup: 128, maxComputeWorkgroupStorageSize: 8192 });
+  assert.ok(small.length > 0 && small.every((tile) => threadsOf(tile) <= 128 && memoryOf(tile) <= 8192));
+  assert.deepEqual(tilesFor(product, { maxComputeInvocationsPerWorkgroup: 16, maxComputeWorkgroupStorageSize: 8192 }), []);
+  assert.ok(tilesFor({ ...product, M: 33, N: 32 }, DEFAULT).every(({ M, N }) => M <= 64 && N <= 64));
+  assert.ok(Object.values(TILES).every(({ M, N, K, m, n }) => M % 32 === 0 && N % n === 0 && M % m === 0 && K % 4 === 0));
+});
+
+test('what is known beforehand: parts for a long K and few blocks, large blocks for many, nothing of ours for tiny products', () => {
+  const first = (sizes) => tilesFor(plainProduct({ A: null, B: null, C: null, ...sizes }), DEFAULT)[0];
+  assert.equal(first({ M: 1280, N: 256, K: 3200, outer: 2 }), TILES.squareInParts);
+  assert.equal(first({ M: 640, N: 1024, K: 1600, outer: 2 }), TILES.wideInParts);
+  assert.equal(first({ M: 5760, N: 1024, K: 640, outer: 2 }), TILES.wide);
+  assert.equal(first({ M: 8192, N: 320, K: 320 }), TILES.square);
+  assert.equal(first({ M: 128, N: 40, K: 368, outer: 512 }), TILES.narrow);
+  assert.equal(first({ M: 262144, N: 128, K: 1152, window: { channels: 128 } }), TILES.large);
+  assert.ok(first({ M: 4096, N: 512, K: 72, window: { channels: 8 } }).K === 8); // a slab lies within a pixel's channels
+  const tiny = (sizes) => isTiny(plainProduct({ A: null, B: null, C: null, ...sizes }));
+  assert.ok(tiny({ M: 40, N: 40, K: 256, outer: 32 }) && tiny({ M: 8, N: 12, K: 80, outer: 2048 }));
+  assert.ok(!tiny({ M: 512, N: 408, K: 80, outer: 32 }));
+});
+
+test('what was chosen at an earlier visit is used again, and a graph that is faster as a whole without ours keeps its commands', async () => {
+  const options = { version: '1.30.0', wanted: 'fastest', report: () => {} };
+  const own = Object.assign(new GPUDevice(), { limits: DEFAULT });
+  const [A, B] = [given(M * K), given(K * N)];
+  const y = tensor(M * N);
+  const graph = captured([multiplied(A, B, tensor(M * N)), multiplied(A, B, y)], y, A, B);
+  const name = optionsFor(Graph.of(graph).nodes[0], DEFAULT)[0].name;
+  const remembered = (whole) => new Proxy({}, { has: () => true, get: (_, key) => (key === 'all of g' ? whole : name) });
+  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered('') });
+  assert.deepEqual([ours.replaced, ours.commands, ours.note], [2, 2, '']);
+  assert.ok(ours.captures.get('g').capture.commands.every(({ pipeline }) => pipeline !== matmul));
+  const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered("the runtime's") });
+  assert.equal(whole.captures.get('g'), graph);
+  assert.deepEqual([whole.replaced, whole.note], [0, "all of g is faster with the runtime's"]);
+  const other = await replaceKernels(own, new Map([['g', graph]]), { ...options, version: '1.31.0', choices: null });
+  assert.equal(other.captures.get('g'), graph);
+  assert.match(other.note, /1\.31\.0's programs are not known/);
+});
