@@ -562,6 +562,84 @@ def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab):
         assert any("damaged" in progress.get("message", "") for progress in got["seen"])
 
 
+CHANGES = {  # of all that is stored, after it was checked and before it is read
+    "emptied": "await store.put(request, new Response(''))",
+    "cut short": "await store.put(request, new Response((await (await store.match(request)).blob()).slice(0, -1)))",
+    "gone": "await store.delete(request)",
+}
+STORE = "const store = await caches.open(new ModelCache(page, manifest).name);"
+BETWEEN = "  report({ ...last, phase: 'session', secondsLeft: 0 });\n"
+EMPTY = "Blob.prototype.arrayBuffer = async () => new ArrayBuffer(0);"
+EMPTY_ONCE = """const [read, sizes] = [Blob.prototype.arrayBuffer, new Set()];
+  Blob.prototype.arrayBuffer = function () {
+    return sizes.has(this.size) ? read.call(this) : (sizes.add(this.size), Promise.resolve(new ArrayBuffer(0)));
+  };"""
+
+
+@pytest.fixture
+def workers(tiny_bundle, tmp_path):
+    """A page, and `serve(*between)`: its next workers do these things, each after its files were checked and before one is read."""
+    folder = tmp_path / "page"
+    shutil.copytree(tiny_bundle, folder)
+    path = folder / read_manifest(folder)["page"] / ENGINE / "worker.js"
+    code = path.read_text(encoding="utf-8")
+    assert code.count(BETWEEN) == 1
+    next_ones: list[str] = []
+
+    class Changed(Handler):
+        answers = True  # requests for files of the model
+
+        def do_GET(self) -> None:
+            if self.path.endswith("/worker.js"):
+                path.write_text(code.replace(BETWEEN, BETWEEN + next_ones.pop(0)), encoding="utf-8")
+            if Changed.answers or not self.path.endswith((".onnx", ".bin", ".wasm")):
+                return super().do_GET()
+            self.close_connection = True
+
+    def serve(*between: str) -> None:
+        assert not next_ones
+        next_ones.extend(between)
+
+    with Server(folder, handler=Changed) as server:
+        server.refuse = lambda: setattr(Changed, "answers", False)
+        yield server, serve
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_after_it_was_checked_is_fetched_again(workers, tab, change):
+    server, serve = workers
+    serve(f"{STORE} for (const request of await store.keys()) {CHANGES[change]};", "")
+    got = load(tab, server)
+    assert got["loaded"]["storage"] == "cache" and set(Counter(model_requests(server)).values()) == {2}
+    assert any("damaged" in progress.get("message", "") for progress in got["seen"])
+    server.requests.clear()
+    assert load(tab, server)["loaded"] and not model_requests(server)
+
+
+def test_a_file_that_is_read_wrong_is_read_again_and_then_in_another_worker(workers, tab):
+    """Once in a worker, always in the first worker, always in both; the network is there at first only."""
+    server, serve = workers
+    serve(EMPTY_ONCE, EMPTY, "", EMPTY, EMPTY)
+    assert load(tab, server)["loaded"] and set(Counter(model_requests(server)).values()) == {1}
+    server.refuse()
+    assert load(tab, server)["loaded"]
+    got = load(tab, server)
+    assert got["code"] == "unreadable" and "cannot be read" in got["message"] and "Reload the page" in got["message"]
+
+
+@pytest.mark.parametrize(
+    "thrown", ['Error("Can\'t create a session")', "WebAssembly.RuntimeError('memory access out of bounds')"]
+)
+def test_a_runtime_that_fails_to_start_is_started_once_more(workers, tab, thrown):
+    """WebKit, once in hundreds of starts: a trap, or a graph that the runtime has lost."""
+    server, serve = workers
+    fails = f"throw new {thrown};"
+    serve(fails, "", fails, fails)
+    assert load(tab, server)["loaded"]
+    assert load(tab, server)["code"] in ("worker", "out-of-memory")
+    serve()  # all were asked for
+
+
 def test_a_full_quota_runs_from_memory_and_says_so(bundle, tab):
     with Server(bundle) as server:
         visit(tab, server)
