@@ -287,14 +287,19 @@ def test_another_engine_plays_the_same_recording(firefox, tiny):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_weights_of_16_bits_that_kernels_read_as_they_are_stored_give_the_same_bits(firefox):
-    """In fp32 test_browser.py has it in Chromium."""
-    firefox.reload(precision="fp16-storage", recorded=True, kernels="all")
+@pytest.mark.parametrize("form", ["fp32", "fp16-storage"])
+def test_with_kernels_that_read_weights_as_they_are_stored_it_gives_the_same_bits(firefox, form):
+    """test_browser.py has kernels on captured commands in Chromium."""
+    firefox.reload(precision=form, recorded=True, kernels="all")
     played, kernels = outputs(firefox), firefox.loaded["kernels"]
     assert not kernels["note"] and kernels["replaced"] > kernels["commands"] / 2
-    firefox.reload(recorded=False)  # here the runtime keeps 16 bits too, and widens them in each run by commands of its own
+    firefox.reload(recorded=False)
     asked = firefox.loaded["kernels"]
-    assert same(played, outputs(firefox)) and not asked["note"] and asked["commands"] > kernels["commands"]
+    assert same(played, outputs(firefox)) and not asked["note"]
+    if form == "fp32":
+        assert asked == kernels
+    else:  # the runtime keeps 16 bits here too, and widens them in each run by commands of its own
+        assert asked["commands"] > kernels["commands"]
 
 
 MEMORY = """async ([precision, kernels]) => {
