@@ -64,14 +64,25 @@ def load(browser: Browser, **choice: object) -> None:
         browser.reload(**choice)
 
 
-def outputs(browser: Browser) -> dict[str, np.ndarray]:
-    feeds = {run: {name: x.numpy() for name, x in inputs.items()} for run, inputs in example_inputs(TINY).items()}
-    found = {run: browser.run(RUNS[run], inputs) for run, inputs in feeds.items()}
-    return {f"{run} {name}": array for run, arrays in found.items() for name, array in arrays.items()}
+def outputs(browser: Browser) -> dict[str, dict[str, np.ndarray]]:
+    """Every output of every run, by the run and its name."""
+    return {run: browser.run(RUNS[run], feeds) for run, feeds in parity.example_feeds(TINY).items()}
 
 
-def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return len(one) == 7 and one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+def same(one: dict, other: dict) -> bool:
+    arrays, others = ({(run, name): y for run, found in all_.items() for name, y in found.items()} for all_ in (one, other))
+    return len(arrays) == 7 and arrays.keys() == others.keys() and all(np.array_equal(arrays[y], others[y]) for y in arrays)
+
+
+@pytest.fixture(scope="module")
+def references(tiny) -> dict:
+    return parity.reference_outputs(tiny.net, tiny.vae)
+
+
+def right(references: dict, found: dict, form: str, backend: str) -> bool:
+    """Whether outputs are PyTorch's, within what is asked of that form."""
+    rows = parity.compare_outputs(references, found, per_graph(form), backend)
+    return len(rows) == 7 and all(row.ok for row in rows)
 
 
 def runtime_files(server: Server) -> list[str]:
@@ -264,23 +275,21 @@ def test_a_profile_starts_onnx_runtime(browser):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp32", "fp16-storage", "int8"])  # the first is loaded already
-def test_a_recording_gives_what_onnx_runtime_gives_here_bit_for_bit(tiny, browser, form):
+def test_a_recording_gives_what_onnx_runtime_gives_here_bit_for_bit_and_what_pytorch_does(references, browser, form):
     load(browser, precision=form, recorded=True)
     played, facts = outputs(browser), browser.loaded
     browser.reload(recorded=False)
-    assert same(played, outputs(browser))
+    assert same(played, outputs(browser)) and right(references, played, form, browser.name)
     assert facts["recorded"] and not browser.loaded["recorded"] and browser.loaded["captured"]
     assert all(facts[fact] == browser.loaded[fact] for fact in ("placed", "workspace", "device", "limits"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_another_engine_plays_the_same_recording(firefox, tiny):
+def test_another_engine_plays_the_same_recording(firefox, references):
     load(firefox, precision="fp32", recorded=True, kernels="fastest")
-    references = parity.reference_outputs(tiny.net, tiny.vae)
-    rows = parity.compare_graphs(references, tiny.net, firefox.run, per_graph("fp32"), firefox.name)
-    assert rows and all(row.ok for row in rows)
     played = outputs(firefox)
+    assert right(references, played, "fp32", firefox.name)
     firefox.reload(recorded=False)
     assert same(played, outputs(firefox))
 
@@ -454,13 +463,11 @@ def test_where_a_recording_is_refused_onnx_runtime_is_asked_and_the_page_says_so
 
 
 @pytest.mark.slow
-def test_the_numbers_are_then_onnx_runtime_s(engine_here, tiny, broken):
+def test_the_numbers_are_then_onnx_runtime_s(engine_here, references, broken):
     engine_here("firefox", "webgpu")
     with Browser(broken, "webgpu", "fp32", adapter="software", engine="firefox") as driven:
         assert driven.loaded["captured"] and not driven.loaded["recorded"] and "does not run here" in driven.evidence
-        references = parity.reference_outputs(tiny.net, tiny.vae)
-        rows = parity.compare_graphs(references, tiny.net, driven.run, per_graph("fp32"), driven.name)
-        assert rows and all(row.ok for row in rows)
+        assert right(references, outputs(driven), "fp32", driven.name)
 
 
 @pytest.mark.slow
