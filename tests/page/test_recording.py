@@ -26,7 +26,6 @@ from moebius_lab.page.driving import launch_options, session_of
 from moebius_lab.page.engines import ENGINES
 from moebius_lab.page.recording import find_weights, read_recording
 from moebius_lab.page.serve import Server
-from moebius_lab.port.export import example_inputs
 from moebius_lab.port.graphs import Graphs
 from moebius_lab.port.precision import STAMP, per_graph
 
@@ -266,9 +265,9 @@ def test_with_a_recording_nothing_of_onnx_runtime_is_fetched(tiny, browser):
 @pytest.mark.slow
 def test_a_profile_starts_onnx_runtime(browser):
     load(browser, precision="fp32", recorded=True)
-    feeds = {name: x.numpy() for name, x in example_inputs(TINY)["vae_decoder"].items()}
-    assert operator_times(browser.profile("vae_decoder", feeds, 1), 1)
-    assert browser.loaded["recorded"] and "image" in browser.run("vae_decoder", feeds)
+    feeds = parity.example_feeds(TINY)["vae_encoder"]
+    assert operator_times(browser.profile("vae_encoder", feeds, 1), 1)
+    assert browser.loaded["recorded"] and "mean" in browser.run("vae_encoder", feeds)
     with pytest.raises(LabError, match="no run of step with conditions 3"):
         browser.run("step", {"conditions": np.zeros((3, 2), np.float32)})
 
