@@ -7,9 +7,10 @@ made anew every few steps: what leaves it is never seen again. Three things go b
   be erased leaks in. At high t the network is therefore shown starts with another picture's latent inside the hole, or
   with none at all, and is asked for the noise that leads to the right picture all the same. It learns not to trust what
   lies in the hole.
-- **The unconditional row ignores the context.** There is no text here; guidance needs some other contrast. Samples with
-  the unconditional ids get another picture's masked latent, so that row learns the picture without its surroundings,
-  and guidance then strengthens the agreement with the surroundings.
+- **The unconditional row knows colours, not what is there.** There is no text here; guidance needs some other contrast.
+  Samples with the unconditional ids are surrounded by another picture with their own colours (`foreign_surroundings`),
+  so that row learns the picture without its surroundings, and guidance strengthens the agreement with those. A row that
+  did not know the colours either made guidance go past them: grass turned blue, grey walls yellow.
 - **Every cell that the hole touches is hole**, as the pipeline says by default; a share of the samples has the release's mask, which
   looks at one pixel of each cell, so that *as released* is known too.
 """
@@ -54,7 +55,7 @@ PRINT_EVERY = 1000  # steps
 CHECK_EVERY = 50  # steps between two looks at the clock
 SAVE_EVERY = 100  # seconds
 RENEWED = 256  # pictures of the pool that are encoded anew ...
-RENEW_EVERY = 100  # ... after so many steps
+RENEW_AFTER = 12_800  # ... after so many latents were drawn from it by a process
 FIRST_KERNELS = "diff_model.conv_in.conv_dw.weight"
 """Key of the first convolution's depthwise kernels (9, 1, 3, 3): one an input channel, with no way around them."""
 SHIFTED = 0.1  # middle tap over strongest tap, under which a first kernel is a mere shift
@@ -121,6 +122,35 @@ class Pool:
         self.oldest = (self.oldest + len(place)) % size
 
 
+def steps_between_renewals(batch: int) -> int:
+    """Steps of so many latents, in each process, after which a part of the pool is made anew."""
+    return max(1, RENEW_AFTER // batch)
+
+
+def foreign_surroundings(latent: Tensor, masked: Tensor, hole: Tensor) -> Tensor:
+    """Masked latents as if each hole were in the next picture of the batch, in its own colours and contrast.
+
+    Args:
+        latent, masked: (B, 4, s, s), scaled, of the pictures and of the pictures without what is in the hole.
+        hole: (B, 1, s, s), 1 in the hole.
+
+    Returns:
+        (B, 4, s, s): in the hole `masked`; elsewhere another picture's latent, moved and scaled to the mean and the
+        standard deviation that `masked` has there, channel by channel.
+    """
+    known = 1 - hole
+    count = known.sum((2, 3), keepdim=True).clamp(min=1)
+
+    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (x * known).sum((2, 3), keepdim=True) / count
+        return mean, (((x - mean) * known).square().sum((2, 3), keepdim=True) / count).sqrt()
+
+    other = latent.roll(1, 0)
+    (own_mean, own_std), (mean, std) = moments(masked), moments(other)
+    matched = (other - mean) / (std + 1e-3) * own_std + own_mean
+    return hole * masked + known * matched
+
+
 def diffusion_loss(network: Callable[..., Tensor], pool: Pool | dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
     """The weighted epsilon loss of one random batch; a scalar. `schedule` is `alphas_cumprod()` in float32."""
     device = schedule.device
@@ -145,7 +175,7 @@ def diffusion_loss(network: Callable[..., Tensor], pool: Pool | dict[str, Tensor
     dropped = torch.rand(batch, 1, device=device) < CONDITION_DROPOUT
     ids = torch.arange(len(CONDITIONAL_IDS), device=device)
     ids = torch.where(dropped, ids + UNCONDITIONAL_IDS[0], ids + CONDITIONAL_IDS[0])
-    masked = torch.where(dropped[:, :, None, None], masked.roll(1, 0), masked)
+    masked = torch.where(dropped[:, :, None, None], foreign_surroundings(x0, masked, hole), masked)
 
     predicted = network(torch.cat([noisy, mask, masked], dim=1), t, ids).float()
     near = F.max_pool2d(hole, 3, 1, 1)  # the hole and the ring of cells around it
@@ -394,14 +424,14 @@ def train_denoiser(
         if parallel.is_first():
             checkpoints.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
 
-    first = trainer.steps
+    first, renew_every = trainer.steps, steps_between_renewals(batch)
     while trainer.steps < max_steps:
         done = trainer.steps - first
         if done % CHECK_EVERY == 0:
             log["seconds"] = before + parallel.agree(time.time() - begun)
             if log["seconds"] - plan_began >= seconds or parallel.agree(time.time() - began) >= stop_after:
                 break
-        if done % RENEW_EVERY == 0 and done and isinstance(pool, Pool):
+        if done % renew_every == 0 and done and isinstance(pool, Pool):
             pool.renew(RENEWED)
         progress = max((log["seconds"] - plan_began) / seconds, trainer.steps / max_steps)
         rise = min(1.0, (trainer.steps - trainer.since + 1) / WARMUP_STEPS)

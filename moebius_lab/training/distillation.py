@@ -298,7 +298,7 @@ class Work:
             if parallel.is_first():
                 checkpoints.save(state | {"optimizer": optimizer.state_dict()}, checkpoint)
 
-        mean = 0.0
+        mean, renew_every = 0.0, denoiser.steps_between_renewals(self.batch)
         while log["steps"] < self.most_steps and "after" not in log:
             if log["steps"] % CHECK_EVERY == 0:
                 log["seconds"] = before + parallel.agree(time.time() - begun)
@@ -307,7 +307,7 @@ class Work:
                 if parallel.agree(time.time()) >= self.deadline:
                     save()
                     return student.factors(), log, False
-            if isinstance(self.pool, denoiser.Pool) and log["steps"] % denoiser.RENEW_EVERY == denoiser.RENEW_EVERY - 1:
+            if isinstance(self.pool, denoiser.Pool) and log["steps"] % renew_every == renew_every - 1:
                 self.pool.renew(min(denoiser.RENEWED, 4 * self.batch))
             progress = max(log["seconds"] / seconds, log["steps"] / self.most_steps)
             rate = PEAK_LR * min(1.0, (log["steps"] + 1) / WARMUP_STEPS) * min(1.0, 2 * (1 - progress) + 0.01)
