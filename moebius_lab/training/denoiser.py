@@ -18,7 +18,6 @@ made anew every few steps: what leaves it is never seen again. Three things go b
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from ..model.unet import MoebiusNet
 from . import checkpoints, parallel
 from .album import Album, random_windows
 from .fast_forms import channels_last, use_fast_forms
+from .steps import Steps, copy_all
 
 PEAK_LR = 7e-4
 WARMUP_STEPS = 300
@@ -215,32 +215,17 @@ def unshifted(kernels: Tensor) -> Tensor:
     return moved
 
 
-@torch.no_grad()
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy every source over its target, unless they are the same numbers: those of equal types and layout all at once."""
-    groups: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for i, (target, source) in enumerate(zip(targets, sources, strict=True)):
-        if target.data_ptr() != source.data_ptr():
-            alone = i if target.stride() != source.stride() else None
-            groups[target.dtype, source.dtype, alone].append((target, source))
-    for pairs in groups.values():
-        torch._foreach_copy_(*map(list, zip(*pairs)))
-
-
-class Trainer:
-    """Network, averaged network and optimizer. On a card a step is two CUDA graphs, between which all processes share gradients."""
+class Trainer(Steps):
+    """The network that is trained, and how."""
 
     def __init__(self, config: NetworkConfig, pool: Pool | dict[str, Tensor], batch: int) -> None:
         self.pool, self.batch = pool, batch
-        self.device = pool["latent"].device
-        self.cuda = self.device.type == "cuda"
-        self.network = channels_last(use_fast_forms(MoebiusNet(config)).to(self.device))
+        device = pool["latent"].device
+        self.network = channels_last(use_fast_forms(MoebiusNet(config)).to(device))
         centre_first_kernels(self.network)
         parallel.same_start(self.network)
-        self.average = [p.detach().clone() for p in self.network.parameters()]
-        self.trained = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter in self.trained:
-            parameter.grad = torch.zeros_like(parameter)
+        parameters = list(self.network.parameters())
+        super().__init__([p for p in parameters if p.requires_grad], parameters, weight_decay=0.01, decay=EMA_DECAY)
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         as_they_are = {id(p) for norm in norms for p in norm.parameters()}
         self.used = {  # what a step reads: 16 bits on a card, made of the parameters at once, not layer by layer
@@ -249,93 +234,30 @@ class Trainer:
             else p.detach().to(torch.bfloat16 if self.cuda else torch.float32, copy=True)
             for name, p in self.network.named_parameters()
         }
-        self.rate = torch.tensor(0.0, device=self.device)
-        self.keep = torch.tensor(0.0, device=self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, fused=self.cuda
-        )
         self.schedule = alphas_cumprod().float().to(self.device)
-        self.loss = torch.zeros((), device=self.device)
-        self.steps = 0
-        self.since = 0  # the step at which weights alone were taken up: warm-up and average begin there
-        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def _predict(self, *inputs: Tensor) -> Tensor:
         return functional_call(self.network, self.used, inputs)
 
-    def _gradients(self) -> None:
+    def losses(self) -> tuple[Tensor, Sequence[Tensor]]:
         parameters = dict(self.network.named_parameters())
-        with torch.no_grad():
-            copy_all(list(self.used.values()), list(parameters.values()))
+        copy_all(list(self.used.values()), list(parameters.values()))
         leaves = {name: self.used[name].requires_grad_() for name, p in parameters.items() if p.requires_grad}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
             loss = diffusion_loss(self._predict, self.pool, self.batch, self.schedule)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        copy_all([p.grad for p in self.trained], gradients)
-        self.loss.lerp_(loss.detach(), 0.02)
-
-    def _update(self) -> None:
-        nn.utils.clip_grad_norm_(self.trained, 1.0, foreach=True)
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_mul_(self.average, self.keep)
-            torch._foreach_add_(self.average, torch._foreach_mul(list(self.network.parameters()), 1 - self.keep))
-
-    def _share(self) -> None:
-        parallel.average([p.grad for p in self.trained])
-
-    def capture(self) -> None:
-        """Record a step's two halves as CUDA graphs, after warm-up steps on a side stream; they count as training steps."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(4):
-                self._gradients()
-                self._share()
-                self._update()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
-        mode = "thread_local"  # threads of the processes' communication may ask the card things meanwhile
-        with torch.cuda.graph(self.graphs[0], capture_error_mode=mode):
-            self._gradients()
-        with torch.cuda.graph(self.graphs[1], pool=self.graphs[0].pool(), capture_error_mode=mode):
-            self._update()
-        self.steps += 4
-
-    def step(self, rate: float) -> None:
-        """One update at this learning rate."""
-        self.rate.fill_(rate)
-        done = self.steps - self.since
-        self.keep.fill_(min(EMA_DECAY, (1 + done) / (10 + done)))
-        halves = [graph.replay for graph in self.graphs] or [self._gradients, self._update]
-        halves[0]()
-        self._share()
-        halves[1]()
-        self.steps += 1
+        return loss, torch.autograd.grad(loss, list(leaves.values()))
 
     def state(self) -> dict:
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-            "since": self.since,
-            "loss": self.loss,
-        }
+        return {"network": self.network.state_dict()} | self.progress()
 
     def load(self, state: dict) -> None:
-        """Take up a full state, or weights alone: then the optimizer starts anew behind a warm-up."""
+        """Take up a full state, or weights alone: then optimizer and average start anew behind a warm-up."""
         self.network.load_state_dict(state["network"])
-        with torch.no_grad():
-            for mine, saved in zip(self.average, state.get("average", self.network.parameters())):
-                mine.copy_(saved)
         if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate
-            self.loss.copy_(state["loss"])
-        self.steps = state["steps"]
-        self.since = state["since"] if "optimizer" in state else self.steps
+            self.go_on(state)
+        else:
+            copy_all(self.average, [p.detach() for p in self.averaged])
+            self.steps = self.since = state["steps"]
 
 
 @torch.no_grad()
@@ -410,13 +332,9 @@ def train_denoiser(
         log = state["log"]
         plan_began = state["plan_began"] if "optimizer" in state else log["seconds"]
     trainer.network.train()
-    if trainer.cuda:
-        trainer.rate.fill_(1e-6)
-        trainer.keep.fill_(1.0)
-        trainer.capture()
-        torch.cuda.synchronize()
-        if parallel.is_first():
-            print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
+    trainer.capture()
+    if parallel.is_first():
+        print(f"denoiser: ready in {time.time() - began:.0f} s", flush=True)
     before, begun, last_save = log["seconds"], time.time(), time.time()
 
     def save() -> None:
