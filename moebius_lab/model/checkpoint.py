@@ -271,7 +271,9 @@ def check_weights(weights: str, config: NetworkConfig) -> None:
         raise LabError(f"weights={weights!r} is neither {names} nor a folder that exists")
 
 
-def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None = None) -> str | Path:
+def find_weights(
+    weights: str, part: str, config: NetworkConfig, hub: Hub | None = None, on_the_way: tuple[Path, ...] = ()
+) -> str | Path:
     """The file that holds one part of `weights`; published ones are fetched and converted where they are not there yet.
 
     Args:
@@ -280,6 +282,7 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
         part: "denoiser" or "vae".
         config: the network that the weights belong to.
         hub: where published weights come from and go to; by default as huggingface_hub's environment says.
+        on_the_way: files of differences that led here from one to the next.
 
     Returns:
         A .safetensors file with the types in which the weights were published, or "deterministic", which needs none.
@@ -293,7 +296,7 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
     if weights not in PUBLISHED:
         folder = DEMO_FOLDER if weights == "demo" else Path(weights)
         if (folder / DIFFERENCE).is_file():
-            return _merged(folder / DIFFERENCE, part, config, hub)
+            return _merged(folder / DIFFERENCE, part, config, hub, on_the_way)
         return folder / f"{part}.safetensors"
     hub = hub or Hub(default_folder())
     denoiser, vae_config, vae = (
@@ -317,14 +320,19 @@ def weights_digest(source: str | Path) -> str:
     return DETERMINISTIC if source == DETERMINISTIC else file_sha256(source)
 
 
-def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None) -> str | Path:
+def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None, on_the_way: tuple[Path, ...]) -> str | Path:
     """The file of weights to which a difference was added; an autoencoder is that of the weights it belongs to."""
-    difference = read_difference(file)
+    difference, whole = read_difference(file), file.resolve()
+    if whole in on_the_way:
+        raise CheckpointError(
+            f"{file}: its weights are a difference from themselves, by way of {difference.weights}; distil it again, with "
+            "an output folder that holds no weights"
+        )
     if difference.network != config.name:
         raise CheckpointError(
             f"{file}: it belongs to the {difference.network} network, not to {config.name}; name that network"
         )
-    base = find_weights(difference.weights, part, config, hub)
+    base = find_weights(difference.weights, part, config, hub, (*on_the_way, whole))
     if part != "denoiser":
         return base
     digest = weights_digest(base) if base == DETERMINISTIC or Path(base).is_file() else ""

@@ -399,6 +399,9 @@ def main() -> int:
     if options.evaluations < 1 or options.substeps < 1 or options.batch < 1 or options.pool < 1:
         raise LabError("evaluations, substeps, batch and pool must be at least 1")
     check_weights(options.weights, config)
+    whole = any((options.output / f"{name}.safetensors").exists() for name in ("denoiser", "vae"))
+    if whole or Path(options.weights).resolve() == options.output.resolve():
+        raise LabError(f"{options.output} holds weights; a difference belongs into a folder of its own: give another -o")
     device = parallel.start()
     options.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED + (int(began) + 1000 * parallel.rank()))  # neither another piece's batches nor process's

@@ -127,6 +127,18 @@ def test_a_difference_of_weights_in_files_belongs_to_those_files(tmp_path, merge
         find_weights(str(folder), "denoiser", TINY)
 
 
+def test_differences_from_each_other_are_told(tmp_path):
+    """Each names the other as what it is added to, or itself: there are no weights at the bottom."""
+    one, other, alone = (tmp_path / name for name in ("one", "other", "alone"))
+    for folder, base in ((one, other), (other, one), (alone, alone)):
+        folder.mkdir()
+        write_difference(folder / DIFFERENCE, difference_for(TINY, weights=str(base)))
+    for folder in (one, other, alone):
+        for part in ("denoiser", "vae"):
+            with pytest.raises(LabError, match="difference from themselves.*output folder that holds no weights"):
+                find_weights(str(folder), part, TINY)
+
+
 def test_what_is_no_difference_is_told(tmp_path, merged_folder):
     path = tmp_path / DIFFERENCE
     path.write_bytes(b"not a file of tensors")

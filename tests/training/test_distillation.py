@@ -162,6 +162,19 @@ def test_bad_input_is_told(command, changed, words, monkeypatch):
         run_command(monkeypatch, *command, *changed)
 
 
+def test_a_difference_does_not_replace_what_it_is_added_to(command, tmp_path, monkeypatch):
+    assert run_command(monkeypatch, *command) == 0
+    with pytest.raises(LabError, match="folder of its own"):
+        run_command(monkeypatch, *command, "--weights", tmp_path / "fast")
+
+
+def test_a_folder_of_whole_weights_is_no_place_for_a_difference(command, tmp_path, monkeypatch):
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "denoiser.safetensors").write_bytes(b"")
+    with pytest.raises(LabError, match="folder of its own"):
+        run_command(monkeypatch, *command)
+
+
 def test_a_folder_without_pictures_is_told(command, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabError, match="no picture and no album"):
