@@ -50,6 +50,7 @@ MEASURES = {
     "step": "a guided step, and one that is not",
     "picture": "the whole picture, as the release fills it and fast",
     "parts": "encode and decode",
+    "difference": "the largest difference of each graph's outputs from PyTorch's in float32",
     "limits": "a large matrix product and a large copy on the same backends",
     "curve": "the whole picture with other numbers of steps",
     "profile": "a step's time by operator",

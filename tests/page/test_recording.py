@@ -253,7 +253,8 @@ def test_weights_of_16_bits_that_kernels_read_as_they_are_stored_give_the_same_b
     played, kernels = outputs(browser), browser.loaded["kernels"]
     assert not kernels["note"] and kernels["replaced"] > kernels["commands"] / 2
     browser.reload(recorded=False)  # whose weights have 32 bits: this device lacks shader-f16
-    assert same(played, outputs(browser)) and browser.loaded["kernels"] == kernels
+    again = browser.loaded["kernels"]
+    assert same(played, outputs(browser)) and all(again[what] == kernels[what] for what in ("replaced", "commands", "note"))
     browser.reload(kernels="fastest")
 
 
