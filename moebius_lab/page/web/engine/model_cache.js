@@ -3,11 +3,13 @@
 
 import { EngineError, cancelled } from './errors.js';
 
-/** @import { Files, LoadProgress, Manifest, StoredEntry, Wanted } from './types.js' */
+/** @import { Files, LoadProgress, Manifest, StoredEntry, StoredFile, Wanted } from './types.js' */
 
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
 const FIRST_PAUSE = 500; // ms before the second attempt; doubles
+const READS = 2; // of a stored file that is not as long as it was when it was checked
+const DAMAGED = 'A stored file was damaged and is fetched again.';
 const RATE_WINDOW = 4000; // ms over which the rate is taken
 const REPORT_EVERY = 100; // ms
 
@@ -25,7 +27,8 @@ export class ModelCache {
   }
 
   /**
-   * Have every wanted file: checked if it is stored, fetched and stored if not.
+   * Have every wanted file: checked if it is stored, fetched and stored if not. Whoever reads one then gets as many bytes as the manifest
+   * says, whatever became of it meanwhile, or the error 'unreadable'.
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
@@ -57,10 +60,29 @@ export class ModelCache {
 
     await inParallel(wanted, have, signal);
     progress.report(true);
-    const file = async (/** @type {string} */ sha256) => {
+    const read = async (/** @type {StoredFile} */ { sha256, bytes }) => {
       const blob = memory.get(sha256) ?? (await (await store?.match(this.#key(sha256)))?.blob());
-      if (!blob) throw new EngineError('corrupt', 'A stored file of the model disappeared. Load the model again.');
-      return blob;
+      const found = await blob?.arrayBuffer();
+      return found?.byteLength === bytes ? found : null;
+    };
+    const file = async (/** @type {string} */ sha256) => {
+      const item = wanted.find(({ file }) => file.sha256 === sha256);
+      if (!item) throw new EngineError('bad-input', `No file ${sha256} of the model was asked for.`);
+      for (let attempt = 0; attempt < READS; attempt++) {
+        const found = await read(item.file).catch(() => null);
+        if (found) return found;
+      }
+      progress.found(-item.file.bytes);
+      progress.say(DAMAGED);
+      try {
+        const blob = await download(item, progress, signal);
+        await keep(item, blob);
+        return await blob.arrayBuffer();
+      } catch (error) {
+        if (signal.aborted) throw error;
+        const what = 'A stored file of the model cannot be read, and could not be fetched again.';
+        throw new EngineError('unreadable', `${what} Reload the page.`, error);
+      }
     };
     return { file, storage: progress.storage };
   }
@@ -152,7 +174,7 @@ export class ModelCache {
       progress.found(item.file.bytes);
       return true;
     }
-    progress.say('A stored file was damaged and is fetched again.');
+    progress.say(DAMAGED);
     await store.delete(this.#key(item.file.sha256));
     return false;
   }
@@ -211,7 +233,7 @@ class Progress {
     this.reported = -Infinity;
   }
 
-  /** @param {number} bytes that were stored already */
+  /** @param {number} bytes that were stored already; negative for those that are no longer */
   found(bytes) {
     this.cached += bytes;
     this.report();
@@ -253,7 +275,7 @@ class Progress {
       phase: this.active || this.fetched ? 'download' : 'verify',
       doneBytes: done,
       totalBytes: this.total,
-      cachedBytes: this.cached,
+      cachedBytes: Math.max(this.cached, 0),
       rate,
       secondsLeft: done >= this.total ? 0 : rate > 0 ? (this.total - done) / rate : Infinity,
       storage: this.storage,

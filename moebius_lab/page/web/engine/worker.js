@@ -51,7 +51,7 @@ async function load(choice, report, signal) {
   };
   const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
     const build = manifest.runtime.builds[buildFor(provider)];
-    const wasm = await (await file(build.wasm.sha256)).arrayBuffer();
+    const wasm = await file(build.wasm.sha256);
     const module = new URL(build.module, page);
     const { OrtBackend } = await import('./backend.js');
     return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file });

@@ -23,7 +23,7 @@ export class RecordedBackend extends GraphBackend {
    * @param {string} options.precision that has a recording
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
    * @param {URL} options.page the manifest's
-   * @param {(sha256: string) => Promise<Blob>} options.file
+   * @param {(sha256: string) => Promise<ArrayBuffer>} options.file
    * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
    * @returns {Promise<RecordedBackend>}
    * @throws {EngineError} code 'unplayable': the recording does not run on this device
@@ -49,7 +49,7 @@ export class RecordedBackend extends GraphBackend {
    * @param {GPUDevice} device
    * @param {Recording} recording
    * @param {Uint8Array} own numbers that stand in it
-   * @param {(sha256: string) => Promise<Blob>} file
+   * @param {(sha256: string) => Promise<ArrayBuffer>} file
    * @param {() => Promise<GraphBackend>} runtime
    */
   constructor(manifest, precision, device, recording, own, file, runtime) {

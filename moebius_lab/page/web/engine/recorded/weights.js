@@ -176,7 +176,7 @@ function sum({ dims, words }, b) {
  * @param {GPUDevice} device
  * @param {Recording} recording
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<Blob>} file
+ * @param {(sha256: string) => Promise<ArrayBuffer>} file
  * @param {boolean} narrow those of 16 bits as they are stored, with placeholders for what they are in 32
  * @returns {Promise<(GPUBuffer|Widened)[]>} by their indices
  */
@@ -210,14 +210,14 @@ export function storedNarrow(formula) {
  * @template K
  * @param {Map<K, Formula>} formulas
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<Blob>} file
+ * @param {(sha256: string) => Promise<ArrayBuffer>} file
  * @returns {AsyncGenerator<[K, Numbers]>}
  */
 async function* numbersOf(formulas, own, file) {
   let last = '';
   let bytes = own;
   const bytesOf = async (/** @type {string} */ sha256) => {
-    if (sha256 !== last) bytes = sha256 ? new Uint8Array(await (await file(sha256)).arrayBuffer()) : own;
+    if (sha256 !== last) bytes = sha256 ? new Uint8Array(await file(sha256)) : own;
     last = sha256;
     return bytes;
   };
@@ -249,7 +249,7 @@ function bufferOf(device, words) {
  * @param {(GPUBuffer|Widened)[]} places of the weights
  * @param {Recording} recording
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<Blob>} file
+ * @param {(sha256: string) => Promise<ArrayBuffer>} file
  * @returns {Promise<Map<string, GraphCapture>>}
  */
 export async function widenWhatIsRead(device, captures, places, { weights }, own, file) {
