@@ -18,7 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import LabError
-from ..config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
+from ..config import (
+    DETERMINISTIC,
+    FASTEST,
+    LATENT_CHANNELS,
+    MOEBIUS,
+    PRESETS,
+    PUBLISHED,
+    WEIGHTS,
+    NetworkConfig,
+    Preset,
+    distilled_preset,
+)
 from ..errors import NO_ROOM, explain_os_error, first_line, is_out_of_memory
 from ..files import file_sha256, require_room, written_whole
 from .hub import Hub, HubUnreachable, default_folder
@@ -26,6 +37,8 @@ from .low_rank import DIFFERENCE, merged, read_difference
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+SHIPPED = {"demo": DEMO_FOLDER, "demo-fast": DEMO_FOLDER.with_name("demo_fast")}
+"""Folders of the weights that come with the package, by name."""
 DENOISER_REPO, VAE_REPO = "hustvl/Moebius", "hustvl/PixelHacker"
 
 PICKLE, SAFETENSORS = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
@@ -229,8 +242,8 @@ def load_checkpoint(source: str | Path, config: NetworkConfig) -> MoebiusNet:
     """A denoiser with its weights, float32, in evaluation mode.
 
     Args:
-        source: a file of all of them, or one of `config.WEIGHTS`: "demo" (shipped with the package), "deterministic" (made by recipe), or
-            published weights, which are fetched first where they are not on this machine.
+        source: a file of all of them, or one of `config.WEIGHTS`: "demo" and "demo-fast" (shipped with the package), "deterministic" (made
+            by recipe), or published weights, which are fetched first where they are not on this machine.
         config: the network that the weights belong to.
 
     Raises:
@@ -260,7 +273,7 @@ def _load(module: nn.Module, source: str | Path, part: str, config: NetworkConfi
 
 def check_weights(weights: str, config: NetworkConfig) -> None:
     """Raise LabError where `weights` is no name and no folder, or belongs to another network than `config`."""
-    belongs_to = {"demo": "demo"} | dict.fromkeys(PUBLISHED, MOEBIUS.name)
+    belongs_to = dict.fromkeys(SHIPPED, "demo") | dict.fromkeys(PUBLISHED, MOEBIUS.name)
     if config.name != belongs_to.get(weights, config.name):
         raise LabError(
             f"the {weights} weights belong to the {belongs_to[weights]} network, not to {config.name}; name that network, "
@@ -271,7 +284,24 @@ def check_weights(weights: str, config: NetworkConfig) -> None:
         raise LabError(f"weights={weights!r} is neither {names} nor a folder that exists")
 
 
-def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None = None) -> str | Path:
+def presets_of(weights: str) -> dict[str, Preset]:
+    """The presets that these weights can be sampled with, the default first: `config.PRESETS`, or the one of distilled weights.
+
+    Args:
+        weights: a name in `config.WEIGHTS`, or a folder.
+
+    Raises:
+        LabError: the folder's difference is damaged.
+    """
+    if weights in WEIGHTS and weights not in SHIPPED:
+        return dict(PRESETS)
+    file = SHIPPED.get(weights, Path(weights)) / DIFFERENCE
+    return {FASTEST: distilled_preset(read_difference(file).steps)} if file.is_file() else dict(PRESETS)
+
+
+def find_weights(
+    weights: str, part: str, config: NetworkConfig, hub: Hub | None = None, on_the_way: tuple[Path, ...] = ()
+) -> str | Path:
     """The file that holds one part of `weights`; published ones are fetched and converted where they are not there yet.
 
     Args:
@@ -280,6 +310,7 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
         part: "denoiser" or "vae".
         config: the network that the weights belong to.
         hub: where published weights come from and go to; by default as huggingface_hub's environment says.
+        on_the_way: files of differences that led here from one to the next.
 
     Returns:
         A .safetensors file with the types in which the weights were published, or "deterministic", which needs none.
@@ -291,9 +322,9 @@ def find_weights(weights: str, part: str, config: NetworkConfig, hub: Hub | None
     if weights == DETERMINISTIC:
         return DETERMINISTIC
     if weights not in PUBLISHED:
-        folder = DEMO_FOLDER if weights == "demo" else Path(weights)
+        folder = SHIPPED.get(weights, Path(weights))
         if (folder / DIFFERENCE).is_file():
-            return _merged(folder / DIFFERENCE, part, config, hub)
+            return _merged(folder / DIFFERENCE, part, config, hub, on_the_way)
         return folder / f"{part}.safetensors"
     hub = hub or Hub(default_folder())
     denoiser, vae_config, vae = (
@@ -317,14 +348,19 @@ def weights_digest(source: str | Path) -> str:
     return DETERMINISTIC if source == DETERMINISTIC else file_sha256(source)
 
 
-def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None) -> str | Path:
+def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None, on_the_way: tuple[Path, ...]) -> str | Path:
     """The file of weights to which a difference was added; an autoencoder is that of the weights it belongs to."""
-    difference = read_difference(file)
+    difference, whole = read_difference(file), file.resolve()
+    if whole in on_the_way:
+        raise CheckpointError(
+            f"{file}: its weights are a difference from themselves, by way of {difference.weights}; distil it again, with "
+            "an output folder that holds no weights"
+        )
     if difference.network != config.name:
         raise CheckpointError(
             f"{file}: it belongs to the {difference.network} network, not to {config.name}; name that network"
         )
-    base = find_weights(difference.weights, part, config, hub)
+    base = find_weights(difference.weights, part, config, hub, (*on_the_way, whole))
     if part != "denoiser":
         return base
     digest = weights_digest(base) if base == DETERMINISTIC or Path(base).is_file() else ""

@@ -242,6 +242,14 @@ class PlaywrightSession(Session):
         api, options = playwright_api(), launch_options(adapter) | {"executable_path": program}
         with ExitStack() as started:
             playwright = started.enter_context(api.sync_playwright())
+            if (
+                adapter == "nvidia"
+            ):  # a visitor's driver keeps programs as well: one that comes for the first time has none of them
+                kept = Path(
+                    folder or started.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), "driver"
+                )
+                kept.mkdir(parents=True, exist_ok=True)
+                options["env"] = options["env"] | {"__GL_SHADER_DISK_CACHE_PATH": str(kept)}
             try:
                 if folder:
                     self.chromium = self.context = playwright.chromium.launch_persistent_context(folder, **options)

@@ -300,6 +300,13 @@ def main() -> int:
         help="training time that vae, decoder and denoiser are planned for, all runs together",
     )
     parser.add_argument(
+        "--batch",
+        nargs="+",
+        default=[],
+        metavar="STAGE=N",
+        help="pictures or latents a step in each process (default: 32 for vae and decoder, 128 for denoiser)",
+    )
+    parser.add_argument(
         "--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine"
     )
     args = parser.parse_args()
@@ -308,27 +315,34 @@ def main() -> int:
         args.work_dir.mkdir(parents=True, exist_ok=True)
         start_from_shipped(args.work_dir, tuple(args.stages), args.from_shipped)
     parallel.wait()
-    plan = SMOKE if args.smoke else replace(FULL, **planned_seconds(args.seconds))
+    plan = (
+        SMOKE
+        if args.smoke
+        else replace(FULL, **by_stage("--seconds", args.seconds, float), **by_stage("--batch", args.batch, int))
+    )
     run(plan, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
     parallel.stop()
     return 0
 
 
-def planned_seconds(words: list[str]) -> dict[str, float]:
-    """["vae=300"] -> {"vae_seconds": 300.0}.
+def by_stage(option: str, words: list[str], number: type) -> dict[str, float]:
+    """("--seconds", ["vae=300"], float) -> {"vae_seconds": 300.0}, as the plan names it.
 
     Raises:
-        LabError: a word names no trained stage, or no number.
+        LabError: a word names no trained stage, or no number above 0.
     """
     found = {}
     for word in words:
-        stage, _, seconds = word.partition("=")
+        stage, _, text = word.partition("=")
         try:
-            found[f"{stage}_seconds"] = float(seconds)
+            value = number(text)
         except ValueError:
-            raise LabError(f"--seconds takes words like denoiser=900, not {word!r}") from None
+            value = 0
+        if not value > 0:
+            raise LabError(f"{option} takes words like denoiser=900, with a number above 0, not {word!r}")
         if stage not in ("vae", "decoder", "denoiser"):
-            raise LabError(f"--seconds knows vae, decoder and denoiser, not {stage!r}")
+            raise LabError(f"{option} knows vae, decoder and denoiser, not {stage!r}")
+        found[f"{stage}_{option[2:]}"] = value
     return found
 
 

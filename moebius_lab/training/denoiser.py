@@ -7,9 +7,10 @@ made anew every few steps: what leaves it is never seen again. Three things go b
   be erased leaks in. At high t the network is therefore shown starts with another picture's latent inside the hole, or
   with none at all, and is asked for the noise that leads to the right picture all the same. It learns not to trust what
   lies in the hole.
-- **The unconditional row ignores the context.** There is no text here; guidance needs some other contrast. Samples with
-  the unconditional ids get another picture's masked latent, so that row learns the picture without its surroundings,
-  and guidance then strengthens the agreement with the surroundings.
+- **The unconditional row knows colours, not what is there.** There is no text here; guidance needs some other contrast.
+  Samples with the unconditional ids are surrounded by another picture with their own colours (`foreign_surroundings`),
+  so that row learns the picture without its surroundings, and guidance strengthens the agreement with those. A row that
+  did not know the colours either made guidance go past them: grass turned blue, grey walls yellow.
 - **Every cell that the hole touches is hole**, as the pipeline says by default; a share of the samples has the release's mask, which
   looks at one pixel of each cell, so that *as released* is known too.
 """
@@ -17,7 +18,6 @@ made anew every few steps: what leaves it is never seen again. Three things go b
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from ..model.unet import MoebiusNet
 from . import checkpoints, parallel
 from .album import Album, random_windows
 from .fast_forms import channels_last, use_fast_forms
+from .steps import Steps, copy_all
 
 PEAK_LR = 7e-4
 WARMUP_STEPS = 300
@@ -54,7 +55,7 @@ PRINT_EVERY = 1000  # steps
 CHECK_EVERY = 50  # steps between two looks at the clock
 SAVE_EVERY = 100  # seconds
 RENEWED = 256  # pictures of the pool that are encoded anew ...
-RENEW_EVERY = 100  # ... after so many steps
+RENEW_AFTER = 12_800  # ... after so many latents were drawn from it by a process
 FIRST_KERNELS = "diff_model.conv_in.conv_dw.weight"
 """Key of the first convolution's depthwise kernels (9, 1, 3, 3): one an input channel, with no way around them."""
 SHIFTED = 0.1  # middle tap over strongest tap, under which a first kernel is a mere shift
@@ -121,6 +122,35 @@ class Pool:
         self.oldest = (self.oldest + len(place)) % size
 
 
+def steps_between_renewals(batch: int) -> int:
+    """Steps of so many latents, in each process, after which a part of the pool is made anew."""
+    return max(1, RENEW_AFTER // batch)
+
+
+def foreign_surroundings(latent: Tensor, masked: Tensor, hole: Tensor) -> Tensor:
+    """Masked latents as if each hole were in the next picture of the batch, in its own colours and contrast.
+
+    Args:
+        latent, masked: (B, 4, s, s), scaled, of the pictures and of the pictures without what is in the hole.
+        hole: (B, 1, s, s), 1 in the hole.
+
+    Returns:
+        (B, 4, s, s): in the hole `masked`; elsewhere another picture's latent, moved and scaled to the mean and the
+        standard deviation that `masked` has there, channel by channel.
+    """
+    known = 1 - hole
+    count = known.sum((2, 3), keepdim=True).clamp(min=1)
+
+    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (x * known).sum((2, 3), keepdim=True) / count
+        return mean, (((x - mean) * known).square().sum((2, 3), keepdim=True) / count).sqrt()
+
+    other = latent.roll(1, 0)
+    (own_mean, own_std), (mean, std) = moments(masked), moments(other)
+    matched = (other - mean) / (std + 1e-3) * own_std + own_mean
+    return hole * masked + known * matched
+
+
 def diffusion_loss(network: Callable[..., Tensor], pool: Pool | dict[str, Tensor], batch: int, schedule: Tensor) -> Tensor:
     """The weighted epsilon loss of one random batch; a scalar. `schedule` is `alphas_cumprod()` in float32."""
     device = schedule.device
@@ -145,7 +175,7 @@ def diffusion_loss(network: Callable[..., Tensor], pool: Pool | dict[str, Tensor
     dropped = torch.rand(batch, 1, device=device) < CONDITION_DROPOUT
     ids = torch.arange(len(CONDITIONAL_IDS), device=device)
     ids = torch.where(dropped, ids + UNCONDITIONAL_IDS[0], ids + CONDITIONAL_IDS[0])
-    masked = torch.where(dropped[:, :, None, None], masked.roll(1, 0), masked)
+    masked = torch.where(dropped[:, :, None, None], foreign_surroundings(x0, masked, hole), masked)
 
     predicted = network(torch.cat([noisy, mask, masked], dim=1), t, ids).float()
     near = F.max_pool2d(hole, 3, 1, 1)  # the hole and the ring of cells around it
@@ -185,32 +215,17 @@ def unshifted(kernels: Tensor) -> Tensor:
     return moved
 
 
-@torch.no_grad()
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy every source over its target, unless they are the same numbers: those of equal types and layout all at once."""
-    groups: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for i, (target, source) in enumerate(zip(targets, sources, strict=True)):
-        if target.data_ptr() != source.data_ptr():
-            alone = i if target.stride() != source.stride() else None
-            groups[target.dtype, source.dtype, alone].append((target, source))
-    for pairs in groups.values():
-        torch._foreach_copy_(*map(list, zip(*pairs)))
-
-
-class Trainer:
-    """Network, averaged network and optimizer. On a card a step is two CUDA graphs, between which all processes share gradients."""
+class Trainer(Steps):
+    """The network that is trained, and how."""
 
     def __init__(self, config: NetworkConfig, pool: Pool | dict[str, Tensor], batch: int) -> None:
         self.pool, self.batch = pool, batch
-        self.device = pool["latent"].device
-        self.cuda = self.device.type == "cuda"
-        self.network = channels_last(use_fast_forms(MoebiusNet(config)).to(self.device))
+        device = pool["latent"].device
+        self.network = channels_last(use_fast_forms(MoebiusNet(config)).to(device))
         centre_first_kernels(self.network)
         parallel.same_start(self.network)
-        self.average = [p.detach().clone() for p in self.network.parameters()]
-        self.trained = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter in self.trained:
-            parameter.grad = torch.zeros_like(parameter)
+        parameters = list(self.network.parameters())
+        super().__init__([p for p in parameters if p.requires_grad], parameters, weight_decay=0.01, decay=EMA_DECAY)
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         as_they_are = {id(p) for norm in norms for p in norm.parameters()}
         self.used = {  # what a step reads: 16 bits on a card, made of the parameters at once, not layer by layer
@@ -219,93 +234,30 @@ class Trainer:
             else p.detach().to(torch.bfloat16 if self.cuda else torch.float32, copy=True)
             for name, p in self.network.named_parameters()
         }
-        self.rate = torch.tensor(0.0, device=self.device)
-        self.keep = torch.tensor(0.0, device=self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=self.cuda, fused=self.cuda
-        )
         self.schedule = alphas_cumprod().float().to(self.device)
-        self.loss = torch.zeros((), device=self.device)
-        self.steps = 0
-        self.since = 0  # the step at which weights alone were taken up: warm-up and average begin there
-        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def _predict(self, *inputs: Tensor) -> Tensor:
         return functional_call(self.network, self.used, inputs)
 
-    def _gradients(self) -> None:
+    def losses(self) -> tuple[Tensor, Sequence[Tensor]]:
         parameters = dict(self.network.named_parameters())
-        with torch.no_grad():
-            copy_all(list(self.used.values()), list(parameters.values()))
+        copy_all(list(self.used.values()), list(parameters.values()))
         leaves = {name: self.used[name].requires_grad_() for name, p in parameters.items() if p.requires_grad}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
             loss = diffusion_loss(self._predict, self.pool, self.batch, self.schedule)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        copy_all([p.grad for p in self.trained], gradients)
-        self.loss.lerp_(loss.detach(), 0.02)
-
-    def _update(self) -> None:
-        nn.utils.clip_grad_norm_(self.trained, 1.0, foreach=True)
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_mul_(self.average, self.keep)
-            torch._foreach_add_(self.average, torch._foreach_mul(list(self.network.parameters()), 1 - self.keep))
-
-    def _share(self) -> None:
-        parallel.average([p.grad for p in self.trained])
-
-    def capture(self) -> None:
-        """Record a step's two halves as CUDA graphs, after warm-up steps on a side stream; they count as training steps."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(4):
-                self._gradients()
-                self._share()
-                self._update()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
-        mode = "thread_local"  # threads of the processes' communication may ask the card things meanwhile
-        with torch.cuda.graph(self.graphs[0], capture_error_mode=mode):
-            self._gradients()
-        with torch.cuda.graph(self.graphs[1], pool=self.graphs[0].pool(), capture_error_mode=mode):
-            self._update()
-        self.steps += 4
-
-    def step(self, rate: float) -> None:
-        """One update at this learning rate."""
-        self.rate.fill_(rate)
-        done = self.steps - self.since
-        self.keep.fill_(min(EMA_DECAY, (1 + done) / (10 + done)))
-        halves = [graph.replay for graph in self.graphs] or [self._gradients, self._update]
-        halves[0]()
-        self._share()
-        halves[1]()
-        self.steps += 1
+        return loss, torch.autograd.grad(loss, list(leaves.values()))
 
     def state(self) -> dict:
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "steps": self.steps,
-            "since": self.since,
-            "loss": self.loss,
-        }
+        return {"network": self.network.state_dict()} | self.progress()
 
     def load(self, state: dict) -> None:
-        """Take up a full state, or weights alone: then the optimizer starts anew behind a warm-up."""
+        """Take up a full state, or weights alone: then optimizer and average start anew behind a warm-up."""
         self.network.load_state_dict(state["network"])
-        with torch.no_grad():
-            for mine, saved in zip(self.average, state.get("average", self.network.parameters())):
-                mine.copy_(saved)
         if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate
-            self.loss.copy_(state["loss"])
-        self.steps = state["steps"]
-        self.since = state["since"] if "optimizer" in state else self.steps
+            self.go_on(state)
+        else:
+            copy_all(self.average, [p.detach() for p in self.averaged])
+            self.steps = self.since = state["steps"]
 
 
 @torch.no_grad()
@@ -380,13 +332,9 @@ def train_denoiser(
         log = state["log"]
         plan_began = state["plan_began"] if "optimizer" in state else log["seconds"]
     trainer.network.train()
-    if trainer.cuda:
-        trainer.rate.fill_(1e-6)
-        trainer.keep.fill_(1.0)
-        trainer.capture()
-        torch.cuda.synchronize()
-        if parallel.is_first():
-            print(f"denoiser: captured in {time.time() - began:.0f} s", flush=True)
+    trainer.capture()
+    if parallel.is_first():
+        print(f"denoiser: ready in {time.time() - began:.0f} s", flush=True)
     before, begun, last_save = log["seconds"], time.time(), time.time()
 
     def save() -> None:
@@ -394,14 +342,14 @@ def train_denoiser(
         if parallel.is_first():
             checkpoints.save(trainer.state() | {"log": log, "plan_began": plan_began}, checkpoint)
 
-    first = trainer.steps
+    first, renew_every = trainer.steps, steps_between_renewals(batch)
     while trainer.steps < max_steps:
         done = trainer.steps - first
         if done % CHECK_EVERY == 0:
             log["seconds"] = before + parallel.agree(time.time() - begun)
             if log["seconds"] - plan_began >= seconds or parallel.agree(time.time() - began) >= stop_after:
                 break
-        if done % RENEW_EVERY == 0 and done and isinstance(pool, Pool):
+        if done % renew_every == 0 and done and isinstance(pool, Pool):
             pool.renew(RENEWED)
         progress = max((log["seconds"] - plan_began) / seconds, trainer.steps / max_steps)
         rise = min(1.0, (trainer.steps - trainer.since + 1) / WARMUP_STEPS)

@@ -24,6 +24,7 @@ import argparse
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ from ..model.unet import MoebiusNet
 from . import checkpoints, data, denoiser, parallel
 from .album import Album
 from .fast_forms import channels_last, use_fast_forms
+from .steps import Steps, copy_all
 
 SOLVER = "ddim-trailing"
 EVALUATIONS = 4  # of the finished student: steps from pure noise
@@ -65,6 +67,7 @@ AVERAGE_DECAY = 0.998
 MOST_WEIGHT = 25.0  # of the loss at high noise, where a predicted noise means a picture that is many times as far off
 SAVE_EVERY = 60  # seconds
 CHECK_EVERY = 10  # steps between two looks at the clock
+PRINT_EVERY = 50  # steps
 KEPT_BACK = 64  # pictures on which a stage is judged; they are never trained on
 MASKS = 1024
 BANK = 256  # generated pictures to draw from, beside those of the folder
@@ -117,8 +120,10 @@ def with_difference(network: MoebiusNet, factors: dict[str, tuple[Tensor, Tensor
 
 
 def ids_of(count: int, ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """(count, 10): the ids of one condition for each of a batch."""
-    return torch.tensor(ids, device=device).expand(count, -1)
+    """(count, 10): the ids of one condition, which follow one another, for each of a batch."""
+    return torch.arange(ids[0], ids[0] + len(ids), device=device).expand(
+        count, -1
+    )  # made there: a captured step cannot wait
 
 
 def guided_noise(network: nn.Module, latent: Tensor, rest: Tensor, t: Tensor, guidance: float) -> Tensor:
@@ -229,6 +234,18 @@ def error_of(network: nn.Module | Student, lesson: Lesson, pool: dict[str, Tenso
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
+class Learner(Steps):
+    """A student and what it is taught."""
+
+    def __init__(self, student: Student, lesson: Lesson, pool: dict[str, Tensor] | denoiser.Pool, batch: int) -> None:
+        super().__init__(student.trained, student.trained, weight_decay=0.0, decay=AVERAGE_DECAY)
+        self.student, self.lesson, self.pool, self.batch = student, lesson, pool, batch
+
+    def losses(self) -> tuple[Tensor, Sequence[Tensor]]:
+        loss = self.lesson.loss(self.student, self.pool, self.batch)
+        return loss, torch.autograd.grad(loss, self.trained)
+
+
 @dataclass
 class Work:
     """One distillation: what is distilled, and how far each stage goes."""
@@ -278,65 +295,55 @@ class Work:
         checkpoint = self.folder / f"{lesson.stage}.pt"
         seconds = (SECONDS | (self.seconds or {}))[lesson.stage]
         student = Student(self.network, self.rank, factors)
-        average = [tensor.detach().clone() for tensor in student.trained]
-        optimizer = torch.optim.AdamW(student.trained, lr=PEAK_LR, betas=(0.9, 0.99), weight_decay=0.0)
+        learner = Learner(student, lesson, self.pool, self.batch)
         log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
         if checkpoint.exists():
-            state = torch.load(checkpoint, map_location=average[0].device, weights_only=True)
-            with torch.no_grad():
-                for mine, saved in zip(student.trained, state["trained"], strict=True):
-                    mine.copy_(saved)
-            average, log = state["average"], state["log"]
-            optimizer.load_state_dict(state["optimizer"])
+            state = torch.load(checkpoint, map_location=learner.device, weights_only=True)
+            copy_all([t.detach() for t in student.trained], state["trained"])
+            learner.go_on(state)
+            log = state["log"]
         else:
             log["before"] = error_of(student, lesson, self.kept_back, self.batch)
-        before, begun, saved = log["seconds"], time.time(), time.time()
+        if "after" not in log:
+            learner.capture()
+        before, begun, saved, first = log["seconds"], time.time(), time.time(), learner.steps
+
+        def look() -> None:
+            log["steps"], log["seconds"] = learner.steps, before + parallel.agree(time.time() - begun)
 
         def save() -> None:
-            log["seconds"] = before + parallel.agree(time.time() - begun)
-            state = {"trained": [t.detach() for t in student.trained], "average": average, "log": log}
+            look()
             if parallel.is_first():
-                checkpoints.save(state | {"optimizer": optimizer.state_dict()}, checkpoint)
+                state = {"trained": [t.detach() for t in student.trained], "log": log} | learner.progress()
+                checkpoints.save(state, checkpoint)
 
-        mean = 0.0
-        while log["steps"] < self.most_steps and "after" not in log:
-            if log["steps"] % CHECK_EVERY == 0:
-                log["seconds"] = before + parallel.agree(time.time() - begun)
+        renew_every = denoiser.steps_between_renewals(self.batch)
+        while learner.steps < self.most_steps and "after" not in log:
+            done = learner.steps - first
+            if done % CHECK_EVERY == 0:
+                look()
                 if log["seconds"] >= seconds:
                     break
                 if parallel.agree(time.time()) >= self.deadline:
                     save()
                     return student.factors(), log, False
-            if isinstance(self.pool, denoiser.Pool) and log["steps"] % denoiser.RENEW_EVERY == denoiser.RENEW_EVERY - 1:
+            if isinstance(self.pool, denoiser.Pool) and done % renew_every == renew_every - 1:
                 self.pool.renew(min(denoiser.RENEWED, 4 * self.batch))
-            progress = max(log["seconds"] / seconds, log["steps"] / self.most_steps)
-            rate = PEAK_LR * min(1.0, (log["steps"] + 1) / WARMUP_STEPS) * min(1.0, 2 * (1 - progress) + 0.01)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = lesson.loss(student, self.pool, self.batch)
-            gradients = list(torch.autograd.grad(loss, student.trained))
-            parallel.average(gradients)
-            for tensor, gradient in zip(student.trained, gradients):
-                tensor.grad = gradient
-            nn.utils.clip_grad_norm_(student.trained, 1.0)
-            optimizer.step()
-            log["steps"] += 1
-            keep = min(AVERAGE_DECAY, log["steps"] / (10 + log["steps"]))
-            torch._foreach_mul_(average, keep)
-            torch._foreach_add_(average, torch._foreach_mul([t.detach() for t in student.trained], 1 - keep))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss of {lesson.stage} is {value} at step {log['steps']}")
-            mean = value if log["steps"] == 1 else 0.95 * mean + 0.05 * value
-            if log["steps"] % 50 == 0:
-                log["curve"].append([log["steps"], round(mean, 6)])
+            progress = max(log["seconds"] / seconds, learner.steps / self.most_steps)
+            learner.step(PEAK_LR * min(1.0, (learner.steps + 1) / WARMUP_STEPS) * min(1.0, 2 * (1 - progress) + 0.01))
+            if learner.steps % PRINT_EVERY == 0 or learner.steps == self.most_steps:
+                (value,) = parallel.mean([learner.loss])
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"the loss of {lesson.stage} is {value} at step {learner.steps}")
+                log["curve"].append([learner.steps, round(value, 6)])
                 if parallel.is_first():
-                    print(f"{lesson.stage}: {log['steps']} steps, {time.time() - begun:.0f} s, loss {mean:.5f}", flush=True)
+                    seconds_so_far = time.time() - begun
+                    print(f"{lesson.stage}: {learner.steps} steps, {seconds_so_far:.0f} s, loss {value:.5f}", flush=True)
             if time.time() - saved > SAVE_EVERY:
                 save()
                 saved = time.time()
         names = list(student.up)
-        finished = dict(zip(names, zip(average[: len(names)], average[len(names) :])))
+        finished = dict(zip(names, zip(learner.average[: len(names)], learner.average[len(names) :])))
         if "after" not in log:
             log["after"] = error_of(with_difference(self.network, finished), lesson, self.kept_back, self.batch)
             save()
@@ -392,6 +399,9 @@ def main() -> int:
     if options.evaluations < 1 or options.substeps < 1 or options.batch < 1 or options.pool < 1:
         raise LabError("evaluations, substeps, batch and pool must be at least 1")
     check_weights(options.weights, config)
+    whole = any((options.output / f"{name}.safetensors").exists() for name in ("denoiser", "vae"))
+    if whole or Path(options.weights).resolve() == options.output.resolve():
+        raise LabError(f"{options.output} holds weights; a difference belongs into a folder of its own: give another -o")
     device = parallel.start()
     options.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED + (int(began) + 1000 * parallel.rank()))  # neither another piece's batches nor process's
@@ -417,7 +427,8 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         weights = options.weights if not Path(options.weights).is_dir() else str(Path(options.weights).resolve())
         write_difference(
-            options.output / DIFFERENCE, Difference(config.name, weights, weights_digest(source), made, factors)
+            options.output / DIFFERENCE,
+            Difference(config.name, weights, weights_digest(source), made, options.evaluations, factors),
         )
         write_json(options.output / "distillation.json", {"made": made, "rank": rank} | log)
         size = (options.output / DIFFERENCE).stat().st_size

@@ -111,8 +111,7 @@ def measure(name: str, batch: int, times: int) -> list[str]:
         )
     trainer = denoiser.Trainer(config, random_pool(max(64, batch), config.latent_size, device), batch)
     trainer.network.train()
-    if trainer.cuda:
-        trainer.capture()
+    trainer.capture()
     step, host = milliseconds(lambda: trainer.step(0.0), times, device)
     lines = [
         f"fast forms off by {output:.1e} (output), {gradient:.1e} (gradients)",

@@ -6,12 +6,13 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
-from moebius_lab.config import CONTENDERS
+from moebius_lab.config import CONTENDERS, RUNS
 from moebius_lab.evidence.benchmark import contenders, footprint, profiles, results
 from moebius_lab.evidence.benchmark import run as benchmark
 from moebius_lab.evidence.benchmark.contenders import Candidate, Entrant, candidates
@@ -26,8 +27,9 @@ from moebius_lab.evidence.benchmark.profiles import (
 )
 from moebius_lab.evidence.benchmark.results import Results
 from moebius_lab.evidence.benchmark.run import _Run, answer, measure, run, summary
+from moebius_lab.evidence.parity import reference_outputs
 from moebius_lab.inpainting.loop import Settings
-from moebius_lab.port.export import operator_counts
+from moebius_lab.port.export import example_feeds, operator_counts
 
 
 def test_a_timing_is_the_median_with_quartiles_after_warm_up():
@@ -116,6 +118,46 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [(m["backend"], m["reason"]) for m in written["missing"]] == [("a card", "no such card")]
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
+
+
+def test_differences_from_pytorch_are_taken_of_every_graph_and_what_fails_is_listed(small, tmp_path):
+    references = reference_outputs(small.net, small.vae)
+    inputs = example_feeds(small.config)
+
+    def off(graph: str, feeds: dict) -> dict:
+        """PyTorch's outputs with one number changed by a quarter, and of the decoder's none."""
+        if graph == "vae_decoder":
+            raise LabError("out of memory")
+        [run] = (run for run, known in inputs.items() if RUNS[run] == graph and known.keys() == feeds.keys()
+                 and all(np.array_equal(known[name], feeds[name]) for name in known))  # fmt: skip
+        changed = {name: y.copy() for name, y in references[run].items()}
+        list(changed.values())[-1].flat[7] += 0.25
+        return changed
+
+    results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
+    one = _Run(small, results, 3, 1.0, time.monotonic() + 60)
+    one.entrants = [Entrant("off", "fp32", PROCESSOR, "", outputs=off), Entrant("a step alone", "fp32", PROCESSOR, "")]
+    one.differences()
+    found = {row["what"].partition(", ")[2]: row["median"] for row in results.data["rows"]}
+    assert found.keys() == RUNS.keys() - {"vae_decoder"} and list(found.values()) == pytest.approx([0.25] * 3, rel=1e-3)
+    assert [(m["what"], m["reason"]) for m in results.data["missing"]] == [
+        ("largest difference from PyTorch, vae_decoder", "out of memory")
+    ]
+
+
+def test_a_choice_of_kernels_is_told_by_kind_of_work():
+    choices = {
+        "product 1a": "64x128x16 8x8",
+        "product 2b": "64x128x16 8x8",
+        "product 3c": "the runtime's",
+        "layer norm 4d": "",
+    }
+    choices |= {"all of step": "", "all of vae_encoder": "the runtime's"}
+    assert (
+        contenders.chosen(choices)
+        == "all of vae_encoder: 1 the runtime's; layer norm: 1 ours; product: 2 64x128x16 8x8, 1 the runtime's"
+    )
+    assert contenders.chosen({}) == ""
 
 
 @pytest.fixture
@@ -212,6 +254,17 @@ def test_from_the_cache_to_ready_and_a_first_visit(small, tmp_path):
     parts = ("page and runtime, computed", "weights, computed")
     computed = sum(rows[f"first visit, 100 Mbit/s: {part}"]["median"] for part in parts)
     assert whole["median"] == pytest.approx(computed + (ready["median"] + rows["first picture"]["median"]) / 1000)
+
+
+@pytest.mark.slow
+def test_a_visit_with_a_recording_and_one_on_which_onnx_runtime_is_asked(tiny, tiny_bundle):
+    webgpu = CONTENDERS["chromium-webgpu"]
+    rows = {
+        row.what: row for recorded in (True, False) for row in footprint._visit(tiny, tiny_bundle, webgpu, "fp32", recorded)
+    }
+    assert {results.READY, results.ASKED_READY, "first picture"} <= rows.keys() and results.KNOWN not in rows
+    assert {row.backend for row in rows.values()} == {results.CAPTURED}  # a software adapter keeps the runtime's kernels
+    assert rows[results.ASKED_READY].repeats == footprint.LOADS and rows[results.READY].median > 0
 
 
 # -- profiles and limits -----------------------------------------------------------------------------------------------

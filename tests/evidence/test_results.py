@@ -97,6 +97,18 @@ def test_the_readme_has_tables_of_one_file_each(tmp_path):
     assert results.table(files).groupby("run").size().to_dict() == {
         results.run_name(data): len(data["rows"]) for data in files
     }
+    parts = [row("encode", "quick", 38), row("decode", "quick", 74), row("encode", "slow", 1)]
+    far = [
+        vars(Row(f"{results.DIFFERENCE}, {run}", "quick", "fp32", "", y, y, y, 1))
+        for run, y in (("step", 2e-5), ("vae_encoder", 7e-6))
+    ]
+    chosen = row(results.CHOOSING, results.REPLACED, 2750)
+    wider = write(tmp_path / "4.json", row("guided step", "slow", 20), *quick, *parts, *far, chosen)
+    text_of_parts = results.readme_table(results.read_all([wider]))
+    assert "| picture of 19 steps, s | two encodings and a decoding, s | largest difference from PyTorch |" in text_of_parts
+    assert "| quick | fp32 | 10 (9 to 11) | 0.9 | 0.15 | 2.0e-05 |" in text_of_parts
+    assert "| slow | fp32 | 20 (19 to 21) |  |  |  |" in text_of_parts
+    assert f"| kernels, first visit | {results.REPLACED} | 2.75 s |" in text_of_parts
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n", encoding="utf-8")
     assert main(["results", *map(str, paths), "--readme", str(readme)]) == 0

@@ -27,6 +27,7 @@ from moebius_lab.page import browser, driving
 from moebius_lab.page.browser import Browser
 from moebius_lab.page.bundle import needs, read_manifest, write_bundle
 from moebius_lab.page.driving import launch_options
+from moebius_lab.page.engines import engine_of
 from moebius_lab.page.modules import ENGINE
 from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
@@ -787,3 +788,21 @@ def test_variables_that_name_nvidia_s_files_are_left_as_they_are_set(monkeypatch
 def test_the_card_that_is_measured_is_the_first_visible(monkeypatch, visible, index):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert browser.card_index() == index
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="a process's environment is read from /proc")
+def test_who_visits_for_the_first_time_has_no_programs_of_the_driver_either():
+    """NVIDIA's keeps those of all browsers of a user, so that a second first visit would be as fast as a later one."""
+    places = []
+    for _ in range(2):
+        session = driving.session_of(engine_of("chromium"), "webgpu", "nvidia")  # which starts without a card as well
+        try:
+            [process] = (process for process, kind in session.process_ids().items() if kind == "browser")
+            variables = Path(f"/proc/{process}/environ").read_text(encoding="utf-8").split("\0")
+            [place] = (Path(text.partition("=")[2]) for text in variables if text.startswith("__GL_SHADER_DISK_CACHE_PATH="))
+            assert place.is_dir()
+        finally:
+            session.close()
+        places.append(place)
+    assert len(set(places)) == 2 and not any(place.exists() for place in places)

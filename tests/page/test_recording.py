@@ -305,7 +305,7 @@ def test_with_kernels_that_read_weights_as_they_are_stored_it_gives_the_same_bit
     asked = firefox.loaded["kernels"]
     assert same(played, outputs(firefox)) and not asked["note"]
     if form == "fp32":
-        assert asked == kernels
+        assert all(asked[what] == kernels[what] for what in ("replaced", "commands", "note"))
     else:  # the runtime keeps 16 bits here too, and widens them in each run by commands of its own
         assert asked["commands"] > kernels["commands"]
 

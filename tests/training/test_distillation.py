@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, TINY, UNCONDITIONAL_IDS
-from moebius_lab.inpainting.loop import Settings, inpaint
-from moebius_lab.model.checkpoint import load_checkpoint
+from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, FASTEST, TINY, UNCONDITIONAL_IDS
+from moebius_lab.inpainting.loop import Settings, inpaint, preset
+from moebius_lab.model.checkpoint import load_checkpoint, presets_of
 from moebius_lab.model.low_rank import DIFFERENCE, read_difference
 from moebius_lab.model.sampler import first_state, next_state, solver_steps
 from moebius_lab.notebook.workbench import prepare
@@ -142,8 +142,8 @@ def test_the_command_makes_weights_that_fill_a_picture_in_four_evaluations(comma
     log = json.loads((fast / "distillation.json").read_text(encoding="utf-8"))
     assert all(log[stage]["steps"] == 2 and math.isfinite(log[stage]["after"]) for stage in STAGES)
     bench = prepare("tiny", str(fast), *map(str, picture_files), str(tmp_path / "run"))
-    settings = Settings(SOLVER, 4, 1.0, 1.0, init="noise")
-    assert settings.evaluations() == 4
+    settings = preset(FASTEST, presets_of(str(fast)))
+    assert settings == Settings(SOLVER, 4, 1.0, 1.0, init="noise") and settings.evaluations() == 4
     filled = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
     assert (filled != bench.image).any()
 
@@ -160,6 +160,19 @@ def test_the_command_makes_weights_that_fill_a_picture_in_four_evaluations(comma
 def test_bad_input_is_told(command, changed, words, monkeypatch):
     with pytest.raises(LabError, match=words):
         run_command(monkeypatch, *command, *changed)
+
+
+def test_a_difference_does_not_replace_what_it_is_added_to(command, tmp_path, monkeypatch):
+    assert run_command(monkeypatch, *command) == 0
+    with pytest.raises(LabError, match="folder of its own"):
+        run_command(monkeypatch, *command, "--weights", tmp_path / "fast")
+
+
+def test_a_folder_of_whole_weights_is_no_place_for_a_difference(command, tmp_path, monkeypatch):
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "denoiser.safetensors").write_bytes(b"")
+    with pytest.raises(LabError, match="folder of its own"):
+        run_command(monkeypatch, *command)
 
 
 def test_a_folder_without_pictures_is_told(command, tmp_path, monkeypatch):

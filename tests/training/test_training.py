@@ -25,8 +25,8 @@ from moebius_lab.training.__main__ import (
     DEMO_FOLDER,
     SMOKE,
     STAGES,
+    by_stage,
     load_weights,
-    planned_seconds,
     run,
     save_half,
     smoke_album,
@@ -366,11 +366,38 @@ def test_masks_of_the_pool_are_whole_cells_and_those_of_as_released():
     )
 
 
-def test_planned_seconds_are_read_and_others_refused():
-    assert planned_seconds(["vae=300", "denoiser=9.5"]) == {"vae_seconds": 300.0, "denoiser_seconds": 9.5}
-    for word in ("vae", "vae=soon", "data=3"):
+def test_numbers_by_stage_are_read_and_others_refused():
+    assert by_stage("--seconds", ["vae=300", "denoiser=9.5"], float) == {"vae_seconds": 300.0, "denoiser_seconds": 9.5}
+    assert by_stage("--batch", ["denoiser=32"], int) == {"denoiser_batch": 32}
+    for word in ("vae", "vae=soon", "data=3", "vae=0", "vae=nan"):
         with pytest.raises(LabError, match="--seconds"):
-            planned_seconds([word])
+            by_stage("--seconds", [word], float)
+    with pytest.raises(LabError, match="--batch"):
+        by_stage("--batch", ["denoiser=1.5"], int)
+
+
+def test_the_unconditional_row_sees_another_picture_in_its_own_colours():
+    torch.manual_seed(0)
+    latent = 1 + 2 * torch.randn(3, 4, 8, 8)
+    hole = torch.zeros(3, 1, 8, 8)
+    hole[:, :, 2:5, 3:7] = 1
+    masked = 5 + 0.5 * torch.randn(3, 4, 8, 8)
+    seen = denoiser.foreign_surroundings(latent, masked, hole)
+    inside = hole.expand_as(seen) > 0
+    assert torch.equal(seen[inside], masked[inside])
+    for i in range(3):
+        outside = ~inside[i, 0]
+        for channel in range(4):
+            own, shown = masked[i, channel][outside], seen[i, channel][outside]
+            assert float(shown.mean()) == pytest.approx(float(own.mean()), abs=1e-3)
+            assert float(shown.std()) == pytest.approx(float(own.std()), rel=2e-3)
+            other = latent[i - 1, channel][outside]
+            assert torch.corrcoef(torch.stack([shown, other]))[0, 1] > 0.999
+    assert torch.isfinite(denoiser.foreign_surroundings(latent, masked, torch.ones(3, 1, 8, 8))).all()
+
+
+def test_a_pool_is_renewed_after_as_many_latents_whatever_the_batch():
+    assert [denoiser.steps_between_renewals(batch) for batch in (128, 32, 10**6)] == [100, 400, 1]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from .profiles import (
     limit_graphs,
     operator_times,
 )
-from .results import DECODE, ENCODE, STEP, UNGUIDED
+from .results import CHOOSING, DECODE, ENCODE, STEP, UNGUIDED
 
 SOFTWARE = "this machine has no graphics card; Chromium's software adapter says nothing about speed"
 READER = "this notebook's browser"
@@ -73,6 +74,8 @@ class Entrant:
     fill: Callable[[Settings], object] | None = None  # the whole picture
     limit: Callable[[str], float] | None = None  # "product" or "copy" -> ms of one repetition
     profile: Callable[[], list[OperatorTime]] | None = None  # of a step
+    outputs: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None  # of a graph on arrays by name
+    opening: dict[str, float] = field(default_factory=dict)  # milliseconds that parts of opening it took, by name
 
     @property
     def key(self) -> tuple[str, str]:
@@ -151,6 +154,7 @@ def _torch(job: Job, stack: ExitStack) -> Entrant:
         f"PyTorch {torch.__version__}, {name}{tf32}",
         works,
         partial(inpaint, graphs, bench.image, bench.mask),
+        outputs=graphs.run,
     )
     if not compiled:
         entrant.limit = partial(_torch_limit, device, kind)
@@ -256,7 +260,9 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     evidence = f"ONNX Runtime {onnxruntime.__version__}, {providers}"
     profile = partial(_session_profile, open_, paths["step"], feeds["step"])
     fill = partial(inpaint, onnx, bench.image, bench.mask)
-    return Entrant(job.way.label, form, where, evidence, works, fill, limit if _has_limits(form) else None, profile)
+    return Entrant(
+        job.way.label, form, where, evidence, works, fill, limit if _has_limits(form) else None, profile, outputs=onnx.run
+    )
 
 
 def _has_limits(form: str) -> bool:
@@ -296,6 +302,7 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         raise LabError(f"no kernel of our own is used: {browser.loaded['kernels']['note'] or 'none is faster here'}")
     feeds = example_feeds(bench.config)
     times = STEPS_A_ROUND if where == CARD else 1
+    told = chosen(browser.loaded["kernels"]["choices"])
 
     def run(graph: str, feeds: dict) -> float:
         return float(browser.time(graph, feeds, 1)[1][0])
@@ -304,7 +311,7 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         job.way.label,
         form,
         where,
-        f"Chromium {browser.version}; {browser.evidence}",
+        f"Chromium {browser.version}; {browser.evidence}{told and f'; forms of kernels chosen: {told}'}",
         {
             ENCODE: partial(run, "vae_encoder", feeds["vae_encoder"]),
             STEP: lambda: float(statistics.median(browser.time_steps(feeds["step"], times))),
@@ -314,7 +321,27 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         lambda settings: float(browser.inpaint(bench.image, bench.mask, settings)[1]["total"]),
         partial(_per_repetition, where=where, run=run) if _has_limits(form) and not capture else None,
         None if capture else lambda: operator_times(browser.profile("step", feeds["step"], PROFILE_RUNS), PROFILE_RUNS),
+        browser.run,
+        {CHOOSING: sum(browser.loaded["kernels"]["took"].values())} if job.way.kernels != "none" else {},
     )
+
+
+def chosen(choices: dict[str, str]) -> str:
+    """The page's choice of kernels in words: how many forms of each kind of operation run in which way.
+
+    Args:
+        choices: the way of each form, by the form's key, as the page tells them: "product 1x2y3z" -> "64x128x16 8x8"; and whether a
+            whole graph keeps the runtime's commands, by "all of" it.
+    """
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for key, way in choices.items():
+        kind, _, which = key.rpartition(" ")
+        if kind != "all of":
+            counts[kind][way or "ours"] += 1
+        elif way:
+            counts[key][way] += 1
+    kinds = [f"{kind}: {', '.join(f'{n} {way}' for way, n in ways.most_common())}" for kind, ways in sorted(counts.items())]
+    return "; ".join(kinds)
 
 
 def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
@@ -323,8 +350,9 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
     works = {what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()}
     return Entrant(
-        READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask)
-    )
+        READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask),
+        outputs=runner.run,
+    )  # fmt: skip
 
 
 OPENERS: dict[str, Callable[[Job, ExitStack], Entrant]] = {

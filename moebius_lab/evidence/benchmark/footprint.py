@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from ...page.serve import Server
 from ...port.precision import files_of
 from ..loops import Loops
 from .contenders import SOFTWARE, candidates
-from .results import Results, Row
+from .results import ASKED_READY, KNOWN, READY, Results, Row, summary
 
 LINE_MBIT = 100.0  # of a first visit, Mbit/s
 LOADS = 3
@@ -51,37 +50,45 @@ def loads(
     for contender in (CONTENDERS[name] for name in backends):
         for form in (form for form in precisions if "load" in entry_of(form).costly):
             key = (contender.label, form)  # as the page does, unless a graph cannot be captured
-            if contender.where == CARD and not has_nvidia():
-                lacks("from the cache to ready", key, SOFTWARE)
-                continue
-            try:
-                rows = _visit(bench, bundle(), contender, form)
-            except LabError as error:
-                lacks("from the cache to ready", key, str(error))
-            else:
-                results.add("rows", [vars(row) for row in rows])
+            ways = ((READY, True), (ASKED_READY, False)) if contender.provider == "webgpu" else ((READY, True),)
+            for what, recorded in ways:
+                if contender.where == CARD and not has_nvidia():
+                    lacks(what, key, SOFTWARE)
+                    continue
+                try:
+                    if not recorded and "recording" not in read_manifest(bundle())["precisions"][form]:
+                        continue  # ONNX Runtime was asked already
+                    rows = _visit(bench, bundle(), contender, form, recorded)
+                except LabError as error:
+                    lacks(what, key, str(error))
+                else:
+                    results.add("rows", [vars(row) for row in rows])
 
 
-def _visit(bench: Loops, bundle: Path, contender: Contender, form: str) -> list[Row]:
+def _visit(bench: Loops, bundle: Path, contender: Contender, form: str, recorded: bool) -> list[Row]:
     provider = contender.provider
     with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        with Browser(server.url, provider, form, profile_folder=folder) as browser:
+        options = {"profile_folder": folder, "recorded": recorded}
+        with Browser(server.url, provider, form, **options) as browser:
             key = (_name(contender, browser), form)
             first = browser.loaded["milliseconds"]
-            picture = browser.inpaint(bench.image, bench.mask)[1]["total"]
-        again = []
+            picture = browser.inpaint(bench.image, bench.mask)[1]["total"] if recorded else 0.0
+        again, known = [], []
         for _ in range(LOADS):
-            with Browser(server.url, provider, form, profile_folder=folder) as browser:
+            with Browser(server.url, provider, form, **options) as browser:
                 again.append(browser.loaded["milliseconds"])
-    q1, _, q3 = statistics.quantiles(again, n=4, method="inclusive")
-    ready = statistics.median(again)
+                known.append(sum(browser.loaded["kernels"]["took"].values()))
+    if not recorded:
+        return [summary(ASKED_READY, key, again)]
+    ready = summary(READY, key, again)
     page, weights = first_visit_bytes(read_manifest(bundle), form, provider)
     transfer = {what: bytes_ * 8 / (LINE_MBIT * 1e6) for what, bytes_ in (("page and runtime", page), ("weights", weights))}
     budget = f"first visit, {LINE_MBIT:.0f} Mbit/s"
-    whole = sum(transfer.values()) + (ready + picture) / 1000
+    whole = sum(transfer.values()) + (ready.median + picture) / 1000
     computed = [Row(f"{budget}: {what}, computed", *key, "s", s, s, s, 1) for what, s in transfer.items()]
     return [
-        Row("from the cache to ready", *key, "ms", ready, q1, q3, LOADS),
+        ready,
+        *([summary(KNOWN, key, known)] if any(known) else []),
         Row("first load from this machine's own server", *key, "ms", first, first, first, 1),
         Row("first picture", *key, "ms", picture, picture, picture, 1),
         *computed,
@@ -132,15 +139,15 @@ def peaks(
                 continue
             try:
                 if contender.provider:
-                    name, found = _browser_peak(bench, bundle(), contender, form)
+                    peaks_by_name = _browser_peaks(bench, bundle(), contender, form)
                 else:
-                    found = _child_peak(bench, backend, form)
+                    peaks_by_name = {name: _child_peak(bench, backend, form)}
             except LabError as error:
                 lacks("peak memory", (name, form), str(error))
                 continue
-            results.add(
-                "rows", [vars(Row(f"peak memory, {what}", name, form, "MB", *[mb] * 3, 1)) for what, mb in found.items()]
-            )
+            for name, found in peaks_by_name.items():
+                rows = [Row(f"peak memory, {what}", name, form, "MB", *[mb] * 3, 1) for what, mb in found.items()]
+                results.add("rows", [vars(row) for row in rows])
 
 
 @contextmanager
@@ -169,11 +176,19 @@ def card_memory() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def _browser_peak(bench: Loops, bundle: Path, contender: Contender, form: str) -> tuple[str, dict[str, float]]:
-    """What ran, as the tables call it, and the peaks of its processes and of the card."""
+def _browser_peaks(bench: Loops, bundle: Path, contender: Contender, form: str) -> dict[str, dict[str, float]]:
+    """Peaks of a browser's processes and of the card by what ran, as the tables call it: on WebGPU without kernels of ours and with them.
+
+    Each is a first visit: kernels are chosen in it.
+    """
     if contender.where == CARD and not has_nvidia():
         raise LabError(SOFTWARE)
-    with card_memory() as card, Browser(bundle, contender.provider, form) as browser:
+    ways = ("none", "fastest") if contender.provider == "webgpu" else ("none",)
+    return dict(_browser_peak(bench, bundle, contender, form, kernels) for kernels in ways)
+
+
+def _browser_peak(bench: Loops, bundle: Path, contender: Contender, form: str, kernels: str) -> tuple[str, dict[str, float]]:
+    with card_memory() as card, Browser(bundle, contender.provider, form, kernels=kernels) as browser:
         browser.inpaint(bench.image, bench.mask, FEW_STEPS)
         processes = browser.process_ids()
         found = {"page": 0.0, "browser's GPU process": 0.0}

@@ -9,6 +9,7 @@ A file covers one machine, one network and one version of the code, and no table
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,14 @@ SHAPE = record(
 ADVICE = "name another file, or remove it and measure again"
 STEP, UNGUIDED, ENCODE, DECODE = "guided step", "unguided step", "encode", "decode"
 PICTURE, FAST_PICTURE = "whole picture", "fast picture"  # as released; and by the preset "fast"
+READY, ASKED_READY = (
+    "from the cache to ready",
+    "from the cache to ready, ONNX Runtime asked there",
+)  # from a recording, if there is one
+CHOOSING, KNOWN = "kernels, first visit", "kernels, later visit"  # chosen, or known from before, and put together
+DIFFERENCE = (
+    "largest difference from PyTorch"  # of one of `RUNS`, which follows after a comma: of its outputs, in their own units
+)
 METHOD = (
     "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
     "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
@@ -61,12 +70,18 @@ class Row:
     what: str  # "guided step", "whole picture", "peak memory, card", ...
     backend: str
     form: str  # one of our precisions; "straightforward"; for PyTorch, the type that it computes in
-    unit: str  # ms, s, MB, GFLOP/s or GB/s
+    unit: str  # ms, s, MB, GFLOP/s or GB/s; empty for a plain number
     median: float
     q1: float
     q3: float
     repeats: int
     steps: int = 0  # of a whole picture
+
+
+def summary(what: str, key: tuple[str, str], values: list[float], unit: str = "ms", steps: int = 0) -> Row:
+    """A row from repeated values: median and quartiles; of one value, that value."""
+    q1, q3 = statistics.quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else (values[0], values[0])
+    return Row(what, *key, unit, statistics.median(values), q1, q3, len(values), steps)
 
 
 class Results:
@@ -198,7 +213,10 @@ def newest(files: list[dict]) -> list[dict]:
 # -- the README --------------------------------------------------------------------------------------------------------
 
 COSTS = (
-    "from the cache to ready",
+    READY,
+    ASKED_READY,
+    CHOOSING,
+    KNOWN,
     "first visit, 100 Mbit/s: to the first picture",
     "peak memory, page",
     "peak memory, browser's GPU process",
@@ -242,15 +260,21 @@ def _times(data: dict) -> str:
         return ""
     filled = frame[(frame.what == PICTURE) & (frame.steps == frame.release_steps)]
     columns = {f"picture of {data['release_steps']} steps, s": filled, "fast picture, s": frame[frame.what == FAST_PICTURE]}
-    seconds = {
+    cells = {
         title: {(row.backend, row.form): f"{row.median / 1000:.3g}" for row in rows.itertuples()}
         for title, rows in columns.items()
         if rows is filled or not rows.empty
     }
-    lines = [f"| backend | form | guided step, ms | {' | '.join(seconds)} |", f"|---|---|---|{'---|' * len(seconds)}"]
+    encode, decode = (frame[frame.what == what].set_index(["backend", "form"])["median"] for what in (ENCODE, DECODE))
+    if len(autoencoder := (2 * encode + decode).dropna()):
+        cells["two encodings and a decoding, s"] = {key: f"{ms / 1000:.3g}" for key, ms in autoencoder.items()}
+    differences = frame[frame.what.str.startswith(DIFFERENCE)].groupby(["backend", "form"])["median"].max()
+    if len(differences):
+        cells[DIFFERENCE] = {key: f"{number:.1e}" for key, number in differences.items()}
+    lines = [f"| backend | form | guided step, ms | {' | '.join(cells)} |", f"|---|---|---|{'---|' * len(cells)}"]
     for row in steps.itertuples():
         step = f"{_digits(row.median)} ({_digits(row.q1)} to {_digits(row.q3)})"
-        pictures = " | ".join(found.get((row.backend, row.form), "") for found in seconds.values())
+        pictures = " | ".join(values.get((row.backend, row.form), "") for values in cells.values())
         lines.append(f"| {row.backend} | {row.form} | {step} | {pictures} |")
     return "\n".join(lines)
 

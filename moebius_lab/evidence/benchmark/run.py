@@ -20,27 +20,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from ... import LabError, __version__
-from ...config import CONTENDERS, FLOAT16, MEASURES, STRAIGHTFORWARD, entry_of, measured
+from ...config import CONTENDERS, FLOAT16, MEASURES, RUNS, STRAIGHTFORWARD, WEIGHTS, entry_of, measured
 from ...files import digest_of
 from ...inpainting.imaging import plan_windows
 from ...inpainting.loop import Settings, preset
 from ...page.browser import cards
 from ...page.bundle import write_bundle
+from ...port.export import example_feeds
 from ...provenance import PACKAGE, package_files
 from ..loops import Loops
+from ..parity import reference_outputs
 from . import footprint
 from .contenders import Candidate, Entrant, Reader, Work, candidates, start_profiler
 from .profiles import (
     limit_work,
     write_limits,
 )
-from .results import DECODE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, Row
+from .results import DECODE, DIFFERENCE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, summary
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
+LATE = "the time limit of the whole run was over"
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -71,7 +75,7 @@ def measure(
                 continue
             if time.monotonic() > deadline:
                 if not times[key]:
-                    missing[key] = "the time limit of the whole run was over"
+                    missing[key] = LATE
                 continue
             start = time.perf_counter()
             try:
@@ -89,12 +93,6 @@ def measure(
     for key in missing:
         times.pop(key)
     return times, missing
-
-
-def summary(what: str, key: tuple[str, str], values: list[float], unit: str = "ms", steps: int = 0) -> Row:
-    """A row from repeated values: median and quartiles; of one value, that value."""
-    q1, q3 = statistics.quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else (values[0], values[0])
-    return Row(what, *key, unit, statistics.median(values), q1, q3, len(values), steps)
 
 
 def one_line(error: Exception) -> str:
@@ -125,7 +123,7 @@ class _Run:
             key = (candidate.backend, candidate.form)
             bar.set_postfix_str(", ".join(key))
             if not self.left():
-                self.lacks(STEP, key, "the time limit of the whole run was over")
+                self.lacks(STEP, key, LATE)
                 continue
             own = ExitStack()
             try:
@@ -137,6 +135,7 @@ class _Run:
             stack.enter_context(own)
             self.entrants.append(entrant)
             self.results.add("evidence", [{"backend": entrant.backend, "form": entrant.form, "evidence": entrant.evidence}])
+            self.results.add("rows", [vars(summary(what, key, [ms])) for what, ms in entrant.opening.items()])
 
     def time(self, what: str, works: dict[tuple[str, str], Work], repeats: int, warmup: int = 1, steps: int = 0) -> None:
         if not works:
@@ -166,6 +165,26 @@ class _Run:
                 works[entrant.key] = partial(entrant.fill, settings)
         self.time(what, works, repeats, warmup, steps)
 
+    def differences(self) -> None:
+        """How far the outputs of each graph, guided and not, are from PyTorch's in float32 on the processor, in their own units."""
+        able = [entrant for entrant in self.entrants if entrant.outputs]
+        if not able:
+            return
+        feeds, references = example_feeds(self.bench.config), reference_outputs(self.bench.net, self.bench.vae)
+        for entrant in tqdm(able, desc="differences", unit="backend", leave=False):
+            for run, reference in references.items():
+                what = f"{DIFFERENCE}, {run}"
+                if not self.left():
+                    self.lacks(what, entrant.key, LATE)
+                    continue
+                try:
+                    got = entrant.outputs(RUNS[run], feeds[run])
+                except Exception as error:  # any failure of any runtime is an entry of the table, with its reason
+                    self.lacks(what, entrant.key, one_line(error))
+                    continue
+                largest = max(float(np.abs(y - reference[name]).max()) for name, y in got.items())
+                self.results.add("rows", [vars(summary(what, entrant.key, [largest], ""))])
+
     def limits(self) -> None:
         for limit, name, unit in (("product", "large matrix product", "GFLOP/s"), ("copy", "large copy", "GB/s")):
             able = [entrant for entrant in self.entrants if entrant.limit]
@@ -187,7 +206,7 @@ class _Run:
         for entrant in tqdm(able, desc="profiles", unit="backend", leave=False):
             backend, form = entrant.key
             if not self.left():
-                self.lacks("profile", entrant.key, "the time limit of the whole run was over")
+                self.lacks("profile", entrant.key, LATE)
                 continue
             try:
                 times = entrant.profile()
@@ -261,6 +280,8 @@ def run(
         if "parts" in measures:
             for what in (ENCODE, DECODE):
                 this.time(what, this.works(what), repeats)
+        if "difference" in measures:
+            this.differences()
         if "limits" in measures:
             this.limits()
         if "curve" in measures:
@@ -322,7 +343,7 @@ def head(bench: Loops) -> dict:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "network": bench.config.name,
-        "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
+        "weights": bench.weights if bench.weights in WEIGHTS else Path(bench.weights).name,
         "image_size": bench.config.image_size,
         "release_steps": len(Settings().schedule()),
         "picture": {"width": bench.image.shape[1], "height": bench.image.shape[0], "windows": windows},

@@ -357,6 +357,8 @@ test('what was chosen at an earlier visit is used again, and a graph that is fas
   const remembered = (whole) => new Proxy({}, { has: () => true, get: (_, key) => (key === 'all of g' ? whole : name) });
   const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered('') });
   assert.deepEqual([ours.replaced, ours.commands, ours.note], [2, 2, '']);
+  assert.deepEqual(Object.keys(ours.took), ['trying', 'comparing', 'making']);
+  assert.ok(Object.values(ours.took).every((milliseconds) => milliseconds >= 0));
   assert.ok(ours.captures.get('g').capture.commands.every(({ pipeline }) => pipeline !== matmul));
   const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered("the runtime's") });
   assert.equal(whole.captures.get('g'), graph);

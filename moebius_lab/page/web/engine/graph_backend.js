@@ -38,7 +38,8 @@ export class GraphBackend {
     this.workspace = 0; // bytes for what the captured graphs compute
     /** @type {Omit<Wish, 'report'>|null} */
     this.kernels = null;
-    this.ours = { replaced: 0, commands: 0, note: '' }; // commands of captured graphs, and those that kernels of ours stand for
+    /** @type {import('./types.js').Loaded['kernels']} */
+    this.ours = { replaced: 0, commands: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
     this.device = device;
     /** @type {unknown} an error that the device reported between two calls */
     this.deviceError = null;
@@ -147,8 +148,9 @@ export class GraphBackend {
     if (!this.kernels) return this.captures;
     const { withOurKernels } = await import('./kernels/choices.js');
     const made = await withOurKernels(/** @type {GPUDevice} */ (this.device), this.captures, { ...this.kernels, report });
-    this.ours = made;
-    return made.captures;
+    const { captures, ...ours } = made;
+    this.ours = ours;
+    return captures;
   }
 
   /** @returns {Adapter|null} */

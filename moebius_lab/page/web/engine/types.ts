@@ -187,8 +187,17 @@ export interface Loaded {
   recorded: boolean;
   /** bytes on the device for all that captured graphs compute */
   workspace: number;
-  /** commands of captured graphs, those that kernels of our own stand for, and why others do not */
-  kernels: { replaced: number; commands: number; note: string };
+  /**
+   * commands of captured graphs, those that kernels of our own stand for, and why others do not; the way that was chosen, by form, and
+   * the milliseconds of that: ways tried and compared with the runtime's (next to nothing where they were chosen before), and put together
+   */
+  kernels: {
+    replaced: number;
+    commands: number;
+    note: string;
+    choices: Record<string, string>;
+    took: { trying: number; comparing: number; making: number };
+  };
   /** what it runs on, in a few words: the adapter, or the processor */
   device: string;
   /** all of it in one sentence */

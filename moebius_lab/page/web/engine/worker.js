@@ -96,7 +96,7 @@ async function load(choice, report, signal) {
     captured: made.captured.has('step'),
     recorded: made.recorded,
     workspace: made.workspace,
-    kernels: { replaced: made.ours.replaced, commands: made.ours.commands, note: made.ours.note },
+    kernels: made.ours,
   };
   return { ...facts, evidence: evidence(facts, manifest), storage: files.storage };
 }

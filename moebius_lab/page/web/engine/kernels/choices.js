@@ -1,7 +1,7 @@
 // Kernels of ours in a page's captures, chosen at its first visit on a device and kept in Cache Storage.
 
 import { reason } from '../errors.js';
-import { replaceKernels } from './replacement.js';
+import { AT_ONCE, replaceKernels } from './replacement.js';
 
 /** @typedef {import('../types.js').GraphCapture} GraphCapture */
 /** @typedef {import('./replacement.js').Choices} Choices */
@@ -26,10 +26,10 @@ const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']
  * @param {GPUDevice} device
  * @param {Map<string, GraphCapture>} captures
  * @param {Wish} wish
- * @returns {Promise<Omit<Replaced, 'choices'>>}
+ * @returns {Promise<Replaced>}
  */
 export async function withOurKernels(device, captures, { wanted, page, precision, version, runtime, report }) {
-  const without = (/** @type {string} */ note) => ({ captures, replaced: 0, commands: 0, note });
+  const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
   const chooses = wanted === 'fastest';
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;

@@ -33,9 +33,12 @@ import { programOf } from '../capture.js';
  * @property {number} replaced commands of the runtime that kernels of ours stand for
  * @property {number} commands of all captures before
  * @property {string} note what was left out and why, in words; empty where nothing was
+ * @property {Took} took
  */
+/** @typedef {{trying: number, comparing: number, making: number}} Took milliseconds: ways tried, compared, and put together */
 
 const RUNTIMES = "the runtime's";
+export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
 const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of products in another order differ by a tenth of it
 const ACCEPTED_HALVES = 1e-2; // the runtime's sums of numbers of 16 bits have 16 bits themselves
@@ -57,6 +60,7 @@ const BYTE = 40; // arithmetic operations for which a byte of memory counts, whe
  */
 export async function replaceKernels(device, captures, { version, wanted, choices, report }) {
   const commands = [...captures.values()].reduce((sum, { capture }) => sum + capture.commands.length, 0);
+  const began = performance.now();
   if (version !== RUNTIME) {
     return {
       captures,
@@ -64,6 +68,7 @@ export async function replaceKernels(device, captures, { version, wanted, choice
       replaced: 0,
       commands,
       note: `ONNX Runtime Web ${version}'s programs are not known, only ${RUNTIME}'s`,
+      took: { ...AT_ONCE },
     };
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
@@ -71,6 +76,7 @@ export async function replaceKernels(device, captures, { version, wanted, choice
   const { ways, forms } = formsOf([...graphs.values()], device);
   const known = choices && [...forms.keys()].every((key) => key in choices);
   const chosen = known ? choices : await choose(device, programs, [...forms.values()], wanted, report);
+  const tried = performance.now();
   const notes = [];
   if (!known) {
     for (const [name, graph] of graphs) {
@@ -82,6 +88,7 @@ export async function replaceKernels(device, captures, { version, wanted, choice
         );
     }
   }
+  const compared = performance.now();
   for (const form of forms.values()) {
     const option = optionOf(form, chosen);
     if (option) void wayOf(programs, option); // all at once: making programs takes longest
@@ -105,7 +112,8 @@ export async function replaceKernels(device, captures, { version, wanted, choice
     else replaced += count;
     made.set(name, chosen[whole] === RUNTIMES ? /** @type {GraphCapture} */ (captures.get(name)) : ours);
   }
-  return { captures: made, choices: chosen, replaced, commands, note: notes.join('; ') };
+  const took = { trying: tried - began, comparing: compared - tried, making: performance.now() - compared };
+  return { captures: made, choices: chosen, replaced, commands, note: notes.join('; '), took };
 }
 
 /**
