@@ -283,8 +283,8 @@ MEMORY = """async ([precision, kernels]) => {
     alive.delete(this);
     destroy.call(this);
   };
-  const file = async (sha256) => (await fetch(places.get(sha256))).blob();
-  const backend = await RecordedBackend.start({ manifest, precision, kernels, page: url, file });
+  const bytes = async (sha256) => (await fetch(places.get(sha256))).arrayBuffer();
+  const backend = await RecordedBackend.start({ manifest, precision, kernels, page: url, bytes });
   const stored = sum();
   await backend.settle(() => {});
   const inputs = new Set([...backend.captures.values()].flatMap(({ inputs }) => [...inputs.values()]));

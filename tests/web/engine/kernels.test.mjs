@@ -354,16 +354,20 @@ test('what was chosen at an earlier visit is used again, and a graph that is fas
   const y = tensor(M * N);
   const graph = captured([multiplied(A, B, tensor(M * N)), multiplied(A, B, y)], y, A, B);
   const name = optionsFor(Graph.of(graph).nodes[0], DEFAULT)[0].name;
-  const remembered = (whole) => new Proxy({}, { has: () => true, get: (_, key) => (key === 'all of g' ? whole : name) });
-  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered('') });
+  const remembered = (whole) => ({
+    choices: new Proxy({}, { has: () => true, get: (_, key) => (key === 'all of g' ? whole : name) }),
+    tried: [],
+    notes: [],
+  });
+  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, earlier: remembered('') });
   assert.deepEqual([ours.replaced, ours.commands, ours.note], [2, 2, '']);
   assert.deepEqual(Object.keys(ours.took), ['trying', 'comparing', 'making']);
   assert.ok(Object.values(ours.took).every((milliseconds) => milliseconds >= 0));
   assert.ok(ours.captures.get('g').capture.commands.every(({ pipeline }) => pipeline !== matmul));
-  const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered("the runtime's") });
+  const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, earlier: remembered("the runtime's") });
   assert.equal(whole.captures.get('g'), graph);
   assert.deepEqual([whole.replaced, whole.note], [0, "all of g is faster with the runtime's"]);
-  const other = await replaceKernels(own, new Map([['g', graph]]), { ...options, version: '1.31.0', choices: null });
+  const other = await replaceKernels(own, new Map([['g', graph]]), { ...options, version: '1.31.0', earlier: null });
   assert.equal(other.captures.get('g'), graph);
   assert.match(other.note, /1\.31\.0's programs are not known/);
 });

@@ -25,14 +25,16 @@ export class ModelCache {
   }
 
   /**
-   * Have every wanted file: checked if it is stored, fetched and stored if not.
+   * Have every wanted file: fetched and stored if it is not, or not whole. What a stored one holds is checked here, or, where that is to be
+   * done once for checking and use, when it is read (`bytes`).
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
    * @param {AbortSignal} signal
+   * @param {boolean} [whenRead]
    * @returns {Promise<Files>}
    */
-  async provide(wanted, onProgress, signal) {
+  async provide(wanted, onProgress, signal, whenRead = false) {
     const store = await this.open();
     const progress = new Progress(wanted, onProgress);
     /** @type {Map<string, Blob>} */
@@ -51,7 +53,18 @@ export class ModelCache {
 
     /** @param {Wanted} item */
     const have = async (item) => {
-      if (store && (await this.#isStored(store, item, progress))) return;
+      const response = await store?.match(this.#key(item.file.sha256));
+      if (whenRead && (await response?.blob())?.size === item.file.bytes) progress.found(item.file.bytes);
+      else if (!(response && (await contentOf(response, item)))) await renew(item, Boolean(response));
+      else progress.found(item.file.bytes);
+    };
+
+    /** @param {Wanted} item @param {boolean} damaged */
+    const renew = async (item, damaged) => {
+      if (damaged) {
+        progress.say('A stored file was damaged and is fetched again.');
+        await store?.delete(this.#key(item.file.sha256));
+      }
       await keep(item, await download(item, progress, signal));
     };
 
@@ -62,7 +75,23 @@ export class ModelCache {
       if (!blob) throw new EngineError('corrupt', 'A stored file of the model disappeared. Load the model again.');
       return blob;
     };
-    return { file, storage: progress.storage };
+    const bytes = async (/** @type {string} */ sha256) => {
+      const item = wanted.find(({ file }) => file.sha256 === sha256);
+      const response = item && !memory.has(sha256) && (await store?.match(this.#key(sha256)));
+      const content = response && (await contentOf(response, item));
+      if (response && !content) {
+        progress.lost(item.file.bytes);
+        await renew(item, true);
+      }
+      return content || (await file(sha256)).arrayBuffer();
+    };
+    return {
+      file,
+      bytes,
+      get storage() {
+        return progress.storage;
+      },
+    };
   }
 
   /** @returns {Promise<Set<string>>} hashes of the files that are stored */
@@ -141,25 +170,6 @@ export class ModelCache {
   /**
    * @param {Cache} store
    * @param {Wanted} item
-   * @param {Progress} progress
-   */
-  async #isStored(store, item, progress) {
-    const response = await store.match(this.#key(item.file.sha256));
-    if (!response) return false;
-    const read = async () => (await response.blob()).arrayBuffer(); // in two thirds of the time of response.arrayBuffer()
-    const bytes = await read().catch(() => new ArrayBuffer(0));
-    if (bytes.byteLength === item.file.bytes && (await sha256(bytes)) === item.file.sha256) {
-      progress.found(item.file.bytes);
-      return true;
-    }
-    progress.say('A stored file was damaged and is fetched again.');
-    await store.delete(this.#key(item.file.sha256));
-    return false;
-  }
-
-  /**
-   * @param {Cache} store
-   * @param {Wanted} item
    * @param {Blob} blob
    * @returns {Promise<string>} empty, or why the browser refused
    */
@@ -190,6 +200,17 @@ export class ModelCache {
   }
 }
 
+/**
+ * @param {Response} response
+ * @param {Wanted} item
+ * @returns {Promise<ArrayBuffer|null>} null where what is stored is not what was wanted
+ */
+async function contentOf(response, { file }) {
+  const read = async () => (await response.blob()).arrayBuffer(); // in two thirds of the time of response.arrayBuffer()
+  const bytes = await read().catch(() => new ArrayBuffer(0));
+  return bytes.byteLength === file.bytes && (await sha256(bytes)) === file.sha256 ? bytes : null;
+}
+
 /** What one download bar shows: bytes of all files together. */
 class Progress {
   /**
@@ -215,6 +236,11 @@ class Progress {
   found(bytes) {
     this.cached += bytes;
     this.report();
+  }
+
+  /** @param {number} bytes that seemed to be stored */
+  lost(bytes) {
+    this.cached -= bytes;
   }
 
   /** @param {number} bytes that came over the network; negative for those thrown away */

@@ -363,7 +363,12 @@ export type Wanted = { graph: string; precision: string; file: StoredFile; url: 
 
 export type StoredEntry = { url: string; bytes: number; graph: string; precision: string; current: boolean };
 
-export type Files = { file: (sha256: string) => Promise<Blob>; storage: 'cache' | 'memory' };
+export type Files = {
+  file: (sha256: string) => Promise<Blob>;
+  /** what a file holds, checked when it is read */
+  bytes: (sha256: string) => Promise<ArrayBuffer>;
+  storage: 'cache' | 'memory';
+};
 
 /** (3, 3) and (3): a row for each tensor of the next state */
 export type Step = Level & { stateWeights: number[][]; noiseWeights: number[] };

@@ -47,7 +47,7 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest).provide(wanted, onProgress, signal);
+    return new ModelCache(page, manifest).provide(wanted, onProgress, signal, recorded);
   };
   const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
     const build = manifest.runtime.builds[buildFor(provider)];
@@ -56,10 +56,10 @@ async function load(choice, report, signal) {
     const { OrtBackend } = await import('./backend.js');
     return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file });
   };
-  const player = async (/** @type {Files} */ { file }) => {
+  const player = async (/** @type {Files} */ { bytes }) => {
     const { RecordedBackend } = await import('./recorded/backend.js');
     const later = async () => runtime(await provide(false), false);
-    return RecordedBackend.start({ manifest, precision, kernels, page, file, runtime: later });
+    return RecordedBackend.start({ manifest, precision, kernels, page, bytes, runtime: later });
   };
   const files = await provide(recorded);
   signal.throwIfAborted();

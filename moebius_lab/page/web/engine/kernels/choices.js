@@ -4,7 +4,7 @@ import { reason } from '../errors.js';
 import { AT_ONCE, replaceKernels } from './replacement.js';
 
 /** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./replacement.js').Choices} Choices */
+/** @typedef {import('./replacement.js').Kept} Kept */
 /** @typedef {import('./replacement.js').Wanted} Wanted */
 /** @typedef {import('./replacement.js').Replaced} Replaced */
 /**
@@ -12,8 +12,10 @@ import { AT_ONCE, replaceKernels } from './replacement.js';
  * @property {Wanted} wanted
  * @property {URL} page the manifest's
  * @property {string} precision of the graphs
+ * @property {boolean} recorded whether the captures come from a recording: those that are made in the page have other programs
  * @property {string} version of the page
  * @property {string} runtime version of ONNX Runtime Web
+ * @property {Promise<void>|null} filled when the weights are on the device; null: they are
  * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
  */
 
@@ -26,18 +28,21 @@ const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']
  * @param {GPUDevice} device
  * @param {Map<string, GraphCapture>} captures
  * @param {Wish} wish
- * @returns {Promise<Replaced>}
+ * @returns {Promise<Omit<Replaced, 'kept'>>}
  */
-export async function withOurKernels(device, captures, { wanted, page, precision, version, runtime, report }) {
+export async function withOurKernels(device, captures, wish) {
+  const { wanted, page, precision, recorded, version, runtime, filled, report } = wish;
   const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
   const chooses = wanted === 'fastest';
+  const form = `${precision}${recorded ? ' recorded' : ''}`;
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;
   let failed = '';
   try {
-    const choices = chooses ? await recall(page, device, version, precision) : null;
-    found = await replaceKernels(device, captures, { version: runtime, wanted, choices, report });
-    if (chooses && !choices) await remember(page, device, version, precision, found.choices);
+    const earlier = chooses ? await recall(page, device, version, form) : null;
+    const { kept, ...made } = await replaceKernels(device, captures, { version: runtime, wanted, earlier, filled, report });
+    found = made;
+    if (chooses && kept.tried.length !== earlier?.tried.length) await remember(page, device, version, form, kept);
   } catch (error) {
     failed = reason(error);
   }
@@ -73,8 +78,8 @@ function address(page, { adapterInfo: { vendor, architecture, device, descriptio
  * @param {URL} page
  * @param {GPUDevice} device
  * @param {string} version of the page and its graphs
- * @param {string} form of the graphs: a precision
- * @returns {Promise<Choices|null>} null where nothing was chosen yet, or for another version
+ * @param {string} form of the graphs
+ * @returns {Promise<Kept|null>} null where nothing was chosen yet, or for another version
  */
 async function recall(page, device, version, form) {
   const found = await (await open(page))?.match(address(page, device, form));
@@ -82,16 +87,16 @@ async function recall(page, device, version, form) {
 }
 
 /**
- * Keep the choices of a version in place of another's.
+ * Keep what was found in a version in place of another's, or of less.
  *
  * @param {URL} page
  * @param {GPUDevice} device
  * @param {string} version
  * @param {string} form
- * @param {Choices} choices
+ * @param {Kept} kept
  */
-async function remember(page, device, version, form, choices) {
+async function remember(page, device, version, form, kept) {
   const headers = { 'content-type': 'application/json', [HEADER]: version };
-  const put = (await open(page))?.put(address(page, device, form), new Response(JSON.stringify(choices), { headers }));
+  const put = (await open(page))?.put(address(page, device, form), new Response(JSON.stringify(kept), { headers }));
   await put?.catch(() => {}); // without room they are chosen again the next time
 }

@@ -44,11 +44,11 @@ const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeSc
 const HEADER = 4; // bytes before the description: how long it is
 
 /**
- * @param {Blob} file
+ * @param {ArrayBuffer} file
  * @returns {Promise<{recording: Recording, own: Uint8Array}>} `own`: numbers that stand in no other file
  */
 export async function readRecording(file) {
-  const stream = file.stream().pipeThrough(new DecompressionStream('gzip'));
+  const stream = new Blob([file]).stream().pipeThrough(new DecompressionStream('gzip'));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   const end = HEADER + new DataView(bytes.buffer).getUint32(0, true);
   return { recording: JSON.parse(new TextDecoder().decode(bytes.subarray(HEADER, end))), own: bytes.subarray(end) };
