@@ -56,6 +56,7 @@ const ACCEPTED_HALVES = 1e-2; // the runtime's sums of numbers of 16 bits have 1
 const SECONDS = 1.5; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
 const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
+const NOTHING = 0.001; // of all work: a family that does less is not tried
 const NEAR = 3; // doublings of sides, all together, up to which a product is like another
 const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
@@ -248,9 +249,8 @@ function optionOf(way, chosen) {
  */
 async function choose(device, programs, forms, wanted, before, there, report) {
   const all = Map.groupBy(forms, ({ family }) => family);
-  const work = (/** @type {Form[]} */ family) => family.reduce((sum, form) => sum + form.work, 0);
   const certain = (/** @type {Form[]} */ [{ options }]) => Number(options.length === 1);
-  const families = [...all.values()].sort((a, b) => certain(a) - certain(b) || work(b) - work(a));
+  const families = [...all.values()].sort((a, b) => certain(a) - certain(b) || workIn(b) - workIn(a));
   const first = wanted === 'all'; // of the ways, which is taken untried: making the others' programs would take most of the time
   /** @type {Choices} */
   const chosen = before
@@ -264,39 +264,39 @@ async function choose(device, programs, forms, wanted, before, there, report) {
     });
   begin();
   const tried = new Set(before?.tried.filter((family) => all.has(family)));
-  const open = first ? [] : families.filter(([{ family }]) => !tried.has(family));
-  if (open.length) await tryThese(device, programs, open, work(forms), chosen, tried, there, report);
+  const whole = workIn(forms);
+  const open = first ? [] : families.filter((some) => !tried.has(some[0].family) && workIn(some) > NOTHING * whole);
+  if (open.length) await tryThese(device, programs, open, LITTLE * whole, chosen, tried, there, report);
   if (!before && !first) {
     const known = families.filter(([{ family }]) => tried.has(family)).map(largest);
-    for (const form of open.flat()) if (!tried.has(form.family)) chosen[form.key] = likeOthers(form, known, chosen);
+    for (const form of forms) if (!tried.has(form.family)) chosen[form.key] = likeOthers(form, known, chosen);
   }
   for (const { form, made } of begin()) if ((await made) === null) chosen[form.key] = RUNTIMES;
-  return { chosen, tried: [...tried], left: first ? 0 : all.size - tried.size };
+  return { chosen, tried: [...tried], left: open.filter(([{ family }]) => !tried.has(family)).length };
 }
 
 /**
  * @param {GPUDevice} device
  * @param {Programs} programs
  * @param {Form[][]} families in the order in which they are tried
- * @param {number} work of all forms
+ * @param {number} little work, up to which one way of ours is tried
  * @param {Choices} chosen what is found is put here
  * @param {Set<string>} tried and which families were, here
  * @param {Promise<void>} there
  * @param {(share: number) => void} report
  */
-async function tryThese(device, programs, families, work, chosen, tried, there, report) {
+async function tryThese(device, programs, families, little, chosen, tried, there, report) {
   const made = families.map((family) => {
     const { options, node } = largest(family);
-    const worth = family.reduce((sum, form) => sum + form.work, 0) > LITTLE * work;
+    const some = workIn(family) > little ? options : options.slice(0, 1);
     /** @type {Promise<{name: string, commands: Command[]}[]>|null} */
     let ways = null;
-    return () =>
-      (ways ??= Promise.all(
-        (worth ? options : options.slice(0, 1)).map(async (option) => {
-          const commands = await wayOf(programs, option);
-          return commands ? [{ name: option.name, commands }] : [];
-        }),
-      ).then((found) => [{ name: RUNTIMES, commands: node.commands }, ...found.flat()]));
+    const make = async () => {
+      const found = await Promise.all(some.map((option) => wayOf(programs, option)));
+      const ours = some.flatMap(({ name }, i) => (found[i] ? [{ name, commands: /** @type {Command[]} */ (found[i]) }] : []));
+      return [{ name: RUNTIMES, commands: node.commands }, ...ours];
+    };
+    return () => (ways ??= make());
   });
   const prepare = (/** @type {number} */ i) => {
     for (const make of made.slice(i, i + NEXT)) void make();
@@ -307,7 +307,9 @@ async function tryThese(device, programs, families, work, chosen, tried, there, 
   for (let i = 0; waiting && i < families.length; i++) await Promise.race([prepare(i), weights]);
   await weights;
   const end = performance.now() + 1000 * SECONDS;
-  const late = new Promise((resolve) => setTimeout(resolve, 1000 * SECONDS, null));
+  let timer = 0;
+  /** @type {Promise<null>} */
+  const late = new Promise((resolve) => (timer = /** @type {any} */ (setTimeout(resolve, 1000 * SECONDS, null))));
   const trial = new Trial(device);
   try {
     await trial.wake(families[0][0].node.commands, AWAKE);
@@ -320,8 +322,14 @@ async function tryThese(device, programs, families, work, chosen, tried, there, 
       report((i + 1) / families.length);
     }
   } finally {
+    clearTimeout(timer);
     trial.close();
   }
+}
+
+/** @param {Form[]} forms */
+function workIn(forms) {
+  return forms.reduce((sum, form) => sum + form.work, 0);
 }
 
 /** @param {Form[]} family the one with the most work */
