@@ -61,8 +61,13 @@ export class GraphBackend {
   useKernels(wanted, page, { version, runtime }, precision) {
     if (wanted === 'fastest' && this.device?.adapterInfo.isFallbackAdapter)
       this.ours.note = 'a software adapter takes longer to try kernels than they could save';
-    else if (wanted !== 'none')
-      this.kernels = { wanted, page, precision, recorded: this.recorded, version, runtime: runtime.version };
+    else if (this.device && wanted !== 'none') {
+      const { device, recorded } = this;
+      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version };
+      const begun = import('./kernels/choices.js').then(({ begin }) => begin(device, wish));
+      begun.catch(() => {}); // it is awaited when kernels are chosen
+      this.kernels = { ...wish, begun };
+    }
   }
 
   /**

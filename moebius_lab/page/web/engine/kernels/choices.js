@@ -1,12 +1,15 @@
 // Kernels of ours in a page's captures, chosen at its first visit on a device and kept in Cache Storage.
 
 import { reason } from '../errors.js';
+import { Programs } from './launch.js';
 import { AT_ONCE, replaceKernels } from './replacement.js';
 
 /** @typedef {import('../types.js').GraphCapture} GraphCapture */
 /** @typedef {import('./replacement.js').Kept} Kept */
 /** @typedef {import('./replacement.js').Wanted} Wanted */
 /** @typedef {import('./replacement.js').Replaced} Replaced */
+/** @typedef {{earlier: Kept|null, programs: Programs}} Begun what an earlier visit found, and its programs, which are being made */
+/** @typedef {Pick<Wish, 'wanted'|'page'|'precision'|'recorded'|'version'|'runtime'>} Beforehand what is known before there are captures */
 /**
  * @typedef {object} Wish
  * @property {Wanted} wanted
@@ -15,12 +18,32 @@ import { AT_ONCE, replaceKernels } from './replacement.js';
  * @property {boolean} recorded whether the captures come from a recording: those that are made in the page have other programs
  * @property {string} version of the page
  * @property {string} runtime version of ONNX Runtime Web
+ * @property {Promise<Begun>} begun
  * @property {Promise<void>|null} filled when the weights are on the device; null: they are
  * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
  */
 
 const HEADER = 'x-version';
 const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']);
+
+/**
+ * Begin to make the programs that an earlier visit chose: that takes longest, and needs neither captures nor weights.
+ *
+ * @param {GPUDevice} device
+ * @param {Beforehand} wish
+ * @returns {Promise<Begun>}
+ */
+export async function begin(device, { wanted, page, precision, recorded, version }) {
+  const programs = new Programs(device);
+  const earlier = wanted === 'fastest' ? await recall(page, device, version, formOf(precision, recorded)) : null;
+  for (const program of earlier?.programs ?? []) programs.pipeline(program).catch(() => {}); // who needs it hears of it
+  return { earlier, programs };
+}
+
+/** @param {string} precision @param {boolean} recorded */
+function formOf(precision, recorded) {
+  return `${precision}${recorded ? ' recorded' : ''}`;
+}
 
 /**
  * Put kernels of ours into captures, unless something keeps them out, which is said then.
@@ -31,18 +54,18 @@ const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']
  * @returns {Promise<Omit<Replaced, 'kept'>>}
  */
 export async function withOurKernels(device, captures, wish) {
-  const { wanted, page, precision, recorded, version, runtime, filled, report } = wish;
+  const { wanted, page, precision, recorded, version, runtime, begun, filled, report } = wish;
   const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
-  const chooses = wanted === 'fastest';
-  const form = `${precision}${recorded ? ' recorded' : ''}`;
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;
   let failed = '';
   try {
-    const earlier = chooses ? await recall(page, device, version, form) : null;
-    const { kept, ...made } = await replaceKernels(device, captures, { version: runtime, wanted, earlier, filled, report });
+    const { earlier, programs } = await begun;
+    const options = { version: runtime, wanted, earlier, programs, filled, report };
+    const { kept, ...made } = await replaceKernels(device, captures, options);
     found = made;
-    if (chooses && kept.tried.length !== earlier?.tried.length) await remember(page, device, version, form, kept);
+    if (wanted === 'fastest' && kept.tried.length !== earlier?.tried.length)
+      await remember(page, device, version, formOf(precision, recorded), kept);
   } catch (error) {
     failed = reason(error);
   }

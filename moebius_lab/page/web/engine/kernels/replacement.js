@@ -33,6 +33,7 @@ import { programOf } from '../capture.js';
  * @property {Choices} choices
  * @property {string[]} tried families
  * @property {string[]} notes what differed from the runtime's, in words
+ * @property {{label: string, code: string}[]} programs of the ways that were chosen: they can be made before anything else is known
  */
 /**
  * @typedef {object} Replaced
@@ -56,7 +57,7 @@ const ACCEPTED_HALVES = 1e-2; // the runtime's sums of numbers of 16 bits have 1
 const SECONDS = 1.5; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
 const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
-const NOTHING = 0.001; // of all work: a family that does less is not tried
+const NOTHING = 0.002; // of all work: a family that does less is not tried
 const NEAR = 3; // doublings of sides, all together, up to which a product is like another
 const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
@@ -70,11 +71,13 @@ const BYTE = 40; // arithmetic operations for which a byte of memory counts, whe
  * @param {string} options.version of ONNX Runtime Web
  * @param {Wanted} options.wanted
  * @param {Kept|null} options.earlier of an earlier visit; null: this is the first
+ * @param {Programs} [options.programs] some of which may be under way
  * @param {Promise<void>|null} [options.filled] when the weights are on the device; what needs none is done meanwhile. Null: they are
  * @param {(share: number) => void} options.report how much is done, from 0 to 1
  * @returns {Promise<Replaced>}
  */
-export async function replaceKernels(device, captures, { version, wanted, earlier, filled = null, report }) {
+export async function replaceKernels(device, captures, options) {
+  const { version, wanted, earlier, programs = new Programs(device), filled = null, report } = options;
   const commands = [...captures.values()].reduce((sum, { capture }) => sum + capture.commands.length, 0);
   let from = filled ? Infinity : performance.now();
   const there = Promise.resolve(filled).then(() => void (from = Math.min(from, performance.now())));
@@ -83,7 +86,7 @@ export async function replaceKernels(device, captures, { version, wanted, earlie
     return {
       captures,
       choices: {},
-      kept: { choices: {}, tried: [], notes: [] },
+      kept: { choices: {}, tried: [], notes: [], programs: [] },
       replaced: 0,
       commands,
       note: `ONNX Runtime Web ${version}'s programs are not known, only ${RUNTIME}'s`,
@@ -91,7 +94,6 @@ export async function replaceKernels(device, captures, { version, wanted, earlie
     };
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
-  const programs = new Programs(device);
   const { ways, forms } = formsOf([...graphs.values()], device);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
   const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, there, report);
@@ -136,7 +138,9 @@ export async function replaceKernels(device, captures, { version, wanted, earlie
   const end = performance.now();
   const spent = (/** @type {number} */ since, /** @type {number} */ until) => Math.max(0, until - Math.max(since, from));
   const took = { trying: spent(0, began), comparing: spent(began, compared), making: spent(compared, end) };
-  const kept = { choices: chosen, tried, notes: wrongs };
+  const used = [...forms.values()].flatMap((form) => optionOf(form, chosen)?.launches ?? []);
+  const texts = new Map(used.map(({ code, label = '' }) => [code, label]));
+  const kept = { choices: chosen, tried, notes: wrongs, programs: [...texts].map(([code, label]) => ({ label, code })) };
   return { captures: made, choices: chosen, kept, replaced, commands, note: notes.join('; '), took };
 }
 
