@@ -189,7 +189,7 @@ export interface Loaded {
   workspace: number;
   /**
    * commands of captured graphs, those that kernels of our own stand for, and why others do not; the way that was chosen, by form, and
-   * the milliseconds of that: ways tried and compared with the runtime's (next to nothing where they were chosen before), and put together
+   * the milliseconds of that after all weights were there: ways tried, compared with the runtime's, and put together
    */
   kernels: {
     replaced: number;
