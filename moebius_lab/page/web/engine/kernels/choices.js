@@ -64,8 +64,8 @@ export async function withOurKernels(device, captures, wish) {
     const options = { version: runtime, wanted, earlier, programs, filled, report };
     const { kept, ...made } = await replaceKernels(device, captures, options);
     found = made;
-    if (wanted === 'fastest' && kept.tried.length !== earlier?.tried.length)
-      await remember(page, device, version, formOf(precision, recorded), kept);
+    const isNew = JSON.stringify(kept) !== JSON.stringify(earlier);
+    if (wanted === 'fastest' && isNew) await remember(page, device, version, formOf(precision, recorded), kept);
   } catch (error) {
     failed = reason(error);
   }

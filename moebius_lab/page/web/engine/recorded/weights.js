@@ -321,13 +321,20 @@ export async function widenWhatIsRead(device, captures, places) {
   const gone = (/** @type {GPUBuffer} */ buffer) => read.has(buffer) || buffer.destroy();
   const wide = places.filter((place) => place instanceof Widened && read.has(place));
   for (const place of places) if (!wide.includes(place)) gone(place instanceof Widened ? place.stored : place);
+  const { Programs, widening } = wide.length ? await import('../kernels/launch.js') : /** @type {any} */ ({});
+  const programs = wide.length && new Programs(device);
   while (wide.length) {
     /** @type {Widened[]} */
     const some = [];
+    const capture = new Capture();
     for (let size = 0; wide.length && size < TOGETHER; size += some[some.length - 1].size)
       some.push(/** @type {any} */ (wide.shift()));
-    for (const place of some) made.set(place, room(device, place.size));
-    await widen(device, some, made);
+    for (const place of some) {
+      made.set(place, room(device, place.size));
+      capture.commands.push(renameIn(await programs.dispatch(widening(place)), made));
+    }
+    new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all that it needs is there
+    await device.queue.onSubmittedWorkDone();
     for (const { stored } of some) gone(stored);
   }
   return new Map(
@@ -338,18 +345,4 @@ export async function widenWhatIsRead(device, captures, places) {
       return [name, { ...captured, capture, lifetimes }];
     }),
   );
-}
-
-/**
- * @param {GPUDevice} device
- * @param {Widened[]} places
- * @param {Map<unknown, GPUBuffer>} made what they become
- */
-async function widen(device, places, made) {
-  const { Programs, widening } = await import('../kernels/launch.js');
-  const programs = new Programs(device);
-  const capture = new Capture();
-  for (const place of places) capture.commands.push(renameIn(await programs.dispatch(widening(place)), made));
-  new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all of it is there
-  await device.queue.onSubmittedWorkDone();
 }
