@@ -445,6 +445,18 @@ test('a visit tries for so long, what has the most work first, and later visits 
   assert.equal(Object.values(last.choices).filter((name) => name === "the runtime's").length, 1); // too small to be tried at all
 });
 
+test('where one shape takes longer than a visit may try, each visit tries one', async (t) => {
+  const { device: own, clock } = timed((label) => (label === 'MatMul' ? 2000 : 3000));
+  t.mock.method(performance, 'now', () => clock.now);
+  const captures = new Map([['g', products([1024, 1024, 1024], [512, 1024, 512], [512, 512, 512])]]);
+  let earlier = null;
+  for (const count of [1, 2, 3, 3]) {
+    const { kept } = await replaceKernels(own, captures, { ...FAST, earlier });
+    assert.equal(kept.tried.length, count);
+    earlier = kept;
+  }
+});
+
 test('a later visit runs nothing, compares what changed alone, and says again what differed', async (t) => {
   const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
   t.mock.method(performance, 'now', () => clock.now);

@@ -318,8 +318,8 @@ async function tryThese(device, programs, families, little, chosen, tried, there
   try {
     await trial.wake(families[0][0].node.commands, AWAKE);
     for (const [i, family] of families.entries()) {
-      const ways = await Promise.race([prepare(i), late]);
-      if (!ways || performance.now() > end) break;
+      const ways = await (i ? Promise.race([prepare(i), late]) : prepare(i)); // one in any case, so that visits come to an end
+      if (!ways || (i && performance.now() > end)) break;
       const { best } = await trial.fastest(ways.map(({ commands }) => commands));
       for (const { key } of family) chosen[key] = ways[best].name;
       tried.add(family[0].family);
