@@ -35,7 +35,9 @@ DETERMINISTIC = "deterministic"
 """The name under which weights made by `checkpoint.deterministic_weights` are asked for."""
 PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "ft_celebahq", "ffhq": "ft_ffhq"}
 """Names under which the published weights are asked for, and the folder of hustvl/Moebius that holds each."""
-WEIGHTS = ("demo", DETERMINISTIC, *PUBLISHED)
+DISTILLED = {"demo": "demo-fast"}
+"""Weights of which a distilled form ships, and its name: the preset *fastest* takes that; see `training.distillation`."""
+WEIGHTS = ("demo", *DISTILLED.values(), DETERMINISTIC, *PUBLISHED)
 """Every name of weights; anything else is a path."""
 
 # -- in what forms graphs are stored -----------------------------------------------------------------------------------
@@ -398,6 +400,14 @@ PRESETS = {
 }  # fmt: skip
 """What is offered to people, their default first; `Settings()` is "as-released", so that parity compares like with like."""
 DEFAULT_PRESET = next(iter(PRESETS))
+FASTEST = "fastest"
+
+
+def distilled_preset(steps: int) -> Preset:
+    """The one way to sample distilled weights: as many evaluations as steps, since guidance is in the weights."""
+    note = f"{steps} steps of a network distilled for them: {steps} evaluations."
+    return Preset("Fastest", note, "ddim-trailing", steps, 1.0, 1.0, (0.0, 1.0), "noise")
+
 
 # -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------
 

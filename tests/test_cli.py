@@ -69,6 +69,26 @@ def test_presets_and_single_settings_of_inpaint(picture_files, tmp_path, capsys)
         assert words in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_the_fastest_preset_takes_the_distilled_demo(picture_files, tmp_path, capsys):
+    files = [*map(str, picture_files), "--backend", "torch", "--network", "demo"]
+    results = {}
+    for name, options in {
+        "preset": ["--preset", "fastest"],
+        "weights": ["--weights", "demo-fast"],
+        "own": ["--preset", "fastest", "--guidance", "1.5"],
+    }.items():
+        assert main(["inpaint", *files, "-o", str(tmp_path / f"{name}.png"), *options]) == 0, capsys.readouterr()
+        results[name] = read_picture(tmp_path / f"{name}.png")
+    made = {name: picture.made for name, picture in results.items()}
+    assert made["preset"] == made["weights"] and made["preset"]["model"]["weights"] == "demo-fast"
+    assert made["preset"]["settings"]["solver"] == "ddim-trailing" and made["preset"]["settings"]["guidance"] == 1
+    assert made["own"]["model"]["weights"] == "demo", "guidance of one's own is not that of the distilled weights"
+    assert np.array_equal(results["preset"].rgb, results["weights"].rgb)
+    assert main(["inpaint", *files, "-o", str(tmp_path / "no.png"), "--weights", "demo-fast", "--preset", "fast"]) != 0
+    assert "for these weights; choose one of fastest" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["inpaint", "evaluate"])
 def test_the_help_names_every_solver(verb, capsys):
     with pytest.raises(SystemExit):

@@ -15,7 +15,7 @@ import httpx2
 from .. import LabError
 from ..config import DETERMINISTIC, GRAPHS, NETWORKS
 from ..files import misfit, require_room
-from ..model.checkpoint import load_checkpoint, load_vae
+from ..model.checkpoint import SHIPPED, load_checkpoint, load_vae
 from ..model.hub import explain_network, require_address, require_network
 from ..page.browser import Browser
 from ..page.bundle import PRECACHE, checked_manifest
@@ -23,7 +23,7 @@ from ..port.export import example_feeds
 from . import parity
 
 TIMEOUT = 30  # seconds without a byte
-RECOMPUTABLE = ("demo", DETERMINISTIC)  # weights that are on every machine, so that PyTorch can be the reference
+RECOMPUTABLE = (*SHIPPED, DETERMINISTIC)  # weights that are on every machine, so that PyTorch can be the reference
 
 
 class CheckError(LabError):

@@ -20,19 +20,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .. import errors
-from ..config import CONDITIONAL_IDS, DEMO
+from ..config import CONDITIONAL_IDS, DEMO, FASTEST
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
-from ..inpainting.loop import Settings, inpaint
+from ..inpainting.loop import Settings, inpaint, preset
 from ..inpainting.picture_files import read_image, read_mask
-from ..model.checkpoint import load_checkpoint, load_vae
+from ..model.checkpoint import SHIPPED, load_checkpoint, load_vae, presets_of
 from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
 from .baselines import navier_stokes_fill, patchmatch_fill, telea_fill
 from .measures import measures, texture_error, texture_ratio
 from .perceptual import PerceptualDistance
 
-DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+DEMO_FOLDER = SHIPPED["demo"]
 HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
 BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
 SEEDS = (0, 1, 2)  # of the fills whose measures are averaged
@@ -46,9 +46,9 @@ METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
 MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
 
 
-def demo_backend(denoiser: Path = DEMO_FOLDER / "denoiser.safetensors") -> TorchBackend:
-    """The shipped demo checkpoint in PyTorch on the CPU, or another denoiser with its autoencoder."""
-    return TorchBackend(load_checkpoint(denoiser, DEMO), load_vae(DEMO_FOLDER / "vae.safetensors", DEMO))
+def demo_backend(denoiser: str | Path = "demo") -> TorchBackend:
+    """Shipped weights of the demo network in PyTorch on the CPU, by name, or another file of its denoiser, with its autoencoder."""
+    return TorchBackend(load_checkpoint(denoiser, DEMO), load_vae("demo", DEMO))
 
 
 def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -201,7 +201,8 @@ def evaluate(
 ) -> tuple[dict, Image.Image]:
     """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet. Arguments as of `evaluate_pair`."""
     report: dict = {
-        "settings": {"steps": settings.steps, "guidance": settings.guidance, "init": settings.init},
+        "settings": {name: getattr(settings, name) for name in ("solver", "steps", "strength", "guidance", "init")},
+        "evaluations": settings.evaluations(),
         "seeds": list(seeds),
     }
     report["pictures"], rows = {}, []
@@ -247,16 +248,22 @@ def evaluate(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moebius_lab.evidence.evaluation", description=__doc__)
     parser.add_argument("--sheet", type=Path, default=Path("build/evaluation.png"), help="where the contact sheet goes")
-    parser.add_argument("--report", type=Path, default=DEMO_FOLDER / "evaluation.json")
-    parser.add_argument("--denoiser", type=Path, default=DEMO_FOLDER / "denoiser.safetensors", help="weights to look at")
-    parser.add_argument("--guidance", type=float, default=Settings.guidance)
+    words = "shipped weights to look at, with the release's steps; distilled ones with their own (default: demo)"
+    parser.add_argument("--weights", choices=tuple(SHIPPED), default="demo", help=words)
+    parser.add_argument("--denoiser", type=Path, help="a file of a denoiser's weights instead")
+    parser.add_argument("--report", type=Path, help="default: evaluation.json beside the weights")
+    parser.add_argument("--guidance", type=float, help="instead of the usual one")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     args = parser.parse_args()
-    settings = Settings(guidance=args.guidance, init="noise")
+    presets = presets_of(args.weights)
+    settings = preset("as-released", init="noise") if "as-released" in presets else preset(FASTEST, presets)
+    if args.guidance is not None:
+        settings = replace(settings, guidance=args.guidance)
     report, sheet = evaluate(
-        demo_backend(args.denoiser), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance()
+        demo_backend(args.denoiser or args.weights), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance()
     )
-    args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file = args.report or SHIPPED[args.weights] / "evaluation.json"
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.sheet)
     print(

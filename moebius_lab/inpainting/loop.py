@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ from ..config import (
     SOLVER,
     STEPS,
     STRENGTH,
+    Preset,
 )
 from ..errors import first_line
 from ..model.sampler import Step, first_state, solver_steps
@@ -103,15 +104,21 @@ class Settings:
         return sum(1 if guidance == 1 else 2 for guidance in self.guidances())
 
 
-def preset(name: str, **changes: object) -> Settings:
-    """The settings of a preset, a name in `config.PRESETS`, with other `changes` by name, such as `seed=3`.
+def preset(name: str, presets: Mapping[str, Preset] = PRESETS, **changes: object) -> Settings:
+    """The settings of a preset, a name in `presets`, with other `changes` by name, such as `seed=3`.
+
+    Args:
+        name: of the preset.
+        presets: those that the weights have, by `checkpoint.presets_of`.
+        changes: values of `Settings` in place of the preset's.
 
     Raises:
         LabError: an unknown preset, or a change outside its range.
     """
-    if name not in PRESETS:
-        raise LabError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    chosen = {field: value for field, value in vars(PRESETS[name]).items() if field not in ("label", "note")}
+    if name not in presets:
+        of_these = "" if presets is PRESETS else " for these weights"
+        raise LabError(f"there is no preset {name!r}{of_these}; choose one of {', '.join(presets)}")
+    chosen = {field: value for field, value in vars(presets[name]).items() if field not in ("label", "note")}
     return Settings(**chosen | changes)
 
 

@@ -18,7 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import LabError
-from ..config import DETERMINISTIC, LATENT_CHANNELS, MOEBIUS, PUBLISHED, WEIGHTS, NetworkConfig
+from ..config import (
+    DETERMINISTIC,
+    FASTEST,
+    LATENT_CHANNELS,
+    MOEBIUS,
+    PRESETS,
+    PUBLISHED,
+    WEIGHTS,
+    NetworkConfig,
+    Preset,
+    distilled_preset,
+)
 from ..errors import NO_ROOM, explain_os_error, first_line, is_out_of_memory
 from ..files import file_sha256, require_room, written_whole
 from .hub import Hub, HubUnreachable, default_folder
@@ -26,6 +37,8 @@ from .low_rank import DIFFERENCE, merged, read_difference
 from .unet import MoebiusNet
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+SHIPPED = {"demo": DEMO_FOLDER, "demo-fast": DEMO_FOLDER.with_name("demo_fast")}
+"""Folders of the weights that come with the package, by name."""
 DENOISER_REPO, VAE_REPO = "hustvl/Moebius", "hustvl/PixelHacker"
 
 PICKLE, SAFETENSORS = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
@@ -229,8 +242,8 @@ def load_checkpoint(source: str | Path, config: NetworkConfig) -> MoebiusNet:
     """A denoiser with its weights, float32, in evaluation mode.
 
     Args:
-        source: a file of all of them, or one of `config.WEIGHTS`: "demo" (shipped with the package), "deterministic" (made by recipe), or
-            published weights, which are fetched first where they are not on this machine.
+        source: a file of all of them, or one of `config.WEIGHTS`: "demo" and "demo-fast" (shipped with the package), "deterministic" (made
+            by recipe), or published weights, which are fetched first where they are not on this machine.
         config: the network that the weights belong to.
 
     Raises:
@@ -260,7 +273,7 @@ def _load(module: nn.Module, source: str | Path, part: str, config: NetworkConfi
 
 def check_weights(weights: str, config: NetworkConfig) -> None:
     """Raise LabError where `weights` is no name and no folder, or belongs to another network than `config`."""
-    belongs_to = {"demo": "demo"} | dict.fromkeys(PUBLISHED, MOEBIUS.name)
+    belongs_to = dict.fromkeys(SHIPPED, "demo") | dict.fromkeys(PUBLISHED, MOEBIUS.name)
     if config.name != belongs_to.get(weights, config.name):
         raise LabError(
             f"the {weights} weights belong to the {belongs_to[weights]} network, not to {config.name}; name that network, "
@@ -269,6 +282,21 @@ def check_weights(weights: str, config: NetworkConfig) -> None:
     if weights not in WEIGHTS and not Path(weights).is_dir():
         names = ", ".join(f'"{name}"' for name in WEIGHTS)
         raise LabError(f"weights={weights!r} is neither {names} nor a folder that exists")
+
+
+def presets_of(weights: str) -> dict[str, Preset]:
+    """The presets that these weights can be sampled with, the default first: `config.PRESETS`, or the one of distilled weights.
+
+    Args:
+        weights: a name in `config.WEIGHTS`, or a folder.
+
+    Raises:
+        LabError: the folder's difference is damaged.
+    """
+    if weights in WEIGHTS and weights not in SHIPPED:
+        return dict(PRESETS)
+    file = SHIPPED.get(weights, Path(weights)) / DIFFERENCE
+    return {FASTEST: distilled_preset(read_difference(file).steps)} if file.is_file() else dict(PRESETS)
 
 
 def find_weights(
@@ -294,7 +322,7 @@ def find_weights(
     if weights == DETERMINISTIC:
         return DETERMINISTIC
     if weights not in PUBLISHED:
-        folder = DEMO_FOLDER if weights == "demo" else Path(weights)
+        folder = SHIPPED.get(weights, Path(weights))
         if (folder / DIFFERENCE).is_file():
             return _merged(folder / DIFFERENCE, part, config, hub, on_the_way)
         return folder / f"{part}.safetensors"

@@ -26,7 +26,7 @@ from ..files import written_whole
 
 DIFFERENCE = "difference.safetensors"
 """Name of the file in a folder of weights."""
-FACTS = ("network", "weights", "sha256", "made")
+FACTS = ("network", "weights", "sha256", "made", "steps")
 BYTES = 2  # of a number in the file
 MOST_RANK = 64
 
@@ -39,6 +39,7 @@ class Difference:
     weights: str  # what it is added to: a name in `config.WEIGHTS`, or a folder
     sha256: str  # of their denoiser's file; "deterministic" where there is none
     made: str  # how, in words
+    steps: int  # that the network takes with it, without guidance
     factors: dict[str, tuple[Tensor, Tensor]]  # up and down by the weight's name, float32
 
 
@@ -96,7 +97,7 @@ def write_difference(path: Path, difference: Difference) -> None:
         tensors |= {f"{name}.up": up, f"{name}.down": down}
     halves = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as part:
-        save_file(halves, part, metadata={fact: getattr(difference, fact) for fact in FACTS})
+        save_file(halves, part, metadata={fact: str(getattr(difference, fact)) for fact in FACTS})
 
 
 def read_difference(path: Path) -> Difference:
@@ -113,11 +114,13 @@ def read_difference(path: Path) -> Difference:
             downs = {name.removesuffix(".down"): file.get_tensor(name).float() for name in names if name.endswith(".down")}
     except (SafetensorError, OSError) as error:
         raise LabError(f"{path}: an incomplete or damaged difference ({str(error).splitlines()[0]}); get it again") from None
-    if not set(FACTS) <= set(facts) or not ups or set(ups) != set(downs) or len(ups) + len(downs) != len(names):
+    told = set(FACTS) <= set(facts) and facts["steps"].isdecimal() and int(facts["steps"]) > 0
+    if not told or not ups or set(ups) != set(downs) or len(ups) + len(downs) != len(names):
         raise LabError(f"{path}: not a difference that `python -m moebius_lab.training.distillation` made")
     for name in ups:
         if ups[name].ndim != 2 or downs[name].ndim != 2 or ups[name].shape[1] != downs[name].shape[0]:
             raise LabError(f"{path}: the two factors of {name} do not go together; get it again")
     if not all(torch.isfinite(tensor).all() for tensor in (*ups.values(), *downs.values())):
         raise LabError(f"{path}: its numbers are not finite; get it again")
-    return Difference(**{fact: facts[fact] for fact in FACTS}, factors={name: (ups[name], downs[name]) for name in ups})
+    kept = {fact: facts[fact] for fact in FACTS} | {"steps": int(facts["steps"])}
+    return Difference(**kept, factors={name: (ups[name], downs[name]) for name in ups})

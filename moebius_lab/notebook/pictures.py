@@ -16,16 +16,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .. import LabError
+from .. import LabError, config
 from ..config import MOEBIUS
 from ..evidence import parity
 from ..evidence.baselines import patchmatch_fill
-from ..evidence.evaluation import contact_sheet, evaluate_pair, held_out_pairs
+from ..evidence.evaluation import contact_sheet, demo_backend, evaluate_pair, held_out_pairs
 from ..evidence.inventory import network_inventory
 from ..evidence.loops import PYTORCH
 from ..inpainting.imaging import feather
-from ..inpainting.loop import Settings
+from ..inpainting.loop import Settings, inpaint, preset
 from ..inpainting.photographs import demo_photographs
+from ..model.checkpoint import presets_of
 from ..page.bundle import write_bundle
 from ..page.driving import launch_options
 from ..page.engines import find, with_playwright
@@ -38,7 +39,7 @@ LIMIT = 1_000_000  # bytes, of all pictures together
 WIDTH = 1100  # px, the widest
 QUALITY = 82  # of JPEG
 SHEET_EVERY = 5  # of the held-out photographs, in the order of their names
-SHEET_TITLES = ("the hole", "demo network", "PatchMatch", "OpenCV, Telea", "the photograph")
+SHEET_TITLES = ("the hole", "38 evaluations", "distilled: 4", "PatchMatch", "OpenCV, Telea", "the photograph")
 PRECISIONS = ("fp32", "fp16-storage", "int8")  # in the plot of the error's growth
 PATIENCE = 300_000  # ms that a page may take for one thing
 
@@ -104,7 +105,9 @@ def network_by_part() -> Figure:
 
 
 def sheet(bench: Workbench) -> Image.Image:
-    """Every fifth held-out picture, filled by the demo network in ONNX Runtime, by PatchMatch and by OpenCV's Telea."""
+    """Every fifth held-out picture, filled by the demo network in ONNX Runtime and distilled, by PatchMatch and by OpenCV's Telea."""
+    distilled = config.DISTILLED["demo"]
+    fastest, quick = preset(config.FASTEST, presets_of(distilled)), demo_backend(distilled)
     rows = []
     for name, (picture, mask) in list(held_out_pairs().items())[::SHEET_EVERY]:
         filled = evaluate_pair(bench.onnx_backend, picture, mask, Settings(init="noise"))[1]
@@ -114,6 +117,7 @@ def sheet(bench: Workbench) -> Image.Image:
                 [
                     figures.masked(picture, mask),
                     filled["ours"],
+                    inpaint(quick, picture, mask, fastest),
                     patchmatch_fill(picture, feather(mask) > 0),
                     filled["telea"],
                     picture,

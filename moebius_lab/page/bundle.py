@@ -66,7 +66,7 @@ from ..files import (
 from ..inpainting.imaging import to_unit_range
 from ..inpainting.photographs import demo_photographs
 from ..inpainting.picture_files import read_image
-from ..model.checkpoint import DEMO_FOLDER
+from ..model.checkpoint import DEMO_FOLDER, presets_of
 from ..model.sampler import SOLVERS
 from ..port.export import example_inputs
 from ..port.graphs import Graphs
@@ -298,10 +298,10 @@ def write_bundle(
     manifest = {
         "format": FORMAT,
         "network": bench.config.name,
-        "weights": bench.weights if bench.weights in ("demo", "deterministic") else Path(bench.weights).name,
+        "weights": bench.weights if bench.weights in config.WEIGHTS else Path(bench.weights).name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
-        "presets": {name: asdict(preset) for name, preset in config.PRESETS.items()},
+        "presets": {name: asdict(preset) for name, preset in presets_of(bench.weights).items()},
         "solvers": {name: solver.description for name, solver in SOLVERS.items()},
         "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,

@@ -29,7 +29,7 @@ from .. import LabError, __version__
 from ..config import OPSET, PUBLISHED
 from ..errors import first_line
 from ..files import NUMBER, TEXT, DamagedFile, file_sha256, listed, read_json, record
-from ..model.checkpoint import DENOISER_REPO, PICKLE, VAE_REPO
+from ..model.checkpoint import DENOISER_REPO, PICKLE, SHIPPED, VAE_REPO
 from ..model.hub import Hub, default_folder, explain_network, require_address, require_network
 from ..port.graphs import Graphs
 from ..port.precision import per_graph
@@ -211,7 +211,7 @@ def _licence(weights: str) -> str:
             f"`{PUBLISHED[weights]}` they are from, and of [{VAE_REPO}](https://huggingface.co/{VAE_REPO}), whose autoencoder they include. "
             f"{WEIGHTS_LICENCE_READ}"
         )
-    if weights == "demo":
+    if weights in SHIPPED:
         return (
             f"{code}\n\n**Weights**: Apache-2.0. A small network of the same design that was trained for this port; its data, photographs "
             "and their authors are credited with the code, in `moebius_lab/demo/README.md` and `moebius_lab/training/sources.json`."

@@ -58,7 +58,7 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
     capture: true,
     kernels: 'none',
     page: new URL(engine),
-    file: async (sha256) => (await fetch(/** @type {string} */ (files.get(sha256)))).blob(),
+    file: async (sha256) => (await fetch(/** @type {string} */ (files.get(sha256)))).arrayBuffer(),
     device,
   });
   /** @type {Recording['nodes']} */

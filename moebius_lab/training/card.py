@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from .. import LabError
-from ..config import PRESETS
+from ..config import DISTILLED, PRESETS
 from ..evidence import quality
 from ..evidence.evaluation import DEMO_FOLDER
+from ..model.checkpoint import SHIPPED
 
 CARD = DEMO_FOLDER / "README.md"
 TEXTURE_AIM = 0.9  # share of the held-out pictures on which the texture must be better than both OpenCV methods'
@@ -27,8 +28,12 @@ def _reached(aim: bool) -> str:
     return "reached" if aim else "missed"
 
 
-def numbers(report: dict) -> str:
-    """What `evaluation.json` says, as Markdown."""
+def _figures(m: dict) -> str:
+    return f"{m['psnr_db']:.2f} | {m['ssim']:.3f} | {m['texture']:.3f} | {m['texture_error']:.2f} | {m['perceptual']:.2f}"
+
+
+def numbers(report: dict, distilled: dict) -> str:
+    """What the `evaluation.json` of the demo and of its distilled weights say, as Markdown."""
     settings, mean, wins, count = report["settings"], report["mean"], report["texture_wins"], report["count"]
     nearer, seeds = report["wins_over_patchmatch"], ", ".join(map(str, report["seeds"]))
     lines = [
@@ -40,12 +45,13 @@ def numbers(report: dict) -> str:
         "| | PSNR in the hole, dB | SSIM in the hole | texture | abs log2 texture | perceptual |",
         "|---|---|---|---|---|---|",
     ]
+    fast, fast_nearer = distilled["settings"], distilled["wins_over_patchmatch"]
     for method, title in TITLES.items():
-        m = mean[method]
-        figures = (
-            f"{m['psnr_db']:.2f} | {m['ssim']:.3f} | {m['texture']:.3f} | {m['texture_error']:.2f} | {m['perceptual']:.2f}"
-        )
-        lines.append(f"| {title} | {figures} |")
+        lines.append(f"| {title} | {_figures(mean[method])} |")
+        if method == "ours":
+            lines.append(
+                f"| ours, distilled: {distilled['evaluations']} evaluations | {_figures(distilled['mean']['ours'])} |"
+            )
     greyed = ", ".join(f"`{name}` {levels}" for name, levels in report["chroma_of_greyed"].items())
     worse = [
         name
@@ -60,6 +66,9 @@ def numbers(report: dict) -> str:
         f"{_reached(nearer['perceptual'] >= PATCHMATCH_AIM * count)}), PSNR on {nearer['psnr_db']},",
         f"SSIM on {nearer['ssim']}; its texture is nearer to 1 on {count - nearer['texture_error']}. The truth itself has an abs log2 texture of "
         f"{mean['truth_texture_error']:.2f}, because holes hide things.",
+        f"The distilled weights (`demo-fast`, {fast['steps']} steps of {fast['solver']} without guidance): perceptual on "
+        f"{fast_nearer['perceptual']}, PSNR on {fast_nearer['psnr_db']}, SSIM on {fast_nearer['ssim']}; texture on "
+        f"{count - fast_nearer['texture_error']}.",
         f"Pictures made grey and filled, chroma in the hole (root mean square, levels; 0 is right): {greyed}.",
         f"Texture nearer to 1 than both OpenCV methods on {wins} of {count} (not on: {names}); the aim was 9 of 10: "
         f"{_reached(wins >= TEXTURE_AIM * count)}. In `bee` the hole",
@@ -109,13 +118,13 @@ def training(log: dict) -> str:
     return "\n".join([*lines, "", f"The last training: {log['hardware']}, PyTorch {log['torch']}; seed {log['seed']}."])
 
 
-def rewritten(card: str, report: dict, log: dict, measured: dict) -> str:
+def rewritten(card: str, report: dict, distilled: dict, log: dict, measured: dict) -> str:
     """The card with what stands between its marks made anew.
 
     Raises:
         LabError: a mark is missing.
     """
-    for mark, text in (("numbers", numbers(report)), ("presets", presets(measured)), ("training", training(log))):
+    for mark, text in (("numbers", numbers(report, distilled)), ("presets", presets(measured)), ("training", training(log))):
         begin, end = f"<!-- {mark}: written by python -m moebius_lab.training.card -->\n", f"\n<!-- end of {mark} -->"
         before, found, rest = card.partition(begin)
         _, closed, after = rest.partition(end)
@@ -134,6 +143,7 @@ def main() -> None:
     text = rewritten(
         CARD.read_text(encoding="utf-8"),
         read_json("evaluation.json"),
+        read_json("evaluation.json", SHIPPED[DISTILLED["demo"]]),
         read_json("training_log.json"),
         read_json("quality.json"),
     )

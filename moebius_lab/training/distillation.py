@@ -427,7 +427,8 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         weights = options.weights if not Path(options.weights).is_dir() else str(Path(options.weights).resolve())
         write_difference(
-            options.output / DIFFERENCE, Difference(config.name, weights, weights_digest(source), made, factors)
+            options.output / DIFFERENCE,
+            Difference(config.name, weights, weights_digest(source), made, options.evaluations, factors),
         )
         write_json(options.output / "distillation.json", {"made": made, "rank": rank} | log)
         size = (options.output / DIFFERENCE).stat().st_size

@@ -35,7 +35,7 @@ from moebius_lab.evidence.measures import hole_psnr, measures, texture_ratio
 from moebius_lab.evidence.perceptual import PerceptualDistance
 from moebius_lab.inpainting.imaging import is_hole, to_unit_range
 from moebius_lab.inpainting.loop import Settings
-from moebius_lab.model.checkpoint import make_vae
+from moebius_lab.model.checkpoint import SHIPPED, make_vae
 from moebius_lab.model.sampler import alphas_cumprod
 from moebius_lab.model.unet import MoebiusNet
 from moebius_lab.notebook import report
@@ -123,8 +123,9 @@ def test_an_evaluation_counts_what_it_measures(backend, some):
 
 
 @pytest.mark.slow
-def test_the_committed_evaluation_is_what_the_shipped_weights_give(backend, some):
-    report = json.loads((DEMO_FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("weights", SHIPPED)
+def test_the_committed_evaluation_is_what_the_shipped_weights_give(weights, some):
+    backend, report = demo_backend(weights), card.read_json("evaluation.json", SHIPPED[weights])
     assert report["pictures"].keys() == held_out_pairs().keys()
     for name, (picture, mask) in some.items():
         told = report["pictures"][name]
@@ -144,11 +145,12 @@ def test_the_model_card_says_what_was_measured():
 def test_model_card_is_what_its_command_writes():
     text = card.CARD.read_text(encoding="utf-8")
     report, log, measured = (card.read_json(f"{name}.json") for name in ("evaluation", "training_log", "quality"))
-    assert card.rewritten(text, report, log, measured) == text
-    other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, log, measured)
+    distilled = card.read_json("evaluation.json", SHIPPED["demo-fast"])
+    assert card.rewritten(text, report, distilled, log, measured) == text
+    other = card.rewritten(text, report | {"texture_wins": 3, "worst_border_ratio": 40.0}, distilled, log, measured)
     assert "on 3 of" in other and "40.0 times" in other
     with pytest.raises(LabError, match="marks of its training"):
-        card.rewritten(text.replace("<!-- end of training -->", ""), report, log, measured)
+        card.rewritten(text.replace("<!-- end of training -->", ""), report, distilled, log, measured)
 
 
 class _BlindInOneRow(torch.nn.Module):

@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moebius_lab import LabError
-from moebius_lab.config import DEMO, DETERMINISTIC, MOEBIUS, SMALL, TINY
+from moebius_lab.config import DEMO, DETERMINISTIC, DISTILLED, FASTEST, MOEBIUS, PRESETS, SMALL, TINY
 from moebius_lab.files import file_sha256
+from moebius_lab.inpainting.loop import preset
 from moebius_lab.model import low_rank
-from moebius_lab.model.checkpoint import deterministic_weights, find_weights, load_checkpoint, load_vae
+from moebius_lab.model.checkpoint import (
+    SHIPPED,
+    deterministic_weights,
+    find_weights,
+    load_checkpoint,
+    load_vae,
+    presets_of,
+)
 from moebius_lab.model.low_rank import (
     DIFFERENCE,
     Difference,
@@ -30,13 +38,14 @@ def shapes_of(config) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in MoebiusNet(config).named_parameters()}
 
 
-def difference_for(config, rank: int = 2, **changed: str) -> Difference:
+def difference_for(config, rank: int = 2, **changed: object) -> Difference:
     generator = torch.Generator().manual_seed(0)
     factors = {
         name: (0.1 * torch.randn(n, rank, generator=generator), 0.1 * torch.randn(rank, m, generator=generator))
         for name, (n, m) in of_rank(shapes_of(config), rank).items()
     }
-    facts = {"network": config.name, "weights": DETERMINISTIC, "sha256": DETERMINISTIC, "made": "in a test"} | changed
+    facts = {"network": config.name, "weights": DETERMINISTIC, "sha256": DETERMINISTIC, "made": "in a test", "steps": 3}
+    facts |= changed
     return Difference(**facts, factors=factors)
 
 
@@ -127,6 +136,32 @@ def test_a_difference_of_weights_in_files_belongs_to_those_files(tmp_path, merge
         find_weights(str(folder), "denoiser", TINY)
 
 
+def test_distilled_weights_have_one_preset(tmp_path):
+    write_difference(tmp_path / DIFFERENCE, difference_for(TINY, steps=3))
+    (name, entry), *others = presets_of(str(tmp_path)).items()
+    assert (name, others) == (FASTEST, []) and "3 evaluations" in entry.note
+    settings = preset(name, presets_of(str(tmp_path)), seed=5)
+    assert (settings.solver, settings.steps, settings.init, settings.seed) == ("ddim-trailing", 3, "noise", 5)
+    assert settings.evaluations() == 3
+    with pytest.raises(LabError, match="for these weights; choose one of fastest"):
+        preset("fast", presets_of(str(tmp_path)))
+    for weights in ("demo", DETERMINISTIC, "places2", str(tmp_path / "plain")):
+        assert presets_of(weights) == PRESETS
+
+
+@pytest.mark.parametrize("weights", DISTILLED.values())
+def test_shipped_differences_belong_to_the_shipped_weights(weights, merged_folder):
+    """Whoever trains those further has to distil them again."""
+    folder = SHIPPED[weights]
+    base = next(name for name, distilled in DISTILLED.items() if distilled == weights)
+    difference = read_difference(folder / DIFFERENCE)
+    assert difference.weights == base and difference.network == DEMO.name
+    assert (folder / DIFFERENCE).stat().st_size < 4e6
+    whole, plain = (load_checkpoint(name, DEMO).state_dict() for name in (weights, base))
+    changed = {name for name, tensor in whole.items() if not torch.equal(tensor, plain[name])}
+    assert changed == set(difference.factors)
+
+
 def test_differences_from_each_other_are_told(tmp_path):
     """Each names the other as what it is added to, or itself: there are no weights at the bottom."""
     one, other, alone = (tmp_path / name for name in ("one", "other", "alone"))
@@ -153,6 +188,9 @@ def test_what_is_no_difference_is_told(tmp_path, merged_folder):
         write_difference(path, Difference(**{f: getattr(whole, f) for f in low_rank.FACTS}, factors={name: factors}))
         with pytest.raises(LabError, match=words):
             read_difference(path)
+    write_difference(path, difference_for(TINY, steps=0))
+    with pytest.raises(LabError, match="not a difference that"):
+        read_difference(path)
     write_difference(path, whole)
     with pytest.raises(LabError, match="belongs to the tiny network, not to small"):
         find_weights(str(tmp_path), "denoiser", SMALL)

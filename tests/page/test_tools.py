@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import segmenter
-from hands import A_HANG_IS_ONE_FAILURE, Hands, opened
+from hands import A_HANG_IS_ONE_FAILURE, PAGE, Hands, opened
 from PIL import Image
 
 from moebius_lab.inpainting import selection
@@ -176,6 +176,11 @@ def test_a_segmenter_of_the_person_s_own_selects_an_object(page, tmp_path):
     expected[20:55, 30:80] = True
     selected(page, expected.sum())
     assert np.array_equal(page.mask() == 255, expected)
+    stored = f"(await {PAGE}.model.engine.stored()).map(({{url}}) => url.split('.').pop())"
+    assert page.read(stored) == ["wasm"]  # checked, and kept for when there is no network
+    page.read(
+        f"{PAGE}.model.engine.cache.open().then(async (store) => store.put((await store.keys())[0], new Response('')))"
+    )
     for form in segmenter.FORMS:  # in two files; the same pixels as in Python
         page.press("Delete")
         page.says("#facts", "hole none")

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, TINY, UNCONDITIONAL_IDS
-from moebius_lab.inpainting.loop import Settings, inpaint
-from moebius_lab.model.checkpoint import load_checkpoint
+from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, FASTEST, TINY, UNCONDITIONAL_IDS
+from moebius_lab.inpainting.loop import Settings, inpaint, preset
+from moebius_lab.model.checkpoint import load_checkpoint, presets_of
 from moebius_lab.model.low_rank import DIFFERENCE, read_difference
 from moebius_lab.model.sampler import first_state, next_state, solver_steps
 from moebius_lab.notebook.workbench import prepare
@@ -142,8 +142,8 @@ def test_the_command_makes_weights_that_fill_a_picture_in_four_evaluations(comma
     log = json.loads((fast / "distillation.json").read_text(encoding="utf-8"))
     assert all(log[stage]["steps"] == 2 and math.isfinite(log[stage]["after"]) for stage in STAGES)
     bench = prepare("tiny", str(fast), *map(str, picture_files), str(tmp_path / "run"))
-    settings = Settings(SOLVER, 4, 1.0, 1.0, init="noise")
-    assert settings.evaluations() == 4
+    settings = preset(FASTEST, presets_of(str(fast)))
+    assert settings == Settings(SOLVER, 4, 1.0, 1.0, init="noise") and settings.evaluations() == 4
     filled = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
     assert (filled != bench.image).any()
 

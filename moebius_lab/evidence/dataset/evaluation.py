@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ... import LabError
-from ...config import PRESETS
 from ...files import written_whole
+from ...model.checkpoint import presets_of
 from ...model.sampler import SOLVERS
 from ...port.graphs import Graphs
 from ...provenance import facts_digest
@@ -28,7 +28,7 @@ def make_plan(graphs: Graphs, pictures: str | Path, metrics: str | Path, **chose
         graphs: the network, its weights, and where its graphs are kept.
         pictures: the folder.
         metrics: folder that may have the files for FID and LPIPS.
-        chosen: other fields of `Plan` by name; `size` is the network's unless it is given.
+        chosen: other fields of `Plan` by name; `size` is the network's and `preset` the first of the weights unless they are given.
 
     Raises:
         LabError: a folder is missing or has no pictures, or a value is outside its range.
@@ -52,7 +52,8 @@ def make_plan(graphs: Graphs, pictures: str | Path, metrics: str | Path, **chose
         "graphs": str(graphs.folder),
         "perceptual": perceptual,
     }
-    given = {"size": graphs.config.image_size} | {name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()}
+    usual = {"size": graphs.config.image_size, "preset": next(iter(presets_of(graphs.weights)))}
+    given = usual | {name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()}
     return Plan(**fixed | found | given), remarks
 
 
@@ -84,7 +85,7 @@ def evaluate(
     Raises:
         LabError: see `cluster.run`.
     """
-    solvers = list(solvers) or [PRESETS[plan.preset].solver]
+    solvers = list(solvers) or [plan.presets[plan.preset].solver]
     if unknown := [name for name in solvers if name not in SOLVERS]:
         raise LabError(f"there is no solver {unknown[0]!r}; choose from {', '.join(SOLVERS)}")
     who = contenders(backends, solvers, baselines, bool(plan.inception))

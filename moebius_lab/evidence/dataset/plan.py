@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ... import LabError
-from ...config import BASELINES, DEFAULT_PRESET, FILLERS, MASK_KINDS, PAPER_SHARE, PRECISIONS, PRESETS, STRAIGHTFORWARD
+from ...config import BASELINES, DEFAULT_PRESET, FILLERS, MASK_KINDS, PAPER_SHARE, PRECISIONS, STRAIGHTFORWARD, Preset
 from ...inpainting.batch import ENDINGS, MASK_SUFFIXES
 from ...inpainting.loop import Settings, preset
+from ...model.checkpoint import presets_of
 
 GIVEN = "given"  # the kind of a hole that comes from a folder of masks
 TRUTH = "truth"
@@ -120,8 +122,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.names:
             raise LabError(f"{self.pictures}: no pictures here; name a folder of {', '.join(ENDINGS)}")
-        if self.preset not in PRESETS:
-            raise LabError(f"there is no preset {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        if self.preset not in self.presets:
+            raise LabError(f"there is no preset {self.preset!r} for these weights; choose one of {', '.join(self.presets)}")
         if unknown := set(self.kinds) - set(MASK_KINDS):
             raise LabError(f"there is no kind of mask {min(unknown)!r}; choose from {', '.join(MASK_KINDS)}")
         if min(self.squares, self.batch, self.size) < 1:
@@ -130,6 +132,11 @@ class Plan:
             raise LabError(
                 f"--share must run from a number above 0 to one below 1, not from {self.share[0]} to {self.share[1]}"
             )
+
+    @cached_property
+    def presets(self) -> dict[str, Preset]:
+        """Those of the weights."""
+        return presets_of(self.weights)
 
     def cases(self) -> list[Case]:
         """Every hole, picture by picture."""
@@ -146,7 +153,9 @@ class Plan:
     def settings(self, contender: Contender, case: Case) -> Settings:
         """How a contender samples: its solver, the plan's steps, and the noise of this case."""
         changes = {"steps": self.steps} if self.steps else {}
-        return preset(self.preset, init="noise", solver=contender.solver, seed=case.seed(self.seed, "noise"), **changes)
+        return preset(
+            self.preset, self.presets, init="noise", solver=contender.solver, seed=case.seed(self.seed, "noise"), **changes
+        )
 
     def facts(self) -> dict[str, object]:
         """What a kept run is compared with: the plan as JSON can say it, with each file's bytes in place of paths, which may move."""

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { placement } from '../../../moebius_lab/page/web/engine/backend.js';
-import { EngineError, classify, fromMessage, toMessage } from '../../../moebius_lab/page/web/engine/errors.js';
+import { EngineError, classify, fromMessage, mayPass, toMessage } from '../../../moebius_lab/page/web/engine/errors.js';
 import { sketch } from '../../../moebius_lab/page/web/engine/inpaint.js';
 import { FORMAT, checkManifest, filesOf } from '../../../moebius_lab/page/web/engine/manifest.js';
 import { sha256 } from '../../../moebius_lab/page/web/engine/model_cache.js';
@@ -23,6 +23,15 @@ test('what a runtime throws becomes a sentence and a code', () => {
     assert.match(error.message, /[A-Z].*\./);
   }
   assert.equal(classify(new DOMException('x', 'AbortError')).code, 'cancelled');
+});
+
+test('what says nothing of device or choice may pass in a new worker, and what does will not', () => {
+  const crossed = (/** @type {string} */ message) => fromMessage(toMessage(classify(new Error(message))));
+  const traps = ['memory access out of bounds', 'Out of bounds memory access (evaluating f)', 'index out of bounds'];
+  for (const message of ["Can't create a session", ...traps]) assert.ok(mayPass(crossed(message)), message);
+  for (const message of ['std::bad_alloc', 'Failed to get GPU adapter.', 'The device was lost', 'Invalid ShaderModule'])
+    assert.ok(!mayPass(crossed(message)), message);
+  assert.ok(!mayPass(new EngineError('network', 'The connection broke.')));
 });
 
 test('an error crosses from the worker whole', () => {

@@ -64,7 +64,7 @@ test('only a weight that is widened and no more can stay as it is stored', () =>
 test("a recording's file has a description and numbers", async () => {
   const text = new TextEncoder().encode(JSON.stringify({ runtime: 'ö' }));
   const head = new Uint8Array(Uint32Array.of(text.length).buffer);
-  const { recording, own } = await readRecording(gzipSync(new Uint8Array([...head, ...text, 1, 2, 3])));
+  const { recording, own } = await readRecording(new Uint8Array(gzipSync(new Uint8Array([...head, ...text, 1, 2, 3]))).buffer);
   assert.deepEqual([recording, [...own]], [{ runtime: 'ö' }, [1, 2, 3]]);
 });
 

@@ -31,7 +31,7 @@ export class OrtBackend extends GraphBackend {
    * @param {boolean} options.capture capture the graphs of which all runs on the device, and replay them without the runtime
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands in captured graphs
    * @param {URL} options.page the manifest's
-   * @param {(sha256: string) => Promise<Blob>} options.file
+   * @param {(sha256: string) => Promise<ArrayBuffer>} options.file
    * @param {GPUDevice} [options.device] of WebGPU; one with all that is made use of where none is given
    */
   static async start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file, device: given }) {
@@ -59,7 +59,7 @@ export class OrtBackend extends GraphBackend {
    * @param {GPUDevice|null} device
    * @param {Record<string, string>} extra entries of the sessions' configuration
    * @param {boolean} capturing
-   * @param {(sha256: string) => Promise<Blob>} file
+   * @param {(sha256: string) => Promise<ArrayBuffer>} file
    */
   constructor(ort, log, manifest, precision, device, extra, capturing, file) {
     super(manifest, precision, device);
@@ -121,9 +121,8 @@ export class OrtBackend extends GraphBackend {
   async #source(graph) {
     const files = this.form.graphs[graph];
     if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
-    const blobs = await Promise.all(files.map(({ sha256 }) => this.file(sha256)));
     // as arrays: with Blobs one WebGPU session in six never came back from folding its constants (ONNX Runtime Web 1.30)
-    const [body, ...weights] = await Promise.all(blobs.map(async (blob) => new Uint8Array(await blob.arrayBuffer())));
+    const [body, ...weights] = await Promise.all(files.map(async ({ sha256 }) => new Uint8Array(await this.file(sha256))));
     const gpu = this.provider === 'webgpu';
     const options = {
       executionProviders: [

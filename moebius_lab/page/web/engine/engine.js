@@ -1,6 +1,6 @@
 // The page's face of the model: everything heavy runs in worker.js, one worker for each model that is loaded.
 
-import { EngineError, cancelled, fromMessage } from './errors.js';
+import { EngineError, cancelled, fromMessage, mayPass } from './errors.js';
 import { filesOf, isOutdated, readManifest, recordingFor } from './manifest.js';
 import { ModelCache } from './model_cache.js';
 import { Seen, inOrder, isTooMuch, lacking, plannedMemory } from './suited.js';
@@ -114,7 +114,7 @@ export class Engine extends EventTarget {
    *   device was not seen to refuse; `capture`: captured at all; `kernels` of our own in captured graphs: 'fastest', where they are faster
    *   on this device, unless another is named
    * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
-   * @param {boolean} [again] once more where the browser does not start a thread
+   * @param {boolean} [again] once more after an error that may pass
    * @returns {Promise<Loaded>}
    */
   async load(choice, options = {}, again = true) {
@@ -130,8 +130,8 @@ export class Engine extends EventTarget {
     } catch (error) {
       this.close();
       if (!(error instanceof EngineError)) throw error;
-      if (error.code === 'stuck' && again) return this.load(choice, options, false);
       if (GONE.includes(error.code) && (await isOutdated(this.url, this.manifest))) throw outdated(error);
+      if (again && mayPass(error)) return this.load(choice, options, false);
       const instead = INSTEAD[error.code];
       if (!instead) throw error;
       if (played && this.seen.key) this.seen.note({ provider: 'recording', precision }, 'failed');

@@ -2,7 +2,7 @@
 
 /**
  * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
- *   'out-of-memory'|'shader'|'uncapturable'|'unplayable'|'cancelled'|'bad-input'|'worker'|'stuck'} ErrorCode
+ *   'out-of-memory'|'shader'|'uncapturable'|'unplayable'|'cancelled'|'bad-input'|'worker'|'stuck'|'unreadable'} ErrorCode
  */
 
 export class EngineError extends Error {
@@ -45,6 +45,17 @@ export function fromMessage({ code, message, detail }) {
   return new EngineError(code, message, detail ? new Error(detail) : undefined);
 }
 
+const TRAP = /memory access out of bounds|out of bounds memory access|index out of bounds/i; // of WebAssembly, in three engines' words
+
+/**
+ * Whether a load that failed so may succeed in a new worker: nothing says that device, file or choice is at fault.
+ *
+ * @param {EngineError} error
+ */
+export function mayPass({ code, cause }) {
+  return ['stuck', 'unreadable', 'worker'].includes(code) || TRAP.test(reason(cause));
+}
+
 /**
  * What an exception of ONNX Runtime or the browser means for the person.
  *
@@ -63,11 +74,7 @@ export function classify(error) {
       error,
     );
   }
-  if (
-    is(
-      /out.of.memory|bad_alloc|allocation failed|memory access out of bounds|out of bounds memory access|cannot enlarge memory|exceeds the max buffer/i,
-    )
-  ) {
+  if (is(TRAP) || is(/out.of.memory|bad_alloc|allocation failed|cannot enlarge memory|exceeds the max buffer/i)) {
     const advice = 'Close other tabs, or choose a smaller precision.';
     return new EngineError('out-of-memory', `There is not enough memory to run the model here. ${advice}`, error);
   }

@@ -3,11 +3,13 @@
 
 import { EngineError, cancelled } from './errors.js';
 
-/** @import { Files, LoadProgress, Manifest, StoredEntry, Wanted } from './types.js' */
+/** @import { Files, LoadProgress, Manifest, StoredEntry, StoredFile, Wanted } from './types.js' */
 
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
 const FIRST_PAUSE = 500; // ms before the second attempt; doubles
+const READS = 2; // of a stored file that is not as long as it was when it was checked
+const DAMAGED = 'A stored file was damaged and is fetched again.';
 const RATE_WINDOW = 4000; // ms over which the rate is taken
 const REPORT_EVERY = 100; // ms
 
@@ -25,8 +27,9 @@ export class ModelCache {
   }
 
   /**
-   * Have every wanted file: fetched and stored if it is not, or not whole. What a stored one holds is checked here, or, where that is to be
-   * done once for checking and use, when it is read (`bytes`).
+   * Have every wanted file: checked if it is stored, fetched and stored if not. Whoever reads one then gets as many bytes as the manifest
+   * says, whatever became of it meanwhile, or the error 'unreadable'. A stored one may be checked when it is read, once for both; until then
+   * only its length is known.
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
@@ -53,43 +56,42 @@ export class ModelCache {
 
     /** @param {Wanted} item */
     const have = async (item) => {
-      const response = await store?.match(this.#key(item.file.sha256));
-      if (whenRead && (await response?.blob())?.size === item.file.bytes) progress.found(item.file.bytes);
-      else if (!(response && (await contentOf(response, item)))) await renew(item, Boolean(response));
-      else progress.found(item.file.bytes);
-    };
-
-    /** @param {Wanted} item @param {boolean} damaged */
-    const renew = async (item, damaged) => {
-      if (damaged) {
-        progress.say('A stored file was damaged and is fetched again.');
-        await store?.delete(this.#key(item.file.sha256));
-      }
+      const stored = whenRead && (await (await store?.match(this.#key(item.file.sha256)))?.blob());
+      if (stored && stored.size === item.file.bytes) return progress.found(item.file.bytes);
+      if (store && (await this.#isStored(store, item, progress))) return;
       await keep(item, await download(item, progress, signal));
     };
 
     await inParallel(wanted, have, signal);
     progress.report(true);
-    const file = async (/** @type {string} */ sha256) => {
-      const blob = memory.get(sha256) ?? (await (await store?.match(this.#key(sha256)))?.blob());
-      if (!blob) throw new EngineError('corrupt', 'A stored file of the model disappeared. Load the model again.');
-      return blob;
+    const read = async (/** @type {StoredFile} */ { sha256: hash, bytes }) => {
+      const blob = memory.get(hash) ?? (await (await store?.match(this.#key(hash)))?.blob());
+      const found = await blob?.arrayBuffer();
+      return found?.byteLength === bytes && (!whenRead || (await sha256(found)) === hash) ? found : null;
     };
-    const bytes = async (/** @type {string} */ sha256) => {
+    const file = async (/** @type {string} */ sha256) => {
       const item = wanted.find(({ file }) => file.sha256 === sha256);
-      const response = item && !memory.has(sha256) && (await store?.match(this.#key(sha256)));
-      const content = response && (await contentOf(response, item));
-      if (response && !content) {
-        progress.lost(item.file.bytes);
-        await renew(item, true);
+      if (!item) throw new EngineError('bad-input', `No file ${sha256} of the model was asked for.`);
+      for (let attempt = 0; attempt < READS; attempt++) {
+        const found = await read(item.file).catch(() => null);
+        if (found) return found;
       }
-      return content || (await file(sha256)).arrayBuffer();
+      progress.found(-item.file.bytes);
+      progress.say(DAMAGED);
+      try {
+        const blob = await download(item, progress, signal);
+        await keep(item, blob);
+        return await blob.arrayBuffer();
+      } catch (error) {
+        if (signal.aborted) throw error;
+        const what = 'A stored file of the model cannot be read, and could not be fetched again.';
+        throw new EngineError('unreadable', `${what} Reload the page.`, error);
+      }
     };
     return {
       file,
-      bytes,
       get storage() {
-        return progress.storage;
+        return progress.storage; // which a file that is fetched again may change
       },
     };
   }
@@ -170,6 +172,25 @@ export class ModelCache {
   /**
    * @param {Cache} store
    * @param {Wanted} item
+   * @param {Progress} progress
+   */
+  async #isStored(store, item, progress) {
+    const response = await store.match(this.#key(item.file.sha256));
+    if (!response) return false;
+    const read = async () => (await response.blob()).arrayBuffer(); // in two thirds of the time of response.arrayBuffer()
+    const bytes = await read().catch(() => new ArrayBuffer(0));
+    if (bytes.byteLength === item.file.bytes && (await sha256(bytes)) === item.file.sha256) {
+      progress.found(item.file.bytes);
+      return true;
+    }
+    progress.say(DAMAGED);
+    await store.delete(this.#key(item.file.sha256));
+    return false;
+  }
+
+  /**
+   * @param {Cache} store
+   * @param {Wanted} item
    * @param {Blob} blob
    * @returns {Promise<string>} empty, or why the browser refused
    */
@@ -200,17 +221,6 @@ export class ModelCache {
   }
 }
 
-/**
- * @param {Response} response
- * @param {Wanted} item
- * @returns {Promise<ArrayBuffer|null>} null where what is stored is not what was wanted
- */
-async function contentOf(response, { file }) {
-  const read = async () => (await response.blob()).arrayBuffer(); // in two thirds of the time of response.arrayBuffer()
-  const bytes = await read().catch(() => new ArrayBuffer(0));
-  return bytes.byteLength === file.bytes && (await sha256(bytes)) === file.sha256 ? bytes : null;
-}
-
 /** What one download bar shows: bytes of all files together. */
 class Progress {
   /**
@@ -232,15 +242,10 @@ class Progress {
     this.reported = -Infinity;
   }
 
-  /** @param {number} bytes that were stored already */
+  /** @param {number} bytes that were stored already; negative for those that are no longer */
   found(bytes) {
     this.cached += bytes;
     this.report();
-  }
-
-  /** @param {number} bytes that seemed to be stored */
-  lost(bytes) {
-    this.cached -= bytes;
   }
 
   /** @param {number} bytes that came over the network; negative for those thrown away */
@@ -279,7 +284,7 @@ class Progress {
       phase: this.active || this.fetched ? 'download' : 'verify',
       doneBytes: done,
       totalBytes: this.total,
-      cachedBytes: this.cached,
+      cachedBytes: Math.max(this.cached, 0),
       rate,
       secondsLeft: done >= this.total ? 0 : rate > 0 ? (this.total - done) / rate : Infinity,
       storage: this.storage,

@@ -189,7 +189,7 @@ export interface Loaded {
   workspace: number;
   /**
    * commands of captured graphs, those that kernels of our own stand for, and why others do not; the way that was chosen, by form, and
-   * the milliseconds of that after all weights were there: ways tried, compared with the runtime's, and put together
+   * the milliseconds of that: ways tried and compared with the runtime's (next to nothing where they were chosen before), and put together
    */
   kernels: {
     replaced: number;
@@ -363,12 +363,7 @@ export type Wanted = { graph: string; precision: string; file: StoredFile; url: 
 
 export type StoredEntry = { url: string; bytes: number; graph: string; precision: string; current: boolean };
 
-export type Files = {
-  file: (sha256: string) => Promise<Blob>;
-  /** what a file holds, checked when it is read */
-  bytes: (sha256: string) => Promise<ArrayBuffer>;
-  storage: 'cache' | 'memory';
-};
+export type Files = { file: (sha256: string) => Promise<ArrayBuffer>; storage: 'cache' | 'memory' };
 
 /** (3, 3) and (3): a row for each tensor of the next state */
 export type Step = Level & { stateWeights: number[][]; noiseWeights: number[] };

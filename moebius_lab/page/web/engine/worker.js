@@ -51,15 +51,15 @@ async function load(choice, report, signal) {
   };
   const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
     const build = manifest.runtime.builds[buildFor(provider)];
-    const wasm = await (await file(build.wasm.sha256)).arrayBuffer();
+    const wasm = await file(build.wasm.sha256);
     const module = new URL(build.module, page);
     const { OrtBackend } = await import('./backend.js');
     return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file });
   };
-  const player = async (/** @type {Files} */ { bytes }) => {
+  const player = async (/** @type {Files} */ { file }) => {
     const { RecordedBackend } = await import('./recorded/backend.js');
     const later = async () => runtime(await provide(false), false);
-    return RecordedBackend.start({ manifest, precision, kernels, page, bytes, runtime: later });
+    return RecordedBackend.start({ manifest, precision, kernels, page, file, runtime: later });
   };
   const files = await provide(recorded);
   signal.throwIfAborted();

@@ -11,6 +11,11 @@ export async function openSegmenter(blobs, { model }) {
   const { engine } = model;
   if (!engine) throw new Error('the page has no runtime for it; reload the page');
   const build = engine.manifest.runtime.builds.wasm;
+  const files = await Promise.all(blobs.map((blob) => blob.arrayBuffer()));
+  const module = new URL(build.module, engine.url).href;
+  const wanted = { graph: 'runtime', precision: '', file: build.wasm, url: new URL(build.wasm.file, engine.url) };
+  const kept = await engine.cache.provide([wanted], () => {}, new AbortController().signal);
+  const wasm = await kept.file(build.wasm.sha256);
   const worker = new Worker(new URL('./segmenter_worker.js', import.meta.url), { type: 'module' });
   /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
   const waiting = new Map();
@@ -31,20 +36,18 @@ export async function openSegmenter(blobs, { model }) {
     worker.postMessage({ ...request, id }, handed);
     return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
   };
-  const files = await Promise.all(blobs.map((blob) => blob.arrayBuffer()));
-  const urls = { module: new URL(build.module, engine.url).href, wasm: new URL(build.wasm.file, engine.url).href };
   const { segmenter_side: side } = engine.manifest.constants;
   try {
-    await ask({ what: 'open', files, ...urls, side }, files);
+    await ask({ what: 'open', files, module, wasm, side }, [...files, wasm]);
   } catch (error) {
     worker.terminate();
     throw error;
   }
-  let kept = '';
+  let shown = '';
   return {
     async select(picture, id, point) {
-      const copy = kept === id ? null : { ...picture, data: picture.data.slice() };
-      kept = id;
+      const copy = shown === id ? null : { ...picture, data: picture.data.slice() };
+      shown = id;
       return ask({ what: 'select', picture: copy, point }, copy ? [copy.data.buffer] : []);
     },
   };

@@ -20,11 +20,11 @@ let kept = null;
 /** @type {Record<string, any> | null} what the decoder is given of that picture */
 let encoded = null;
 
-/** @param {{files: ArrayBuffer[], module: string, wasm: string, side: number}} request */
+/** @param {{files: ArrayBuffer[], module: string, wasm: ArrayBuffer, side: number}} request */
 async function open({ files, module, wasm, side }) {
   ort ??= await import(module);
   ort.env.wasm.numThreads = 1;
-  ort.env.wasm.wasmBinary ??= await (await fetch(wasm)).arrayBuffer();
+  ort.env.wasm.wasmBinary ??= wasm;
   const sessions = [];
   for (const file of files) {
     const options = { executionProviders: ['wasm'] };

@@ -125,7 +125,10 @@ export function build(desk, panel) {
       input.click();
       say(`${names} ${chosen.length > 1 ? 'are' : 'is'} ready: click on what should go.`);
     } catch (error) {
-      notice('segmenter', `“${names}” cannot be used: ${error instanceof Error ? error.message : error}.`);
+      notice(
+        'segmenter',
+        `“${names}” cannot be used: ${String(error instanceof Error ? error.message : error).replace(/\.$/, '')}.`,
+      );
     }
   });
 
