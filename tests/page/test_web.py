@@ -395,9 +395,11 @@ def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
     kernels, recorded = ({name for name in every if name.startswith(folder)} for folder in (KERNELS, RECORDED))
     assert bundle.page_bytes() < 100_000
     assert bundle.page_bytes(every - kernels - recorded) < 155_000
-    # loaded after the model, and only where there is a graphics device; 2,400 of it only to measure
-    assert bundle.page_bytes(kernels) < 47_000
-    assert bundle.page_bytes(recorded) < 8_000  # in place of ONNX Runtime, likewise
+    # loaded after the model, and only where there is a graphics device; 2,400 of it only to measure, 2,700 so that a visit tries for so
+    # long, later ones go on and nothing is done twice
+    assert bundle.page_bytes(kernels) < 50_000
+    # in place of ONNX Runtime, likewise; 1,200 of it so that weights have a place before they are read, and are widened on the device
+    assert bundle.page_bytes(recorded) < 9_500
 
 
 def test_kernels_are_written_for_the_pinned_runtime():

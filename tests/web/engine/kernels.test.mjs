@@ -3,6 +3,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+Map.groupBy ??= (items, keyOf) => {
+  const groups = new Map(); // which Node 20 lacks
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return groups;
+};
+globalThis.GPUMapMode = { READ: 1 };
 globalThis.GPUBufferUsage = { UNIFORM: 64, STORAGE: 128, COPY_DST: 8, COPY_SRC: 4, MAP_READ: 1, MAP_WRITE: 2 };
 globalThis.GPUShaderStage = { COMPUTE: 4 };
 globalThis.GPUDevice = class {
@@ -347,23 +353,178 @@ test('what is known beforehand: parts for a long K and few blocks, large blocks 
   assert.ok(!tiny({ M: 512, N: 408, K: 80, outer: 32 }));
 });
 
-test('what was chosen at an earlier visit is used again, and a graph that is faster as a whole without ours keeps its commands', async () => {
+/**
+ * A device with a clock of its own, which goes on while commands run: `cost` gives the milliseconds of a dispatch by its program's label.
+ */
+function timed(cost = () => 0) {
+  const clock = { now: 0, runs: 0, programs: 0 };
+  const queue = {
+    writeBuffer: () => {},
+    submit: (buffers) =>
+      buffers.forEach((costs) => ((clock.runs += costs.length), (clock.now += costs.reduce((a, b) => a + b, 0)))),
+    onSubmittedWorkDone: async () => {},
+  };
+  const made = Object.assign(new GPUDevice(), {
+    queue,
+    features: new Set(),
+    limits: { ...DEFAULT, minStorageBufferOffsetAlignment: 256, minUniformBufferOffsetAlignment: 256 },
+    createBuffer: ({ size }) => ({
+      size,
+      destroy: () => {},
+      mapAsync: async () => {},
+      getMappedRange: () => new ArrayBuffer(size),
+    }),
+    createBindGroup: () => ({}),
+    createComputePipelineAsync: async ({ label }) => (clock.programs++, { label, getBindGroupLayout: () => null }),
+    createCommandEncoder: () => {
+      const costs = [];
+      let label = '';
+      const pass = {
+        setPipeline: (pipeline) => (label = pipeline.label ?? 'MatMul'),
+        setBindGroup: () => {},
+        dispatchWorkgroups: () => costs.push(cost(label)),
+        end: () => {},
+      };
+      return { beginComputePass: () => pass, copyBufferToBuffer: () => {}, finish: () => costs };
+    },
+  });
+  return { device: made, clock };
+}
+
+/** Products of these sizes, one after another. */
+function products(...sizes) {
+  const given = (numbers) => ({ size: 4 * numbers, usage: 128 });
+  const [buffers, outputs] = [[], []];
+  const commands = sizes.map(([M, N, K]) => {
+    const [A, B, C] = [given(M * K), given(K * N), tensor(M * N)];
+    buffers.push(A, B);
+    outputs.push(C);
+    return dispatch(matmul, [A, B, C], [1, M, K / 4, 0, 1, K, N / 4, 1, M, N, K, 1]);
+  });
+  const graph = captured(commands, outputs[0], ...buffers);
+  outputs.forEach((buffer, i) => graph.outputs.set(`y${i}`, { buffer, dims: [sizes[i][0], sizes[i][1]] }));
+  return graph;
+}
+
+const FAST = { version: '1.30.0', wanted: 'fastest', report: () => {} };
+
+test('a visit tries for so long, what has the most work first, and later visits try the rest', async (t) => {
+  const slow = (label) => (label === 'MatMul' ? 300 : 100); // a way of ours runs once or twice, the runtime's too
+  const { device: own, clock } = timed(slow);
+  t.mock.method(performance, 'now', () => clock.now);
+  const sizes = [
+    [1024, 1024, 1024],
+    [1024, 1024, 512],
+    [512, 1024, 512],
+    [256, 512, 512],
+    [64, 128, 512],
+    [8, 8, 8],
+  ];
+  const captures = new Map([['g', products(...sizes)]]);
+  const visits = [];
+  for (let earlier = null, i = 0; i < 6; i++) {
+    const began = clock.now;
+    const visit = await replaceKernels(own, captures, { ...FAST, earlier });
+    visits.push({ ...visit, took: clock.now - began, of: visit.took });
+    earlier = JSON.parse(JSON.stringify(visit.kept));
+  }
+  const [first] = visits;
+  const count = first.kept.tried.length;
+  assert.ok(count > 0 && count < sizes.length, `${count}`);
+  assert.match(first.note, new RegExp(`${count} of 5 shapes are tried so far, the others at later visits`));
+  assert.match(first.kept.tried[0], / 1024 1024 1024 1$/); // the most work
+  assert.ok(first.of.trying <= 1500 + 4 * 300 + 2 * 60, `${first.of.trying}`); // what had begun when the time was over ends
+  const way = Object.entries(first.choices).filter(([key]) => key.startsWith('product'));
+  assert.equal(way.filter(([, name]) => name === "the runtime's").length, 2); // nothing near the two smallest was tried
+  for (const [before, after] of visits.map((visit, i) => [visit, visits[i + 1]]).slice(0, -1)) {
+    assert.deepEqual(after.kept.tried.slice(0, before.kept.tried.length), before.kept.tried);
+    if (before.kept.tried.length < 5) assert.ok(after.kept.tried.length > before.kept.tried.length);
+  }
+  const last = visits.at(-1);
+  assert.deepEqual([last.kept.tried.length, last.note, last.took], [5, '', 0]);
+  assert.equal(Object.values(last.choices).filter((name) => name === "the runtime's").length, 1); // too small to be tried at all
+});
+
+test('where one shape takes longer than a visit may try, each visit tries one', async (t) => {
+  const { device: own, clock } = timed((label) => (label === 'MatMul' ? 2000 : 3000));
+  t.mock.method(performance, 'now', () => clock.now);
+  const captures = new Map([['g', products([1024, 1024, 1024], [512, 1024, 512], [512, 512, 512])]]);
+  let earlier = null;
+  for (const count of [1, 2, 3, 3]) {
+    const { kept } = await replaceKernels(own, captures, { ...FAST, earlier });
+    assert.equal(kept.tried.length, count);
+    earlier = kept;
+  }
+});
+
+test('a later visit runs nothing, compares what changed alone, and says again what differed', async (t) => {
+  const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
+  t.mock.method(performance, 'now', () => clock.now);
+  const captures = new Map([
+    ['g', products([1024, 1024, 1024], [512, 512, 512])],
+    ['h', products([256, 256, 1024])],
+  ]);
+  const first = await replaceKernels(own, captures, { ...FAST, earlier: null });
+  assert.deepEqual([first.kept.tried.length, first.note], [3, '']);
+  assert.ok(clock.runs > 0);
+
+  clock.runs = 0;
+  const kept = { ...first.kept, notes: ['1 kernels of g differ'] };
+  const programs = new Programs(own);
+  for (const program of kept.programs) await programs.pipeline(program);
+  clock.programs = 0; // all that is needed has begun
+  const later = await replaceKernels(own, captures, { ...FAST, earlier: kept, programs, filled: new Promise(() => {}) }); // waits for no weight
+  assert.ok(kept.programs.length > 0 && clock.programs === 0);
+  assert.deepEqual([clock.runs, later.choices, later.note], [0, first.choices, '1 kernels of g differ']);
+  assert.deepEqual(later.took, { trying: 0, comparing: 0, making: 0 });
+
+  const untried = { ...first.kept, choices: { ...first.choices }, tried: first.kept.tried.slice(1) };
+  for (const key of Object.keys(untried.choices)) if (!key.startsWith('all')) untried.choices[key] = "the runtime's";
+  const more = await replaceKernels(own, captures, { ...FAST, earlier: untried });
+  const changed = Object.keys(more.choices).filter((key) => more.choices[key] !== untried.choices[key]);
+  assert.equal(changed.length, 1);
+  assert.deepEqual(more.kept.tried.length, 3);
+
+  const other = { ...first.kept, choices: {} }; // of another page's kernels
+  assert.deepEqual((await replaceKernels(own, captures, { ...FAST, earlier: other })).choices, first.choices);
+});
+
+test('on a first visit nothing is run before the weights are there, and programs are made meanwhile', async (t) => {
+  const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
+  t.mock.method(performance, 'now', () => clock.now);
+  let there = () => {};
+  const filled = new Promise((resolve) => (there = resolve));
+  const visit = replaceKernels(own, new Map([['g', products([1024, 1024, 1024])]]), { ...FAST, earlier: null, filled });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.ok(clock.runs === 0 && clock.programs > 1);
+  clock.now = 5000;
+  there();
+  const { took } = await visit;
+  assert.ok(clock.runs > 0 && took.trying < 1500); // not what was waited for
+  const refused = Promise.reject(new Error('no file'));
+  await assert.rejects(
+    replaceKernels(own, new Map([['g', products([1024, 1024, 512])]]), { ...FAST, earlier: null, filled: refused }),
+  );
+});
+
+test('what was chosen at an earlier visit is used again, and a graph that is faster as a whole without ours keeps its commands', async (t) => {
   const options = { version: '1.30.0', wanted: 'fastest', report: () => {} };
-  const own = Object.assign(new GPUDevice(), { limits: DEFAULT });
+  const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
+  t.mock.method(performance, 'now', () => clock.now);
   const [A, B] = [given(M * K), given(K * N)];
   const y = tensor(M * N);
   const graph = captured([multiplied(A, B, tensor(M * N)), multiplied(A, B, y)], y, A, B);
-  const name = optionsFor(Graph.of(graph).nodes[0], DEFAULT)[0].name;
-  const remembered = (whole) => new Proxy({}, { has: () => true, get: (_, key) => (key === 'all of g' ? whole : name) });
-  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered('') });
+  const { kept } = await replaceKernels(own, new Map([['g', graph]]), { ...options, earlier: null });
+  const remembered = (whole) => ({ ...kept, choices: { ...kept.choices, 'all of g': whole } });
+  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...options, earlier: remembered('') });
   assert.deepEqual([ours.replaced, ours.commands, ours.note], [2, 2, '']);
   assert.deepEqual(Object.keys(ours.took), ['trying', 'comparing', 'making']);
   assert.ok(Object.values(ours.took).every((milliseconds) => milliseconds >= 0));
   assert.ok(ours.captures.get('g').capture.commands.every(({ pipeline }) => pipeline !== matmul));
-  const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, choices: remembered("the runtime's") });
+  const whole = await replaceKernels(own, new Map([['g', graph]]), { ...options, earlier: remembered("the runtime's") });
   assert.equal(whole.captures.get('g'), graph);
   assert.deepEqual([whole.replaced, whole.note], [0, "all of g is faster with the runtime's"]);
-  const other = await replaceKernels(own, new Map([['g', graph]]), { ...options, version: '1.31.0', choices: null });
+  const other = await replaceKernels(own, new Map([['g', graph]]), { ...options, version: '1.31.0', earlier: null });
   assert.equal(other.captures.get('g'), graph);
   assert.match(other.note, /1\.31\.0's programs are not known/);
 });

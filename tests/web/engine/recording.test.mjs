@@ -2,8 +2,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 
-import { derive, storedNarrow } from '../../../moebius_lab/page/web/engine/recorded/weights.js';
-import { readRecording } from '../../../moebius_lab/page/web/engine/recorded/recording.js';
+globalThis.GPUBufferUsage = { STORAGE: 128, COPY_SRC: 4, COPY_DST: 8 };
+const recorded = '../../../moebius_lab/page/web/engine/recorded';
+const { derive, fillWeights, placeWeights, storedNarrow } = await import(`${recorded}/weights.js`);
+const { readRecording } = await import(`${recorded}/recording.js`);
+Map.groupBy ??= (items, keyOf) => {
+  const groups = new Map(); // which Node 20 lacks
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return groups;
+};
 
 /** What a formula makes of numbers that stand where no number of four bytes would begin. */
 async function made(stored, dims, formulaOf) {
@@ -95,4 +102,94 @@ test('what the runtime computes from weights is computed again', async () => {
     ],
   );
   await assert.rejects(derive({ of: [] }, file), /does not know/);
+});
+
+test('every order of axes, of sides below and above what is transposed together', async () => {
+  const orders = (axes) =>
+    axes.length < 2 ? [axes] : axes.flatMap((axis) => orders(axes.filter((a) => a !== axis)).map((o) => [axis, ...o]));
+  for (const dims of [[70], [33, 65], [3, 40, 34], [2, 35, 3, 33]]) {
+    const strides = dims.map((_, i) => dims.slice(i + 1).reduce((a, b) => a * b, 1));
+    const stored = Float32Array.from({ length: dims.reduce((a, b) => a * b) }, (_, i) => i);
+    for (const order of orders(dims.map((_, i) => i))) {
+      const { dims: sides, words } = await made(stored, dims, (leaf) => ({ transpose: order, of: [leaf] }));
+      const expected = new Float32Array(stored.length).map((_, at) => {
+        let rest = at;
+        let from = 0;
+        for (let i = order.length - 1; i >= 0; i--) {
+          from += (rest % sides[i]) * strides[order[i]];
+          rest = Math.floor(rest / sides[i]);
+        }
+        return from;
+      });
+      assert.deepEqual(sides, order.map((axis) => dims[axis])); // prettier-ignore
+      assert.deepEqual(new Float32Array(words.buffer), expected, order.join());
+    }
+  }
+});
+
+test('weights have their places before any file is read, and each file is read once, whatever the order of weights', async () => {
+  const names = ['a', 'b', 'c', 'd', 'e'];
+  const files = Object.fromEntries(
+    names.map((name, i) => [name, Float32Array.from({ length: 300_000 }, (_, n) => n + i / 8).buffer]),
+  );
+  const leaf = (file, from, dims) => {
+    return { stored: { file, from: 4 * from, length: 4 * dims.reduce((x, y) => x * y), dims, kind: 'float32' } };
+  };
+  const [table, half] = [leaf('a', 8, [6, 4]), { stored: { file: 'b', from: 16, length: 48, dims: [4, 6], kind: 'float16' } }];
+  const rows = { stored: { file: '', from: 1, length: 8, dims: [2], kind: 'int32' } };
+  const own = new Uint8Array([99, 5, 0, 0, 0, 1, 0, 0, 0]);
+  const cast = { cast: 'float32', of: [half] };
+  const formulas = [
+    leaf('a', 0, [5]),
+    leaf('c', 1, [290_000]), // in several pieces
+    table,
+    { stored: { file: 'b', from: 2, length: 7, dims: [7], kind: 'int8' } },
+    { slice: [1, 1, 3], of: [table] },
+    { concat: 0, of: [table, leaf('d', 3, [2, 4])] },
+    { gather: 0, of: [table, rows] },
+    { cast: 'int64', of: [rows] },
+    { add: 'float32', of: [table, leaf('e', 3, [6, 4])] },
+    { reshape: [3, 8], of: [{ transpose: [1, 0], of: [table] }] },
+    cast,
+    { transpose: [1, 0], of: [cast] },
+    leaf('e', 2, [9]),
+    leaf('a', 4, [9]),
+    leaf('d', 7, [2]),
+  ];
+  const recording = { weights: formulas.map((formula) => ({ name: '', formula })) };
+  const device = {
+    createBuffer: ({ size }) => ({ size, content: new Uint8Array(size) }),
+    queue: {
+      writeBuffer: ({ content }, at, data, from, size) => {
+        assert.ok(at % 4 === 0 && size % 4 === 0); // what devices demand
+        content.set(new Uint8Array(data, from, size), at);
+      },
+    },
+  };
+  const contentOf = async (sha256) => (sha256 ? new Uint8Array(files[sha256]) : own);
+  for (const narrow of [false, true]) {
+    const places = placeWeights(device, recording, narrow);
+    const read = [];
+    await fillWeights(device, recording, places, own, async (sha256) => (read.push(sha256), files[sha256]));
+    assert.deepEqual([...new Set(read)].sort(), names);
+    assert.ok(read.length <= names.length + 2, read.join()); // one that a formula needs beside its own may be read before its turn
+    for (const [i, formula] of formulas.entries()) {
+      const stored = narrow && storedNarrow(formula);
+      const { words } = await derive(stored || formula, contentOf);
+      const { size, content } = stored ? places[i].stored : places[i];
+      const bytes = new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
+      assert.deepEqual([size, content.subarray(0, bytes.length)], [Math.ceil(bytes.length / 16) * 16, bytes], `${i}`);
+      assert.ok(content.subarray(bytes.length).every((byte) => byte === 0));
+      if (stored) assert.deepEqual([places[i].size, places[i].axes?.order], [96, formula.transpose]);
+    }
+  }
+});
+
+test('a file that cannot be read ends the filling', async () => {
+  const recording = {
+    weights: [{ name: '', formula: { stored: { file: 'a', from: 0, length: 4, dims: [1], kind: 'float32' } } }],
+  };
+  const device = { createBuffer: ({ size }) => ({ size }) };
+  const refused = async () => Promise.reject(new Error('gone'));
+  await assert.rejects(fillWeights(device, recording, placeWeights(device, recording, false), new Uint8Array(), refused), /gone/);
 });

@@ -36,8 +36,10 @@ export class GraphBackend {
     /** @type {Map<string, CapturedGraph>} */
     this.captured = new Map();
     this.workspace = 0; // bytes for what the captured graphs compute
-    /** @type {Omit<Wish, 'report'>|null} */
+    /** @type {Omit<Wish, 'report'|'filled'>|null} */
     this.kernels = null;
+    /** @type {Promise<void>|null} when the weights are on the device, where that goes on meanwhile */
+    this.filled = null;
     /** @type {import('./types.js').Loaded['kernels']} */
     this.ours = { replaced: 0, commands: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
     this.device = device;
@@ -59,7 +61,13 @@ export class GraphBackend {
   useKernels(wanted, page, { version, runtime }, precision) {
     if (wanted === 'fastest' && this.device?.adapterInfo.isFallbackAdapter)
       this.ours.note = 'a software adapter takes longer to try kernels than they could save';
-    else if (wanted !== 'none') this.kernels = { wanted, page, precision, version, runtime: runtime.version };
+    else if (this.device && wanted !== 'none') {
+      const { device, recorded } = this;
+      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version };
+      const begun = import('./kernels/choices.js').then(({ begin }) => begin(device, wish));
+      begun.catch(() => {}); // it is awaited when kernels are chosen
+      this.kernels = { ...wish, begun };
+    }
   }
 
   /**
@@ -147,7 +155,8 @@ export class GraphBackend {
   async chosen(report) {
     if (!this.kernels) return this.captures;
     const { withOurKernels } = await import('./kernels/choices.js');
-    const made = await withOurKernels(/** @type {GPUDevice} */ (this.device), this.captures, { ...this.kernels, report });
+    const { filled } = this;
+    const made = await withOurKernels(/** @type {GPUDevice} */ (this.device), this.captures, { ...this.kernels, filled, report });
     const { captures, ...ours } = made;
     this.ours = ours;
     return captures;

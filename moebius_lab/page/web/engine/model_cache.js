@@ -28,14 +28,16 @@ export class ModelCache {
 
   /**
    * Have every wanted file: checked if it is stored, fetched and stored if not. Whoever reads one then gets as many bytes as the manifest
-   * says, whatever became of it meanwhile, or the error 'unreadable'.
+   * says, whatever became of it meanwhile, or the error 'unreadable'. A stored one may be checked when it is read, once for both; until then
+   * only its length is known.
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
    * @param {AbortSignal} signal
+   * @param {boolean} [whenRead]
    * @returns {Promise<Files>}
    */
-  async provide(wanted, onProgress, signal) {
+  async provide(wanted, onProgress, signal, whenRead = false) {
     const store = await this.open();
     const progress = new Progress(wanted, onProgress);
     /** @type {Map<string, Blob>} */
@@ -54,16 +56,18 @@ export class ModelCache {
 
     /** @param {Wanted} item */
     const have = async (item) => {
+      const stored = whenRead && (await (await store?.match(this.#key(item.file.sha256)))?.blob());
+      if (stored && stored.size === item.file.bytes) return progress.found(item.file.bytes);
       if (store && (await this.#isStored(store, item, progress))) return;
       await keep(item, await download(item, progress, signal));
     };
 
     await inParallel(wanted, have, signal);
     progress.report(true);
-    const read = async (/** @type {StoredFile} */ { sha256, bytes }) => {
-      const blob = memory.get(sha256) ?? (await (await store?.match(this.#key(sha256)))?.blob());
+    const read = async (/** @type {StoredFile} */ { sha256: hash, bytes }) => {
+      const blob = memory.get(hash) ?? (await (await store?.match(this.#key(hash)))?.blob());
       const found = await blob?.arrayBuffer();
-      return found?.byteLength === bytes ? found : null;
+      return found?.byteLength === bytes && (!whenRead || (await sha256(found)) === hash) ? found : null;
     };
     const file = async (/** @type {string} */ sha256) => {
       const item = wanted.find(({ file }) => file.sha256 === sha256);
@@ -84,7 +88,12 @@ export class ModelCache {
         throw new EngineError('unreadable', `${what} Reload the page.`, error);
       }
     };
-    return { file, storage: progress.storage };
+    return {
+      file,
+      get storage() {
+        return progress.storage; // which a file that is fetched again may change
+      },
+    };
   }
 
   /** @returns {Promise<Set<string>>} hashes of the files that are stored */

@@ -47,7 +47,7 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest).provide(wanted, onProgress, signal);
+    return new ModelCache(page, manifest).provide(wanted, onProgress, signal, recorded);
   };
   const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
     const build = manifest.runtime.builds[buildFor(provider)];

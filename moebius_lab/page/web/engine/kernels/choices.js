@@ -1,19 +1,25 @@
 // Kernels of ours in a page's captures, chosen at its first visit on a device and kept in Cache Storage.
 
 import { reason } from '../errors.js';
+import { Programs } from './launch.js';
 import { AT_ONCE, replaceKernels } from './replacement.js';
 
 /** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./replacement.js').Choices} Choices */
+/** @typedef {import('./replacement.js').Kept} Kept */
 /** @typedef {import('./replacement.js').Wanted} Wanted */
 /** @typedef {import('./replacement.js').Replaced} Replaced */
+/** @typedef {{earlier: Kept|null, programs: Programs}} Begun what an earlier visit found, and its programs, which are being made */
+/** @typedef {Pick<Wish, 'wanted'|'page'|'precision'|'recorded'|'version'|'runtime'>} Beforehand what is known before there are captures */
 /**
  * @typedef {object} Wish
  * @property {Wanted} wanted
  * @property {URL} page the manifest's
  * @property {string} precision of the graphs
+ * @property {boolean} recorded whether the captures come from a recording: those that are made in the page have other programs
  * @property {string} version of the page
  * @property {string} runtime version of ONNX Runtime Web
+ * @property {Promise<Begun>} begun
+ * @property {Promise<void>|null} filled when the weights are on the device; null: they are
  * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
  */
 
@@ -21,23 +27,45 @@ const HEADER = 'x-version';
 const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']);
 
 /**
+ * Begin to make the programs that an earlier visit chose: that takes longest, and needs neither captures nor weights.
+ *
+ * @param {GPUDevice} device
+ * @param {Beforehand} wish
+ * @returns {Promise<Begun>}
+ */
+export async function begin(device, { wanted, page, precision, recorded, version }) {
+  const programs = new Programs(device);
+  const earlier = wanted === 'fastest' ? await recall(page, device, version, formOf(precision, recorded)) : null;
+  for (const program of earlier?.programs ?? []) programs.pipeline(program).catch(() => {}); // who needs it hears of it
+  return { earlier, programs };
+}
+
+/** @param {string} precision @param {boolean} recorded */
+function formOf(precision, recorded) {
+  return `${precision}${recorded ? ' recorded' : ''}`;
+}
+
+/**
  * Put kernels of ours into captures, unless something keeps them out, which is said then.
  *
  * @param {GPUDevice} device
  * @param {Map<string, GraphCapture>} captures
  * @param {Wish} wish
- * @returns {Promise<Replaced>}
+ * @returns {Promise<Omit<Replaced, 'kept'>>}
  */
-export async function withOurKernels(device, captures, { wanted, page, precision, version, runtime, report }) {
+export async function withOurKernels(device, captures, wish) {
+  const { wanted, page, precision, recorded, version, runtime, begun, filled, report } = wish;
   const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
-  const chooses = wanted === 'fastest';
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;
   let failed = '';
   try {
-    const choices = chooses ? await recall(page, device, version, precision) : null;
-    found = await replaceKernels(device, captures, { version: runtime, wanted, choices, report });
-    if (chooses && !choices) await remember(page, device, version, precision, found.choices);
+    const { earlier, programs } = await begun;
+    const options = { version: runtime, wanted, earlier, programs, filled, report };
+    const { kept, ...made } = await replaceKernels(device, captures, options);
+    found = made;
+    const isNew = JSON.stringify(kept) !== JSON.stringify(earlier);
+    if (wanted === 'fastest' && isNew) await remember(page, device, version, formOf(precision, recorded), kept);
   } catch (error) {
     failed = reason(error);
   }
@@ -73,8 +101,8 @@ function address(page, { adapterInfo: { vendor, architecture, device, descriptio
  * @param {URL} page
  * @param {GPUDevice} device
  * @param {string} version of the page and its graphs
- * @param {string} form of the graphs: a precision
- * @returns {Promise<Choices|null>} null where nothing was chosen yet, or for another version
+ * @param {string} form of the graphs
+ * @returns {Promise<Kept|null>} null where nothing was chosen yet, or for another version
  */
 async function recall(page, device, version, form) {
   const found = await (await open(page))?.match(address(page, device, form));
@@ -82,16 +110,16 @@ async function recall(page, device, version, form) {
 }
 
 /**
- * Keep the choices of a version in place of another's.
+ * Keep what was found in a version in place of another's, or of less.
  *
  * @param {URL} page
  * @param {GPUDevice} device
  * @param {string} version
  * @param {string} form
- * @param {Choices} choices
+ * @param {Kept} kept
  */
-async function remember(page, device, version, form, choices) {
+async function remember(page, device, version, form, kept) {
   const headers = { 'content-type': 'application/json', [HEADER]: version };
-  const put = (await open(page))?.put(address(page, device, form), new Response(JSON.stringify(choices), { headers }));
+  const put = (await open(page))?.put(address(page, device, form), new Response(JSON.stringify(kept), { headers }));
   await put?.catch(() => {}); // without room they are chosen again the next time
 }

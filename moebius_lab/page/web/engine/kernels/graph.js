@@ -3,7 +3,7 @@
 // The runtime reuses buffers; here each thing that is held has its own placeholder (single assignment), so that what reads what is
 // plain, and commands can be merged and replaced. Planning finds room for all of it again afterwards.
 
-import { Capture, Placeholder, Widened, renameIn, usesOf } from '../capture.js';
+import { Capture, Placeholder, Widened, programOf, renameIn, usesOf } from '../capture.js';
 import { operationOf, readDispatch } from './operations.js';
 
 /** @typedef {import('../types.js').Command} Command */
@@ -32,8 +32,7 @@ export class Graph {
     /** @type {Map<Placeholder, {value: Placeholder, read: boolean}>} */
     const last = new Map();
     const nodes = captured.capture.commands.map((command, at) => {
-      const understood = 'pipeline' in command ? readDispatch(command) : null;
-      const label = understood?.program.label ?? '';
+      const label = ('pipeline' in command && programOf(command.pipeline)?.label) || '';
       const uses = usesOf(command);
       /** @type {Map<unknown, Placeholder>} */
       const renamed = new Map();
@@ -49,7 +48,7 @@ export class Graph {
         renamed.set(place, held.value);
       }
       const own = renameIn(command, renamed);
-      const read = understood && 'pipeline' in own ? readDispatch(own) : null;
+      const read = 'pipeline' in own ? readDispatch(own) : null;
       const reads = uses.filter(
         ({ use, place }) => use !== 'write' && !isUniform(place) && !(use === 'both' && label.endsWith('LayerNorm')),
       );
@@ -72,24 +71,28 @@ export class Graph {
     this.nodes = nodes;
     this.inputs = inputs;
     this.outputs = outputs;
-    this.#index();
-  }
-
-  #index() {
-    this.results = new Set([...this.outputs.values()].map(({ buffer }) => buffer));
+    this.results = new Set([...outputs.values()].map(({ buffer }) => buffer));
     /** @type {Map<Value, Node[]>} */
     this.readersOf = new Map();
     /** @type {Map<Value, Node[]>} */
     this.writersOf = new Map();
-    for (const node of this.nodes) {
-      for (const value of new Set(node.reads)) this.readersOf.set(value, [...(this.readersOf.get(value) ?? []), node]);
-      for (const value of new Set(node.writes)) this.writersOf.set(value, [...(this.writersOf.get(value) ?? []), node]);
-    }
+    for (const node of nodes) this.#index(node);
+  }
+
+  /** @param {Node} node */
+  #index(node) {
+    for (const value of new Set(node.reads)) this.readersOf.set(value, inOrder([...this.readers(value), node]));
+    for (const value of new Set(node.writes)) this.writersOf.set(value, inOrder([...this.#writers(value), node]));
+  }
+
+  /** @param {Value} value @returns {Node[]} */
+  #writers(value) {
+    return this.writersOf.get(value) ?? [];
   }
 
   /** @param {Value} value @returns {Node[]} */
   readers(value) {
-    return this.readersOf?.get(value) ?? [];
+    return this.readersOf.get(value) ?? [];
   }
 
   /**
@@ -99,7 +102,7 @@ export class Graph {
    * @returns {Node|null}
    */
   writer(value) {
-    const writers = this.writersOf?.get(value) ?? [];
+    const writers = this.#writers(value);
     return writers.length === 1 ? writers[0] : null;
   }
 
@@ -111,7 +114,7 @@ export class Graph {
    */
   onlyReader(value) {
     const readers = this.readers(value);
-    return readers.length === 1 && !this.results?.has(/** @type {any} */ (value)) ? readers[0] : null;
+    return readers.length === 1 && !this.results.has(/** @type {any} */ (value)) ? readers[0] : null;
   }
 
   /**
@@ -123,14 +126,15 @@ export class Graph {
    * @param {Value[]} writes
    */
   merge(nodes, operation, reads, writes) {
+    const first = inOrder([...nodes]);
+    const last = first[first.length - 1];
+    const merged = { commands: first.flatMap(({ commands }) => commands), operation, reads, writes, at: last.at };
     const gone = new Set(nodes);
-    const first = [...nodes].sort((a, b) => a.at - b.at);
-    const at = first[first.length - 1].at;
-    const merged = { commands: first.flatMap(({ commands }) => commands), operation, reads, writes, at };
-    this.nodes = this.nodes.filter((node) => !gone.has(node));
-    this.nodes.push(merged);
-    this.nodes.sort((a, b) => a.at - b.at);
-    this.#index();
+    this.nodes = this.nodes.flatMap((node) => (node === last ? [merged] : gone.has(node) ? [] : [node]));
+    for (const index of [this.readersOf, this.writersOf])
+      for (const value of new Set(nodes.flatMap(({ reads, writes }) => [...reads, ...writes])))
+        if (index.has(value)) index.set(value, index.get(value)?.filter((node) => !gone.has(node)) ?? []);
+    this.#index(merged);
   }
 
   /**
@@ -146,7 +150,7 @@ export class Graph {
     const place = (/** @type {Node} */ node) => {
       if (placed.has(node)) return;
       placed.add(node);
-      for (const value of node.reads) for (const writer of this.writersOf?.get(value) ?? []) if (writer !== node) place(writer);
+      for (const value of node.reads) for (const writer of this.#writers(value)) if (writer !== node) place(writer);
       order.push(node);
     };
     for (const node of this.nodes) place(node);
@@ -165,6 +169,11 @@ export class Graph {
     const results = [...this.outputs.values()].map(({ buffer }) => buffer);
     return { capture, inputs: this.inputs, outputs: this.outputs, lifetimes: capture.lifetimes(results) };
   }
+}
+
+/** @param {Node[]} nodes */
+function inOrder(nodes) {
+  return nodes.sort((a, b) => a.at - b.at);
 }
 
 /** @param {unknown} place */

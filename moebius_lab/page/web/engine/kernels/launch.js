@@ -1,6 +1,7 @@
 // What one dispatch of ours is, and what its WGSL is made from.
 
 import { Placeholder, pipelineOf } from '../capture.js';
+import { HALVES, volume } from './operations.js';
 
 /** @typedef {import('./operations.js').Narrow} Narrow */
 /** @typedef {import('./operations.js').Value} Value */
@@ -104,6 +105,27 @@ export function sumOver(size) {
   for (let half = size / 2; half >= 1; half /= 2)
     steps.push(`workgroupBarrier(); if (t < ${half}u) { s[t] += s[t + ${half}u]; }`);
   return lines([...steps, 'workgroupBarrier();']);
+}
+
+/** What makes a weight in 32 bits. @param {import('../capture.js').Widened} weight @returns {Launch} */
+export function widening(weight) {
+  const { size, stored, axes } = weight;
+  const { shape, order } = axes ?? { shape: [size / 4], order: [0] };
+  const { types, code } = reading('X', 'one', HALVES);
+  const before = Array(4 - order.length).fill(1);
+  const sides = [...before, ...order.map((axis) => shape[axis])];
+  const strides = [...before, ...order.map((axis) => volume(shape.slice(axis + 1)))];
+  const text = `${storage({ ...types, '!Y': 'f32' })}
+${code}
+struct U { sides: vec4u, strides: vec4u };
+@group(0) @binding(2) var<uniform> u: U;
+@compute @workgroup_size(256) fn main(@builtin(global_invocation_id) g: vec3u, @builtin(num_workgroups) n: vec3u) {
+  let id = g.x + g.y * n.x * 256u; var rest = id; var at = 0u;
+  for (var i = 3; i >= 0; i--) { at += rest % u.sides[i] * u.strides[i]; rest /= u.sides[i]; }
+  if (rest == 0u) { Y[id] = oneOfX(at); }
+}`;
+  const { workgroups } = grid(volume(sides), 256);
+  return { code: text, values: [stored, weight], numbers: Uint32Array.of(...sides, ...strides), workgroups };
 }
 
 /** Pipelines by their code, each made once for a device. */

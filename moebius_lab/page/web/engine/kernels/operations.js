@@ -96,17 +96,24 @@ const MEMBER = /(\w+)\s*:\s*(?:array<vec4<\w+>,\s*(\d+)>|vec(\d)<\w+>|\w+)\s*(?:
  */
 export function numbersOf(code, bytes) {
   const words = new Uint32Array(bytes.slice().buffer);
-  /** @type {Numbers} */
-  const numbers = {};
-  let at = 0; // words
-  for (const [, name, vectors, width] of (UNIFORMS.exec(code)?.[1] ?? '').trim().matchAll(MEMBER)) {
+  const known = members.get(code) ?? membersOf(code);
+  members.set(code, known);
+  return Object.fromEntries(known.map(([name, at, count]) => [name, [...words.subarray(at, at + count)]]));
+}
+
+/** @type {Map<string, [string, number, number][]>} of the uniforms of programs by their text: name, first word, words */
+const members = new Map();
+
+/** @param {string} code @returns {[string, number, number][]} */
+function membersOf(code) {
+  let end = 0; // words
+  return [...(UNIFORMS.exec(code)?.[1] ?? '').trim().matchAll(MEMBER)].map(([, name, vectors, width]) => {
     const count = vectors ? 4 * Number(vectors) : Number(width ?? 1);
     const apart = count === 1 ? 1 : count === 2 ? 2 : 4;
-    at = Math.ceil(at / apart) * apart;
-    numbers[name] = [...words.subarray(at, at + count)];
-    at += count;
-  }
-  return numbers;
+    const at = Math.ceil(end / apart) * apart;
+    end = at + count;
+    return [name, at, count];
+  });
 }
 
 /**

@@ -118,7 +118,7 @@ export function launchProduct(product, tile) {
   const numbers = numbersFor(product, Math.ceil(K / parts / tile.K) * tile.K);
   /** @type {[number, number, number]} */
   const workgroups = [Math.ceil(N / tile.N), Math.ceil(M / tile.M), outer * inner * parts];
-  const code = program(tile, product);
+  const code = written(tile, product);
   const [scaleA, scaleB] = [narrow.A?.scale, narrow.B?.scale];
   const operands = [A, ...(scaleA ? [scaleA] : []), B, ...(scaleB ? [scaleB] : []), ...(gathered ? [gathered.indices] : [])];
   const rest = [bias ?? A, sums[0] ?? A, sums[1] ?? A, C]; // what is not there is not read
@@ -218,6 +218,19 @@ const OPERAND = {
 };
 
 const PIXEL = `fn pixel(inside: bool, at: i32) -> f32 { return select(0.0, oneOfA(u32(select(0, at, inside))), inside); }`;
+
+/** @type {Map<string, string>} programs by what they depend on: hundreds of products have the same */
+const texts = new Map();
+
+/** @param {Tile} tile @param {Product} product @returns {string} WGSL */
+function written(tile, product) {
+  const { window, gathered, narrow, turned, half } = product;
+  const stored = [narrow.A, narrow.B].map((operand) => operand && [Boolean(operand.scale), operand.group]);
+  const key = JSON.stringify([tile, Boolean(window), Boolean(gathered), stored, turned, half]);
+  const text = texts.get(key) ?? program(tile, product);
+  texts.set(key, text);
+  return text;
+}
 
 /**
  * The program of a tile.

@@ -14,6 +14,7 @@ import { programOf } from '../capture.js';
 /** @typedef {import('../types.js').GraphCapture} GraphCapture */
 /** @typedef {import('./graph.js').Node} Node */
 /** @typedef {import('./launch.js').Launch} Launch */
+/** @typedef {import('./operations.js').Product} Product */
 /** @typedef {import('./options.js').Option} Option */
 /** @typedef {Record<string, string>} Choices the name of what was chosen, by the key of a form: a way of ours, or RUNTIMES */
 /** @typedef {'fastest'|'all'|'none'} Wanted kernels of ours where they are faster, wherever there are any, or nowhere */
@@ -24,25 +25,40 @@ import { programOf } from '../capture.js';
  * @property {Option[]} options
  * @property {number} work of all of them, in all runs of their graphs for a picture
  * @property {string} family forms of one family differ only in what follows a product
+ * @property {string} nature families of one differ only in sizes; empty for what is no product
  */
 /** @typedef {{key: string, options: Option[]}} Way of ours, with the key of its form */
 /**
+ * @typedef {object} Kept of one visit for the next: forms whose way stays what it was are not compared with the runtime's again
+ * @property {Choices} choices
+ * @property {string[]} tried families
+ * @property {string[]} notes what differed from the runtime's, in words
+ * @property {{label: string, code: string}[]} programs of the ways that were chosen: they can be made before anything else is known
+ */
+/**
  * @typedef {object} Replaced
  * @property {Map<string, GraphCapture>} captures
- * @property {Choices} choices to be given the next time
+ * @property {Choices} choices
+ * @property {Kept} kept to be given the next time
  * @property {number} replaced commands of the runtime that kernels of ours stand for
  * @property {number} commands of all captures before
  * @property {string} note what was left out and why, in words; empty where nothing was
  * @property {Took} took
  */
-/** @typedef {{trying: number, comparing: number, making: number}} Took milliseconds: ways tried, compared, and put together */
+/**
+ * @typedef {{trying: number, comparing: number, making: number}} Took milliseconds after all weights were there: ways tried, compared, and put together
+ */
 
 const RUNTIMES = "the runtime's";
 export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
 const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of products in another order differ by a tenth of it
 const ACCEPTED_HALVES = 1e-2; // the runtime's sums of numbers of 16 bits have 16 bits themselves
-const SECONDS = 1; // in which ways are tried; what is left is as far as is known beforehand
+const SECONDS = 1.5; // in which ways are tried, a visit; what is left is tried at later ones
+const NEXT = 4; // families whose programs are made while one is tried
+const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
+const NOTHING = 0.002; // of all work: a family that does less is not tried
+const NEAR = 3; // doublings of sides, all together, up to which a product is like another
 const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
 const LOOPED = 20; // times that a graph runs for a picture which makes the next state from the last; others run once
@@ -54,17 +70,23 @@ const BYTE = 40; // arithmetic operations for which a byte of memory counts, whe
  * @param {object} options
  * @param {string} options.version of ONNX Runtime Web
  * @param {Wanted} options.wanted
- * @param {Choices|null} options.choices of an earlier visit; null: this is the first
+ * @param {Kept|null} options.earlier of an earlier visit; null: this is the first
+ * @param {Programs} [options.programs] some of which may be under way
+ * @param {Promise<void>|null} [options.filled] when the weights are on the device; what needs none is done meanwhile. Null: they are
  * @param {(share: number) => void} options.report how much is done, from 0 to 1
  * @returns {Promise<Replaced>}
  */
-export async function replaceKernels(device, captures, { version, wanted, choices, report }) {
+export async function replaceKernels(device, captures, options) {
+  const { version, wanted, earlier, programs = new Programs(device), filled = null, report } = options;
   const commands = [...captures.values()].reduce((sum, { capture }) => sum + capture.commands.length, 0);
-  const began = performance.now();
+  let from = filled ? Infinity : performance.now();
+  const there = Promise.resolve(filled).then(() => void (from = Math.min(from, performance.now())));
+  there.catch(() => {}); // it is awaited where weights are needed
   if (version !== RUNTIME) {
     return {
       captures,
       choices: {},
+      kept: { choices: {}, tried: [], notes: [], programs: [] },
       replaced: 0,
       commands,
       note: `ONNX Runtime Web ${version}'s programs are not known, only ${RUNTIME}'s`,
@@ -72,27 +94,27 @@ export async function replaceKernels(device, captures, { version, wanted, choice
     };
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
-  const programs = new Programs(device);
   const { ways, forms } = formsOf([...graphs.values()], device);
-  const known = choices && [...forms.keys()].every((key) => key in choices);
-  const chosen = known ? choices : await choose(device, programs, [...forms.values()], wanted, report);
-  const tried = performance.now();
-  const notes = [];
-  if (!known) {
-    for (const [name, graph] of graphs) {
-      const wrong = await different(device, programs, graph, ways, chosen);
-      for (const key of wrong.keys()) chosen[key] = RUNTIMES;
-      if (wrong.size)
-        notes.push(
-          `${wrong.size} kernels of ${name} differ from the runtime's by up to ${Math.max(...wrong.values()).toExponential(1)} and are not used`,
-        );
-    }
+  const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
+  const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, there, report);
+  const began = performance.now();
+  const wrongs = [...(before?.notes ?? [])];
+  const isNew = (/** @type {Node} */ node) => {
+    const key = ways.get(node)?.key;
+    return key !== undefined && chosen[key] !== before?.choices[key];
+  };
+  const changed = new Set([...graphs].flatMap(([name, { nodes }]) => (nodes.some(isNew) || !before ? [name] : [])));
+  for (const name of changed) {
+    await there;
+    const wrong = await different(device, programs, /** @type {Graph} */ (graphs.get(name)), ways, chosen, isNew);
+    for (const key of wrong.keys()) chosen[key] = RUNTIMES;
+    if (wrong.size)
+      wrongs.push(
+        `${wrong.size} kernels of ${name} differ from the runtime's by up to ${Math.max(...wrong.values()).toExponential(1)} and are not used`,
+      );
   }
   const compared = performance.now();
-  for (const form of forms.values()) {
-    const option = optionOf(form, chosen);
-    if (option) void wayOf(programs, option); // all at once: making programs takes longest
-  }
+  const notes = [...wrongs];
   let replaced = 0;
   /** @type {Map<string, GraphCapture>} */
   const made = new Map();
@@ -107,13 +129,19 @@ export async function replaceKernels(device, captures, { version, wanted, choice
     }
     const ours = graph.captured(own);
     const whole = `${ENTIRE}${name}`;
-    if (!known) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
+    if (changed.has(name)) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
     if (chosen[whole] === RUNTIMES) notes.push(`all of ${name} is faster with the runtime's`);
     else replaced += count;
     made.set(name, chosen[whole] === RUNTIMES ? /** @type {GraphCapture} */ (captures.get(name)) : ours);
   }
-  const took = { trying: tried - began, comparing: compared - tried, making: performance.now() - compared };
-  return { captures: made, choices: chosen, replaced, commands, note: notes.join('; '), took };
+  if (left) notes.push(`${tried.length} of ${tried.length + left} shapes are tried so far, the others at later visits`);
+  const end = performance.now();
+  const spent = (/** @type {number} */ since, /** @type {number} */ until) => Math.max(0, until - Math.max(since, from));
+  const took = { trying: spent(0, began), comparing: spent(began, compared), making: spent(compared, end) };
+  const used = [...forms.values()].flatMap((form) => optionOf(form, chosen)?.launches ?? []);
+  const texts = new Map(used.map(({ code, label = '' }) => [code, label]));
+  const kept = { choices: chosen, tried, notes: wrongs, programs: [...texts].map(([code, label]) => ({ label, code })) };
+  return { captures: made, choices: chosen, kept, replaced, commands, note: notes.join('; '), took };
 }
 
 /**
@@ -126,7 +154,7 @@ export async function replaceKernels(device, captures, { version, wanted, choice
  */
 async function isFaster(device, graph, ours) {
   const runtimes = graph.captured(graph.ordered().flatMap(({ commands }) => commands));
-  const [before, after] = await timesOf(device, [runtimes, ours]);
+  const [after, before] = await timesOf(device, [ours, runtimes]);
   return after < before;
 }
 
@@ -157,7 +185,7 @@ function formsOf(graphs, device) {
       const form = forms.get(key);
       const work = workOf(node) * times;
       if (form) form.work += work;
-      else forms.set(key, { key, node, options, work, family: familyOf(node, key) });
+      else forms.set(key, { key, node, options, work, ...familyOf(node, key) });
     }
   }
   return { ways, forms };
@@ -174,8 +202,18 @@ function keyOf({ commands, operation }, [{ launches }]) {
     [...(numbers ?? []), ...workgroups, ...values.map(({ size }) => size)].join(),
   );
   const labels = commands.map((command) => ('pipeline' in command ? programOf(command.pipeline)?.label : ''));
-  const codes = launches.map(({ code }) => digest(code));
+  const codes = launches.map(({ code }) => digestOf(code));
   return `${operation?.kind} ${digest([...labels, ...codes, ...numbers].join(' '))}`;
+}
+
+/** @type {Map<string, string>} of the texts of programs, which are few and long */
+const digests = new Map();
+
+/** @param {string} code */
+function digestOf(code) {
+  const known = digests.get(code) ?? digest(code);
+  digests.set(code, known);
+  return known;
 }
 
 /** A short name of a text (FNV-1a). @param {string} text */
@@ -202,50 +240,127 @@ function optionOf(way, chosen) {
 }
 
 /**
- * Try families of forms on the device, products and those with the most work first, until the time is over.
+ * Try families of forms on the device that no earlier visit tried, products and those with the most work first, until the time is over.
  *
  * @param {GPUDevice} device
  * @param {Programs} programs
  * @param {Form[]} forms
  * @param {Wanted} wanted
+ * @param {Kept|null} before
+ * @param {Promise<void>} there when the weights are on the device: until then nothing is timed
  * @param {(share: number) => void} report
- * @returns {Promise<Choices>}
+ * @returns {Promise<{chosen: Choices, tried: string[], left: number}>} families that are tried by now, and how many are not
  */
-async function choose(device, programs, forms, wanted, report) {
-  const first = wanted === 'all'; // of the ways, which is taken untried: making the others' programs would take most of the time
-  for (const { options } of forms) {
-    for (const { launches } of first ? options.slice(0, 1) : options) {
-      for (const launch of launches) void programs.pipeline(launch).catch(() => {});
-    }
-  }
-  if (first) return Object.fromEntries(forms.map(({ key, options }) => [key, options[0].name]));
-  const families = [...Map.groupBy(forms, ({ family }) => family).values()];
-  const work = (/** @type {Form[]} */ family) => family.reduce((sum, form) => sum + form.work, 0);
+async function choose(device, programs, forms, wanted, before, there, report) {
+  const all = Map.groupBy(forms, ({ family }) => family);
   const certain = (/** @type {Form[]} */ [{ options }]) => Number(options.length === 1);
-  families.sort((a, b) => certain(a) - certain(b) || work(b) - work(a));
-  const trial = new Trial(device);
+  const families = [...all.values()].sort((a, b) => certain(a) - certain(b) || workIn(b) - workIn(a));
+  const first = wanted === 'all'; // of the ways, which is taken untried: making the others' programs would take most of the time
   /** @type {Choices} */
-  const chosen = Object.fromEntries(forms.map((form) => [form.key, expected(form)]));
+  const chosen = before
+    ? { ...before.choices }
+    : Object.fromEntries(forms.map((form) => [form.key, first ? form.options[0].name : expected(form)]));
+  // all at once, and those that take the longest first: making programs takes longest
+  const begin = () =>
+    families.flat().map((form) => {
+      const option = optionOf(form, chosen);
+      return { form, made: option && wayOf(programs, option) };
+    });
+  begin();
+  const tried = new Set(before?.tried.filter((family) => all.has(family)));
+  const whole = workIn(forms);
+  const open = first ? [] : families.filter((some) => !tried.has(some[0].family) && workIn(some) > NOTHING * whole);
+  if (open.length) await tryThese(device, programs, open, LITTLE * whole, chosen, tried, there, report);
+  if (!before && !first) {
+    const known = families.filter(([{ family }]) => tried.has(family)).map(largest);
+    for (const form of forms) if (!tried.has(form.family)) chosen[form.key] = likeOthers(form, known, chosen);
+  }
+  for (const { form, made } of begin()) if ((await made) === null) chosen[form.key] = RUNTIMES;
+  return { chosen, tried: [...tried], left: open.filter(([{ family }]) => !tried.has(family)).length };
+}
+
+/**
+ * @param {GPUDevice} device
+ * @param {Programs} programs
+ * @param {Form[][]} families in the order in which they are tried
+ * @param {number} little work, up to which one way of ours is tried
+ * @param {Choices} chosen what is found is put here
+ * @param {Set<string>} tried and which families were, here
+ * @param {Promise<void>} there
+ * @param {(share: number) => void} report
+ */
+async function tryThese(device, programs, families, little, chosen, tried, there, report) {
+  const made = families.map((family) => {
+    const { options, node } = largest(family);
+    const some = workIn(family) > little ? options : options.slice(0, 1);
+    /** @type {Promise<{name: string, commands: Command[]}[]>|null} */
+    let ways = null;
+    const make = async () => {
+      const found = await Promise.all(some.map((option) => wayOf(programs, option)));
+      const ours = some.flatMap(({ name }, i) => (found[i] ? [{ name, commands: /** @type {Command[]} */ (found[i]) }] : []));
+      return [{ name: RUNTIMES, commands: node.commands }, ...ours];
+    };
+    return () => (ways ??= make());
+  });
+  const prepare = (/** @type {number} */ i) => {
+    for (const make of made.slice(i, i + NEXT)) void make();
+    return made[i]();
+  };
+  let waiting = true;
+  const weights = there.finally(() => (waiting = false));
+  for (let i = 0; waiting && i < families.length; i++) await Promise.race([prepare(i), weights]);
+  await weights;
+  const end = performance.now() + 1000 * SECONDS;
+  let timer = 0;
+  /** @type {Promise<null>} */
+  const late = new Promise((resolve) => (timer = /** @type {any} */ (setTimeout(resolve, 1000 * SECONDS, null))));
+  const trial = new Trial(device);
   try {
-    if (families.length) await trial.wake(families[0][0].node.commands, AWAKE);
-    const end = performance.now() + 1000 * SECONDS;
+    await trial.wake(families[0][0].node.commands, AWAKE);
     for (const [i, family] of families.entries()) {
-      if (performance.now() > end) break;
-      const form = family.reduce((most, other) => (other.work > most.work ? other : most));
-      const made = await Promise.all(form.options.map((option) => wayOf(programs, option)));
-      const ways = made.flatMap((commands, i) => (commands ? [{ commands, name: form.options[i].name }] : []));
-      const { best } = await trial.fastest([form.node.commands, ...ways.map(({ commands }) => commands)]);
-      for (const { key } of family) chosen[key] = best === 0 ? RUNTIMES : ways[best - 1].name;
+      const ways = await (i ? Promise.race([prepare(i), late]) : prepare(i)); // one in any case, so that visits come to an end
+      if (!ways || (i && performance.now() > end)) break;
+      const { best } = await trial.fastest(ways.map(({ commands }) => commands));
+      for (const { key } of family) chosen[key] = ways[best].name;
+      tried.add(family[0].family);
       report((i + 1) / families.length);
     }
   } finally {
+    clearTimeout(timer);
     trial.close();
   }
-  for (const form of forms) {
-    const option = optionOf(form, chosen);
-    if (option && !(await wayOf(programs, option))) chosen[form.key] = RUNTIMES;
-  }
-  return chosen;
+}
+
+/** @param {Form[]} forms */
+function workIn(forms) {
+  return forms.reduce((sum, form) => sum + form.work, 0);
+}
+
+/** @param {Form[]} family the one with the most work */
+function largest(family) {
+  return family.reduce((most, other) => (other.work > most.work ? other : most));
+}
+
+/**
+ * What is used for a form that there was no time to try: what is fastest for the product that is most like it, the runtime's where
+ * there is none.
+ *
+ * @param {Form} form
+ * @param {Form[]} tried
+ * @param {Choices} chosen
+ */
+function likeOthers(form, tried, chosen) {
+  const [product] = productsOf(form.node.operation);
+  if (!product) return expected(form);
+  const sides = (/** @type {Product} */ { M, N, K, outer, inner }) => [M, N, K, outer * inner].map(Math.log2);
+  const own = sides(product);
+  const apart = tried.flatMap((other) => {
+    const [its] = other.nature === form.nature ? productsOf(other.node.operation) : [];
+    return its ? [{ other, far: sides(its).reduce((sum, side, i) => sum + Math.abs(side - own[i]), 0) }] : [];
+  });
+  const nearest = apart.filter(({ far }) => far <= NEAR).sort((a, b) => a.far - b.far)[0]?.other;
+  const way = nearest ? chosen[nearest.key] : RUNTIMES;
+  return way === RUNTIMES || form.options.some(({ name }) => name === way) ? way : form.options[0].name;
 }
 
 /** What is used where nothing was tried: ours but for tiny products, the most promising of several. @param {Form} form */
@@ -253,24 +368,13 @@ function expected({ node: { operation }, options }) {
   return operation?.kind === 'product' && isTiny(operation) ? RUNTIMES : options[0].name;
 }
 
-/** @param {Node} node @param {string} key of its form */
+/** @param {Node} node @param {string} key of its form @returns {{family: string, nature: string}} */
 function familyOf({ operation }, key) {
   const [product] = productsOf(operation);
-  if (!product) return key;
+  if (!product) return { family: key, nature: '' };
   const { M, N, K, outer, inner, window, gathered, half, narrow, turned } = product;
-  return [
-    operation?.kind,
-    M,
-    N,
-    K,
-    outer * inner,
-    window?.stride,
-    Boolean(gathered),
-    half,
-    narrow.A?.group,
-    narrow.B?.group,
-    turned,
-  ].join(' ');
+  const nature = [operation?.kind, window?.stride, Boolean(gathered), half, narrow.A?.group, narrow.B?.group, turned].join(' ');
+  return { family: [nature, M, N, K, outer * inner].join(' '), nature };
 }
 
 /**
@@ -288,15 +392,17 @@ function wayOf(programs, { launches }) {
  * @param {Graph} graph
  * @param {Map<Node, Way>} ways
  * @param {Choices} chosen
+ * @param {(node: Node) => boolean} isNew which are compared
  * @returns {Promise<Map<string, number>>} how far off each form is that is too far off
  */
-async function different(device, programs, graph, ways, chosen) {
+async function different(device, programs, graph, ways, chosen, isNew) {
   /** @type {Map<Node, Launch[]>} */
   const ours = new Map();
   for (const node of graph.nodes) {
-    const option = optionOf(ways.get(node), chosen);
+    const option = isNew(node) && optionOf(ways.get(node), chosen);
     if (option) ours.set(node, option.launches);
   }
+  if (!ours.size) return new Map();
   const shares = await differences(device, programs, graph, ours);
   const wrong = [...shares].filter(([node, share]) => !(share <= (isHalf(node) ? ACCEPTED_HALVES : ACCEPTED)));
   return new Map(wrong.map(([node, share]) => [/** @type {Way} */ (ways.get(node)).key, share]));

@@ -26,7 +26,11 @@ export class Trial {
   /** Keep the device busy for so many milliseconds: after a rest it is slow. @param {Command[]} commands @param {number} ms */
   async wake(commands, ms) {
     const replay = this.#prepare(commands);
-    for (const end = performance.now() + ms; performance.now() < end;) await this.#once(replay, OFTEN);
+    let often = 1;
+    for (const end = performance.now() + ms; performance.now() < end;) {
+      const took = (await this.#once(replay, often)) / often;
+      often = Math.max(1, Math.min(OFTEN, Math.floor(LONG / took)));
+    }
   }
 
   /**

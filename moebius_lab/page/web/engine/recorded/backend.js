@@ -3,11 +3,12 @@
 import { EngineError, classify, reason } from '../errors.js';
 import { GraphBackend, deviceFor } from '../graph_backend.js';
 import { capturesOf, makePipelines, readRecording } from './recording.js';
-import { makeWeights, widenWhatIsRead } from './weights.js';
+import { fillWeights, placeWeights, widenWhatIsRead } from './weights.js';
 
 /** @typedef {import('../capture.js').Widened} Widened */
 /** @typedef {import('../types.js').Values} Values */
 /** @typedef {import('../kernels/replacement.js').Wanted} Wanted */
+/** @typedef {import('../types.js').Files} Files */
 /** @typedef {import('../types.js').Manifest} Manifest */
 /** @typedef {import('../types.js').StoredFile} StoredFile */
 /** @typedef {import('./recording.js').Recording} Recording */
@@ -16,14 +17,14 @@ const ITS_OWN = ['shader', 'worker']; // codes of errors that the same graphs ma
 
 export class RecordedBackend extends GraphBackend {
   /**
-   * Make programs and weights of a recording on the device.
+   * Make the programs of a recording on the device, while its weights are read: they are there when all is settled.
    *
    * @param {object} options
    * @param {Manifest} options.manifest
    * @param {string} options.precision that has a recording
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
    * @param {URL} options.page the manifest's
-   * @param {(sha256: string) => Promise<ArrayBuffer>} options.file
+   * @param {Files['file']} options.file
    * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
    * @returns {Promise<RecordedBackend>}
    * @throws {EngineError} code 'unplayable': the recording does not run on this device
@@ -33,12 +34,12 @@ export class RecordedBackend extends GraphBackend {
       const form = manifest.precisions[precision];
       const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
       const device = await deviceFor(form);
-      const made = new RecordedBackend(manifest, precision, device, recording, own, file, runtime);
+      const made = new RecordedBackend(manifest, precision, device, recording, runtime);
       made.useKernels(kernels, page, manifest, precision);
-      const programs = makePipelines(device, recording);
-      programs.catch(() => {}); // it is awaited below
-      made.weights = await makeWeights(device, recording, own, file, Boolean(made.kernels));
-      made.captures = capturesOf(device, recording, await programs, made.weights, manifest.runs);
+      made.weights = placeWeights(device, recording, Boolean(made.kernels));
+      made.filled = fillWeights(device, recording, made.weights, own, file);
+      made.filled.catch(() => {}); // it is awaited when kernels are chosen
+      made.captures = capturesOf(device, recording, await makePipelines(device, recording), made.weights, manifest.runs);
       return made;
     });
   }
@@ -48,15 +49,12 @@ export class RecordedBackend extends GraphBackend {
    * @param {string} precision
    * @param {GPUDevice} device
    * @param {Recording} recording
-   * @param {Uint8Array} own numbers that stand in it
-   * @param {(sha256: string) => Promise<ArrayBuffer>} file
    * @param {() => Promise<GraphBackend>} runtime
    */
-  constructor(manifest, precision, device, recording, own, file, runtime) {
+  constructor(manifest, precision, device, recording, runtime) {
     super(manifest, precision, device);
     this.recorded = true;
     this.nodes = recording.nodes;
-    this.source = /** @type {const} */ ([recording, own, file]);
     this.runtime = runtime;
     /** @type {(GPUBuffer|Widened)[]} */
     this.weights = [];
@@ -76,8 +74,9 @@ export class RecordedBackend extends GraphBackend {
    * @param {(share: number) => void} report
    */
   async chosen(report) {
-    const device = /** @type {GPUDevice} */ (this.device);
-    return widenWhatIsRead(device, await super.chosen(report), this.weights, ...this.source);
+    const captures = await super.chosen(report);
+    await this.filled;
+    return widenWhatIsRead(/** @type {GPUDevice} */ (this.device), captures, this.weights);
   }
 
   /**

@@ -3,7 +3,7 @@
 // On the device with which recordings are made the runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are
 // stored, so that is how they can be put on a device; what else reads them is known when kernels are chosen.
 
-import { Capture, Widened, renameIn, usesOf } from '../capture.js';
+import { Capture, Replay, Widened, renameIn, usesOf } from '../capture.js';
 
 /** @typedef {import('../captured_graph.js').GraphCapture} GraphCapture */
 /** @typedef {import('./recording.js').Recording} Recording */
@@ -33,6 +33,10 @@ import { Capture, Widened, renameIn, usesOf } from '../capture.js';
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBufferUsage?.COPY_DST;
 const APART = 16; // bytes: the runtime's buffers are multiples of it
+const SQUARE = 32; // numbers each way that are transposed together: their lines fit the fastest cache
+const AHEAD = 3; // files that are read and checked at a time
+const TOGETHER = 2 ** 26; // bytes of weights that are widened at a time: until then both forms are there
+const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers copy what is larger once more
 
 // -- formulas ---------------------------------------------------------------------------------------------------------
 
@@ -56,7 +60,7 @@ async function computed(formula, bytesOf, known) {
   for (const other of formula.of ?? []) given.push(await derive(other, bytesOf, known));
   const [first, second] = given;
   const { dims, words } = first ?? {};
-  if (formula.cast === 'float32') return { dims, words: widen(new Uint16Array(words.buffer, 0, product(dims))) };
+  if (formula.cast === 'float32') return { dims, words: widened(new Uint16Array(words.buffer, words.byteOffset, product(dims))) };
   if (formula.cast) return { dims: [...dims, 2], words: words.reduce(lengthen, new Uint32Array(2 * words.length)) };
   if (formula.slice) return cut(first, ...formula.slice);
   if (formula.reshape) return { dims: formula.reshape, words };
@@ -69,8 +73,11 @@ async function computed(formula, bytesOf, known) {
 
 /** @param {Stored} stored @param {Bytes} bytesOf @returns {Promise<Numbers>} */
 async function read({ file, from, length, dims }, bytesOf) {
+  const bytes = await bytesOf(file);
+  const at = bytes.byteOffset + from;
+  if (at % 4 === 0 && length % 4 === 0) return { dims, words: new Uint32Array(bytes.buffer, at, length / 4) };
   const words = new Uint32Array(Math.ceil(length / 4));
-  new Uint8Array(words.buffer).set((await bytesOf(file)).subarray(from, from + length));
+  new Uint8Array(words.buffer).set(bytes.subarray(from, from + length));
   return { dims, words };
 }
 
@@ -78,9 +85,11 @@ async function read({ file, from, length, dims }, bytesOf) {
 let widths;
 
 /** @param {Uint16Array} halves */
-function widen(halves) {
+function widened(halves) {
   widths ??= new Uint32Array(Float32Array.from({ length: 65536 }, (_, half) => valueOf(half)).buffer);
-  return new Uint32Array(halves.length).map((_, i) => /** @type {Uint32Array} */ (widths)[halves[i]]);
+  const [known, words] = [widths, new Uint32Array(halves.length)];
+  for (let i = 0; i < words.length; i++) words[i] = known[halves[i]];
+  return words;
 }
 
 /** @param {number} half the bits of a number of 16 bits */
@@ -151,46 +160,101 @@ function gathered({ dims, words }, indices) {
 /** @param {Numbers} numbers @param {number[]} order @returns {Numbers} */
 function turned({ dims, words }, order) {
   const target = new Uint32Array(words.length);
-  const strides = dims.map((_, axis) => product(dims.slice(axis + 1)));
-  let to = 0;
-  const copy = (/** @type {number} */ i, /** @type {number} */ at) => {
-    const [count, stride] = [dims[order[i]], strides[order[i]]];
-    if (i === order.length - 1) for (let n = 0; n < count; n++) target[to++] = words[at + n * stride];
-    else for (let n = 0; n < count; n++) copy(i + 1, at + n * stride);
+  const sides = order.map((axis) => dims[axis]);
+  const from = order.map((axis) => product(dims.slice(axis + 1)));
+  const to = sides.map((_, i) => product(sides.slice(i + 1)));
+  const last = order.length - 1;
+  const near = order.indexOf(last); // its numbers lie next to each other in what is read, as the last axis' do in what is written
+  const others = order.map((_, i) => i).filter((i) => i !== near && i !== last);
+  const [a, b] = [from[last], to[near]];
+  const square = (/** @type {number} */ at, /** @type {number} */ into) => {
+    for (let i = 0; i < sides[near]; i += SQUARE)
+      for (let j = 0; j < sides[last]; j += SQUARE)
+        for (let y = i; y < Math.min(i + SQUARE, sides[near]); y++)
+          for (let x = j; x < Math.min(j + SQUARE, sides[last]); x++) target[into + y * b + x] = words[at + y + x * a];
   };
-  copy(0, 0);
-  return { dims: order.map((axis) => dims[axis]), words: target };
+  const copy = (/** @type {number} */ which, /** @type {number} */ at, /** @type {number} */ into) => {
+    const i = others[which];
+    if (i !== undefined) for (let n = 0; n < sides[i]; n++) copy(which + 1, at + n * from[i], into + n * to[i]);
+    else if (near === last) target.set(words.subarray(at, at + sides[last]), into);
+    else square(at, into);
+  };
+  copy(0, 0, 0);
+  return { dims: sides, words: target };
 }
 
 /** @param {Numbers} a @param {Numbers} b of the same shape @returns {Numbers} */
 function sum({ dims, words }, b) {
-  const [one, other] = [new Float32Array(words.buffer, words.byteOffset, words.length), new Float32Array(b.words.buffer)];
-  return { dims, words: new Uint32Array(one.map((number, i) => number + other[i]).buffer) };
+  const [one, other] = [words, b.words].map(({ buffer, byteOffset, length }) => new Float32Array(buffer, byteOffset, length));
+  const sums = new Float32Array(one.length);
+  for (let i = 0; i < sums.length; i++) sums[i] = one[i] + other[i];
+  return { dims, words: new Uint32Array(sums.buffer) };
 }
 
 // -- on the device ----------------------------------------------------------------------------------------------------
 
 /**
- * Put the weights on a device.
+ * Room for the weights on a device, which `fillWeights` fills: captures can be made of it before that.
  *
  * @param {GPUDevice} device
  * @param {Recording} recording
- * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<ArrayBuffer>} file
  * @param {boolean} narrow those of 16 bits as they are stored, with placeholders for what they are in 32
- * @returns {Promise<(GPUBuffer|Widened)[]>} by their indices
+ * @returns {(GPUBuffer|Widened)[]} by their indices
  */
-export async function makeWeights(device, { weights }, own, file, narrow) {
-  const read = new Map(weights.map(({ formula }, i) => [i, (narrow && storedNarrow(formula)) || formula]));
-  /** @type {(GPUBuffer|Widened)[]} */
-  const places = [];
-  for await (const [i, { dims, words }] of numbersOf(read, own, file)) {
-    const buffer = bufferOf(device, words);
-    const { formula } = weights[i];
-    const axes = formula.transpose ? { shape: dims, order: formula.transpose } : null;
-    places[i] = read.get(i) === formula ? buffer : new Widened(padded(4 * product(dims)), buffer, axes);
+export function placeWeights(device, { weights }, narrow) {
+  return weights.map(({ formula }) => {
+    const stored = narrow && storedNarrow(formula)?.stored;
+    if (!stored) return room(device, bytesOf(formula));
+    const axes = formula.transpose ? { shape: stored.dims, order: formula.transpose } : null;
+    return new Widened(padded(4 * product(stored.dims)), room(device, stored.length), axes);
+  });
+}
+
+/**
+ * Write the weights' numbers to their places, file by file.
+ *
+ * @param {GPUDevice} device
+ * @param {Recording} recording
+ * @param {(GPUBuffer|Widened)[]} places
+ * @param {Uint8Array} own
+ * @param {(sha256: string) => Promise<ArrayBuffer>} bytes
+ */
+export async function fillWeights(device, { weights }, places, own, bytes) {
+  /** @type {Map<GPUBuffer, Formula>} */
+  const formulas = new Map();
+  weights.forEach(({ formula }, i) => {
+    const place = places[i];
+    if (place instanceof Widened) formulas.set(place.stored, /** @type {Formula} */ (storedNarrow(formula)));
+    else formulas.set(place, formula);
+  });
+  for await (const [buffer, { words }] of numbersOf(formulas, own, bytes)) {
+    for (let at = 0; at < words.byteLength; at += PIECE) {
+      const size = Math.min(PIECE, words.byteLength - at);
+      device.queue.writeBuffer(buffer, at, /** @type {ArrayBuffer} */ (words.buffer), words.byteOffset + at, size);
+    }
   }
-  return places;
+}
+
+/** How many bytes a formula gives. @param {Formula} formula */
+function bytesOf(formula) {
+  return formula.stored ? formula.stored.length : 4 * product(sidesOf(formula));
+}
+
+/** The shape of what a formula gives. @param {Formula} formula @returns {number[]} */
+function sidesOf({ stored, cast, slice, reshape, transpose, concat, gather, of = [] }) {
+  const [first, ...others] = of.map(sidesOf);
+  if (stored) return stored.dims;
+  if (cast === 'int64') return [...first, 2];
+  if (slice) return first.with(slice[0], slice[2] - slice[1]);
+  if (reshape) return reshape;
+  if (transpose) return transpose.map((axis) => first[axis]);
+  if (gather !== undefined) return [...others[0], ...first.slice(1)];
+  return concat === undefined
+    ? first
+    : first.with(
+        concat,
+        others.reduce((sum, sides) => sum + sides[concat], first[concat]),
+      );
 }
 
 /**
@@ -205,66 +269,74 @@ export function storedNarrow(formula) {
 }
 
 /**
- * What formulas give, those that read one file after those that read another.
+ * What formulas give, those that read one file after those that read another, while the next files are read and checked.
  *
  * @template K
  * @param {Map<K, Formula>} formulas
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<ArrayBuffer>} file
+ * @param {(sha256: string) => Promise<ArrayBuffer>} bytes
  * @returns {AsyncGenerator<[K, Numbers]>}
  */
-async function* numbersOf(formulas, own, file) {
-  let last = '';
-  let bytes = own;
-  const bytesOf = async (/** @type {string} */ sha256) => {
-    if (sha256 !== last) bytes = sha256 ? new Uint8Array(await file(sha256)) : own;
-    last = sha256;
-    return bytes;
+async function* numbersOf(formulas, own, bytes) {
+  /** @type {Map<string, Promise<Uint8Array>>} */
+  const coming = new Map([['', Promise.resolve(own)]]);
+  const read = (/** @type {string} */ sha256) => {
+    const known = coming.get(sha256) ?? bytes(sha256).then((content) => new Uint8Array(content));
+    coming.set(sha256, known);
+    known.catch(() => {}); // it is awaited when its turn comes
+    return known;
   };
-  for (const some of Map.groupBy(formulas, ([, formula]) => fileOf(formula)).values())
-    for (const [key, formula] of some) yield [key, await derive(formula, bytesOf)];
+  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))];
+  for (const [i, [sha256, some]] of groups.entries()) {
+    for (const [next] of groups.slice(i, i + AHEAD)) void read(next);
+    for (const [key, formula] of some) yield [key, await derive(formula, read)];
+    if (sha256) coming.delete(sha256);
+  }
 }
 
-/** The first file that a formula reads. @param {Formula} formula @returns {string|undefined} */
+/** The first file that a formula reads. @param {Formula} formula @returns {string} */
 function fileOf({ stored, of }) {
-  return stored ? stored.file : of && fileOf(of[0]);
+  return stored ? stored.file : fileOf(/** @type {Formula[]} */ (of)[0]);
 }
+
+/** @param {GPUDevice} device @param {number} bytes */
+const room = (device, bytes) => device.createBuffer({ size: padded(bytes), usage: USAGE });
 
 /** @param {number} bytes */
 const padded = (bytes) => Math.ceil(bytes / APART) * APART;
 
-/** @param {GPUDevice} device @param {Uint32Array} words */
-function bufferOf(device, words) {
-  const buffer = device.createBuffer({ size: padded(words.byteLength), usage: USAGE, mappedAtCreation: true });
-  new Uint32Array(buffer.getMappedRange()).set(words);
-  buffer.unmap();
-  return buffer;
-}
-
 /**
- * Make the weights that captures read in 32 bits, and give back all that they do not read.
+ * Widen the weights that captures read in 32 bits, and give back all that they do not read.
  *
  * @param {GPUDevice} device
  * @param {Map<string, GraphCapture>} captures
  * @param {(GPUBuffer|Widened)[]} places of the weights
- * @param {Recording} recording
- * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<ArrayBuffer>} file
  * @returns {Promise<Map<string, GraphCapture>>}
  */
-export async function widenWhatIsRead(device, captures, places, { weights }, own, file) {
+export async function widenWhatIsRead(device, captures, places) {
   const commands = [...captures.values()].flatMap(({ capture }) => capture.commands);
   const read = new Set(commands.flatMap(usesOf).map(({ place }) => place));
-  /** @type {Map<Widened, Formula>} */
-  const formulas = new Map();
-  places.forEach((place, i) => {
-    if (place instanceof Widened && read.has(place)) formulas.set(place, weights[i].formula);
-    const buffer = place instanceof Widened ? place.stored : place;
-    if (!read.has(buffer)) buffer.destroy();
-  });
   /** @type {Map<unknown, GPUBuffer>} */
   const made = new Map();
-  for await (const [place, { words }] of numbersOf(formulas, own, file)) made.set(place, bufferOf(device, words));
+  const gone = (/** @type {GPUBuffer} */ buffer) => read.has(buffer) || buffer.destroy();
+  const wide = places.filter((place) => place instanceof Widened && read.has(place));
+  for (const place of places) if (!wide.includes(place)) gone(place instanceof Widened ? place.stored : place);
+  const { Programs, widening } = wide.length ? await import('../kernels/launch.js') : /** @type {any} */ ({});
+  const programs = wide.length && new Programs(device);
+  while (wide.length) {
+    /** @type {Widened[]} */
+    const some = [];
+    const capture = new Capture();
+    for (let size = 0; wide.length && size < TOGETHER; size += some[some.length - 1].size)
+      some.push(/** @type {any} */ (wide.shift()));
+    for (const place of some) {
+      made.set(place, room(device, place.size));
+      capture.commands.push(renameIn(await programs.dispatch(widening(place)), made));
+    }
+    new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all that it needs is there
+    await device.queue.onSubmittedWorkDone();
+    for (const { stored } of some) gone(stored);
+  }
   return new Map(
     [...captures].map(([name, captured]) => {
       const capture = new Capture();
