@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from moebius_lab import LabError
-from moebius_lab.config import DEMO, MOEBIUS, SMALL
+from moebius_lab.config import DEMO, MOEBIUS, SMALL, TINY
 from moebius_lab.model.checkpoint import (
     CheckpointError,
     check_weights,
@@ -184,11 +184,13 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, state):
 def test_names_and_paths_that_are_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load_checkpoint(tmp_path / "none.bin", SMALL)
-    with pytest.raises(LabError, match='neither "demo", "deterministic", .*"places2".* nor a folder'):
+    with pytest.raises(LabError, match='neither "demo", "demo-fast", "deterministic", .*"places2".* nor a folder'):
         check_weights("places", MOEBIUS)
 
 
-@pytest.mark.parametrize(("weights", "config"), [("demo", SMALL), ("places2", DEMO), ("pretrained", SMALL)])
+@pytest.mark.parametrize(
+    ("weights", "config"), [("demo", SMALL), ("demo-fast", TINY), ("places2", DEMO), ("pretrained", SMALL)]
+)
 def test_weights_of_another_network_are_refused(weights, config):
     with pytest.raises(LabError, match=f"the {weights} weights belong to the .* network, not to {config.name}"):
         check_weights(weights, config)
