@@ -432,7 +432,6 @@ def _inpaint(options: argparse.Namespace) -> int:
     if chosen["guidance_interval"]:
         chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    sampling = vars(config.PRESETS[config.FASTEST])
     if options.settings_of:
         made = read_picture(options.settings_of).made
         if made is None:
@@ -441,7 +440,8 @@ def _inpaint(options: argparse.Namespace) -> int:
             )
         settings = replace(settings_of(made), **chosen)
     else:
-        if options.preset == config.FASTEST and not sampling.keys() & chosen.keys():
+        of_own = chosen.keys() & vars(config.PRESETS[config.FASTEST]).keys()
+        if options.preset == config.FASTEST and not of_own:
             options.weights = config.DISTILLED.get(options.weights, options.weights)
         presets = presets_of(options.weights)
         settings = preset(options.preset or next(iter(presets)), presets, **chosen)

@@ -401,12 +401,14 @@ PRESETS = {
 """What is offered to people, their default first; `Settings()` is "as-released", so that parity compares like with like."""
 DEFAULT_PRESET = next(iter(PRESETS))
 FASTEST = "fastest"
+DISTILLED_SOLVER = "ddim-trailing"
+"""What networks are distilled for: it leaves from pure noise."""
 
 
 def distilled_preset(steps: int) -> Preset:
     """The one way to sample distilled weights: as many evaluations as steps, since guidance is in the weights."""
     note = f"{steps} steps of a network distilled for them: {steps} evaluations."
-    return Preset("Fastest", note, "ddim-trailing", steps, 1.0, 1.0, (0.0, 1.0), "noise")
+    return Preset(PRESETS[FASTEST].label, note, DISTILLED_SOLVER, steps, 1.0, 1.0, (0.0, 1.0), "noise")
 
 
 # -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------

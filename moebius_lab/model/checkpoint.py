@@ -350,8 +350,8 @@ def weights_digest(source: str | Path) -> str:
 
 def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None, on_the_way: tuple[Path, ...]) -> str | Path:
     """The file of weights to which a difference was added; an autoencoder is that of the weights it belongs to."""
-    difference, whole = read_difference(file), file.resolve()
-    if whole in on_the_way:
+    difference, here = read_difference(file), file.resolve()
+    if here in on_the_way:
         raise CheckpointError(
             f"{file}: its weights are a difference from themselves, by way of {difference.weights}; distil it again, with "
             "an output folder that holds no weights"
@@ -360,7 +360,7 @@ def _merged(file: Path, part: str, config: NetworkConfig, hub: Hub | None, on_th
         raise CheckpointError(
             f"{file}: it belongs to the {difference.network} network, not to {config.name}; name that network"
         )
-    base = find_weights(difference.weights, part, config, hub, (*on_the_way, whole))
+    base = find_weights(difference.weights, part, config, hub, (*on_the_way, here))
     if part != "denoiser":
         return base
     digest = weights_digest(base) if base == DETERMINISTIC or Path(base).is_file() else ""

@@ -36,6 +36,7 @@ from torch.func import functional_call
 from .. import LabError
 from ..config import (
     CONDITIONAL_IDS,
+    DISTILLED_SOLVER,
     GUIDANCE,
     LATENT_CHANNELS,
     NETWORKS,
@@ -55,7 +56,6 @@ from .album import Album
 from .fast_forms import channels_last, use_fast_forms
 from .steps import Steps, copy_all
 
-SOLVER = "ddim-trailing"
 EVALUATIONS = 4  # of the finished student: steps from pure noise
 SUBSTEPS = 4  # of its teacher in each
 MOST_BYTES = 3.9e6  # of a difference's numbers
@@ -271,8 +271,8 @@ class Work:
         """
         device = self.pool["latent"].device
         teacher, factors, log = self.network, None, {}
-        fine = Schedule.of(solver_steps(SOLVER, self.evaluations * self.substeps), device)
-        coarse = Schedule.of(solver_steps(SOLVER, self.evaluations), device)
+        fine = Schedule.of(solver_steps(DISTILLED_SOLVER, self.evaluations * self.substeps), device)
+        coarse = Schedule.of(solver_steps(DISTILLED_SOLVER, self.evaluations), device)
         for stage in STAGES:
             lesson = Lesson(stage, teacher, self.guidance, coarse, fine, self.substeps)
             factors, log[stage], done = self.learn(lesson, factors)
@@ -423,7 +423,7 @@ def main() -> int:
         print(f"{options.stop_after:.0f} s are over: the same command goes on from here")
     elif parallel.is_first():
         factors, log = done
-        made = f"{options.evaluations} steps of {SOLVER}, guidance {options.guidance:g} distilled"
+        made = f"{options.evaluations} steps of {DISTILLED_SOLVER}, guidance {options.guidance:g} distilled"
         options.output.mkdir(parents=True, exist_ok=True)
         weights = options.weights if not Path(options.weights).is_dir() else str(Path(options.weights).resolve())
         write_difference(

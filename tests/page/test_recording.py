@@ -311,7 +311,7 @@ def test_with_kernels_that_read_weights_as_they_are_stored_it_gives_the_same_bit
         assert asked["commands"] > kernels["commands"]
 
 
-MEMORY = """async ([precision, kernels]) => {
+BY_HAND = """
   const url = new URL('manifest.json', location);
   const manifest = await (await fetch(url)).json();
   const load = (name) => import(new URL(`${manifest.page}engine/${name}.js`, url));
@@ -319,8 +319,15 @@ MEMORY = """async ([precision, kernels]) => {
   const places = new Map();
   for (const { graph, file } of filesOf(manifest, precision, 'webgpu'))
     places.set(file.sha256, new URL(file.file, BESIDE.includes(graph) ? url : new URL(manifest.weights_base, url)));
+  const file = async (sha256) => (await fetch(places.get(sha256))).arrayBuffer();
   // this adapter is taken for a card, or nothing would be tried on it
   Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', { get: () => false });
+"""
+"""What starts a `RecordedBackend` without the page's engine: `manifest`, `url` and `file` of a `precision`, on a card as it seems."""
+
+MEMORY = (
+    f"""async ([precision, kernels]) => {{{BY_HAND}"""
+    + """
   const { createBuffer } = GPUDevice.prototype;
   const { destroy } = GPUBuffer.prototype;
   const alive = new Map();
@@ -336,7 +343,6 @@ MEMORY = """async ([precision, kernels]) => {
     alive.delete(this);
     destroy.call(this);
   };
-  const file = async (sha256) => (await fetch(places.get(sha256))).arrayBuffer();
   const backend = await RecordedBackend.start({ manifest, precision, kernels, page: url, file });
   const stored = sum();
   await backend.settle(() => {});
@@ -344,6 +350,7 @@ MEMORY = """async ([precision, kernels]) => {
   for (const input of inputs) alive.delete(input);
   return { stored, most, weights: sum() - backend.workspace, replaced: backend.ours.replaced, note: backend.ours.note };
 }"""
+)
 
 
 @pytest.fixture
@@ -476,22 +483,15 @@ def test_a_stored_file_is_checked_when_its_weights_are_read(bundle, tab):
         assert visit(tab, server)["recorded"] and not [path for path in server.requests if path.endswith(".bin")]
 
 
-VISITS = """async (precision) => {
-  const url = new URL('manifest.json', location);
-  const manifest = await (await fetch(url)).json();
-  const load = (name) => import(new URL(`${manifest.page}engine/${name}.js`, url));
-  const [{ RecordedBackend }, { BESIDE, filesOf }] = [await load('recorded/backend'), await load('manifest')];
-  const places = new Map();
-  for (const { graph, file } of filesOf(manifest, precision, 'webgpu'))
-    places.set(file.sha256, new URL(file.file, BESIDE.includes(graph) ? url : new URL(manifest.weights_base, url)));
-  Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', { get: () => false }); // as a card's
+VISITS = (
+    f"""async (precision) => {{{BY_HAND}"""
+    + """
   const { submit } = GPUQueue.prototype;
   let submits = 0;
   GPUQueue.prototype.submit = function (buffers) {
     submits++;
     return submit.call(this, buffers);
   };
-  const file = async (sha256) => (await fetch(places.get(sha256))).arrayBuffer();
   const visits = [];
   while (visits.length < 2) {
     submits = 0;
@@ -503,6 +503,7 @@ VISITS = """async (precision) => {
   }
   return visits;
 }"""
+)
 
 
 @pytest.mark.slow

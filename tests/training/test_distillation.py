@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, FASTEST, TINY, UNCONDITIONAL_IDS
+from moebius_lab.config import CONDITIONAL_IDS, DETERMINISTIC, DISTILLED_SOLVER, FASTEST, TINY, UNCONDITIONAL_IDS
 from moebius_lab.inpainting.loop import Settings, inpaint, preset
 from moebius_lab.model.checkpoint import load_checkpoint, presets_of
 from moebius_lab.model.low_rank import DIFFERENCE, read_difference
 from moebius_lab.model.sampler import first_state, next_state, solver_steps
 from moebius_lab.notebook.workbench import prepare
 from moebius_lab.training import distillation
-from moebius_lab.training.distillation import SOLVER, STAGES, Lesson, Schedule, Student, Work, with_difference
+from moebius_lab.training.distillation import STAGES, Lesson, Schedule, Student, Work, with_difference
 from moebius_lab.training.fast_forms import use_fast_forms
 from moebius_lab.training.speed import random_pool
 
@@ -31,15 +31,15 @@ def network():
 
 
 def lesson_of(stage, network, guidance=2.0, evaluations=4, substeps=4) -> Lesson:
-    fine = Schedule.of(solver_steps(SOLVER, evaluations * substeps), CPU)
-    return Lesson(stage, network, guidance, Schedule.of(solver_steps(SOLVER, evaluations), CPU), fine, substeps)
+    fine = Schedule.of(solver_steps(DISTILLED_SOLVER, evaluations * substeps), CPU)
+    return Lesson(stage, network, guidance, Schedule.of(solver_steps(DISTILLED_SOLVER, evaluations), CPU), fine, substeps)
 
 
 @pytest.mark.parametrize(("evaluations", "substeps"), [(4, 4), (3, 5), (1, 8)])
 def test_a_schedule_steps_as_the_solver_does_and_back(evaluations, substeps):
-    steps = solver_steps(SOLVER, evaluations)
+    steps = solver_steps(DISTILLED_SOLVER, evaluations)
     coarse = Schedule.of(steps, CPU)
-    fine = Schedule.of(solver_steps(SOLVER, evaluations * substeps), CPU)
+    fine = Schedule.of(solver_steps(DISTILLED_SOLVER, evaluations * substeps), CPU)
     assert coarse.timesteps[0] == 999 and torch.equal(fine.timesteps[::substeps], coarse.timesteps)
     x, e = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for i, step in enumerate(steps):
@@ -143,7 +143,7 @@ def test_the_command_makes_weights_that_fill_a_picture_in_four_evaluations(comma
     assert all(log[stage]["steps"] == 2 and math.isfinite(log[stage]["after"]) for stage in STAGES)
     bench = prepare("tiny", str(fast), *map(str, picture_files), str(tmp_path / "run"))
     settings = preset(FASTEST, presets_of(str(fast)))
-    assert settings == Settings(SOLVER, 4, 1.0, 1.0, init="noise") and settings.evaluations() == 4
+    assert settings == Settings(DISTILLED_SOLVER, 4, 1.0, 1.0, init="noise") and settings.evaluations() == 4
     filled = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
     assert (filled != bench.image).any()
 
