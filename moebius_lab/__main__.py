@@ -108,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     words = "a PNG that was made here: its settings are the defaults, in place of a preset's"
     fill.add_argument("--settings-of", default="", metavar="PNG", help=words)
-    fill.add_argument("--solver", help="ddim, ddim-trailing, dpm++2m or unipc (default: the preset's, as for the next five)")
+    fill.add_argument(
+        "--solver",
+        help="ddim, ddim-trailing, dpm++2m or unipc (default: the preset's, as for the next five and --harmonize)",
+    )
     fill.add_argument("--steps", type=int, help="1 to 1000")
     fill.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
     fill.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
@@ -119,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--seed", type=int, help="default: 0")
     words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
     fill.add_argument("--coverage", choices=COVERAGES, help=words)
+    words = "keep the fill's colours within those around it, and bring its fine texture nearer to theirs"
+    fill.add_argument("--harmonize", action=argparse.BooleanOptionalAction, help=words)
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")

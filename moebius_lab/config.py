@@ -382,20 +382,21 @@ class Preset:
     guidance: float
     guidance_interval: tuple[float, float]
     init: str  # "image" or "noise"
+    harmonize: bool  # see `inpainting.harmonizing`
 
 
 PRESETS = {
     "fast": Preset(
         "Fast", "5 steps of DPM-Solver++, all but the first guided: 9 evaluations of the network.",
-        "dpm++2m", 5, 1.0, 2.1, (0.2, 1.0), "noise",
+        "dpm++2m", 5, 1.0, 2.1, (0.2, 1.0), "noise", True,
     ),
     "fastest": Preset(
         "Fastest", "4 steps of DPM-Solver++, the last two guided: 6 evaluations; the texture is weaker.",
-        "dpm++2m", 4, 1.0, GUIDANCE, (0.5, 1.0), "noise",
+        "dpm++2m", 4, 1.0, GUIDANCE, (0.5, 1.0), "noise", True,
     ),
     "as-released": Preset(
         "As released", "19 guided DDIM steps that start from the picture: 38 evaluations.",
-        SOLVER, STEPS, STRENGTH, GUIDANCE, GUIDANCE_INTERVAL, "image",
+        SOLVER, STEPS, STRENGTH, GUIDANCE, GUIDANCE_INTERVAL, "image", False,
     ),
 }  # fmt: skip
 """What is offered to people, their default first; `Settings()` is "as-released", so that parity compares like with like."""
@@ -408,7 +409,7 @@ DISTILLED_SOLVER = "ddim-trailing"
 def distilled_preset(steps: int) -> Preset:
     """The one way to sample distilled weights: as many evaluations as steps, since guidance is in the weights."""
     note = f"{steps} steps of a network distilled for them: {steps} evaluations."
-    return Preset(PRESETS[FASTEST].label, note, DISTILLED_SOLVER, steps, 1.0, 1.0, (0.0, 1.0), "noise")
+    return Preset(PRESETS[FASTEST].label, note, DISTILLED_SOLVER, steps, 1.0, 1.0, (0.0, 1.0), "noise", True)
 
 
 # -- how the graphs run on WebGPU (ONNX Runtime's provider) ------------------------------------------------------------
@@ -454,6 +455,10 @@ outwards only."""
 
 FEATHER_WIDTH = 9  # px outside a whole hole over which the new picture fades out; the release's blur reaches as far
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
+RARE_COLOURS = 0.005  # share of the known pixels at either end of a colour difference that do not count as known colours
+DETAIL_RING = 24  # px around a hole whose fine detail a harmonized fill is compared with
+DETAIL_SEAM = 4  # px on both sides of the hole's edge that count for neither, so that a seam is not taken for texture
+MOST_DETAIL = 1.5  # by which fine detail is multiplied or divided at most
 EXTENSION_DEPTH = 6  # sixteenths of the window's side: how deep a ring of new canvas is at most
 EXTENSION_BEYOND = 2  # sixteenths of it: how far a window reaches past the ring, into what is not used
 EXTENSION_REACH = 16  # px over which new canvas takes over the colours that it is joined to

@@ -29,6 +29,7 @@ from ..model.sampler import Step, first_state, solver_steps
 from ..provenance import made_by
 from .backends import Backend
 from .extending import Extension, plan_filling, put_back, see
+from .harmonizing import harmonized
 from .imaging import (
     Window,
     check_picture_and_mask,
@@ -59,6 +60,7 @@ class Settings:
     seed: int = 0  # of torch's CPU generator
     init: Literal["image", "noise"] = "image"  # "image", as the release: the start holds 12 % of the hole's old content
     coverage: Literal["whole", "as-released"] = "whole"  # see `config.COVERAGES`; "whole" replaces all of the hole
+    harmonize: bool = False  # bring the fill nearer to its surroundings in colour and texture; see `harmonizing`
 
     def __post_init__(self) -> None:
         steps = self.schedule()  # raises for values outside their ranges
@@ -80,6 +82,8 @@ class Settings:
             raise LabError(f'init must be "image" or "noise", not {self.init!r}')
         if self.coverage not in COVERAGES:
             raise LabError(f"coverage must be one of {', '.join(COVERAGES)}, not {self.coverage!r}")
+        if not isinstance(self.harmonize, bool):
+            raise LabError(f"harmonize must be true or false, not {self.harmonize!r}")
         if not np.isfinite([self.guidance, self.noise_offset]).all():
             raise LabError("guidance and noise offset must be finite numbers")
         if not 0 <= self.seed < 2**63:
@@ -282,6 +286,8 @@ def inpaint(
 
         seen, seen_mask = see(result, left_to_fill, window, size)
         raw = to_bytes(sample(backend, to_unit_range(seen), mask_to_hole(seen_mask), settings, report, cancel))
+        if settings.harmonize:
+            raw = harmonized(raw, seen, seen_mask)
         if on_fill is not None:
             on_fill(raw, window)
         result = put_back(raw, result, mask, window, settings.coverage)

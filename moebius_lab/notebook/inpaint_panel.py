@@ -36,7 +36,7 @@ class Inpaint(ipywidgets.VBox):
     Args:
         painter: picture and mask are taken from it when a run starts.
         backends: by the name to choose them by; a function is called for its backend when that is first used.
-        settings: what the controls begin with. Strength, guidance interval and init follow the chosen preset; as `CUSTOM` they stay
+        settings: what the controls begin with. Strength, guidance interval, init and harmonize follow the chosen preset; as `CUSTOM` they stay
             as they were, as the noise offset always does.
 
     Raises:

@@ -109,6 +109,7 @@ MANIFEST = record(
             guidance=NUMBER,
             guidance_interval=listed(NUMBER, 2),
             init=TEXT,
+            harmonize={"type": "boolean"},
         )
     ),
     solvers=mapping(TEXT),
@@ -400,6 +401,10 @@ def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
         "max_megapixels": config.MAX_MEGAPIXELS,
         "preview_share": config.PREVIEW_SHARE,
         "brush_share": config.BRUSH_SHARE,
+        "rare_colours": config.RARE_COLOURS,
+        "detail_ring": config.DETAIL_RING,
+        "detail_seam": config.DETAIL_SEAM,
+        "most_detail": config.MOST_DETAIL,
         "extension_depth": config.EXTENSION_DEPTH,
         "extension_beyond": config.EXTENSION_BEYOND,
         "extension_reach": config.EXTENSION_REACH,

@@ -50,7 +50,7 @@ FILL = """async ({steps, stopAfter}) => {
   let done = 0;
   const onProgress = ({ step }) => { done = step; if (step === stopAfter) stop.abort(); };
   const settings = { solver: 'ddim', steps, strength: 1, guidance: 2, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
-    init: 'image', coverage: 'whole' };
+    init: 'image', coverage: 'whole', harmonize: false };
   const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
     ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
     ({ code, message }) => ({ code, message }));

@@ -19,6 +19,7 @@ from moebius_lab import LabError, config
 from moebius_lab.inpainting import selection
 from moebius_lab.inpainting.batch import plan_folder
 from moebius_lab.inpainting.extending import Extension, extend, extend_mask, plan_filling, put_back, see
+from moebius_lab.inpainting.harmonizing import harmonized
 from moebius_lab.inpainting.imaging import (
     crop,
     describe_windows,
@@ -122,6 +123,25 @@ def picture_case(name: str, mask: np.ndarray, coverage: str) -> dict:
     return facts | {"plan": describe_windows(planned, SIZE)} | {k: text(v) for k, v in arrays.items()}
 
 
+def harmonizing_case(name: str) -> dict:
+    """What the model saw and made of a window of `SIZE` px, and what is made of that."""
+    rng = np.random.default_rng(len(name))
+    seen, made = (
+        np.clip(rng.normal(rng.integers(60, 200, 3), rng.uniform(2, 50), (SIZE, SIZE, 3)), 0, 255) for _ in range(2)
+    )
+    hole = painted(SIZE, SIZE, HARMONIZED[name]) if HARMONIZED[name] else np.full((SIZE, SIZE), 255, np.uint8)
+    if name == "grey":
+        seen = seen[..., :1].repeat(3, 2)
+    seen, made = seen.astype(np.uint8), made.astype(np.uint8)
+    arrays = {"seen": seen, "made": made, "hole": hole > 0, "harmonized": harmonized(made, seen, hole)}
+    return {"name": name} | {key: text(array) for key, array in arrays.items()}
+
+
+HARMONIZED = {
+    "a hole inside": (20, 16, 44, 40), "grey": (4, 4, 30, 30), "at the edge": (0, 30, 20, 64),
+    "a line": (30, 0, 31, 64), "one pixel": (9, 9, 10, 10), "nearly everything": (0, 0, 63, 64), "everything": None,
+}  # fmt: skip
+"""The hole of each case: top, left, bottom, right."""
 BATCHES = [
     ("a.jpg", "a-mask.png", "b.png", "b_mask.webp", "c.png"), ("a.png", "b.png", "a-mask.png", "b-mask.png", "a_mask.gif"),
 ]  # fmt: skip
@@ -270,6 +290,7 @@ REFUSED = [
     {"guidance_interval": (0.96, 0.99)},
     {"init": "nothing"},
     {"coverage": "most"},
+    {"harmonize": "yes"},
     {"guidance": math.inf},
 ]
 """Settings that are out of their ranges, one for each sentence that says so."""
@@ -318,6 +339,7 @@ def fixtures(tmp_path_factory) -> Path:
         "random": [random_case(seed) for seed in (0, 1, 2**32 + 5, 2**53 - 1)],
         "pictures": [picture_case(name, mask, coverage) for name, mask in PICTURES.items() for coverage in config.COVERAGES],
         "extensions": [extension_case(*case, painted_too) for case in EXTENSIONS for painted_too in (False, True)],
+        "harmonized": [harmonizing_case(name) for name in HARMONIZED],
         "selections": [selection_case(seed) for seed in range(12)],
         "made": made_case(tmp_path_factory.mktemp("made")),
         "batches": [batch_case(tmp_path_factory.mktemp("batch"), *names) for names in BATCHES],
@@ -390,11 +412,11 @@ def test_javascript_stands_in_files_that_are_checked():
 def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
     first, every = bundle.needed_first(), set(bundle.page_files())
     assert {"interface/main.js", "engine/engine.js", "engine/worker.js", "engine/sampler.js", "interface/style.css"} < first
-    assert {"engine/extending.js", "interface/selection.js"} < every - first
+    assert {"engine/extending.js", "engine/harmonizing.js", "interface/selection.js"} < every - first
     # as hosts send it, compressed; three solvers and their settings took 6,000 of it, what suits a device and what else it can try 3,000
     kernels, recorded = ({name for name in every if name.startswith(folder)} for folder in (KERNELS, RECORDED))
     assert bundle.page_bytes() < 100_000
-    assert bundle.page_bytes(every - kernels - recorded) < 155_000
+    assert bundle.page_bytes(every - kernels - recorded) < 158_000
     # loaded after the model, and only where there is a graphics device; 2,400 of it only to measure, 2,700 so that a visit tries for so
     # long, later ones go on and nothing is done twice
     assert bundle.page_bytes(kernels) < 50_000

@@ -19,6 +19,7 @@ const settings = {
   noise_offset: 0.5,
   init: 'noise',
   coverage: 'whole',
+  harmonize: false,
 };
 const preview = Array.from({ length: channels + 1 }, () => [0, 0, 0]);
 

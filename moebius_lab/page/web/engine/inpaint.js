@@ -57,6 +57,7 @@ export async function inpaint(backend, { image, mask, settings, extension = null
   const result = { width: image.width, height: image.height, data: image.data.slice() };
   const { width, height } = image;
   const extending = extension && (await import('./extending.js'));
+  const harmonizing = settings.harmonize && (await import('./harmonizing.js'));
   const windows = extending
     ? extending.planFilling(leftToFill, width, height, extension, settings.coverage, constants)
     : planWindows(leftToFill, width, height, settings.coverage, constants);
@@ -80,7 +81,8 @@ export async function inpaint(backend, { image, mask, settings, extension = null
       onProgress(planes ? { ...progress, preview: previewOf(planes, result, window, paste, constants) } : progress);
     };
     const planes = await sample(run, known, steps, preview, report);
-    const rgb = toBytes(planes);
+    const made = toBytes(planes);
+    const rgb = harmonizing ? harmonizing.harmonized(made, seen, constants) : made;
     uncrop(joins ? joins.matched(rgb, result, window, constants) : rgb, result, window, paste, constants);
     closeHole(leftToFill, window, image);
   }

@@ -7,7 +7,7 @@ import { solverSteps } from './sampler.js';
 /** @import { Preset } from './manifest.js' */
 
 const ROUNDING = 1e-6; // steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
-const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init']); // by a preset
+const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init', 'harmonize']); // by a preset
 
 /**
  * @param {Settings} settings
@@ -17,7 +17,7 @@ const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance',
  */
 export function checkSettings(settings, constants) {
   const bad = (/** @type {string} */ message) => new EngineError('bad-input', message);
-  const { guidance, guidance_interval: interval, noise_offset, seed, init, coverage } = settings;
+  const { guidance, guidance_interval: interval, noise_offset, seed, init, coverage, harmonize } = settings;
   const steps = solverSteps(settings.solver, settings.steps, settings.strength, constants);
   const [from, to] = interval;
   if (!(interval.length === 2 && 0 <= from && from < to && to <= 1)) {
@@ -31,6 +31,7 @@ export function checkSettings(settings, constants) {
   if (!constants.coverages.includes(coverage)) {
     throw bad(`Coverage must be one of ${constants.coverages.join(', ')}, not '${coverage}'.`);
   }
+  if (typeof harmonize !== 'boolean') throw bad(`Harmonize must be true or false, not '${harmonize}'.`);
   if (!Number.isFinite(guidance) || !Number.isFinite(noise_offset))
     throw bad('Guidance and noise offset must be finite numbers.');
   if (!Number.isSafeInteger(seed) || seed < 0) throw bad(`Seed must be a whole number from 0 to 2^53 - 1, not ${seed}.`);

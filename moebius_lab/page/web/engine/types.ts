@@ -30,6 +30,14 @@ export interface Constants {
   preview_share: number;
   /** of a picture's shorter side: the brush's diameter at first */
   brush_share: number;
+  /** share of the known pixels at either end of a colour difference that do not count as known colours */
+  rare_colours: number;
+  /** px around a hole whose fine detail a harmonized fill is compared with */
+  detail_ring: number;
+  /** px on both sides of the hole's edge that count for neither */
+  detail_seam: number;
+  /** by which fine detail is multiplied or divided at most */
+  most_detail: number;
   /** sixteenths of image_size: how deep a ring of new canvas is at most */
   extension_depth: number;
   /** sixteenths of image_size: how far a window reaches past the ring */
@@ -275,6 +283,8 @@ export interface Settings {
   seed: number;
   init: 'image' | 'noise';
   coverage: 'whole' | 'as-released';
+  /** bring the fill nearer to its surroundings in colour and texture; see harmonizing.js */
+  harmonize: boolean;
 }
 
 /** A square of a picture, possibly reaching past its edges, and the part of the hole that is filled through it. */

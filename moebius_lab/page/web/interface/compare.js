@@ -10,9 +10,10 @@ import { LIMIT, bringBack, earlier } from './session.js';
 
 /** What a result was made with, in a line. @param {Result} result */
 function words({ made: { settings, model }, seed }) {
-  const { solver, steps, guidance, strength, init } = settings;
+  const { solver, steps, guidance, strength, init, harmonize } = settings;
   const parts = [`seed ${seed}`, `${steps} steps of ${solver}`, `guidance ${guidance}`];
   if (strength < 1) parts.push(`strength ${strength}`);
+  if (harmonize) parts.push('harmonized');
   return [...parts, `from ${init}`, [model.backend, model.precision].filter(Boolean).join(' ')].join(', ');
 }
 

@@ -112,12 +112,13 @@ function begin(what) {
 function useSettings(settings) {
   const constants = model.engine?.manifest.constants;
   if (!constants || running) return false;
+  const found = { harmonize: false, ...settings }; // a picture that was saved before there was this choice had none
   try {
-    checkSettings({ ...chosen(), ...settings }, constants);
+    checkSettings({ ...chosen(), ...found }, constants);
   } catch {
     return false;
   }
-  fillIn(settings);
+  fillIn(found);
   changeSettings();
   return true;
 }
@@ -306,7 +307,7 @@ function travel(way) {
 
 // -- running -----------------------------------------------------------------------------------------------------------
 
-const SAMPLING = ['solver', 'steps', 'strength', 'guidance', 'guided-from', 'guided-to', 'init']; // what a preset decides
+const SAMPLING = ['solver', 'steps', 'strength', 'guidance', 'guided-from', 'guided-to', 'init', 'harmonize']; // what a preset decides
 const OTHERS = ['coverage', 'noise-offset', 'seed', 'variants'];
 
 /** @param {string} id @returns {HTMLInputElement|HTMLSelectElement} */
@@ -320,8 +321,9 @@ function chosen() {
     const from = control(id);
     return from instanceof HTMLSelectElement ? from.value : from.valueAsNumber;
   });
-  const [solver, steps, strength, guidance, from, to, init, coverage, noise_offset, seed] = values;
-  return { solver, steps, strength, guidance, guidance_interval: [from, to], init, coverage, noise_offset, seed };
+  const [solver, steps, strength, guidance, from, to, init, harmonized, coverage, noise_offset, seed] = values;
+  const harmonize = harmonized === 'true';
+  return { solver, steps, strength, guidance, guidance_interval: [from, to], init, harmonize, coverage, noise_offset, seed };
 }
 
 /** @param {any} settings some of them */
