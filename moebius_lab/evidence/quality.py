@@ -38,6 +38,8 @@ STEPS = {"wholly": (4, 6, 10), "late": (4, 6, 10), "early": (6,), "never": (6,)}
 CURVE_SEEDS = (0, 1)  # of ways that are not presets; presets have `evaluation.SEEDS`
 LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the reference for few steps; with seed 0
 RELEASED = "as released"  # the preset's steps, but starting from noise, so that every way starts from the same noise
+LIKE = {RELEASED: "as released, harmonized", DEFAULT_PRESET: "fast, not harmonized"}
+"""Ways by name, and what each is called with harmonizing instead of without, or the other way round."""
 TITLES = {
     "psnr_db": "PSNR in the hole, dB",
     "ssim": "SSIM",
@@ -75,7 +77,11 @@ def ways() -> dict[str, tuple[Settings, tuple[int, ...]]]:
                 settings = Settings(solver, steps, 1.0, guidance, interval, init="noise")
                 seeds = SEEDS if unnamed.pop(settings, "") else CURVE_SEEDS
                 found[f"{solver}, {steps} steps, guided {schedule}"] = settings, seeds
-    return found | {name: (settings, SEEDS) for settings, name in unnamed.items()}
+    found |= {name: (settings, SEEDS) for settings, name in unnamed.items()}
+    for way, name in LIKE.items():  # what harmonizing does, and presets beside the release like with like
+        settings = found[way][0]
+        found[name] = replace(settings, harmonize=not settings.harmonize), SEEDS
+    return found
 
 
 def measure_picture(
@@ -197,7 +203,7 @@ def main() -> int:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     folder = options.output_dir.resolve()
     Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
-    presets = [name_of(name) for name in PRESETS]
+    presets = [*(name_of(name) for name in PRESETS), *LIKE.values()]
     with ProcessPoolExecutor(options.jobs) as pool:
         for names in (presets, list(ways())):  # the most important first
             left = {name: report["pictures"].get(name, []) for name in held_out_pairs()}

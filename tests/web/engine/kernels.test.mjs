@@ -44,6 +44,7 @@ const { PASSES, simplified } = await import(`${engine}/kernels/passes.js`);
 const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
 const { TILES, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(`${engine}/kernels/product.js`);
+const { accepted } = await import(`${engine}/kernels/comparison.js`);
 const { replaceKernels } = await import(`${engine}/kernels/replacement.js`);
 watchPrograms();
 const device = new GPUDevice();
@@ -341,16 +342,28 @@ test('tiles are held to what a device has, and to what a product fills', () => {
 
 test('what is known beforehand: parts for a long K and few blocks, large blocks for many, nothing of ours for tiny products', () => {
   const first = (sizes) => tilesFor(plainProduct({ A: null, B: null, C: null, ...sizes }), DEFAULT)[0];
-  assert.equal(first({ M: 1280, N: 256, K: 3200, outer: 2 }), TILES.squareInParts);
-  assert.equal(first({ M: 640, N: 1024, K: 1600, outer: 2 }), TILES.wideInParts);
-  assert.equal(first({ M: 5760, N: 1024, K: 640, outer: 2 }), TILES.wide);
-  assert.equal(first({ M: 8192, N: 320, K: 320 }), TILES.square);
+  const parts = (sizes) => first(sizes).parts;
+  assert.equal(parts({ M: 1280, N: 256, K: 3200, outer: 2 }), 8);
+  assert.equal(parts({ M: 640, N: 1024, K: 1600, outer: 2 }), 4);
+  assert.equal(parts({ M: 512, N: 512, K: 400 }), 2); // of which none has fewer slabs than pay
+  assert.equal(parts({ M: 8192, N: 320, K: 320 }), 2);
+  assert.equal(first({ M: 5760, N: 1024, K: 640, outer: 2 }), TILES.square);
   assert.equal(first({ M: 128, N: 40, K: 368, outer: 512 }), TILES.narrow);
   assert.equal(first({ M: 262144, N: 128, K: 1152, window: { channels: 128 } }), TILES.large);
   assert.ok(first({ M: 4096, N: 512, K: 72, window: { channels: 8 } }).K === 8); // a slab lies within a pixel's channels
   const tiny = (sizes) => isTiny(plainProduct({ A: null, B: null, C: null, ...sizes }));
   assert.ok(tiny({ M: 40, N: 40, K: 256, outer: 32 }) && tiny({ M: 8, N: 12, K: 80, outer: 2048 }));
   assert.ok(!tiny({ M: 512, N: 408, K: 80, outer: 32 }));
+});
+
+test('in 16 bits a product may be as far off as the roundings of its sum add up to', () => {
+  const product = (K, half) => plainProduct({ M: 64, N: 64, K, half, A: null, B: null, C: null });
+  const of = (operation) => accepted({ operation });
+  assert.equal(of(product(4096, false)), 2e-5);
+  assert.equal(of(product(64, true)), 1e-2);
+  assert.equal(of(product(1024, true)), 2 ** -5);
+  assert.equal(of({ kind: 'products', products: [product(64, true), product(1024, true)] }), 2 ** -5);
+  assert.equal(of(null), 2e-5);
 });
 
 /**

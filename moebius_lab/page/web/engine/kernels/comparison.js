@@ -43,11 +43,23 @@ fn largest(v: vec4f) -> u32 { let b = bitcast<vec4u>(abs(v)); return max(max(b.x
 }`;
 }
 
+const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of products in another order differ by a tenth of it
+const ACCEPTED_HALVES = 1e-2; // in 16 bits, where a step in between is rounded there and not here
+const ROUNDED = 2 ** -10; // of a sum for each of its terms, where the runtime sums in 16 bits: such errors add up by the root of their number
+
 /** Whether what our kernel for a node computes has 16 bits. @param {Node} node */
-export function isHalf({ operation }) {
+function isHalf({ operation }) {
   const [first] =
     operation?.kind === 'products' ? operation.products : operation?.kind === 'middle' ? [operation.value] : [operation];
   return Boolean(first && 'half' in first && first.half);
+}
+
+/** How far a kernel of ours may be from the runtime's, as a share of the largest magnitude. @param {Node} node */
+export function accepted(node) {
+  if (!isHalf(node)) return ACCEPTED;
+  const { operation } = node;
+  const products = operation?.kind === 'products' ? operation.products : operation?.kind === 'product' ? [operation] : [];
+  return Math.max(ACCEPTED_HALVES, ...products.map(({ K }) => ROUNDED * Math.sqrt(K)));
 }
 
 /**

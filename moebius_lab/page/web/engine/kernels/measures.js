@@ -79,7 +79,6 @@ export async function limitsOf(device) {
     (tile) =>
       side % tile.N === 0 &&
       tile.m * tile.n <= sizes.sums &&
-      !tile.parts &&
       threadsOf(tile) <= device.limits.maxComputeInvocationsPerWorkgroup,
   );
   const programs = new Programs(device);

@@ -4,8 +4,9 @@
 // bring a slab of A (M x K) and of B (K x N) into workgroup memory, then each multiplies m numbers of A with n of B for each k, while
 // the next slab is on its way. docs/kernels.md says why a tile is what it is.
 //
-// A thread fetches a number of each of four rows of A and stores them as one vector, so that both slabs are read as vectors. (A single
-// number of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.)
+// A thread fetches four neighbours of each of four rows of A and stores them as four vectors down the rows, so that memory and both
+// slabs are read as vectors. (A single number of a vector must not be stored by an index: in Direct3D's shaders threads that write to
+// one vector would race.) Where slabs end with K, nothing is checked on the way.
 
 import { Placeholder } from '../capture.js';
 import { HALVES } from './operations.js';
@@ -27,12 +28,10 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
 
 /** @type {Record<string, Tile>} within 256 threads and 16 KiB, which every device has */
 export const TILES = {
-  wide: { M: 64, N: 128, K: 16, m: 8, n: 8 },
-  square: { M: 64, N: 64, K: 16, m: 8, n: 4 },
+  square: { M: 64, N: 64, K: 16, m: 8, n: 8 },
+  wide: { M: 64, N: 128, K: 16, m: 16, n: 8 },
   large: { M: 128, N: 128, K: 8, m: 16, n: 8, double: true },
-  wideInParts: { M: 64, N: 128, K: 16, m: 8, n: 8, parts: 4 },
-  squareInParts: { M: 64, N: 64, K: 16, m: 8, n: 8, parts: 8 },
-  narrow: { M: 128, N: 40, K: 8, m: 8, n: 4 },
+  narrow: { M: 128, N: 40, K: 8, m: 16, n: 4 },
   small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
 };
 
@@ -59,8 +58,9 @@ export function nameOf({ M, N, K, m, n, double, parts }) {
 }
 
 /**
- * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H200 has it: a long K and few
- * blocks in parts; many blocks as large ones; what a tile would fill badly in smaller ones.
+ * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares of 64 with
+ * K in as many parts as keep a large card busy, and one whole for smaller ones; large blocks for a convolution's windows; what a square
+ * would fill badly in smaller ones.
  *
  * @param {Product} product
  * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
@@ -69,21 +69,19 @@ export function nameOf({ M, N, K, m, n, double, parts }) {
 export function tilesFor({ M, N, K, outer, inner, window }, limits) {
   const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
   const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
-  const { wide, square, large, wideInParts, squareInParts, narrow, small } = TILES;
+  const { square, wide, large, narrow, small } = TILES;
+  const parts = [8, 4, 2].find((count) => blocks(square) * count <= MANY && K >= LEAST * square.K * count);
+  const inParts = parts ? [{ ...square, parts }] : [];
   const promising = () => {
-    if (K >= 2048 && blocks(square) <= FEW / 2) return [squareInParts, wideInParts, square];
-    if (K >= 1024 && blocks(wide) <= FEW) return [wideInParts, wide, square];
-    if (window && blocks(large) >= FEW) return [large, wide, square];
+    if (window && blocks(large) >= FEW) return [large, square, wide];
     if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
-    if (wasted(wide) > WASTE && wasted(square) < wasted(wide)) return [square, wide];
-    return [wide, square];
+    return [...inParts, square, wide];
   };
   const possible = [...new Set([...promising(), square, small, large])].filter(
     (tile) =>
       threadsOf(tile) <= limits.maxComputeInvocationsPerWorkgroup &&
       memoryOf(tile) <= limits.maxComputeWorkgroupStorageSize &&
-      (!window || window.channels % tile.K === 0) &&
-      (!tile.parts || K >= 8 * tile.K * tile.parts),
+      (!window || window.channels % tile.K === 0),
   );
   const least = Math.min(...possible.map(wasted));
   return possible.filter((tile) => wasted(tile) <= FILLED * least).slice(0, TRIED);
@@ -99,8 +97,9 @@ export function isTiny({ M, N, K, outer, inner }) {
 }
 
 const UNROLLED = 8; // numbers along K for which the code stands one after another
-const FEW = 520; // blocks that leave processors of a large card idle some of the time
-const WASTE = 1.15; // times the arithmetic from which a smaller tile is better
+const FEW = 520; // large blocks that leave processors of a large card idle some of the time
+const MANY = 1600; // square blocks, or parts of them, that keep it busy
+const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
 const TINY = 3e7; // operations
@@ -187,29 +186,29 @@ fn finish(sum: vec4f, o: u32) {
 }
 
 /**
- * How four rows of A are found: where each begins, what is counted from slab to slab, and its number at `kk` along K; and how far down
- * a column of B that is stored by columns the number for it is.
+ * How four rows of A are found, in vectors: where each begins, what is counted from slab to slab, and its vector at `kq` along K; and how
+ * far down a column of B that is stored by columns the number for `kk` is.
  *
  * A window keeps where its pixel begins and counts through channels, columns and rows of the kernel: a slab lies within the channels
  * of one of its pixels.
  */
 const OPERAND = {
   matrix: {
-    row: (/** @type {string} */ m, /** @type {string} */ x) => `let row${x} = 4u * (a0 + rowA(${m}));`,
+    row: (/** @type {string} */ m, /** @type {string} */ x) => `let row${x} = a0 + rowA(${m});`,
     begin: '',
     slab: '',
-    number: (/** @type {string} */ x) => `oneOfA(row${x} + kk)`,
+    vector: (/** @type {string} */ x) => `fourOfA(row${x} + kq)`,
     down: 'kk',
     next: () => '',
   },
   window: {
     row: (/** @type {string} */ m, /** @type {string} */ x) =>
       `let y${x} = i32((${m} / u.across) * u.stride) - i32(u.top); let x${x} = i32((${m} % u.across) * u.stride) - i32(u.left);
-  let row${x} = (y${x} * i32(u.width) + x${x}) * i32(u.channels4) * 4;`,
+  let row${x} = (y${x} * i32(u.width) + x${x}) * i32(u.channels4);`,
     begin: `var channel = first % (4u * u.channels4); let tap = first / (4u * u.channels4);
   var down = i32(tap / u.columns); var right = i32(tap % u.columns);`,
-    slab: 'let shift = (down * i32(u.width) + right) * i32(u.channels4) * 4 + i32(channel);',
-    number: (/** @type {string} */ x, /** @type {number} */ r) =>
+    slab: 'let shift = (down * i32(u.width) + right) * i32(u.channels4) + i32(channel / 4u);',
+    vector: (/** @type {string} */ x, /** @type {number} */ r) =>
       `pixel(u32(y${x} + down) < u.height && u32(x${x} + right) < u.width, row${x} + shift + i32(ka${r}))`,
     down: '(channel + kb) * u.taps + u32(down) * u.columns + u32(right)',
     next: (/** @type {number} */ K) => `channel += ${K}u;
@@ -217,16 +216,16 @@ const OPERAND = {
   },
 };
 
-const PIXEL = `fn pixel(inside: bool, at: i32) -> f32 { return select(0.0, oneOfA(u32(select(0, at, inside))), inside); }`;
+const PIXEL = `fn pixel(inside: bool, at: i32) -> vec4f { return select(vec4f(0), fourOfA(u32(select(0, at, inside))), inside); }`;
 
 /** @type {Map<string, string>} programs by what they depend on: hundreds of products have the same */
 const texts = new Map();
 
 /** @param {Tile} tile @param {Product} product @returns {string} WGSL */
 function written(tile, product) {
-  const { window, gathered, narrow, turned, half } = product;
+  const { K, window, gathered, narrow, turned, half } = product;
   const stored = [narrow.A, narrow.B].map((operand) => operand && [Boolean(operand.scale), operand.group]);
-  const key = JSON.stringify([tile, Boolean(window), Boolean(gathered), stored, turned, half]);
+  const key = JSON.stringify([tile, K % tile.K === 0, Boolean(window), Boolean(gathered), stored, turned, half]);
   const text = texts.get(key) ?? program(tile, product);
   texts.set(key, text);
   return text;
@@ -243,24 +242,30 @@ function program(tile, product) {
   const { window, gathered, narrow, turned } = product;
   const finish = finishing(product);
   const { M, N, K, m, n, double, parts = 1 } = tile;
+  const whole = product.K % K === 0;
   const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
   const [NX, NY] = [N / n, M / m]; // threads across and down
   const T = NX * NY;
   const operand = OPERAND[window ? 'window' : 'matrix'];
-  const [readA, readB] = [reading('A', 'one', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
+  const [readA, readB] = [reading('A', 'four', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
 
-  // what a thread fetches of each slab: a vector a round, of four rows of A or of four columns of B
+  // what a thread fetches of each slab: four vectors of four rows of A a round, or one of four columns of B
   const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
     repeat(Math.ceil(vectors / T), (r) =>
       (r + 1) * T <= vectors ? `{ ${make(r)} }` : `if (tid + ${r * T}u < ${vectors}u) { ${make(r)} }`,
     );
-  const ofA = (/** @type {(r: number) => string} */ make) => rounds(MQ * K, make);
+  const blocks = (MQ * K) / 4;
+  const ofA = (/** @type {(r: number) => string} */ make) => rounds(blocks, make);
   const ofB = (/** @type {(r: number) => string} */ make) => rounds(K * NQ, make);
   const [down, along, side] = turned ? ['sb', 'kb', K] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
   const places = `${repeat(
-    Math.ceil((MQ * K) / T),
-    (r) => `let ka${r} = (tid + ${r * T}u) % ${K}u; let sa${r} = (tid + ${r * T}u) / ${K}u; var fa${r} = vec4f(0);
-  ${repeat(4, (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}`)}`,
+    Math.ceil(blocks / T),
+    (r) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % 2u + 2u * (ia${r} / ${2 * MQ}u); let sa${r} = (ia${r} / 2u) % ${MQ}u;
+  ${repeat(
+    4,
+    (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
+  var fa${r}_${x} = vec4f(0);`,
+  )}`,
   )}
   ${repeat(
     Math.ceil((K * NQ) / T),
@@ -276,14 +281,26 @@ function program(tile, product) {
       : `fb${r} = fourOfB(column${r} + ${rowOfB} * u.N4);`;
   const fetch = (/** @type {string} */ slab) => `${operand.slab}
     ${ofA((r) => {
-      const numbers = [0, 1, 2, 3].map((x) => operand.number(`${r}_${x}`, r)).join(', ');
-      return `let k = first + ${slab} * ${K}u + ka${r}; let kk = min(k, u.K4 * 4u - 1u); fa${r} = select(vec4f(0), vec4f(${numbers}), k < last);`;
+      const at = `first / 4u + ${slab} * ${K / 4}u + ka${r}`;
+      const found = repeat(4, (x) => {
+        const vector = operand.vector(`${r}_${x}`, r);
+        return `fa${r}_${x} = ${whole ? vector : `select(vec4f(0), ${vector}, 4u * k < last)`};`;
+      });
+      return whole ? `let kq = ${at}; ${found}` : `let k = ${at}; let kq = min(k, u.K4 - 1u); ${found}`;
     })}
-    ${ofB((r) => `let kb = kb${r}; let kk = min(first + ${slab} * ${K}u + kb, u.K4 * 4u - 1u); ${ofColumns(r)}`)}
+    ${ofB((r) => {
+      const at = `first + ${slab} * ${K}u + kb`;
+      return `let kb = kb${r}; let kk = ${whole ? at : `min(${at}, u.K4 * 4u - 1u)`}; ${ofColumns(r)}`;
+    })}
     ${operand.next(K)}`;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
-  const keep = `${ofA((r) => `As[pa + ka${r} * ${MQ}u + (sa${r} ^ (ka${r} & 7u))] = fa${r};`)}
+  const keep = `${ofA((r) =>
+    repeat(4, (x) => {
+      const column = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
+      return `As[pa + (4u * ka${r} + ${x}u) * ${MQ}u + (sa${r} ^ ((4u * ka${r} + ${x}u) & 7u))] = vec4f(${column});`;
+    }),
+  )}
     ${ofB((r) => `Bs[pb + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`)}`;
 
   // a thread's numbers of C: rows in fours, NY fours apart, columns likewise

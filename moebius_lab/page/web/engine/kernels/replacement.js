@@ -5,7 +5,7 @@ import { Graph } from './graph.js';
 import { Programs } from './launch.js';
 import { RUNTIME } from './operations.js';
 import { Trial } from './trial.js';
-import { differences, isHalf, timesOf } from './comparison.js';
+import { accepted, differences, timesOf } from './comparison.js';
 import { isTiny } from './product.js';
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
@@ -52,8 +52,6 @@ import { programOf } from '../capture.js';
 const RUNTIMES = "the runtime's";
 export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
-const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of products in another order differ by a tenth of it
-const ACCEPTED_HALVES = 1e-2; // the runtime's sums of numbers of 16 bits have 16 bits themselves
 const SECONDS = 1.5; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
 const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
@@ -404,6 +402,6 @@ async function different(device, programs, graph, ways, chosen, isNew) {
   }
   if (!ours.size) return new Map();
   const shares = await differences(device, programs, graph, ours);
-  const wrong = [...shares].filter(([node, share]) => !(share <= (isHalf(node) ? ACCEPTED_HALVES : ACCEPTED)));
+  const wrong = [...shares].filter(([node, share]) => !(share <= accepted(node)));
   return new Map(wrong.map(([node, share]) => [/** @type {Way} */ (ways.get(node)).key, share]));
 }
