@@ -388,7 +388,7 @@ class Preset:
 PRESETS = {
     "fast": Preset(
         "Fast", "5 steps of DPM-Solver++, all but the first guided: 9 evaluations of the network.",
-        "dpm++2m", 5, 1.0, 2.1, (0.2, 1.0), "noise", True,
+        "dpm++2m", 5, 1.0, 2.3, (0.2, 1.0), "noise", True,
     ),
     "fastest": Preset(
         "Fastest", "4 steps of DPM-Solver++, the last two guided: 6 evaluations; the texture is weaker.",

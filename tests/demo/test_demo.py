@@ -26,8 +26,9 @@ from moebius_lab.evidence.evaluation import (
     evaluate,
     evaluate_pair,
     greyed,
-    held_out_border_error,
+    held_out_latents,
     held_out_pairs,
+    hole_error,
     reconstruction_psnr,
     worst_border_ratio,
 )
@@ -72,7 +73,7 @@ def test_scaled_latents_deviate_by_one(backend, some):
 
 
 def test_the_shipped_denoiser_predicts_noise_as_well_as_its_log_says(backend, some):
-    errors = held_out_border_error(backend, some)
+    errors = border_error(backend.net, *held_out_latents(backend, some))
     log = json.loads((DEMO_FOLDER / "training_log.json").read_text(encoding="utf-8"))
     first, last = (
         np.mean([loss for _, loss in part]) for part in (log["denoiser"]["curve"][:3], log["denoiser"]["curve"][-3:])
@@ -176,6 +177,16 @@ def test_border_error_finds_the_row_and_channel_that_are_not_seen():
     assert errors["bottom"][1] == pytest.approx(1, abs=0.3) and errors["bottom"][0] == pytest.approx(0.01, abs=1e-4)
     assert errors["top"] == pytest.approx([0.01] * 4, abs=1e-4)
     assert worst_border_ratio(errors) == pytest.approx(errors["bottom"][1] / errors["inside"][1], rel=1e-3)
+
+
+def test_the_error_in_the_hole_is_of_the_hole_alone():
+    torch.manual_seed(0)
+    latents, mask = torch.randn(3, 4, 32, 32), torch.zeros(3, 1, 32, 32)
+    mask[:, :, 10:20, :4] = 1
+    found = hole_error(_BlindInOneRow(latents), latents, mask, latents * (1 - mask))
+    assert list(found.values()) == pytest.approx([0.01] * len(found), abs=1e-4)  # its row is not in this hole
+    mask[:, :, -1] = 1
+    assert min(hole_error(_BlindInOneRow(latents), latents, mask, latents * (1 - mask)).values()) > 0.05
 
 
 @pytest.mark.slow

@@ -62,9 +62,17 @@ def test_the_committed_rows_are_what_the_shipped_weights_give(demo, committed):
 def test_the_answer_follows_the_numbers(committed):
     rows = quality.table(committed)
     told = quality.answer(rows)
-    assert told.startswith("**Not within what is allowed: texture.**") and "9 evaluations instead of 38" in told
-    same = rows[rows.way == quality.RELEASED]
-    equal = quality.answer(pd.concat([same, same.assign(way="fast")]))
-    assert equal.startswith("**As good as the release by these measures.**") and "+0.000 dB PSNR" in equal
+    assert "9 evaluations instead of 38" in told
+    ways = (quality.RELEASED, *quality.LIKE.values(), "fast")
+    same = pd.concat([rows[rows.way == quality.RELEASED].assign(way=way) for way in ways])
+    equal = quality.answer(same)
+    assert equal.startswith("**As good as the release by these measures.**") and "both harmonized +0.000 dB PSNR" in equal
+    worse = quality.answer(same.assign(texture=same.texture + 0.1 * (same.way == quality.LIKE["fast"])))
+    assert worse.startswith("**Not within what is allowed: texture, both as the network makes them.**")
+
+
+def test_the_default_preset_keeps_the_release_s_measures_on_pictures_that_it_was_not_chosen_on(committed):
+    rows = quality.table(committed)
+    assert quality.answer(rows[~rows.choosing]).startswith("**As good as the release by these measures.**")
     table = quality.summary(rows)
     assert table.loc["fast", "evaluations"] == 9 and "±" in table.loc["fast", quality.TITLES["psnr_db"]]

@@ -45,7 +45,7 @@ fn largest(v: vec4f) -> u32 { let b = bitcast<vec4u>(abs(v)); return max(max(b.x
 
 const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of products in another order differ by a tenth of it
 const ACCEPTED_HALVES = 1e-2; // in 16 bits, where a step in between is rounded there and not here
-const ROUNDED = 2 ** -10; // of a sum for each of its terms, where the runtime sums in 16 bits: such errors add up by the root of their number
+const ROUNDED = 2 ** -10; // times the root of a sum's terms: the runtime rounds each to 16 bits
 
 /** Whether what our kernel for a node computes has 16 bits. @param {Node} node */
 function isHalf({ operation }) {

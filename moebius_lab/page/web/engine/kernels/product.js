@@ -4,9 +4,8 @@
 // bring a slab of A (M x K) and of B (K x N) into workgroup memory, then each multiplies m numbers of A with n of B for each k, while
 // the next slab is on its way. docs/kernels.md says why a tile is what it is.
 //
-// A thread fetches four neighbours of each of four rows of A and stores them as four vectors down the rows, so that memory and both
-// slabs are read as vectors. (A single number of a vector must not be stored by an index: in Direct3D's shaders threads that write to
-// one vector would race.) Where slabs end with K, nothing is checked on the way.
+// A thread fetches a vector of each of four rows of A and stores four down the rows, so that all is read as vectors. (A single number
+// of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.)
 
 import { Placeholder } from '../capture.js';
 import { HALVES } from './operations.js';
@@ -58,9 +57,8 @@ export function nameOf({ M, N, K, m, n, double, parts }) {
 }
 
 /**
- * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares of 64 with
- * K in as many parts as keep a large card busy, and one whole for smaller ones; large blocks for a convolution's windows; what a square
- * would fill badly in smaller ones.
+ * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares with K in
+ * as many parts as keep a large card busy; large blocks for a convolution's windows; what a square would fill badly in smaller ones.
  *
  * @param {Product} product
  * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
@@ -97,8 +95,8 @@ export function isTiny({ M, N, K, outer, inner }) {
 }
 
 const UNROLLED = 8; // numbers along K for which the code stands one after another
-const FEW = 520; // large blocks that leave processors of a large card idle some of the time
-const MANY = 1600; // square blocks, or parts of them, that keep it busy
+const FEW = 520; // large blocks that leave a large card idle at times
+const MANY = 1600; // square blocks and parts that keep it busy
 const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;

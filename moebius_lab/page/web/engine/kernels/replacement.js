@@ -52,7 +52,7 @@ import { programOf } from '../capture.js';
 const RUNTIMES = "the runtime's";
 export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
-const SECONDS = 1.5; // in which ways are tried, a visit; what is left is tried at later ones
+const SECONDS = 1; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
 const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
 const NOTHING = 0.002; // of all work: a family that does less is not tried
@@ -340,8 +340,8 @@ function largest(family) {
 }
 
 /**
- * What is used for a form that there was no time to try: what is fastest for the product that is most like it, the runtime's where
- * there is none.
+ * What is used for a form that there was no time to try: what is fastest for the product that is most like it; where there is none, what
+ * is expected, as long as ours were faster in most of the work that was tried. (The graph is timed as a whole afterwards.)
  *
  * @param {Form} form
  * @param {Form[]} tried
@@ -357,7 +357,9 @@ function likeOthers(form, tried, chosen) {
     return its ? [{ other, far: sides(its).reduce((sum, side, i) => sum + Math.abs(side - own[i]), 0) }] : [];
   });
   const nearest = apart.filter(({ far }) => far <= NEAR).sort((a, b) => a.far - b.far)[0]?.other;
-  const way = nearest ? chosen[nearest.key] : RUNTIMES;
+  const products = tried.filter(({ node }) => productsOf(node.operation).length);
+  const won = workIn(products.filter(({ key }) => chosen[key] !== RUNTIMES)) >= workIn(products) / 2;
+  const way = nearest ? chosen[nearest.key] : won ? expected(form) : RUNTIMES;
   return way === RUNTIMES || form.options.some(({ name }) => name === way) ? way : form.options[0].name;
 }
 
