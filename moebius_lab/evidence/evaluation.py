@@ -222,7 +222,9 @@ def evaluate(
 ) -> tuple[dict, Image.Image]:
     """Evaluate every pair: the report that `evaluation.json` keeps, and the contact sheet. Arguments as of `evaluate_pair`."""
     report: dict = {
-        "settings": {name: getattr(settings, name) for name in ("solver", "steps", "strength", "guidance", "init", "harmonize")},
+        "settings": {
+            name: getattr(settings, name) for name in ("solver", "steps", "strength", "guidance", "init", "harmonize")
+        },
         "evaluations": settings.evaluations(),
         "seeds": list(seeds),
     }

@@ -3,9 +3,9 @@
 What the decoder returns is often a little too coloured on a grey wall, too smooth in gravel or too rough in a sky, which shows as a
 patch. Two corrections of a window, both small, mend most of that:
 
-- Colour differences stay within what the known part of the window has, but for its rarest; a grey picture is filled in grey.
+- Colour differences stay within what a ring around the hole has, but for its rarest; a grey picture is filled in grey.
 - Fine detail, a pixel less the smooth mean of its 3 x 3 neighbours, is scaled so that the Laplacian's energy in the hole comes half way
-  (in its logarithm) to that in a ring around it, by at most `config.MOST_DETAIL`.
+  (in its logarithm) to that in the ring, by at most `config.MOST_DETAIL`.
 
 `Settings.harmonize` chooses it. The release has none of this. The page does the same (`web/engine/harmonizing.js`), pixel for pixel: all
 sums are whole numbers.
@@ -18,7 +18,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ..config import DETAIL_RING, DETAIL_SEAM, MOST_DETAIL, RARE_COLOURS
+from ..config import DETAIL_SEAM, HARMONY_RING, MOST_DETAIL, RARE_COLOURS
 
 FLAT = 8.0  # added to both energies, so that nothing is made of rounding: half a level squared, of four times the luma
 
@@ -32,16 +32,17 @@ def harmonized(made: np.ndarray, seen: np.ndarray, mask: np.ndarray) -> np.ndarr
         mask: uint8 (S, S), 255 in the hole, 0 where `seen` is known.
 
     Returns:
-        uint8 (S, S, 3); `made` itself where nothing is known.
+        uint8 (S, S, 3); `made` itself where nothing is hole or nothing is known.
     """
     hole = mask > 0
-    if hole.all():
+    if hole.all() or not hole.any():
         return made
+    ring = _near(hole, HARMONY_RING) & ~hole
     luma, *differences = luma_and_differences(made)
     seen_luma, *known = luma_and_differences(seen)
-    red_blue, green = (np.clip(d, *usual(k[~hole])) for d, k in zip(differences, known))
+    red_blue, green = (np.clip(d, *usual(k[ring])) for d, k in zip(differences, known))
     coloured = np.stack([luma - green + 2 * red_blue, luma + green, luma - green - 2 * red_blue], axis=2) + 2 >> 2
-    detail = (detail_gain(luma, seen_luma, hole) - 1) * fine_detail(luma) / 64
+    detail = (detail_gain(luma, seen_luma, hole, ring) - 1) * fine_detail(luma) / 64
     return np.clip(np.floor(coloured + detail[..., None] + 0.5), 0, 255).astype(np.uint8)
 
 
@@ -58,17 +59,16 @@ def usual(values: np.ndarray) -> tuple[int, int]:
     return int(ordered[rare]), int(ordered[len(ordered) - 1 - rare])
 
 
-def detail_gain(luma: np.ndarray, seen: np.ndarray, hole: np.ndarray) -> float:
+def detail_gain(luma: np.ndarray, seen: np.ndarray, hole: np.ndarray, ring: np.ndarray) -> float:
     """What fine detail is multiplied by; 1 where there is nothing to compare.
 
     Args:
         luma, seen: int (S, S), four times the luma of what was made and of what is known.
-        hole: bool (S, S).
+        hole, ring: bool (S, S), what was filled and what is around it.
     """
     core = ~_near(~hole, DETAIL_SEAM)
     inside = core if core.any() else hole
-    ring = _near(hole, DETAIL_RING) & ~_near(hole, DETAIL_SEAM)
-    made, known = _energy(luma, inside), _energy(seen, ring)
+    made, known = _energy(luma, inside), _energy(seen, ring & ~_near(hole, DETAIL_SEAM))
     if made is None or known is None:
         return 1.0
     gain = math.sqrt(math.sqrt((known + FLAT) / (made + FLAT)))

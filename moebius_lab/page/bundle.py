@@ -402,7 +402,7 @@ def constants(network: NetworkConfig) -> dict[str, float | list[str]]:
         "preview_share": config.PREVIEW_SHARE,
         "brush_share": config.BRUSH_SHARE,
         "rare_colours": config.RARE_COLOURS,
-        "detail_ring": config.DETAIL_RING,
+        "harmony_ring": config.HARMONY_RING,
         "detail_seam": config.DETAIL_SEAM,
         "most_detail": config.MOST_DETAIL,
         "extension_depth": config.EXTENSION_DEPTH,

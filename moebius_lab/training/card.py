@@ -136,7 +136,11 @@ def rewritten(card: str, report: dict, distilled: dict, log: dict, measured: dic
     Raises:
         LabError: a mark is missing.
     """
-    for mark, text in (("numbers", numbers(report, distilled, measured)), ("presets", presets(measured)), ("training", training(log))):
+    for mark, text in (
+        ("numbers", numbers(report, distilled, measured)),
+        ("presets", presets(measured)),
+        ("training", training(log)),
+    ):
         begin, end = f"<!-- {mark}: written by python -m moebius_lab.training.card -->\n", f"\n<!-- end of {mark} -->"
         before, found, rest = card.partition(begin)
         _, closed, after = rest.partition(end)

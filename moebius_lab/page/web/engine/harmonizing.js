@@ -21,16 +21,31 @@ const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
  */
 export function harmonized(made, { rgb, hole }, constants) {
   const size = constants.image_size;
-  if (!hole.includes(0)) return made;
+  if (!hole.includes(0) || !hole.includes(1)) return made;
+  const near = (/** @type {number} */ one, /** @type {number} */ reach) => {
+    const ones = Float64Array.from(hole, (value) => (value === one ? 1 : 0));
+    return boxSum(ones, size, size, reach);
+  };
+  const ring = near(1, constants.harmony_ring).map((count, i) => (count && !hole[i] ? 1 : 0));
   const fill = lumaAndDifferences(made);
   const known = lumaAndDifferences(rgb);
   const [redBlue, green] = [known.redBlue, known.green].map((values) =>
     usual(
-      values.filter((_, i) => !hole[i]),
+      values.filter((_, i) => ring[i]),
       constants.rare_colours,
     ),
   );
-  const gain = detailGain(fill.luma, known.luma, hole, constants);
+  const seam = constants.detail_seam;
+  const [core, clear] = [near(0, seam), near(1, seam)].map((counts) => counts.map((count) => (count ? 0 : 1)));
+  const gain = detailGain(
+    energy(fill.luma, size, core.includes(1) ? core : hole),
+    energy(
+      known.luma,
+      size,
+      ring.map((one, i) => one && clear[i]),
+    ),
+    constants.most_detail,
+  );
   const detail = fineDetail(fill.luma, size);
   const result = new Uint8Array(made.length);
   for (let i = 0; i < hole.length; i++) {
@@ -68,35 +83,25 @@ function usual(values, share) {
 /**
  * What fine detail is multiplied by; 1 where there is nothing to compare.
  *
- * @param {Int32Array} luma (size, size), four times that of what was made
- * @param {Int32Array} seen (size, size), four times that of what is known
- * @param {Uint8Array} hole (size, size) of 0 and 1
- * @param {Constants} constants
+ * @param {number} made energy of what was made
+ * @param {number} known that around the hole
+ * @param {number} most
  */
-function detailGain(luma, seen, hole, { image_size: size, detail_ring: ring, detail_seam: seam, most_detail: most }) {
-  const near = (/** @type {number} */ one, /** @type {number} */ reach) => {
-    const ones = Float64Array.from(hole, (value) => (value === one ? 1 : 0));
-    return boxSum(ones, size, size, reach);
-  };
-  const [toKnown, toHole, toRing] = [near(0, seam), near(1, seam), near(1, ring)];
-  const core = (/** @type {number} */ i) => !toKnown[i];
-  const inside = hole.some((_, i) => core(i)) ? core : (/** @type {number} */ i) => hole[i] === 1;
-  const made = energy(luma, size, inside);
-  const known = energy(seen, size, (i) => toRing[i] > 0 && !toHole[i]);
+function detailGain(made, known, most) {
   if (Number.isNaN(made) || Number.isNaN(known)) return 1;
   return clamp(Math.sqrt(Math.sqrt((known + FLAT) / (made + FLAT))), 1 / most, most);
 }
 
 /** Mean square of the Laplacian in a window's inner pixels; NaN where there are none.
  *
- * @param {Int32Array} luma @param {number} size @param {(i: number) => boolean} where
+ * @param {Int32Array} luma @param {number} size @param {ArrayLike<number>} where not 0
  */
 function energy(luma, size, where) {
   let sum = 0;
   let count = 0;
   for (let y = 1; y < size - 1; y++) {
     for (let i = y * size + 1; i < (y + 1) * size - 1; i++) {
-      if (!where(i)) continue;
+      if (!where[i]) continue;
       sum += (luma[i - size] + luma[i + size] + luma[i - 1] + luma[i + 1] - 4 * luma[i]) ** 2;
       count++;
     }

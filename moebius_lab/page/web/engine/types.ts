@@ -30,10 +30,10 @@ export interface Constants {
   preview_share: number;
   /** of a picture's shorter side: the brush's diameter at first */
   brush_share: number;
-  /** share of the known pixels at either end of a colour difference that do not count as known colours */
+  /** share of the pixels around a hole, at either end of a colour difference, that do not count as its colours */
   rare_colours: number;
-  /** px around a hole whose fine detail a harmonized fill is compared with */
-  detail_ring: number;
+  /** px around a hole that a harmonized fill is compared with */
+  harmony_ring: number;
   /** px on both sides of the hole's edge that count for neither */
   detail_seam: number;
   /** by which fine detail is multiplied or divided at most */
