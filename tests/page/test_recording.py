@@ -379,8 +379,10 @@ def test_the_device_holds_weights_as_they_are_stored(bundle, own_tab, form, kern
 
         wide, narrow = memory("none"), memory(kernels)
     assert needs["widened"] * 0.99 < wide["weights"] < needs["widened"] * 1.01 and not wide["replaced"]
-    # where the runtime's own commands were faster throughout, all is widened
-    assert narrow["weights"] < wide["weights"] or (kernels == "fastest" and narrow["weights"] == wide["weights"])
+    if kernels == "all":
+        assert narrow["weights"] < wide["weights"]
+    else:  # a weight that one graph reads as it is stored, and another by the runtime's commands, is there in both forms
+        assert narrow["weights"] < wide["weights"] + needs["weights"]
     # nor is it more while both ways are tried; in int8 few weights have 16 bits, and trying takes more than they do
     assert narrow["most"] <= wide["most"] or form == "int8", narrow
     assert narrow["stored"] - wide["stored"] == pytest.approx(needs["weights"] - needs["widened"], rel=0.01)

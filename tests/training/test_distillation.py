@@ -143,7 +143,7 @@ def test_the_command_makes_weights_that_fill_a_picture_in_four_evaluations(comma
     assert all(log[stage]["steps"] == 2 and math.isfinite(log[stage]["after"]) for stage in STAGES)
     bench = prepare("tiny", str(fast), *map(str, picture_files), str(tmp_path / "run"))
     settings = preset(FASTEST, presets_of(str(fast)))
-    assert settings == Settings(DISTILLED_SOLVER, 4, 1.0, 1.0, init="noise") and settings.evaluations() == 4
+    assert settings == Settings(DISTILLED_SOLVER, 4, 1.0, 1.0, init="noise", harmonize=True) and settings.evaluations() == 4
     filled = inpaint(bench.torch_backend, bench.image, bench.mask, settings)
     assert (filled != bench.image).any()
 

@@ -470,7 +470,7 @@ test('where one shape takes longer than a visit may try, each visit tries one', 
   }
 });
 
-test('what nothing that was tried is like takes ours where ours were faster, and else the runtime\'s', async (t) => {
+test("what nothing that was tried is like takes ours where ours were faster, and else the runtime's", async (t) => {
   for (const [ours, expected] of [
     [1000, false],
     [3000, true],

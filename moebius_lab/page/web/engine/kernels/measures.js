@@ -77,9 +77,7 @@ export async function limitsOf(device) {
   const { side } = sizes;
   const tiles = Object.values(TILES).filter(
     (tile) =>
-      side % tile.N === 0 &&
-      tile.m * tile.n <= sizes.sums &&
-      threadsOf(tile) <= device.limits.maxComputeInvocationsPerWorkgroup,
+      side % tile.N === 0 && tile.m * tile.n <= sizes.sums && threadsOf(tile) <= device.limits.maxComputeInvocationsPerWorkgroup,
   );
   const programs = new Programs(device);
   const trial = new Trial(device);

@@ -258,7 +258,9 @@ function program(tile, product) {
   const [down, along, side] = turned ? ['sb', 'kb', K] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
   const places = `${repeat(
     Math.ceil(blocks / T),
-    (r) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % 2u + 2u * (ia${r} / ${2 * MQ}u); let sa${r} = (ia${r} / 2u) % ${MQ}u;
+    (
+      r,
+    ) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % 2u + 2u * (ia${r} / ${2 * MQ}u); let sa${r} = (ia${r} / 2u) % ${MQ}u;
   ${repeat(
     4,
     (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
