@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def reconstruction_psnr(backend: Backend, picture: np.ndarray) -> float:
     return float(-10 * torch.log10((x - y).pow(2).mean() / 4))
 
 
+def noise_errors(
+    network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, timesteps: Sequence[int], seed: int
+) -> Iterator[Tensor]:
+    """Squared error of the predicted noise (B, 4, s, s) at each of some timesteps; arguments as of `border_error`."""
+    generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
+    ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
+    for timestep in timesteps:
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
+        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
+        yield (predicted - noise) ** 2
+
+
 @torch.inference_mode()
 def border_error(
     network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, seed: int = 0
@@ -134,15 +148,10 @@ def border_error(
     Returns:
         {"inside", "top", "bottom", "left", "right": [four means]}.
     """
-    generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
-    ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
     known = 1 - F.max_pool2d(mask, 3, 1, 1)  # a cell next to the hole may hold some of it
     total = torch.zeros(latents.shape[1:])
-    for timestep in BORDER_TIMESTEPS:
-        noise = torch.randn(latents.shape, generator=generator)
-        noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
-        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
-        total += ((predicted - noise) ** 2 * known).sum(0) / len(BORDER_TIMESTEPS)
+    for error in noise_errors(network, latents, mask, masked, BORDER_TIMESTEPS, seed):
+        total += (error * known).sum(0) / len(BORDER_TIMESTEPS)
     count = known.sum(0)
 
     def mean(rows: slice, columns: slice) -> list[float]:
@@ -171,15 +180,9 @@ def hole_error(network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tenso
     It is what training makes small, on pictures that were not trained on: where it rises while the loss falls, the network
     learns its pictures by heart.
     """
-    generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
-    ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
-    found = {}
-    for timestep in HOLE_TIMESTEPS:
-        noise = torch.randn(latents.shape, generator=generator)
-        noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
-        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
-        found[str(timestep)] = round(float(((predicted - noise) ** 2 * mask).sum() / (latents.shape[1] * mask.sum())), 4)
-    return found
+    numbers = latents.shape[1] * mask.sum()
+    errors = noise_errors(network, latents, mask, masked, HOLE_TIMESTEPS, seed)
+    return {str(at): round(float((error * mask).sum() / numbers), 4) for at, error in zip(HOLE_TIMESTEPS, errors)}
 
 
 def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, ...]) -> Image.Image:
