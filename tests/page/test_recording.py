@@ -379,12 +379,11 @@ def test_the_device_holds_weights_as_they_are_stored(bundle, own_tab, form, kern
 
         wide, narrow = memory("none"), memory(kernels)
     assert needs["widened"] * 0.99 < wide["weights"] < needs["widened"] * 1.01 and not wide["replaced"]
-    if kernels == "all":
-        assert narrow["weights"] < wide["weights"]
-    else:  # a weight that one graph reads as it is stored, and another by the runtime's commands, is there in both forms
-        assert narrow["weights"] < wide["weights"] + needs["weights"]
+    # a weight that one graph reads as it is stored, and another by the runtime's commands, is there in both forms
+    twice = 0 if kernels == "all" else needs["weights"]
+    assert narrow["weights"] < wide["weights"] + twice
     # nor is it more while both ways are tried; in int8 few weights have 16 bits, and trying takes more than they do
-    assert narrow["most"] <= wide["most"] or form == "int8", narrow
+    assert narrow["most"] <= wide["most"] + twice or form == "int8", narrow
     assert narrow["stored"] - wide["stored"] == pytest.approx(needs["weights"] - needs["widened"], rel=0.01)
     if kernels == "all":  # but for some that a sum reads, or a product of a size that has no kernel
         assert not narrow["note"] and narrow["weights"] < needs["weights"] + 0.4 * (needs["widened"] - needs["weights"])
