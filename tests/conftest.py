@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from moebius_lab.config import PRECISIONS, STRAIGHTFORWARD, offered
 from moebius_lab.notebook.workbench import Workbench, prepare
 from moebius_lab.page.bundle import recorded, write_bundle
-from moebius_lab.page.driving import session_of
+from moebius_lab.page.driving import BASELINE, session_of
 from moebius_lab.page.engines import ENGINES, MAIN, NoBrowser, find
 
 DATA = Path(__file__).parent / "data"
@@ -98,8 +98,8 @@ def playwright():
 
 @pytest.fixture(scope="module")
 def chromium(playwright):
-    """A browser without flags of its own; test_browser.py has one with WebGPU."""
-    browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox"])
+    """A browser as it comes, but that it compiles WebAssembly once; test_browser.py has one with WebGPU."""
+    browser = playwright.chromium.launch(executable_path=find(), args=["--no-sandbox", BASELINE])
     yield browser
     browser.close()
 

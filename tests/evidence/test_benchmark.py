@@ -257,10 +257,13 @@ def test_from_the_cache_to_ready_and_a_first_visit(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_visit_with_a_recording_and_one_on_which_onnx_runtime_is_asked(tiny, tiny_bundle):
-    webgpu = CONTENDERS["chromium-webgpu"]
+def test_a_visit_with_a_recording_and_one_on_which_onnx_runtime_is_asked(tiny, tiny_bundle, monkeypatch):
+    monkeypatch.setattr(footprint, "LOADS", 1)
+    webgpu, quick = CONTENDERS["chromium-webgpu"], Settings(steps=1, strength=1.0, guidance=1.0, init="noise")
     rows = {
-        row.what: row for recorded in (True, False) for row in footprint._visit(tiny, tiny_bundle, webgpu, "fp32", recorded)
+        row.what: row
+        for recorded in (True, False)
+        for row in footprint._visit(tiny, tiny_bundle, webgpu, "fp32", recorded, quick)
     }
     assert {results.READY, results.ASKED_READY, "first picture"} <= rows.keys() and results.KNOWN not in rows
     assert {row.backend for row in rows.values()} == {results.CAPTURED}  # a software adapter keeps the runtime's kernels

@@ -157,6 +157,7 @@ SWITCHING = Settings("unipc", steps=3, strength=1.0, guidance_interval=(0.3, 0.6
 
 
 def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None:
+    """Of every run of the graphs, and of what they need."""
     assert browser.loaded["adapter"]["fallback"] and "WebGPU on" in browser.evidence
     assert (", step captured" if is_captured else ", step not captured") in browser.evidence
     alive = needs(bench.stored("fp32").values(), bench.config)["activations"]
@@ -166,21 +167,22 @@ def check_numbers_and_memory(browser: Browser, bench, is_captured: bool) -> None
     assert set(placed) == set(GRAPHS) and all(set(graph["nodes"]) == {"WebGpu"} for graph in placed.values())
     worst = worst_differences(browser, bench)
     assert len(worst) == 7 and max(worst.values()) < 1e-4, worst
-    assert levels_apart(browser, bench, bench.image, bench.mask, SWITCHING) <= 1
 
 
 def test_captured_on_webgpu_a_network_is_pytorch_s(tiny, captured):
     check_numbers_and_memory(captured, tiny, is_captured=True)
+    assert levels_apart(captured, tiny, tiny.image, tiny.mask, SWITCHING) <= 1
     from_the_picture = Settings(steps=1, strength=1.0, seed=3)  # which is the page's own arithmetic, however graphs are run
     assert levels_apart(captured, tiny, tiny.image, tiny.mask, from_the_picture) <= 1
 
 
 def test_not_captured_on_webgpu_it_is_too(tiny, asked):
     check_numbers_and_memory(asked, tiny, is_captured=False)
+    assert levels_apart(asked, tiny, tiny.image, tiny.mask, SWITCHING) <= 1
 
 
 def test_with_kernels_of_our_own_it_is_too(tiny, asked, captured):
-    """Captured in this browser; a recording gives the same: test_recording.py."""
+    """Captured in this browser; a recording gives the same: test_recording.py. The loop over them is the captured one's."""
     assert captured.loaded["kernels"]["replaced"] == 0  # what a software adapter could win is less than trying costs
     assert "software adapter" in captured.loaded["kernels"]["note"]
     asked.reload(capture=True, recorded=False, kernels="all")

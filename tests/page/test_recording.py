@@ -274,9 +274,11 @@ def test_a_profile_starts_onnx_runtime(browser):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["fp32", "fp16-storage", "int8"])  # the first is loaded already
-def test_a_recording_gives_what_onnx_runtime_gives_here_bit_for_bit_and_what_pytorch_does(references, browser, form):
-    load(browser, precision=form, recorded=True)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("engine", "form"), [("browser", "fp16-storage"), ("firefox", "fp32"), ("firefox", "int8")])
+def test_a_recording_gives_what_onnx_runtime_gives_here_bit_for_bit_and_what_pytorch_does(request, references, engine, form):
+    browser = request.getfixturevalue(engine)
+    load(browser, precision=form, recorded=True, kernels="fastest")
     played, facts = outputs(browser), browser.loaded
     browser.reload(recorded=False)
     assert same(played, outputs(browser)) and right(references, played, form, browser.name)
@@ -366,7 +368,7 @@ def own_tab(request, engine_here):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("own_tab", "form", "kernels"),
-    [("firefox", "fp16-storage", "all"), ("firefox", "int8", "all"), ("chromium", "fp16-storage", "fastest")],
+    [("firefox", "fp16-storage", "all"), ("firefox", "int8", "all"), ("firefox", "fp16-storage", "fastest")],
     indirect=["own_tab"],
 )
 def test_the_device_holds_weights_as_they_are_stored(bundle, own_tab, form, kernels):
@@ -509,10 +511,11 @@ VISITS = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_one_visit_tried_and_compared_the_next_does_not(bundle, tab):
+@pytest.mark.parametrize("own_tab", ["firefox"], indirect=True)
+def test_what_one_visit_tried_and_compared_the_next_does_not(bundle, own_tab):
     with Server(bundle) as server:
-        tab.goto(server.url + "manifest.json")
-        first, second = tab.evaluate(VISITS, "fp32")
+        own_tab.goto(server.url + "manifest.json")
+        first, second = own_tab.evaluate(VISITS, "fp32")
     assert first["submits"] > 10
     if "so far" in first["note"]:  # this machine is slow: the second visit went on
         before, after = (

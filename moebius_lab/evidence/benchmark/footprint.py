@@ -65,14 +65,16 @@ def loads(
                     results.add("rows", [vars(row) for row in rows])
 
 
-def _visit(bench: Loops, bundle: Path, contender: Contender, form: str, recorded: bool) -> list[Row]:
+def _visit(
+    bench: Loops, bundle: Path, contender: Contender, form: str, recorded: bool, settings: Settings = Settings()
+) -> list[Row]:
     provider = contender.provider
     with Server(bundle) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = {"profile_folder": folder, "recorded": recorded}
         with Browser(server.url, provider, form, **options) as browser:
             key = (_name(contender, browser), form)
             first = browser.loaded["milliseconds"]
-            picture = browser.inpaint(bench.image, bench.mask)[1]["total"] if recorded else 0.0
+            picture = browser.inpaint(bench.image, bench.mask, settings)[1]["total"] if recorded else 0.0
         again, known = [], []
         for _ in range(LOADS):
             with Browser(server.url, provider, form, **options) as browser:
