@@ -129,7 +129,7 @@ def harmonizing_case(name: str) -> dict:
     seen, made = (
         np.clip(rng.normal(rng.integers(60, 200, 3), rng.uniform(2, 50), (SIZE, SIZE, 3)), 0, 255) for _ in range(2)
     )
-    hole = painted(SIZE, SIZE, HARMONIZED[name]) if HARMONIZED[name] else np.full((SIZE, SIZE), 255, np.uint8)
+    hole = painted(SIZE, SIZE, *HARMONIZED[name]) if HARMONIZED[name] else np.full((SIZE, SIZE), 255, np.uint8)
     if name == "grey":
         seen = seen[..., :1].repeat(3, 2)
     seen, made = seen.astype(np.uint8), made.astype(np.uint8)
@@ -138,10 +138,11 @@ def harmonizing_case(name: str) -> dict:
 
 
 HARMONIZED = {
-    "a hole inside": (20, 16, 44, 40), "grey": (4, 4, 30, 30), "at the edge": (0, 30, 20, 64),
-    "a line": (30, 0, 31, 64), "one pixel": (9, 9, 10, 10), "nearly everything": (0, 0, 63, 64), "everything": None,
+    "a hole inside": [(20, 16, 44, 40)], "grey": [(4, 4, 30, 30)], "at the edge": [(0, 30, 20, 64)],
+    "a line": [(30, 0, 31, 64)], "one pixel": [(9, 9, 10, 10)], "nearly everything": [(0, 0, 63, 64)], "everything": None,
+    "two holes": [(4, 2, 14, 14), (33, 33, 60, 58)], "two that fade into each other": [(4, 2, 14, 14), (24, 2, 30, 30)],
 }  # fmt: skip
-"""The hole of each case: top, left, bottom, right."""
+"""The holes of each case: top, left, bottom, right."""
 BATCHES = [
     ("a.jpg", "a-mask.png", "b.png", "b_mask.webp", "c.png"), ("a.png", "b.png", "a-mask.png", "b-mask.png", "a_mask.gif"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 // It is loaded when a picture is filled so, not before.
 
 import { boxSum } from './boxes.js';
+import { labelHoles, region } from './imaging.js';
 
 /** @import { Constants } from './types.js' */
 
@@ -12,7 +13,7 @@ const FLAT = 8; // added to both energies, so that nothing is made of rounding
 const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 
 /**
- * What the model made of a window, with no colours that are not there and with as much fine detail as around the hole.
+ * What the model made of a window, each hole with no colours that are not around it and with as much fine detail.
  *
  * @param {Uint8Array} made (size, size, 3), left as it is
  * @param {{rgb: Uint8Array, hole: Uint8Array}} seen what the model saw, and 1 in the hole
@@ -20,33 +21,55 @@ const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
  * @returns {Uint8Array} as `made`
  */
 export function harmonized(made, { rgb, hole }, constants) {
-  const size = constants.image_size;
+  const { image_size: size, feather_width, harmony_ring: reach } = constants;
   if (!hole.includes(0) || !hole.includes(1)) return made;
-  const near = (/** @type {number} */ one, /** @type {number} */ reach) => {
-    const ones = Float64Array.from(hole, (value) => (value === one ? 1 : 0));
-    return boxSum(ones, size, size, reach);
-  };
-  const ring = near(1, constants.harmony_ring).map((count, i) => (count && !hole[i] ? 1 : 0));
+  const { labels, boxes } = labelHoles(near(hole, size, feather_width), size, size); // holes that fade into each other are one
+  const result = made.slice();
+  for (const { left, top, right, bottom, label } of boxes) {
+    const [x, y] = [Math.max(left - reach, 0), Math.max(top - reach, 0)];
+    const [width, height] = [Math.min(right + reach, size) - x, Math.min(bottom + reach, size) - y];
+    const used = Uint8Array.from(region(labels, size, x, y, width, height), (value) => (value === label ? 1 : 0));
+    const [of, saw] = [made, rgb].map((all) => region(all, 3 * size, 3 * x, y, 3 * width, height));
+    const part = oneHole(of, saw, region(hole, size, x, y, width, height), used, width, constants);
+    for (let i = 0; i < used.length; i++) {
+      const at = 3 * ((y + Math.floor(i / width)) * size + x + (i % width));
+      if (used[i]) result.set(part.subarray(3 * i, 3 * i + 3), at);
+    }
+  }
+  return result;
+}
+
+/** Where there is a 1 within `reach` px along both axes. @param {Uint8Array} ones @param {number} width @param {number} reach */
+function near(ones, width, reach) {
+  const counts = boxSum(Float64Array.from(ones), width, ones.length / width, reach);
+  return Uint8Array.from(counts, (count) => (count ? 1 : 0));
+}
+
+/**
+ * What is made of a part of a window, with `harmony_ring` px around a hole and more, as far as the window goes.
+ *
+ * @param {Uint8Array} made @param {Uint8Array} rgb @param {Uint8Array} hole
+ * @param {Uint8Array} used 1 in this hole, and where it fades out
+ * @param {number} width
+ * @param {Constants} constants
+ */
+function oneHole(made, rgb, hole, used, width, { harmony_ring, detail_seam, rare_colours, most_detail }) {
+  const own = hole.map((one, i) => one & used[i]);
+  const ring = near(own, width, harmony_ring).map((one, i) => one & ~hole[i]);
   const fill = lumaAndDifferences(made);
   const known = lumaAndDifferences(rgb);
   const [redBlue, green] = [known.redBlue, known.green].map((values) =>
     usual(
       values.filter((_, i) => ring[i]),
-      constants.rare_colours,
+      rare_colours,
     ),
   );
-  const seam = constants.detail_seam;
-  const [core, clear] = [near(0, seam), near(1, seam)].map((counts) => counts.map((count) => (count ? 0 : 1)));
-  const gain = detailGain(
-    energy(fill.luma, size, core.includes(1) ? core : hole),
-    energy(
-      known.luma,
-      size,
-      ring.map((one, i) => one && clear[i]),
-    ),
-    constants.most_detail,
-  );
-  const detail = fineDetail(fill.luma, size);
+  const seam = [hole.map((one) => 1 - one), hole].map((ones) => near(ones, width, detail_seam));
+  const core = own.map((one, i) => one & ~seam[0][i]);
+  const clear = ring.map((one, i) => one & ~seam[1][i]);
+  const inside = core.includes(1) ? core : own;
+  const gain = detailGain(energy(fill.luma, width, inside), energy(known.luma, width, clear), most_detail);
+  const detail = fineDetail(fill.luma, width);
   const result = new Uint8Array(made.length);
   for (let i = 0; i < hole.length; i++) {
     const luma = fill.luma[i];
@@ -92,17 +115,17 @@ function detailGain(made, known, most) {
   return clamp(Math.sqrt(Math.sqrt((known + FLAT) / (made + FLAT))), 1 / most, most);
 }
 
-/** Mean square of the Laplacian in a window's inner pixels; NaN where there are none.
+/** Mean square of the Laplacian, without the outermost pixels; NaN where no others are left.
  *
- * @param {Int32Array} luma @param {number} size @param {ArrayLike<number>} where not 0
+ * @param {Int32Array} luma @param {number} width @param {ArrayLike<number>} where not 0
  */
-function energy(luma, size, where) {
+function energy(luma, width, where) {
   let sum = 0;
   let count = 0;
-  for (let y = 1; y < size - 1; y++) {
-    for (let i = y * size + 1; i < (y + 1) * size - 1; i++) {
+  for (let start = width; start < luma.length - width; start += width) {
+    for (let i = start + 1; i < start + width - 1; i++) {
       if (!where[i]) continue;
-      sum += (luma[i - size] + luma[i + size] + luma[i - 1] + luma[i + 1] - 4 * luma[i]) ** 2;
+      sum += (luma[i - width] + luma[i + width] + luma[i - 1] + luma[i + 1] - 4 * luma[i]) ** 2;
       count++;
     }
   }
@@ -111,14 +134,19 @@ function energy(luma, size, where) {
 
 /** 16 times each value less the mean of its neighbours with weights 1 2 1; edges are repeated.
  *
- * @param {Int32Array} luma @param {number} size
+ * @param {Int32Array} luma @param {number} width
  */
-function fineDetail(luma, size) {
-  const smooth = (/** @type {Int32Array} */ from, /** @type {number} */ step, /** @type {(i: number) => number} */ place) =>
+function fineDetail(luma, width) {
+  const smooth = (
+    /** @type {Int32Array} */ from,
+    /** @type {number} */ step,
+    /** @type {number} */ length,
+    /** @type {(i: number) => number} */ place,
+  ) =>
     from.map((value, i) => {
       const at = place(i);
-      return 2 * value + from[at > 0 ? i - step : i] + from[at < size - 1 ? i + step : i];
+      return 2 * value + from[at > 0 ? i - step : i] + from[at < length - 1 ? i + step : i];
     });
-  const down = smooth(luma, size, (i) => Math.floor(i / size));
-  return smooth(down, 1, (i) => i % size).map((value, i) => 16 * luma[i] - value);
+  const down = smooth(luma, width, luma.length / width, (i) => Math.floor(i / width));
+  return smooth(down, 1, width, (i) => i % width).map((value, i) => 16 * luma[i] - value);
 }

@@ -245,7 +245,7 @@ export function describeWindows(windows, size) {
  * @param {number} height
  * @returns {{labels: Uint32Array, boxes: Box[]}} label 0 is outside; box i has label i + 1
  */
-function labelHoles(hole, width, height) {
+export function labelHoles(hole, width, height) {
   const labels = new Uint32Array(hole.length);
   /** @type {Box[]} */
   const boxes = [];
@@ -560,7 +560,7 @@ function enlarge(rgb, size, window, area) {
 }
 
 /**
- * @template {Uint8Array|Uint8ClampedArray} T
+ * @template {Uint8Array|Uint8ClampedArray|Uint32Array} T
  * @param {T} all
  * @param {number} stride numbers a row
  * @param {number} left
