@@ -23,8 +23,8 @@ PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "ou
 def finished(tmp_path_factory, picture_files, tiny):
     """Every notebook of a run, executed on TINY: folder, contents page, and how to run them again.
 
-    Measured is one round of one form, for as long as a busy machine may need; evaluated are two pictures; Chromium's software adapter
-    runs one case. More of each is in test_benchmark.py, test_dataset.py, test_recording.py and test_engines.py.
+    Measured is one round of one form, for as long as a busy machine may need; evaluated are two pictures; each engine runs one case or
+    two. More of each is in test_benchmark.py, test_dataset.py, test_recording.py and test_engines.py.
     """
     folder, source = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("source") / "notebooks"
     shutil.copytree(tiny.folder / "onnx", folder / "onnx")
@@ -42,6 +42,8 @@ def finished(tmp_path_factory, picture_files, tiny):
         {
             'every_case(["fp32", "fp16-storage"], ["webgpu"], [MAIN]': 'every_case(["fp32"], ["webgpu"], [MAIN]',
             '["webgpu"], [MAIN], stand_in, recorded=False': '["webgpu"], OTHERS[:1], stand_in, recorded=False',
+            '["wasm"], OTHERS': '["wasm"], OTHERS[1:]',
+            'every_case(["fp32", "fp16"], ["webgpu"], OTHERS': 'every_case(["fp16"], ["webgpu"], OTHERS',
         },
     )
     change_cells(source / "B_evaluation.ipynb", {"count = 3": "count = 2"})
