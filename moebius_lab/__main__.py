@@ -186,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
     words = "leave out the recordings, with which visitors who have WebGPU need no ONNX Runtime; making them takes a headless Chromium"
     bundle.add_argument("--no-recordings", dest="recordings", action="store_false", help=words)
+    words = "leave out distilled weights, which the page takes for the preset fastest where there are some and weights/ lies next to it"
+    bundle.add_argument("--no-distilled", dest="distilled", action="store_false", help=words)
     bundle.set_defaults(command=_bundle, precision="fp32")
 
     browser = verbs.add_parser("browser", help="find the browsers that notebooks and tests use, or install them")
@@ -553,9 +555,14 @@ def _inpaint_folder(options: argparse.Namespace, settings: Settings, chosen_wide
 
 def _bundle(options: argparse.Namespace) -> int:
     from .page.bundle import write_bundle
+    from .port.graphs import Graphs
 
     graphs = _graphs(options, options.output_dir)
     folder = graphs.folder / "bundle"
+    distilled = None
+    if options.distilled and options.weights in config.DISTILLED and "://" not in options.weights_base:
+        distilled = Graphs(graphs.config, config.DISTILLED[options.weights], graphs.folder / "distilled")
+        distilled.folder.mkdir(exist_ok=True)
     manifest = write_bundle(
         graphs,
         folder,
@@ -563,6 +570,7 @@ def _bundle(options: argparse.Namespace) -> int:
         options.weights_base,
         lambda name: print(name, flush=True),
         recordings=options.recordings,
+        distilled=distilled,
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")

@@ -33,6 +33,7 @@ LONGEST_FIRST = (
     "page_engines",
     "engines",
     "dataset",
+    "distilled",
     "tools",
     "kernels",
     "needs",

@@ -71,7 +71,8 @@ def check_port(
         paths = _download(fetch, manifest, form, Path(name))
         weights = sum(file["bytes"] for files in manifest["precisions"][form]["graphs"].values() for file in files)
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
-        config, weights = NETWORKS[manifest["network"]], manifest["weights"]
+        config = NETWORKS[manifest["network"]]
+        weights = manifest["precisions"][form].get("distilled", manifest)["weights"]
         runs = parity.runs_of(graphs)
         feeds = example_feeds(config)
         inputs = {run: feeds[run] for run in runs}

@@ -86,10 +86,10 @@ BUNDLED_FILE = record(name=PLAIN_NAME, file=TEXT, bytes=COUNT, sha256=SHA256)
 PREVIEW = listed(listed(NUMBER, 3), LATENT_CHANNELS + 1)
 
 
-def _with_recording(**properties: dict) -> dict:
-    """The JSON Schema of a precision: with these properties, and a recording where there is one."""
-    schema = record(**properties)
-    return schema | {"properties": schema["properties"] | {"recording": BUNDLED_FILE}}
+def _with_more(**properties: dict) -> dict:
+    """The JSON Schema of a precision: with these properties, a recording where there is one, and what it is where its weights are others."""
+    schema, distilled = record(**properties), record(weights=TEXT, preset=TEXT, like=TEXT)
+    return schema | {"properties": schema["properties"] | {"recording": BUNDLED_FILE, "distilled": distilled}}
 
 
 MANIFEST = record(
@@ -117,7 +117,7 @@ MANIFEST = record(
     layouts=mapping(TEXT),
     preview=PREVIEW,
     precisions=mapping(
-        _with_recording(
+        _with_more(
             bytes=COUNT,
             note=TEXT,
             providers=listed(TEXT),
@@ -150,6 +150,9 @@ RUNTIME_BUILDS = {
 }
 """Files of each build: WebGPU where the browser can suspend WebAssembly, WebGPU elsewhere, the processor alone."""
 
+
+DISTILLED_FORM = "-distilled"
+"""Ends the name of a form with distilled weights, after the precision."""
 
 OFFERS = config.offered()
 """By precision, the page's favourite first: what the notebooks put into a bundle."""
@@ -252,6 +255,7 @@ def write_bundle(
     on_file=lambda name: None,
     graphs: dict[str, Path] | None = None,
     recordings: bool = True,
+    distilled: Graphs | None = None,
 ) -> dict:
     """Write the static folder of a page, or bring it up to date: a file that is there already is not copied again.
 
@@ -266,6 +270,8 @@ def write_bundle(
             lies its `files.json`. Where all three are others, there are no recordings.
         recordings: let a headless Chromium take down what ONNX Runtime Web asks of a graphics device, so that visitors with WebGPU
             need not fetch it; see `recording`. Without a Chromium the bundle has none, which is said in one line.
+        distilled: graphs of weights that were distilled from the bench's: the page takes them for their preset. There is one form
+            of them, in the page's favourite of `precisions`; the autoencoder's graphs are the bench's.
 
     Returns:
         The manifest.
@@ -291,30 +297,40 @@ def write_bundle(
         for precision in known
         if precision in precisions
     }
-    _require_room(folder, stored)
+    others = _distilled_graphs(distilled, stored, on_file) if distilled else {}
+    _require_room(folder, stored | others)
     (folder / "manifest.json").unlink(missing_ok=True)
     if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
         write_whole(folder / "precache.js", "")
     writer = _Writer(folder, on_file)
+    presets = presets_of(bench.weights) | (presets_of(distilled.weights) if distilled else {})
     manifest = {
         "format": FORMAT,
         "network": bench.config.name,
-        "weights": bench.weights if bench.weights in config.WEIGHTS else Path(bench.weights).name,
+        "weights": _told(bench.weights),
         "weights_base": weights_base,
         "constants": constants(bench.config),
-        "presets": {name: asdict(preset) for name, preset in presets_of(bench.weights).items()},
+        "presets": {name: asdict(preset) for name, preset in presets.items()},
         "solvers": {name: solver.description for name, solver in SOLVERS.items()},
         "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,
         "preview": _preview(bench),
         "precisions": {
             precision: _add_precision(writer, precision, graphs, bench.config) for precision, graphs in stored.items()
+        }
+        | {
+            f"{precision}{DISTILLED_FORM}": _add_precision(writer, precision, graphs, bench.config)
+            | {"distilled": {"weights": _told(distilled.weights), "preset": config.FASTEST, "like": precision}}
+            for precision, graphs in others.items()
         },
         "runtime": _add_runtime(writer),
         "samples": _add_samples(writer),
         "reference": writer.write_json("reference", {} if replaced else reference(bench)),
     }
-    for precision, path in (recorded(bench, stored) if recordings and not replaced else {}).items():
+    found = recorded(bench, stored) if recordings and not replaced else {}
+    if others and recordings:
+        found |= {f"{precision}{DISTILLED_FORM}": path for precision, path in recorded(distilled, others).items()}
+    for precision, path in found.items():
         name = f"recordings/{precision}-{file_sha256(path)[:12]}.bin"
         manifest["precisions"][precision]["recording"] = writer.add(path, name)
     sources = page_files()
@@ -329,6 +345,17 @@ def write_bundle(
     writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
     writer.remove_others()
     return manifest
+
+
+def _told(weights: str) -> str:
+    """What a page says of its weights: their name, or the name of their folder, without its place on this machine."""
+    return weights if weights in config.WEIGHTS else Path(weights).name
+
+
+def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_file) -> dict[str, dict[str, Path]]:
+    """The page's favourite of some precisions, and its graphs with the denoiser of distilled weights."""
+    favourite = next(name for name in (*OFFERS, *stored) if name in stored)
+    return {favourite: stored[favourite] | distilled.stored(favourite, on_file, ("step",))}
 
 
 def _require_room(folder: Path, stored: dict[str, dict[str, Path]]) -> None:

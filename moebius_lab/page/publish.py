@@ -143,6 +143,11 @@ def _results(bench: Graphs) -> dict[str, dict]:
     return fresh
 
 
+def _of_this_run(manifest: dict) -> dict[str, dict]:
+    """The precisions of a bundle, without forms of other weights than the run's."""
+    return {name: form for name, form in manifest["precisions"].items() if "distilled" not in form}
+
+
 def _require_parity(parity: dict, manifest: dict) -> None:
     rows = parity.get("rows", [])
     bad = [f"{row['graph']}.{row['output']} in {row['precision']}" for row in rows if row["verdict"] != "ok"]
@@ -151,7 +156,7 @@ def _require_parity(parity: dict, manifest: dict) -> None:
     shown = {(row["precision"], row["graph"]) for row in rows}
     missing = [
         f"{form} {graph}"
-        for precision in manifest["precisions"]
+        for precision in _of_this_run(manifest)
         for graph, form in per_graph(precision).items()
         if (form, graph) not in shown
     ]
@@ -162,7 +167,7 @@ def _require_parity(parity: dict, manifest: dict) -> None:
 
 
 def _require_fresh(bench: Graphs, manifest: dict) -> None:
-    for precision, published in manifest["precisions"].items():
+    for precision, published in _of_this_run(manifest).items():
         for graph, form in per_graph(precision).items():
             stored = bench.stored_files(graph, form)
             if [file["sha256"] for file in published["graphs"][graph]] != [file["sha256"] for file in stored]:

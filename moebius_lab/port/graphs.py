@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .. import LabError
-from ..config import DETERMINISTIC, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
+from ..config import DETERMINISTIC, GRAPHS, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
 from ..files import STORED_FILE, TEXT, changed_file, kept_json, listed, record, replace_folder, say, write_json
 from ..inpainting.backends import TorchBackend
 from ..model.checkpoint import (
@@ -98,8 +98,8 @@ class Graphs:
         """ONNX Runtime on this run's graphs, which are made first if they are missing or out of date."""
         return OnnxBackend(self.stored(), self.config)
 
-    def stored(self, precision: str = "", on_graph=lambda graph: None) -> dict[str, Path]:
-        """The three graphs in a precision; each is made unless it exists already, from the same weights and code.
+    def stored(self, precision: str = "", on_graph=lambda graph: None, graphs: tuple[str, ...] = GRAPHS) -> dict[str, Path]:
+        """The three graphs in a precision, or some of them; each is made unless it exists already, from the same weights and code.
 
         Each has a folder of its own, `onnx/FORM/GRAPH/`, with its weights in files of at most 64 MB and `files.json`: what
         it was made from, and the name, bytes and SHA-256 of every file, the graph's own first.
@@ -108,6 +108,7 @@ class Graphs:
             precision: see `precision.per_graph`; empty for this run's own; or "straightforward": the published step in
                 float32, for comparison.
             on_graph: called with a graph's name before that graph is made.
+            graphs: those that are wanted.
 
         Returns:
             The path of each graph's .onnx file.
@@ -119,7 +120,7 @@ class Graphs:
             forms = per_graph("fp32") | {"step": STRAIGHTFORWARD}
         else:
             forms = per_graph(precision or self.precision)
-        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items()}
+        return {graph: self._stored(graph, form, on_graph) for graph, form in forms.items() if graph in graphs}
 
     def once(self, name: str, make: Callable[[], object], shape: dict, *depends_on: object) -> object:
         """What `make` returns, kept in `onnx/NAME.json` until something that it depends on changes.

@@ -5,6 +5,7 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import torch
+from differences import difference_for, shapes_of
 from safetensors.torch import load_file, save_file
 
 from moebius_lab import LabError
@@ -31,22 +32,6 @@ from moebius_lab.model.low_rank import (
     write_difference,
 )
 from moebius_lab.model.unet import MoebiusNet
-
-
-def shapes_of(config) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in MoebiusNet(config).named_parameters()}
-
-
-def difference_for(config, rank: int = 2, **changed: object) -> Difference:
-    generator = torch.Generator().manual_seed(0)
-    factors = {
-        name: (0.1 * torch.randn(n, rank, generator=generator), 0.1 * torch.randn(rank, m, generator=generator))
-        for name, (n, m) in of_rank(shapes_of(config), rank).items()
-    }
-    facts = {"network": config.name, "weights": DETERMINISTIC, "sha256": DETERMINISTIC, "made": "in a test", "steps": 3}
-    facts |= changed
-    return Difference(**facts, factors=factors)
 
 
 @pytest.mark.parametrize("config", [MOEBIUS, DEMO], ids=lambda config: config.name)

@@ -65,6 +65,8 @@ export class Engine extends EventTarget {
     const wasm = { isolated, threads: wasmThreads() };
     /** @type {Choice[]} */
     const choices = [];
+    /** @type {Choice[]} */
+    const distilled = [];
     /** @type {Detected['withheld']} */
     const withheld = [];
     const held = await this.cache.held();
@@ -76,14 +78,14 @@ export class Engine extends EventTarget {
         if (!form.providers.includes(provider)) continue;
         const lacks = provider === 'webgpu' ? lacking(form, webgpu) : [];
         if (lacks.length) {
-          withheld.push({ precision, lacks });
+          if (!form.distilled) withheld.push({ precision, lacks });
           continue;
         }
         const recorded = this.#isRecorded(provider, precision);
         const files = filesOf(this.manifest, precision, provider, { recorded }).map(({ file }) => file);
         const sum = (/** @type {typeof files} */ list) => list.reduce((bytes, file) => bytes + file.bytes, 0);
         const memory = plannedMemory(form, provider, webgpu, recorded);
-        choices.push({
+        (form.distilled ? distilled : choices).push({
           provider,
           precision,
           bytes: sum(files),
@@ -92,12 +94,13 @@ export class Engine extends EventTarget {
           tight: isTooMuch(memory),
           seen: this.seen.of({ provider, precision }),
           note: noteFor(provider, form.note, webgpu, wasm.threads),
+          distilled: form.distilled,
         });
       }
     }
     const ordered = inOrder(choices);
     const first = webgpu.adapter?.fallback ? ordered.findIndex(({ provider }) => provider === 'wasm') : 0;
-    return { webgpu, wasm, choices: ordered, withheld, preferred: Math.max(first, 0) };
+    return { webgpu, wasm, choices: ordered, distilled, withheld, preferred: Math.max(first, 0) };
   }
 
   /** Whether a choice runs from the bundle's recording: there is one, which this device was not seen to refuse. */

@@ -93,6 +93,8 @@ export interface Precision {
   graphs: Record<string, StoredFile[]>;
   /** what the runtime asks of any device for these graphs; its `file` is relative to the manifest. Left out where there is none */
   recording?: StoredFile;
+  /** of a form with other weights than the manifest's: their name, the preset that they are for, and the precision whose form it is */
+  distilled?: { weights: string; preset: string; like: string };
 }
 
 /** One build of ONNX Runtime Web */
@@ -144,12 +146,16 @@ export interface Choice {
   /** what came of it here before */
   seen: Verdict | '';
   note: string;
+  /** of a form with other weights */
+  distilled?: Precision['distilled'];
 }
 
 export interface Detected {
   webgpu: { available: boolean; reason: string; adapter: Adapter | null; features: string[]; limits: Record<string, number> };
   wasm: { threads: number; isolated: boolean };
   choices: Choice[];
+  /** with weights that are for one preset, which nobody chooses by name */
+  distilled: Choice[];
   /** what WebGPU could run on a device that has more, and what this one lacks */
   withheld: { precision: string; lacks: string[] }[];
   /** index into choices */

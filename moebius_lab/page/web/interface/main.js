@@ -413,7 +413,8 @@ function pace() {
 }
 
 function whereItRuns() {
-  return `${model.choice?.provider} ${model.choice?.precision}`;
+  const { provider, precision, distilled } = model.choice ?? {};
+  return `${provider} ${distilled?.like ?? precision}`;
 }
 
 /** Milliseconds that a window takes here; 0 while that is unknown or the settings cannot be used. @param {Settings} settings */
@@ -503,6 +504,7 @@ async function measure() {
   if (running) return;
   const abort = (running = new AbortController());
   write('run-text', 'Loading the model…');
+  model.use(''); // the reference is of the network's own weights
   update();
   try {
     const engine = await model.prepare(abort.signal);
@@ -521,8 +523,9 @@ async function measure() {
 /** What a result is saved with. @param {Settings} settings @returns {import('./types.js').Made} */
 function madeNow(settings) {
   const { network = '', weights = '' } = model.engine?.manifest ?? {};
-  const { provider = '', precision = '' } = model.choice ?? {};
-  return { format: 1, settings, model: { network, weights, precision, backend: provider }, code: VERSION };
+  const { provider = '', precision = '', distilled } = model.choice ?? {};
+  const used = { network, weights: distilled?.weights ?? weights, precision: distilled?.like ?? precision };
+  return { format: 1, settings, model: { ...used, backend: provider }, code: VERSION };
 }
 
 /** @param {Result | null} result */
@@ -795,6 +798,7 @@ async function bringBack() {
 function update() {
   const busy = running !== null;
   const none = !work || busy;
+  if (!busy) model.use(control('preset').value);
   for (const id of ['clear', 'invert', 'import-mask', 'export-mask', 'save']) button(id).disabled = none;
   button('undo').disabled = none || !(work?.history.canUndo || compared);
   button('redo').disabled = none || !work?.history.canRedo;

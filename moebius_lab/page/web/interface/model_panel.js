@@ -21,6 +21,8 @@ export class ModelPanel extends EventTarget {
   #loading = null;
   /** @type {AbortController | null} */
   #abort = null;
+  /** What the settings are, where weights are for them alone. */
+  #preset = '';
   /** Tells when starting takes too long; 0 while nothing is being started. */
   #timer = 0;
   #select = element('choice', HTMLSelectElement);
@@ -73,7 +75,18 @@ export class ModelPanel extends EventTarget {
 
   /** @returns {Choice | undefined} what is chosen, loaded or not */
   get choice() {
-    return this.detected?.choices[this.#select.selectedIndex];
+    const { choices = [], distilled = [] } = this.detected ?? {};
+    /** @type {Choice | undefined} */
+    const named = choices[this.#select.selectedIndex];
+    const own = distilled.find((choice) => choice.distilled?.preset === this.#preset && choice.provider === named?.provider);
+    return own && own.seen !== 'failed' ? own : named;
+  }
+
+  /** Take the weights that are for a preset, where there are any; else the network's own. @param {string} preset */
+  use(preset) {
+    if (preset === this.#preset) return;
+    this.#preset = preset;
+    this.#show();
   }
 
   /** Whether what is chosen is loaded. */
@@ -106,6 +119,7 @@ export class ModelPanel extends EventTarget {
     const stop = () => this.#stop();
     signal.addEventListener('abort', stop, { once: true });
     return this.load()
+      .then((engine) => (this.ready ? engine : this.prepare(signal))) // what was under way was another choice
       .catch(() => null)
       .finally(() => signal.removeEventListener('abort', stop));
   }
@@ -199,12 +213,14 @@ export class ModelPanel extends EventTarget {
 
   /** Look again what each choice needs and how much of that is kept here: choices share files, and a recording may have been refused. */
   async #count() {
-    const now = (await this.engine?.detect())?.choices ?? [];
-    for (const [i, choice] of (this.detected?.choices ?? []).entries()) {
+    const found = await this.engine?.detect();
+    const now = found ? [...found.choices, ...found.distilled] : [];
+    const { choices = [], distilled = [] } = this.detected ?? {};
+    for (const [i, choice] of [...choices, ...distilled].entries()) {
       const same = now.find(({ provider, precision }) => provider === choice.provider && precision === choice.precision);
       const { bytes = choice.bytes, cachedBytes = 0, memory = choice.memory, tight = choice.tight } = same ?? {};
       Object.assign(choice, { bytes, cachedBytes, memory, tight });
-      this.#select.options[i].text = label(choice);
+      if (i < choices.length) this.#select.options[i].text = label(choice);
     }
   }
 
