@@ -271,7 +271,7 @@ def write_bundle(
         recordings: let a headless Chromium take down what ONNX Runtime Web asks of a graphics device, so that visitors with WebGPU
             need not fetch it; see `recording`. Without a Chromium the bundle has none, which is said in one line.
         distilled: graphs of weights that were distilled from the bench's: the page takes them for their preset. There is one form
-            of them, in the page's favourite of `precisions`; the autoencoder's graphs are the bench's.
+            of them, in the first of `precisions` that runs everywhere; the autoencoder's graphs are the bench's.
 
     Returns:
         The manifest.
@@ -353,9 +353,10 @@ def _told(weights: str) -> str:
 
 
 def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_file) -> dict[str, dict[str, Path]]:
-    """The page's favourite of some precisions, and its graphs with the denoiser of distilled weights."""
-    favourite = next(name for name in (*OFFERS, *stored) if name in stored)
-    return {favourite: stored[favourite] | distilled.stored(favourite, on_file, ("step",))}
+    """Of some precisions the first that runs on most devices, and its graphs with the denoiser of distilled weights."""
+    entries = {name: config.entry_of(name) for name in (*OFFERS, *stored) if name in stored}
+    form = max(entries, key=lambda name: (not entries[name].requires, len(entries[name].providers)))  # the first of the best
+    return {form: stored[form] | distilled.stored(form, on_file, ("step",))}
 
 
 def _require_room(folder: Path, stored: dict[str, dict[str, Path]]) -> None:

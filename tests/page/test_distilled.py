@@ -41,7 +41,7 @@ def distilled(tmp_path_factory) -> Graphs:
 @pytest.fixture(scope="module")
 def folder(tiny, distilled, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "bundle"
-    write_bundle(tiny, folder, ("fp32", FORM), distilled=distilled)
+    write_bundle(tiny, folder, ("fp16", "fp32", FORM), distilled=distilled)
     return folder
 
 
@@ -59,7 +59,7 @@ def visit(site, chromium):
 def test_the_form_has_a_step_of_its_own_and_shares_the_rest(folder):
     manifest = read_manifest(folder)
     require_whole(folder, manifest)
-    assert list(manifest["precisions"]) == [FORM, "fp32", f"{FORM}{bundle.DISTILLED_FORM}"]
+    assert list(manifest["precisions"]) == ["fp16", FORM, "fp32", f"{FORM}{bundle.DISTILLED_FORM}"]
     own, other = (manifest["precisions"][name] for name in (FORM, f"{FORM}{bundle.DISTILLED_FORM}"))
     assert (
         other["distilled"] | {"weights": ""} == {"weights": "", "preset": FASTEST, "like": FORM} and "distilled" not in own
@@ -147,7 +147,7 @@ def test_publishing_asks_no_evidence_of_it(folder):
     manifest = read_manifest(folder)
     rows = [
         {"graph": graph, "precision": form, "output": "y", "verdict": "ok"}
-        for name in ("fp32", FORM)
+        for name in ("fp16", "fp32", FORM)
         for graph, form in per_graph(name).items()
     ]
     _require_parity({"rows": rows}, manifest)
