@@ -41,7 +41,7 @@ def bench(picture_files, tmp_path_factory) -> Workbench:
     return prepare("tiny", "deterministic", *map(str, picture_files), str(tmp_path_factory.mktemp("run")))
 
 
-@pytest.mark.filterwarnings("error")  # PyTorch warns of arrays that are read-only
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")  # PyTorch warns of arrays that are read-only
 @pytest.mark.parametrize(
     "make", [Modules, lambda bench: TorchGraphs(bench, "cpu", torch.float32)], ids=["modules", "benchmark"]
 )
