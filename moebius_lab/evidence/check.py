@@ -72,7 +72,8 @@ def check_port(
         weights = sum(file["bytes"] for files in manifest["precisions"][form]["graphs"].values() for file in files)
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
         config = NETWORKS[manifest["network"]]
-        weights = manifest["precisions"][form].get("distilled", manifest)["weights"]
+        of = {"weights": manifest["weights"], "like": form} | manifest["precisions"][form].get("distilled", {})
+        weights, compared = of["weights"], dict.fromkeys(graphs, of["like"])
         runs = parity.runs_of(graphs)
         feeds = example_feeds(config)
         inputs = {run: feeds[run] for run in runs}
@@ -80,7 +81,7 @@ def check_port(
         native = {run: natively(runs[run], feeds) for run, feeds in inputs.items()}
         if weights in RECOMPUTABLE:
             references = parity.reference_outputs(load_checkpoint(weights, config), load_vae(weights, config), graphs)
-            rows = parity.compare_outputs(references, native, dict.fromkeys(graphs, form), "ONNX Runtime")
+            rows = parity.compare_outputs(references, native, compared, "ONNX Runtime")
             on_progress("the reference is PyTorch in float32")
         else:
             references, rows = native, []
@@ -88,7 +89,7 @@ def check_port(
         with Browser(base, provider, form, adapter) as browser:
             on_progress(f"Chromium {browser.version}: {browser.evidence}")
             seen = {run: browser.run(runs[run], feeds) for run, feeds in inputs.items()}
-        return rows + parity.compare_outputs(references, seen, dict.fromkeys(graphs, form), f"Chromium, {provider}")
+        return rows + parity.compare_outputs(references, seen, compared, f"Chromium, {provider}")
 
 
 def _folder(url: str) -> str:

@@ -12,6 +12,7 @@ from test_page import drag, fill, load_picture, mask_of, photograph, visits
 from moebius_lab.__main__ import main
 from moebius_lab.config import DISTILLED, FASTEST, TINY
 from moebius_lab.evidence import parity
+from moebius_lab.evidence.check import check_port
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.loop import inpaint, settings_of
 from moebius_lab.inpainting.picture_files import read_picture
@@ -141,6 +142,12 @@ def test_a_measurement_is_of_the_network_s_own_weights(visit):
     text = measured.value.path().read_text(encoding="utf-8")
     assert FORM in text and bundle.DISTILLED_FORM not in text
     expect(page.locator("#preset option:checked")).to_have_text("Fastest")
+
+
+def test_it_can_be_checked_where_it_is_published(site):
+    told = []
+    rows = check_port(site.url, f"{FORM}{bundle.DISTILLED_FORM}", "wasm", "none", on_progress=told.append)
+    assert rows and all(row.ok for row in rows) and any(bundle.DISTILLED_FORM in words for words in told)
 
 
 def test_publishing_asks_no_evidence_of_it(folder):
