@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hands import POOR_CONTROLS
 from playwright.sync_api import Page, expect
-from test_page import DESKTOP, PHONE, WATCH, drag, load_picture, mask_of, on_screen, own, photograph, settle
+from test_page import PHONE, drag, load_picture, mask_of, on_screen, photograph, settle, visits
 
 from moebius_lab.page.serve import Server
 
@@ -45,26 +45,7 @@ def site(tiny_bundle):
 
 @pytest.fixture
 def visit(site, chromium):
-    """Open the page in a fresh profile; at the end no error may have reached the console and no request left the site."""
-    contexts, troubles = [], []
-
-    def open_page(init: str = "", **options) -> Page:
-        context = chromium.new_context(**{"viewport": DESKTOP, "accept_downloads": True} | options)
-        context.set_default_timeout(60_000)
-        contexts.append(context)
-        context.add_init_script(WATCH + init)
-        page = context.new_page()
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: troubles.append(request.url) if not own(request.url, site.url) else None)
-        page.goto(site.url)
-        expect(page.locator("#samples img")).to_have_count(4)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not troubles
+    yield from visits(site, chromium)
 
 
 def panel(page: Page, name: str) -> None:
