@@ -338,11 +338,11 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _graphs(options: argparse.Namespace, folder: str) -> Graphs:
-    """For commands that need networks and graphs but no picture."""
+def _graphs(options: argparse.Namespace, folder: str | Path, weights: str = "") -> Graphs:
+    """For commands that need networks and graphs but no picture; of other weights than were asked for where they are named."""
     from .port.graphs import Graphs, find_network
 
-    graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
+    graphs = Graphs(find_network(options.network), weights or options.weights, Path(folder).resolve(), options.precision)
     graphs.folder.mkdir(parents=True, exist_ok=True)
     return graphs
 
@@ -555,14 +555,12 @@ def _inpaint_folder(options: argparse.Namespace, settings: Settings, chosen_wide
 
 def _bundle(options: argparse.Namespace) -> int:
     from .page.bundle import write_bundle
-    from .port.graphs import Graphs
 
     graphs = _graphs(options, options.output_dir)
     folder = graphs.folder / "bundle"
     distilled = None
     if options.distilled and options.weights in config.DISTILLED and "://" not in options.weights_base:
-        distilled = Graphs(graphs.config, config.DISTILLED[options.weights], graphs.folder / "distilled")
-        distilled.folder.mkdir(exist_ok=True)
+        distilled = _graphs(options, graphs.folder / "distilled", config.DISTILLED[options.weights])
     manifest = write_bundle(
         graphs,
         folder,

@@ -71,9 +71,9 @@ def check_port(
         paths = _download(fetch, manifest, form, Path(name))
         weights = sum(file["bytes"] for files in manifest["precisions"][form]["graphs"].values() for file in files)
         on_progress(f"{weights / 1e6:.1f} MB of weights in {form} have the hashes of the manifest")
-        config = NETWORKS[manifest["network"]]
-        of = {"weights": manifest["weights"], "like": form} | manifest["precisions"][form].get("distilled", {})
-        weights, compared = of["weights"], dict.fromkeys(graphs, of["like"])
+        distilled = manifest["precisions"][form].get("distilled", {})
+        config, weights = NETWORKS[manifest["network"]], distilled.get("weights", manifest["weights"])
+        compared = dict.fromkeys(graphs, distilled.get("like", form))
         runs = parity.runs_of(graphs)
         feeds = example_feeds(config)
         inputs = {run: feeds[run] for run in runs}

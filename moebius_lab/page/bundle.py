@@ -307,7 +307,7 @@ def write_bundle(
     manifest = {
         "format": FORMAT,
         "network": bench.config.name,
-        "weights": _told(bench.weights),
+        "weights": bench.weights_name,
         "weights_base": weights_base,
         "constants": constants(bench.config),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
@@ -320,7 +320,7 @@ def write_bundle(
         }
         | {
             f"{precision}{DISTILLED_FORM}": _add_precision(writer, precision, graphs, bench.config)
-            | {"distilled": {"weights": _told(distilled.weights), "preset": config.FASTEST, "like": precision}}
+            | {"distilled": {"weights": distilled.weights_name, "preset": config.FASTEST, "like": precision}}
             for precision, graphs in others.items()
         },
         "runtime": _add_runtime(writer),
@@ -345,11 +345,6 @@ def write_bundle(
     writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
     writer.remove_others()
     return manifest
-
-
-def _told(weights: str) -> str:
-    """What a page says of its weights: their name, or the name of their folder, without its place on this machine."""
-    return weights if weights in config.WEIGHTS else Path(weights).name
 
 
 def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_file) -> dict[str, dict[str, Path]]:

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .. import LabError
-from ..config import DETERMINISTIC, GRAPHS, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, NetworkConfig
+from ..config import DETERMINISTIC, GRAPHS, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, WEIGHTS, NetworkConfig
 from ..files import STORED_FILE, TEXT, changed_file, kept_json, listed, record, replace_folder, say, write_json
 from ..inpainting.backends import TorchBackend
 from ..model.checkpoint import (
@@ -57,6 +57,11 @@ class Graphs:
     @cached_property
     def vae(self) -> AutoencoderKL:
         return load_vae(self.weight_file("vae"), self.config)
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights, or that of their folder, without its place on this machine: what others are told."""
+        return self.weights if self.weights in WEIGHTS else Path(self.weights).name
 
     def weight_file(self, part: str) -> str | Path:
         """The file of a part's weights ("denoiser" or "vae"), fetched first if necessary, or "deterministic"."""

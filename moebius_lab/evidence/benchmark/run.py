@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ... import LabError, __version__
-from ...config import CONTENDERS, FLOAT16, MEASURES, RUNS, STRAIGHTFORWARD, WEIGHTS, entry_of, measured
+from ...config import CONTENDERS, FLOAT16, MEASURES, RUNS, STRAIGHTFORWARD, entry_of, measured
 from ...files import digest_of
 from ...inpainting.imaging import plan_windows
 from ...inpainting.loop import Settings, preset
@@ -343,7 +343,7 @@ def head(bench: Loops) -> dict:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "network": bench.config.name,
-        "weights": bench.weights if bench.weights in WEIGHTS else Path(bench.weights).name,
+        "weights": bench.weights_name,
         "image_size": bench.config.image_size,
         "release_steps": len(Settings().schedule()),
         "picture": {"width": bench.image.shape[1], "height": bench.image.shape[0], "windows": windows},

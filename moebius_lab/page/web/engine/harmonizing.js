@@ -64,9 +64,9 @@ function oneHole(made, rgb, hole, used, width, { harmony_ring, detail_seam, rare
       rare_colours,
     ),
   );
-  const seam = [hole.map((one) => 1 - one), hole].map((ones) => near(ones, width, detail_seam));
-  const core = own.map((one, i) => one & ~seam[0][i]);
-  const clear = ring.map((one, i) => one & ~seam[1][i]);
+  const [nearKnown, nearHole] = [hole.map((one) => 1 - one), hole].map((ones) => near(ones, width, detail_seam));
+  const core = own.map((one, i) => one & ~nearKnown[i]);
+  const clear = ring.map((one, i) => one & ~nearHole[i]);
   const inside = core.includes(1) ? core : own;
   const gain = detailGain(energy(fill.luma, width, inside), energy(known.luma, width, clear), most_detail);
   const detail = fineDetail(fill.luma, width);
