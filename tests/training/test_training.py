@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -495,6 +496,62 @@ def test_licences_are_read_and_missing_ones_refused():
     assert data.parse_gcompris_readme(readme + painted) == {"y.webp": ("C; based on a photo by D", "CC-BY-SA 4.0")}
 
 
+def test_statements_of_licences_in_prose_are_read_and_their_absence_refused():
+    krank, lxqt = (data.STATED[package][1] for package in ("krank", "lxqt-themes"))
+    assert data.parse_statement("Author of new images: A B\n\tLicense: Public Domain\n", krank) == ("A B", "Public Domain")
+    text = "Copyright 2022: T\nLicensed under https://creativecommons.org/licenses/by-sa/3.0/\n\nCredits:\n"
+    assert data.parse_statement(text, lxqt) == ("2022: T", "CC-BY-SA-3.0")
+    with pytest.raises(KeyError):
+        data.parse_statement("All rights reserved.", lxqt)
+    images = "License: CC0 address\nA tree.\na.webp\nb.webp\nsource\n\nc.webp - source c\n"
+    assert data.parse_wordpress_readme(f"d.webp\n=== Images ===\n\n{images}") == {
+        "a.webp": "A tree.; source",
+        "b.webp": "A tree.; source",
+        "c.webp": "source c",
+    }
+    with pytest.raises(KeyError):
+        data.parse_wordpress_readme("=== Images ===\nLicense: GPLv2\na.webp\n")
+
+
+def test_every_package_has_a_reader_and_chosen_pictures_name_their_licence(tmp_path, monkeypatch):
+    assert set(data.PACKAGES) == set(data._READERS)
+    monkeypatch.setattr(data, "PACKAGES", ("forensics-samples-files",))
+    folder = tmp_path / "forensics-samples-files"
+    pictures_folder = folder / "usr/share/forensics-samples/original-files/pic1"
+    documents = folder / "usr/share/doc/forensics-samples-files"
+    for made in (pictures_folder, documents):
+        made.mkdir(parents=True)
+    (documents / "copyright").write_text(
+        "Files: *\nCopyright: A\nLicense: MIT\n\nFiles: original-files/*\nCopyright: B\nLicense: CC-BY-SA-4.0\n"
+    )
+    for name, side in (("IMG_1.jpg", 400), ("IMG_2.jpg", 300), ("IMG_20200124_1.jpg", 400), ("logo.jpg", 400)):
+        Image.fromarray(_picture(side, side, 90)).save(pictures_folder / name)
+    (source,) = [source for source, _ in data.pictures(tmp_path)]  # others are small, left out or not chosen
+    assert source == data.Source("forensics-samples-files", "pic1/IMG_1.jpg", "CC-BY-SA-4.0", "B", "train", "photograph")
+
+
+def test_a_later_suite_comes_from_the_systems_own_mirror(tmp_path, monkeypatch):
+    calls = []
+
+    def run(words, **settings):
+        calls.append(words)
+        if "download" in words:
+            (settings["cwd"] / f"{words[-1]}_1_all.deb").touch()
+        return SimpleNamespace(stdout="mirror/debian/\nmirror/other/\n" if "indextargets" in words else "")
+
+    monkeypatch.setattr(data.subprocess, "run", run)
+    monkeypatch.setattr(data, "PACKAGES", ("a", "b/later", "c/later"))
+    data.fetch_packages(tmp_path)
+    verbs = [next(word for word in words if word in ("download", "-x", "indextargets", "update")) for words in calls]
+    assert verbs == ["download", "-x", "indextargets", "update"] + ["download", "-x"] * 2
+    assert calls[0] == ["apt-get", "-q", "download", "a"] and calls[5][-1] == "b@later"
+    assert (tmp_path / "apt/later/sources.list").read_text().split()[2:] == ["mirror/debian/", "later", "main"]
+    assert f"Dir::State::lists={tmp_path}/apt/later/lists" in calls[4]  # the system's own lists stay as they are
+    monkeypatch.setattr(data.subprocess, "run", lambda words, **settings: SimpleNamespace(stdout=""))
+    with pytest.raises(ValueError, match="apt-get update"):
+        data.suite_options(tmp_path / "other", "later")
+
+
 def test_the_largest_jpeg_of_a_theme_is_found():
     def jpeg(side):
         buffer = io.BytesIO()
@@ -540,7 +597,7 @@ def test_record_of_sources_names_licences_and_keeps_held_out_files_apart():
     sources = json.loads(data.SOURCES_FILE.read_text(encoding="utf-8"))
     held_out = [s for s in sources if s["use"] == "held-out"]
     assert len(held_out) == len(data.HELD_OUT) >= 32
-    assert sum(s["kind"] == "photograph" for s in sources if s["use"] == "train") > 200
+    assert sum(s["kind"] == "photograph" for s in sources if s["use"] == "train") > 350
     assert all(s["licence"] for s in sources)
     assert not {s["file"] for s in held_out} & {s["file"] for s in sources if s["use"] == "train"}
 
