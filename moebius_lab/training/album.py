@@ -38,8 +38,9 @@ class Album:
         self.heights, self.widths = torch.tensor([rgb.shape[:2] for _, rgb in grown], device=device).unbind(1)
         self.sides = torch.minimum(self.heights, self.widths)
         self.largest = int(self.sides.max())
-        weights = torch.tensor(areas, dtype=torch.float32).sqrt()  # more of a large picture is unseen
         texture = torch.tensor([kind == "texture" for kind, _ in grown])
+        self.textures = texture.to(device)
+        weights = torch.tensor(areas, dtype=torch.float32).sqrt()  # more of a large picture is unseen
         shares = TEXTURE_SHARE * texture + (1 - TEXTURE_SHARE) * ~texture
         self.weights = (shares * weights / torch.where(texture, weights[texture].sum(), weights[~texture].sum())).to(device)
 
@@ -49,7 +50,11 @@ class Album:
         return len(self.starts)
 
     def windows(self, count: int) -> Tensor:
-        """(count, 3, size, size) float32 in [0, 1]: square windows, all of one random scale, made smaller to `size`."""
+        """(count, 3, size, size) float32 in [0, 1]: square windows, all of one random scale, made smaller to `size`.
+
+        A texture has no top: its windows are turned or upside down as often as not, so with the flips of
+        `recoloured` it is seen in all eight symmetries.
+        """
         side = round(math.exp(math.log(self.size) + float(torch.rand(())) * math.log(self.largest / self.size)))
         pick = torch.multinomial(self.weights * (self.sides >= side), count, replacement=True)
         line = torch.arange(side, device=self.device)
@@ -57,9 +62,13 @@ class Album:
         columns = (torch.rand(count, device=self.device) * (self.widths[pick] - side + 1)).long()[:, None] + line
         cells = self.starts[pick, None, None] + rows[:, :, None] * self.widths[pick, None, None] + columns[:, None]
         windows = self.pixels[cells].permute(0, 3, 1, 2).float() / 255
-        if side == self.size:
-            return windows
-        return F.interpolate(windows, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        if side != self.size:
+            size = (self.size, self.size)
+            windows = F.interpolate(windows, size=size, mode="bilinear", antialias=True, align_corners=False)
+        no_top = self.textures[pick] & (torch.rand(2, count, device=self.device) < 0.5)
+        turned, upside_down = no_top[..., None, None, None]
+        windows = torch.where(turned, windows.transpose(2, 3), windows)
+        return torch.where(upside_down, windows.flip(2), windows)
 
     def generated(self, count: int) -> Tensor:
         """(count, 3, size, size) float32 in [0, 1]: generated pictures, of whatever kinds."""
@@ -86,9 +95,11 @@ def _at_least(rgb: np.ndarray, side: int) -> np.ndarray:
 
 
 def recoloured(x: Tensor) -> Tensor:
-    """Windows in [0, 1] with flips and mild changes of saturation, gamma and white balance; some lose their colour."""
+    """Windows in [0, 1] with flips and mild changes of contrast, saturation, gamma and white balance; some lose their colour."""
     count, device = len(x), x.device
     x = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
+    middle = x.mean((1, 2, 3), keepdim=True)
+    x = middle + (x - middle) * torch.exp(0.15 * torch.randn(count, 1, 1, 1, device=device))
     grey = x.mean(1, keepdim=True)
     saturation = 1 + 0.25 * torch.randn(count, 1, 1, 1, device=device)
     colourless = torch.rand(count, 1, 1, 1, device=device) < GREY_SHARE

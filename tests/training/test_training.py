@@ -277,9 +277,22 @@ def test_windows_lie_inside_one_picture_and_keep_its_rows():
         assert windows.shape == (8, 3, 64, 64) and windows.min() >= 0 and windows.max() <= 1
         blue = windows[:, 2].flatten(1)
         assert (blue.max(1)[0] - blue.min(1)[0] < 1e-5).all()  # of one picture alone
-        assert (windows[:, 0].diff(dim=1) > -1e-5).all()  # rows in their order
+        upright = windows[(blue[:, 0] * 255).round() != 200]  # the texture may be turned
+        assert (upright[:, 0].diff(dim=1) > -1e-5).all()  # rows in their order
         seen |= {round(float(v) * 255) for v in blue[:, 0]}
     assert seen == {10, 90, 200}
+
+
+@pytest.mark.parametrize("kind, ways", [("photograph", 2), ("texture", 8)])
+def test_textures_are_seen_in_all_eight_symmetries_and_photographs_upright(kind, ways):
+    torch.manual_seed(0)
+    rgb = np.full((64, 64, 3), 90, np.uint8)
+    rgb[:32, :32], rgb[:32, 32:], rgb[32:, :32] = 110, 130, 150
+    kept = album.Album([(kind, rgb), (kind, rgb)], CPU, 64, bank=16)
+    kept.weights = torch.ones(2)  # an album of one kind has none of the other, whose share is missing
+    windows = album.recoloured(kept.windows(200)).mean(1)
+    corners = windows[:, [8, 8, 56, 56], [8, 56, 8, 56]].argsort(1)
+    assert len(corners.unique(dim=0)) == ways
 
 
 def test_photographs_are_the_majority_of_windows():
@@ -296,6 +309,11 @@ def test_random_windows_are_coloured_anew_and_some_are_grey():
     changed = album.recoloured(x)
     grey = ((changed.amax(1) - changed.amin(1)).amax((1, 2)) < 1e-6).float().mean()
     assert 0.02 < grey < 0.12 and changed.min() >= 0 and changed.max() <= 1
+    grey = (0.4 + 0.2 * torch.rand(50, 1, 8, 8)).expand(-1, 3, -1, -1)
+    tinted = album.recoloured(grey)
+    tint = tinted[:, :2] / tinted[:, 2:]
+    assert float((tint.amax((2, 3)) - tint.amin((2, 3))).max()) < 1e-4  # one tint all over: no colours of its own
+    assert not torch.allclose(tinted.std((1, 2, 3)), grey.std((1, 2, 3)), rtol=0.1)  # but another contrast
     windows = album.random_windows(smoke_album(CPU, 64), 20)
     assert windows.shape == (20, 3, 64, 64) and windows.min() >= -1 and windows.max() <= 1 and windows.std() > 0.1
 
