@@ -44,7 +44,7 @@ export class OrtBackend extends GraphBackend {
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
     const form = manifest.precisions[precision];
-    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form))) : null;
+    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form, kernels))) : null;
     const extra = !device || form.options_require.every((feature) => device.features.has(feature)) ? form.options : {};
     const made = new OrtBackend(ort, log, manifest, precision, device, extra, capturing, file);
     if (capturing) made.useKernels(kernels, page, manifest, precision);

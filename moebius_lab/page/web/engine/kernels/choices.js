@@ -35,14 +35,14 @@ const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']
  */
 export async function begin(device, { wanted, page, precision, recorded, version }) {
   const programs = new Programs(device);
-  const earlier = wanted === 'fastest' ? await recall(page, device, version, formOf(precision, recorded)) : null;
+  const earlier = wanted === 'all' ? null : await recall(page, device, version, formOf(precision, recorded, wanted));
   for (const program of earlier?.programs ?? []) programs.pipeline(program).catch(() => {}); // who needs it hears of it
   return { earlier, programs };
 }
 
-/** @param {string} precision @param {boolean} recorded */
-function formOf(precision, recorded) {
-  return `${precision}${recorded ? ' recorded' : ''}`;
+/** @param {string} precision @param {boolean} recorded @param {Wanted} wanted */
+function formOf(precision, recorded, wanted) {
+  return `${precision}${recorded ? ' recorded' : ''}${wanted === 'fastest' ? '' : ` ${wanted}`}`;
 }
 
 /**
@@ -65,7 +65,7 @@ export async function withOurKernels(device, captures, wish) {
     const { kept, ...made } = await replaceKernels(device, captures, options);
     found = made;
     const isNew = JSON.stringify(kept) !== JSON.stringify(earlier);
-    if (wanted === 'fastest' && isNew) await remember(page, device, version, formOf(precision, recorded), kept);
+    if (wanted !== 'all' && isNew) await remember(page, device, version, formOf(precision, recorded, wanted), kept);
   } catch (error) {
     failed = reason(error);
   }

@@ -17,7 +17,10 @@ import { programOf } from '../capture.js';
 /** @typedef {import('./operations.js').Product} Product */
 /** @typedef {import('./options.js').Option} Option */
 /** @typedef {Record<string, string>} Choices the name of what was chosen, by the key of a form: a way of ours, or RUNTIMES */
-/** @typedef {'fastest'|'all'|'none'} Wanted kernels of ours where they are faster, wherever there are any, or nowhere */
+/**
+ * @typedef {'fastest'|'matrix'|'matrix exact'|'all'|'none'} Wanted kernels of ours where they are faster, products on matrix units among them, in
+ *   16 bits or three for each, wherever there are any, or nowhere
+ */
 /**
  * @typedef {object} Form of a node: others are the same but for their buffers
  * @property {string} key
@@ -54,8 +57,8 @@ export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
 const SECONDS = 1; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
-const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
-const NOTHING = 0.002; // of all work: a family that does less is not tried
+const LITTLE = 0.002; // of all work: a family that does less tries one way of ours
+const NOTHING = 0.0005; // of all work: a family that does less is not tried
 const NEAR = 3; // doublings of sides, all together, up to which a product is like another
 const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
@@ -92,11 +95,13 @@ export async function replaceKernels(device, captures, options) {
     };
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
-  const { ways, forms } = formsOf([...graphs.values()], device);
+  const asked = wanted.startsWith('matrix');
+  const more = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
+  const { ways, forms } = formsOf([...graphs.values()], device, more);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
   const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, there, report);
   const began = performance.now();
-  const wrongs = [...(before?.notes ?? [])];
+  const wrongs = before ? [...before.notes] : asked && !more ? ['this device or this browser gives no matrix units'] : [];
   const isNew = (/** @type {Node} */ node) => {
     const key = ways.get(node)?.key;
     return key !== undefined && chosen[key] !== before?.choices[key];
@@ -166,9 +171,10 @@ function understood(captured) {
 /**
  * @param {Graph[]} graphs
  * @param {GPUDevice} device
+ * @param {import('./options.js').Tiles} [more] tiles of products to try before others
  * @returns {{ways: Map<Node, Way>, forms: Map<string, Form>}} by key
  */
-function formsOf(graphs, device) {
+function formsOf(graphs, device, more) {
   /** @type {Map<Node, Way>} */
   const ways = new Map();
   /** @type {Map<string, Form>} */
@@ -176,7 +182,7 @@ function formsOf(graphs, device) {
   for (const { nodes, outputs } of graphs) {
     const times = outputs.has(NEXT_STATE) ? LOOPED : 1;
     for (const node of nodes) {
-      const options = optionsFor(node, device.limits);
+      const options = optionsFor(node, device.limits, more);
       if (!options.length) continue;
       const key = keyOf(node, options);
       ways.set(node, { key, options });
@@ -316,7 +322,8 @@ async function tryThese(device, programs, families, little, chosen, tried, there
   try {
     await trial.wake(families[0][0].node.commands, AWAKE);
     for (const [i, family] of families.entries()) {
-      const ways = await (i ? Promise.race([prepare(i), late]) : prepare(i)); // one in any case, so that visits come to an end
+      const made = i ? Promise.race([prepare(i), late]) : prepare(i); // one in any case, so that visits come to an end
+      const ways = await trial.meanwhile(made, families[0][0].node.commands);
       if (!ways || (i && performance.now() > end)) break;
       const { best } = await trial.fastest(ways.map(({ commands }) => commands));
       for (const { key } of family) chosen[key] = ways[best].name;
@@ -404,6 +411,7 @@ async function different(device, programs, graph, ways, chosen, isNew) {
   }
   if (!ours.size) return new Map();
   const shares = await differences(device, programs, graph, ours);
-  const wrong = [...shares].filter(([node, share]) => !(share <= accepted(node)));
+  const most = (/** @type {Node} */ node) => Math.max(accepted(node), optionOf(ways.get(node), chosen)?.off ?? 0);
+  const wrong = [...shares].filter(([node, share]) => !(share <= most(node)));
   return new Map(wrong.map(([node, share]) => [/** @type {Way} */ (ways.get(node)).key, share]));
 }

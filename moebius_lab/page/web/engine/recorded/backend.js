@@ -33,7 +33,7 @@ export class RecordedBackend extends GraphBackend {
     return played(async () => {
       const form = manifest.precisions[precision];
       const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
-      const device = await deviceFor(form);
+      const device = await deviceFor(form, kernels);
       const made = new RecordedBackend(manifest, precision, device, recording, runtime);
       made.useKernels(kernels, page, manifest, precision);
       made.weights = placeWeights(device, recording, Boolean(made.kernels));
