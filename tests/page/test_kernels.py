@@ -93,8 +93,6 @@ def tiles() -> dict[str, dict]:
         "uneven, two slabs": {"M": 32, "N": 40, "K": 8, "m": 8, "n": 4, "double": True},
         "in parts": {"M": 32, "N": 32, "K": 8, "m": 4, "n": 4, "parts": 3},
         "sixteen rows": {"M": 64, "N": 40, "K": 8, "m": 16, "n": 4},
-        "sliced": {"M": 32, "N": 32, "K": 32, "m": 4, "n": 4, "slices": 4},
-        "sliced, in parts": {"M": 64, "N": 32, "K": 16, "m": 8, "n": 4, "slices": 2, "parts": 2},
     }
 
 
@@ -260,7 +258,11 @@ IN_CHROMIUM = pytest.mark.parametrize("kernels", [MAIN], indirect=True)  # which
 def unit_tiles(exact: bool) -> dict[str, dict]:
     """Of units.js. No software adapter has units: `run_kernels.mjs` puts plain arithmetic in the place of their instructions."""
     plain = {"M": 32, "N": 32, "K": 16, "m": 16, "n": 16, "units": UNITS | {"exact": exact}}
-    return {"plain": plain, "two slabs": plain | {"N": 16, "K": 8, "double": True}, "in parts": plain | {"M": 16, "parts": 3}}
+    return {
+        "plain": plain,
+        "two slabs": plain | {"N": 16, "K": 8, "double": True},
+        "in parts": plain | {"M": 16, "parts": 3},
+    }
 
 
 def rounded(array: Tensor, exact: bool) -> Tensor:

@@ -72,16 +72,19 @@ function withoutUnits(launch) {
     .replace(/^enable .*\ndiagnostic.*$/m, '')
     .replaceAll('array<vec4<f16>', 'array<vec4f')
     .replaceAll('vec4<f16>(', 'rounded(')
-    .replace(/subgroupMatrixLoad<subgroup_matrix_(\w+)<f16, (\d+), (\d+)>, row_major>\(&(\w+), /g, (_, side, columns, rows, from) => {
-      const name = `load_${side}_${from}`;
-      functions.set(
-        name,
-        `fn ${name}(at: u32, stride: u32) -> array<f32, ${rows * columns}> { var m: array<f32, ${rows * columns}>;
+    .replace(
+      /subgroupMatrixLoad<subgroup_matrix_(\w+)<f16, (\d+), (\d+)>, row_major>\(&(\w+), /g,
+      (_, side, columns, rows, from) => {
+        const name = `load_${side}_${from}`;
+        functions.set(
+          name,
+          `fn ${name}(at: u32, stride: u32) -> array<f32, ${rows * columns}> { var m: array<f32, ${rows * columns}>;
   for (var r = 0u; r < ${rows}u; r++) { for (var c = 0u; c < ${columns}u; c++) { m[r * ${columns}u + c] = ${from}[at + r * stride + c / 4u][c % 4u]; } }
   return m; }`,
-      );
-      return `${name}(`;
-    });
+        );
+        return `${name}(`;
+      },
+    );
   const [, N, M] = /subgroup_matrix_result<f32, (\d+), (\d+)>/.exec(launch.code) ?? [];
   if (!N) return launch; // it adds parts
   const [, K] = /subgroup_matrix_left<f16, (\d+), \d+>/.exec(launch.code);

@@ -45,6 +45,7 @@ const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
 const { TILES, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(`${engine}/kernels/product.js`);
 const { accepted } = await import(`${engine}/kernels/comparison.js`);
+const { MATRIX_UNITS, infos } = await import(`${engine}/graph_backend.js`);
 const { replaceKernels } = await import(`${engine}/kernels/replacement.js`);
 watchPrograms();
 const device = new GPUDevice();
@@ -533,6 +534,43 @@ test('on a first visit nothing is run before the weights are there, and programs
   await assert.rejects(
     replaceKernels(own, new Map([['g', products([1024, 1024, 512])]]), { ...FAST, earlier: null, filled: refused }),
   );
+});
+
+test('products are tried on matrix units where they are asked for and a device has some, and else that is said', async (t) => {
+  const captures = new Map([['g', products([1024, 1024, 1024], [512, 512, 512])]]);
+  const config = (M, N, K, result = 'f32') => ({ componentType: 'f16', resultComponentType: result, M, N, K });
+  const info = {
+    subgroupMinSize: 32,
+    subgroupMaxSize: 32,
+    subgroupMatrixConfigs: [config(16, 16, 8), config(16, 16, 16), config(8, 8, 8, 'f16')],
+  };
+  const visit = async (wanted, of) => {
+    const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
+    t.mock.method(performance, 'now', () => clock.now);
+    own.limits.maxComputeWorkgroupStorageSize = 32768;
+    if (of) {
+      own.features.add(MATRIX_UNITS);
+      infos.set(own, of);
+    }
+    return replaceKernels(own, captures, { ...FAST, wanted, earlier: null });
+  };
+  const ways = ({ choices }) => Object.values(choices).filter((name) => / on matrix units/.test(name));
+  for (const [wanted, end] of [
+    ['matrix', /on matrix units$/],
+    ['matrix exact', /on matrix units, exact$/],
+  ]) {
+    const made = await visit(wanted, info);
+    assert.deepEqual([ways(made).length, made.note], [2, '']); // of equally fast ones the first
+    assert.ok(ways(made).every((name) => end.test(name)));
+    const codes = made.kept.programs.map(({ code }) => code).filter((code) => /subgroup_matrix/.test(code));
+    assert.ok(codes.length > 0 && codes.every((code) => /subgroup_matrix_left<f16, 16, 16>/.test(code))); // of the forms there are
+  }
+  assert.equal(ways(await visit('fastest', info)).length, 0);
+  for (const lacking of [null, { ...info, subgroupMinSize: 16 }, { ...info, subgroupMatrixConfigs: [config(8, 8, 8, 'f16')] }]) {
+    const made = await visit('matrix', lacking);
+    assert.deepEqual([ways(made).length, made.replaced], [0, 2]);
+    assert.match(made.note, /gives no matrix units/);
+  }
 });
 
 test('what was chosen at an earlier visit is used again, and a graph that is faster as a whole without ours keeps its commands', async (t) => {

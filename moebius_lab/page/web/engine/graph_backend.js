@@ -45,7 +45,7 @@ export class GraphBackend {
     /** @type {Promise<void>|null} when the weights are on the device, where that goes on meanwhile */
     this.filled = null;
     /** @type {import('./types.js').Loaded['kernels']} */
-    this.ours = { replaced: 0, commands: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
+    this.ours = { replaced: 0, commands: 0, left: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
     this.device = device;
     /** @type {unknown} an error that the device reported between two calls */
     this.deviceError = null;
@@ -61,13 +61,14 @@ export class GraphBackend {
    * @param {URL} page the manifest's
    * @param {Manifest} manifest
    * @param {string} precision
+   * @param {number} [trying] seconds in which ways are tried
    */
-  useKernels(wanted, page, { version, runtime }, precision) {
-    if (wanted === 'fastest' && this.device?.adapterInfo.isFallbackAdapter)
+  useKernels(wanted, page, { version, runtime }, precision, trying) {
+    if (wanted !== 'all' && wanted !== 'none' && this.device?.adapterInfo.isFallbackAdapter)
       this.ours.note = 'a software adapter takes longer to try kernels than they could save';
     else if (this.device && wanted !== 'none') {
       const { device, recorded } = this;
-      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version };
+      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version, trying };
       const begun = import('./kernels/choices.js').then(({ begin }) => begin(device, wish));
       begun.catch(() => {}); // it is awaited when kernels are chosen
       this.kernels = { ...wish, begun };

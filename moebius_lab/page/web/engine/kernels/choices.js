@@ -18,6 +18,7 @@ import { AT_ONCE, replaceKernels } from './replacement.js';
  * @property {boolean} recorded whether the captures come from a recording: those that are made in the page have other programs
  * @property {string} version of the page
  * @property {string} runtime version of ONNX Runtime Web
+ * @property {number} [trying] seconds in which ways are tried
  * @property {Promise<Begun>} begun
  * @property {Promise<void>|null} filled when the weights are on the device; null: they are
  * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
@@ -54,14 +55,22 @@ function formOf(precision, recorded, wanted) {
  * @returns {Promise<Omit<Replaced, 'kept'>>}
  */
 export async function withOurKernels(device, captures, wish) {
-  const { wanted, page, precision, recorded, version, runtime, begun, filled, report } = wish;
-  const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
+  const { wanted, page, precision, recorded, version, runtime, trying, begun, filled, report } = wish;
+  const without = (/** @type {string} */ note) => ({
+    captures,
+    choices: {},
+    replaced: 0,
+    commands: 0,
+    left: 0,
+    note,
+    took: AT_ONCE,
+  });
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;
   let failed = '';
   try {
     const { earlier, programs } = await begun;
-    const options = { version: runtime, wanted, earlier, programs, filled, report };
+    const options = { version: runtime, wanted, earlier, programs, trying, filled, report };
     const { kept, ...made } = await replaceKernels(device, captures, options);
     found = made;
     const isNew = JSON.stringify(kept) !== JSON.stringify(earlier);

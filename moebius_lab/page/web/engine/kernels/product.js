@@ -23,7 +23,6 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
  * @property {number} n its columns, a multiple of 4
  * @property {boolean} [double] two slabs in workgroup memory: one barrier a slab instead of two
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
- * @property {number} [slices] that each slab is cut into along K, each for as many threads as a block has, which add their sums at the end
  * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
  * @property {number} [off] how far from the runtime's it may be: see `Option`
  * @property {(tile: Tile, end: End) => Core} [core] what a workgroup does with its slabs; its own by default: see `inRegisters`
@@ -64,8 +63,8 @@ const NUMBERS = /** @type {const} */ ([
 const BIASED = { '': 0, row: 1, column: 2 };
 
 /** @param {Tile} tile */
-export function threadsOf({ M, N, m, n, units, slices = 1 }) {
-  return (M / m) * (N / n) * (units?.lanes ?? 1) * slices;
+export function threadsOf({ M, N, m, n, units }) {
+  return (M / m) * (N / n) * (units?.lanes ?? 1);
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
@@ -74,9 +73,9 @@ export function memoryOf({ M, N, K, double }) {
 }
 
 /** @param {Tile} tile */
-export function nameOf({ M, N, K, m, n, double, parts, slices, units }) {
+export function nameOf({ M, N, K, m, n, double, parts, units }) {
   const by = units ? ` on matrix units${units.exact ? ', exact' : ''}` : '';
-  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${slices ? ` by ${slices}` : ''}${parts ? ` in ${parts}` : ''}${by}`;
+  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}${by}`;
 }
 
 /**
@@ -91,12 +90,8 @@ export function tilesFor({ M, N, K, outer, inner, window }, limits) {
   const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
   const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
   const { square, wide, large, narrow, small } = TILES;
-  const count = [8, 4, 2].find((count) => blocks(square) * count <= MANY && K >= LEAST * square.K * count) ?? 1;
-  const divided = (/** @type {number} */ slices) => {
-    const parts = count / slices > 1 ? { parts: count / slices } : {};
-    return count < slices ? [] : [{ ...square, ...(slices > 1 && { K: DEEP, slices }), ...parts }];
-  };
-  const inParts = count > 1 ? [1, 2, 4].flatMap(divided) : [];
+  const parts = [8, 4, 2].find((count) => blocks(square) * count <= MANY && K >= LEAST * square.K * count);
+  const inParts = parts ? [{ ...square, parts }] : [];
   const promising = () => {
     if (window && blocks(large) >= FEW) return [large, square, wide];
     if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
@@ -127,8 +122,7 @@ const FEW = 520; // large blocks that leave a large card idle at times
 const MANY = 1600; // square blocks and parts that keep it busy
 const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
-const TRIED = 5;
-const DEEP = 32; // slabs that are cut into slices
+const TRIED = 3;
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -378,7 +372,7 @@ function endOf(parts, turned) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters({ M, N, K, m, n, double, slices = 1 }, { turned, row, before, column, put }) {
+function inRegisters({ M, N, K, m, n, double }, { turned, row, before, column, put }) {
   const [MQ, NQ] = [M / 4, N / 4];
   const [NX, NY] = [N / n, M / m]; // threads across and down
   const halves = double ? 2 : 1;
@@ -386,34 +380,15 @@ function inRegisters({ M, N, K, m, n, double, slices = 1 }, { turned, row, befor
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
   const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
-  const T = NX * NY;
   const threads =
     NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
-      ? `let tx = ((own / 32u) % ${NX / 8}u) * 8u + own % 8u; let ty = ((own / 32u) / ${NX / 8}u) * 4u + (own % 32u) / 8u;`
-      : `let tx = own % ${NX}u; let ty = own / ${NX}u;`;
-  const depth = K / slices; // of a slab that a thread multiplies
-  const rows = m / slices; // that it stores
-  const storing = (/** @type {number} */ slice) =>
-    repeat(rows, (r) => {
-      const i = slice * rows + r;
-      const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));
-      return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
-    if (m < u.M) { let o = ${row}; ${before} ${each} } }`;
-    });
-  // the others leave their sums of a slice's rows in the slabs' memory, half of them in each, and it adds them
-  const sums = rows * (n / 4);
-  const kept = (/** @type {number} */ e, /** @type {string} */ other) =>
-    `${e < sums / 2 ? 'As' : 'Bs'}[(${e % Math.ceil(sums / 2)}u * ${slices - 1}u + ${other}) * ${T}u + own]`;
-  const sumOf = (/** @type {number} */ slice, /** @type {number} */ e) => `c${slice * rows + Math.floor(e / (n / 4))}_${e % (n / 4)}`;
-  const joining = (/** @type {number} */ slice) => `workgroupBarrier();
-  if (slice != ${slice}u) { let other = slice - u32(slice > ${slice}u); ${repeat(sums, (e) => `${kept(e, 'other')} = ${sumOf(slice, e)};`)} }
-  workgroupBarrier();
-  if (slice == ${slice}u) { for (var other = 0u; other < ${slices - 1}u; other++) { ${repeat(sums, (e) => `${sumOf(slice, e)} += ${kept(e, 'other')};`)} } }`;
+      ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
+      : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
   return {
     enabled: '',
     memory: `var<workgroup> As: array<vec4f, ${halves * K * MQ}>;
 var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;`,
-    begin: `let own = tid % ${T}u; let slice = tid / ${T}u; ${threads}
+    begin: `${threads}
   ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
     keepA: (r) =>
       repeat(4, (x) => {
@@ -422,17 +397,22 @@ var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;`,
         return `As[slot * ${K * MQ}u + (${k}) * ${MQ}u + (sa${r} ^ ((${k}) & 7u))] = vec4f(${down});`;
       }),
     keepB: (r) => `Bs[slot * ${K * NQ}u + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`,
-    multiply: `for (var k = slice * ${depth}u; k < (slice + 1u) * ${depth}u; k += ${UNROLLED}u) {
+    multiply: `for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
     ${repeat(
       UNROLLED,
-      (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[slot * ${K * MQ}u + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
+      (
+        k,
+      ) => `{ ${repeat(m / 4, (i) => `let a${i} = As[slot * ${K * MQ}u + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
     ${repeat(n / 4, (j) => `let b${j} = Bs[slot * ${K * NQ}u + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
     ${lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`))} }`,
     )}
     }`,
     store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
-  ${slices > 1 ? repeat(slices, joining) : ''}
-  ${slices > 1 ? repeat(slices, (slice) => `if (slice == ${slice}u) { ${storing(slice)} }`) : storing(0)}`,
+  ${repeat(m, (i) => {
+    const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));
+    return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
+    if (m < u.M) { let o = ${row}; ${before} ${each} } }`;
+  })}`,
   };
 }
 

@@ -46,7 +46,11 @@ export function tilesOn(device, exact) {
  * @returns {Units|null} null where it has none for this, or subgroups of several sizes
  */
 export function unitsOf(device, exact) {
-  const { subgroupMinSize: lanes, subgroupMaxSize, subgroupMatrixConfigs: all = [] } = /** @type {any} */ (infos.get(device) ?? {});
+  const {
+    subgroupMinSize: lanes,
+    subgroupMaxSize,
+    subgroupMatrixConfigs: all = [],
+  } = /** @type {any} */ (infos.get(device) ?? {});
   const fits = [...all].filter(
     ({ componentType, resultComponentType, M, N, K }) =>
       componentType === 'f16' && resultComponentType === 'f32' && [M, N, K].every((side) => side % 4 === 0),
@@ -158,7 +162,7 @@ ${exact ? HIGH : ''}`,
     keepB: (r) => rounded('Bs', `slot * ${slabB}u + kb${r} * ${rowB}u + sb${r}`, `fb${r}`),
     multiply: repeat(K / ku, (k) => {
       const b = repeat(n / nu, (j) => {
-        const at = `slot * ${slabB}u + ${(k * ku * rowB)}u + sx * ${n / 4}u + ${(j * nu) / 4}u`;
+        const at = `slot * ${slabB}u + ${k * ku * rowB}u + sx * ${n / 4}u + ${(j * nu) / 4}u`;
         return lines(halves.map((low) => `let b${j}${low} = ${load(right, `Bs${low}`, at, rowB)};`));
       });
       const rows = repeat(m / mu, (i) => {
