@@ -23,7 +23,8 @@ from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
 SHOWN_WIDTH = 720  # px, of preview and result on screen
-NAMING = ("solver", "steps", "guidance")  # settings with a control of their own that a preset sets
+NAMING = ("solver", "steps", "guidance", "harmonize")  # settings with a control of their own that a preset sets
+HARMONIZE = (("with the surroundings", True), ("no, as published", False))
 CUSTOM = "Custom"  # what the list of presets calls settings that are none of them
 
 
@@ -36,8 +37,8 @@ class Inpaint(ipywidgets.VBox):
     Args:
         painter: picture and mask are taken from it when a run starts.
         backends: by the name to choose them by; a function is called for its backend when that is first used.
-        settings: what the controls begin with. Strength, guidance interval, init and harmonize follow the chosen preset; as `CUSTOM` they stay
-            as they were, as the noise offset always does.
+        settings: what the controls begin with. Strength, guidance interval and init follow the chosen preset; as `CUSTOM` they stay as
+            they were, as the noise offset always does.
 
     Raises:
         LabError: there is no backend.
@@ -63,7 +64,7 @@ class Inpaint(ipywidgets.VBox):
         super().__init__()
         self._make_controls()
         self.children = [
-            row(self.backend, self.preset, self.solver, self.steps, self.guidance, self.seed, self.coverage),
+            row(self.backend, self.preset, self.solver, self.steps, self.guidance, self.harmonize, self.seed, self.coverage),
             row(self._run_button, self._cancel_button, self._bar),
             self._message,
             self._slider,
@@ -87,6 +88,10 @@ class Inpaint(ipywidgets.VBox):
         self.guidance = ipywidgets.BoundedFloatText(
             start.guidance, min=0, max=20, step=0.1, description="Guidance", layout=narrow, style=style
         )
+        self.harmonize = ipywidgets.Dropdown(
+            options=HARMONIZE, value=start.harmonize, description="Harmonize", layout={"width": "15.5rem"}, style=style,
+            tooltip="Keeps the fill's colours within those around it, and brings its fine texture nearer to theirs",
+        )  # fmt: skip
         self.seed = ipywidgets.BoundedIntText(
             start.seed, min=0, max=2**31 - 1, description="Seed", layout=narrow, style=style
         )

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from moebius_lab import LabError
+from moebius_lab.config import PRESETS
 from moebius_lab.inpainting.extending import Extension
 from moebius_lab.inpainting.imaging import feather
-from moebius_lab.inpainting.loop import Cancelled, Settings, inpaint
+from moebius_lab.inpainting.loop import Cancelled, Settings, inpaint, preset
 from moebius_lab.notebook.inpaint_panel import Inpaint
 from moebius_lab.notebook.mask_painter import MaskPainter
 from moebius_lab.notebook.workbench import prepare
@@ -37,13 +38,24 @@ def shown(panel) -> np.ndarray:
 
 
 def test_the_result_is_the_loops_picture_for_the_settings_of_the_controls(panel, painter, backend):
-    panel.seed.value, panel.guidance.value, panel.coverage.value = 5, 1.5, "as-released"
+    panel.seed.value, panel.guidance.value, panel.coverage.value, panel.harmonize.value = 5, 1.5, "as-released", True
     picture = panel.run(timeout=60)
-    expected = inpaint(backend, painter.image, painter.mask, Settings(steps=3, seed=5, guidance=1.5, coverage="as-released"))
+    chosen = Settings(steps=3, seed=5, guidance=1.5, coverage="as-released", harmonize=True)
+    expected = inpaint(backend, painter.image, painter.mask, chosen)
     np.testing.assert_array_equal(np.asarray(picture), expected)
     assert panel.result is picture and Inpaint(painter, {"PyTorch": backend}).coverage.value == "whole"
     assert "PyTorch: filled in" in panel._message.value and panel._bar.value == panel._bar.max
     assert not panel._run_button.disabled and panel._cancel_button.disabled
+
+
+def test_a_preset_sets_the_controls_and_with_another_setting_it_is_none(panel):
+    for name in PRESETS:
+        panel.preset.value = name
+        assert panel._chosen_settings() == preset(name)
+    panel.harmonize.value = not panel.harmonize.value
+    assert panel.preset.value == ""
+    panel.harmonize.value = not panel.harmonize.value
+    assert panel.preset.value == name
 
 
 def test_an_extended_picture_is_filled_and_its_old_pixels_stay(painter, backend):
