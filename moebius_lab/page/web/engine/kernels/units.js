@@ -112,7 +112,7 @@ const FILLED = 1.5; // at most so many times the arithmetic of the tile that fit
 const HIGH = 'fn high(v: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(v) & vec4u(0xffffe000u)); }';
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
-export function memoryOf({ M, N, K, m, n, double, units }) {
+function memoryOf({ M, N, K, m, n, double, units }) {
   const { M: mu, N: nu, exact } = /** @type {Units} */ (units);
   const slabs = 2 * (M * (K + PAD) + K * (N + PAD)) * (double ? 2 : 1) * (exact ? 2 : 1);
   return slabs + 4 * mu * nu * (M / m) * (N / n);
