@@ -3,8 +3,8 @@
 The packages are downloaded and unpacked, never installed; those of a later Debian than the reader's come through a configuration of
 apt that is used for them alone. Read are plain files, Qt resource files (`.rcc`, of GCompris), game
 archives (`.pk3` and `.zip`, with DDS textures in them) and Enlightenment's themes (`.edj`, with JPEG in them). Every picture keeps its
-licence and author as its package states them, and `sources.json` beside this file is the record of what was trained on and
-what was held out. The split is by source file: no crop of a held-out picture is ever trained on.
+licence and author as its package states them, and `sources.json` beside this file is the record of what a training takes and
+what is held out (`demo/README.md` says what the shipped weights have seen). The split is by source file: no crop of a held-out picture is ever trained on.
 """
 
 from __future__ import annotations
