@@ -10,6 +10,7 @@ const LONG = 2; // ms that a measurement should take: browsers round times of th
 const OFTEN = 300; // times that a way is run at most in one measurement
 const STEP = 16; // times as often as before, at most, where a measurement was too short
 const HOPELESS = 4; // a way that took so many times the best is not measured again
+const UNTOLD = 10; // ms that a device with timestamps does not need without telling one: some give none at all
 const SOON = 8; // turns of the event loop's own queue in which a promise that is settled says so
 const BUSY = 4; // ms for which a device is given something to do at a time
 
@@ -20,6 +21,7 @@ export class Trial {
     /** @type {GPUBuffer[]} memory for what is computed, the largest first; its content does not matter */
     this.memory = [];
     this.timestamps = device.features.has('timestamp-query');
+    this.untold = false; // whether the last measurement should have had a time, and had none
     if (!this.timestamps) return;
     this.queries = device.createQuerySet({ type: 'timestamp', count: 2 });
     this.times = device.createBuffer({ size: 16, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
@@ -74,10 +76,12 @@ export class Trial {
   /** As many runs as take long enough to be measured. @param {Replay} replay */
   async #long(replay) {
     let [times, took] = [1, await this.#once(replay, 1)];
+    if (this.untold) took = await this.#once(replay, 1); // the first may have waited for something else
     while (took < LONG && times < OFTEN) {
       times = Math.min(OFTEN, Math.ceil(times * Math.min(STEP, (1.2 * LONG) / took)));
       took = await this.#once(replay, times);
     }
+    if (this.untold) this.timestamps = false;
     return { times, took };
   }
 
@@ -114,16 +118,17 @@ export class Trial {
     const { device, queries, times: resolved, read } = this;
     const began = performance.now();
     const encoder = device.createCommandEncoder();
-    const timestampWrites = queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
+    const timestampWrites = this.timestamps && queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
     const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
     for (let i = 0; i < times; i++) for (const command of replay.commands) command(encoder, pass);
     pass.end();
-    if (queries && resolved && read) {
+    if (timestampWrites && resolved && read) {
       encoder.resolveQuerySet(queries, 0, 2, resolved, 0);
       encoder.copyBufferToBuffer(resolved, 0, read, 0, 16);
     }
     device.queue.submit([encoder.finish()]);
-    if (!read) {
+    this.untold = false;
+    if (!timestampWrites || !read) {
       await device.queue.onSubmittedWorkDone();
       return performance.now() - began;
     }
@@ -131,8 +136,10 @@ export class Trial {
     const [from, to] = new BigUint64Array(read.getMappedRange());
     const elapsed = Number(to - from) / 1e6;
     read.unmap();
-    if (elapsed === 0 && times < OFTEN) return 0; // shorter than what times are rounded to
-    return elapsed > 0 ? elapsed : performance.now() - began; // some devices give no time at all
+    if (elapsed > 0) return elapsed;
+    const waited = performance.now() - began;
+    this.untold = waited > UNTOLD;
+    return this.untold || times === OFTEN ? waited : 0; // 0: shorter than what times are rounded to
   }
 
   close() {
