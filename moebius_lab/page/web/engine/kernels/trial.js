@@ -10,6 +10,7 @@ const LONG = 2; // ms that a measurement should take: browsers round times of th
 const OFTEN = 300; // times that a way is run at most in one measurement
 const STEP = 16; // times as often as before, at most, where a measurement was too short
 const HOPELESS = 4; // a way that took so many times the best is not measured again
+const PATIENT = 20; // ms that one measurement may keep whoever waits: a software adapter tells next to no time, whatever it does
 const UNTOLD = 10; // ms that a device with timestamps does not need without telling one: some give none at all
 const SOON = 8; // turns of the event loop's own queue in which a promise that is settled says so
 const BUSY = 4; // ms for which a device is given something to do at a time
@@ -21,6 +22,7 @@ export class Trial {
     /** @type {GPUBuffer[]} memory for what is computed, the largest first; its content does not matter */
     this.memory = [];
     this.timestamps = device.features.has('timestamp-query');
+    this.waited = 0; // ms for the last measurement
     this.untold = false; // whether the last measurement should have had a time, and had none
     if (!this.timestamps) return;
     this.queries = device.createQuerySet({ type: 'timestamp', count: 2 });
@@ -33,8 +35,8 @@ export class Trial {
     const [replay] = this.#prepare([commands]);
     let often = 1;
     for (const end = performance.now() + ms; performance.now() < end;) {
-      const took = (await this.#once(replay, often)) / often;
-      often = Math.max(1, Math.min(OFTEN, Math.floor(LONG / took)));
+      await this.#once(replay, often);
+      often = Math.max(1, Math.min(OFTEN, Math.floor((LONG * often) / this.waited)));
     }
   }
 
@@ -77,8 +79,8 @@ export class Trial {
   async #long(replay) {
     let [times, took] = [1, await this.#once(replay, 1)];
     if (this.untold) took = await this.#once(replay, 1); // the first may have waited for something else
-    while (took < LONG && times < OFTEN) {
-      times = Math.min(OFTEN, Math.ceil(times * Math.min(STEP, (1.2 * LONG) / took)));
+    while (took < LONG && times < OFTEN && this.waited < PATIENT) {
+      times = Math.min(OFTEN, Math.ceil(times * Math.min(STEP, (1.2 * LONG) / took, (2 * PATIENT) / this.waited)));
       took = await this.#once(replay, times);
     }
     if (this.untold) this.timestamps = false;
@@ -118,7 +120,8 @@ export class Trial {
     const { device, queries, times: resolved, read } = this;
     const began = performance.now();
     const encoder = device.createCommandEncoder();
-    const timestampWrites = this.timestamps && queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
+    const timestampWrites = this.timestamps &&
+      queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
     const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
     for (let i = 0; i < times; i++) for (const command of replay.commands) command(encoder, pass);
     pass.end();
@@ -130,16 +133,17 @@ export class Trial {
     this.untold = false;
     if (!timestampWrites || !read) {
       await device.queue.onSubmittedWorkDone();
-      return performance.now() - began;
+      this.waited = performance.now() - began;
+      return this.waited;
     }
     await read.mapAsync(GPUMapMode.READ);
     const [from, to] = new BigUint64Array(read.getMappedRange());
     const elapsed = Number(to - from) / 1e6;
     read.unmap();
+    this.waited = performance.now() - began;
     if (elapsed > 0) return elapsed;
-    const waited = performance.now() - began;
-    this.untold = waited > UNTOLD;
-    return this.untold || times === OFTEN ? waited : 0; // 0: shorter than what times are rounded to
+    this.untold = this.waited > UNTOLD;
+    return this.untold || times === OFTEN ? this.waited : 0; // 0: shorter than what times are rounded to
   }
 
   close() {
