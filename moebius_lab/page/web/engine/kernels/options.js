@@ -8,20 +8,13 @@ import { launchConcat, launchLayerNorm, launchVector } from './rows.js';
 /** @typedef {import('./launch.js').Launch} Launch */
 /** @typedef {import('./operations.js').Operation} Operation */
 /** @typedef {import('./passes.js').Merged} Merged */
-/** @typedef {import('./product.js').Tile} Tile */
-/** @typedef {(product: import('./operations.js').Product) => Tile[]} Tiles */
-/**
- * @typedef {object} Option one way of ours to compute a node
- * @property {string} name
- * @property {Launch[]} launches
- * @property {number} [off] how far from the runtime's it may be, as a share of the largest magnitude, where that is more than others may
- */
+/** @typedef {{name: string, launches: Launch[]}} Option one way of ours to compute a node */
 /** @typedef {GPUSupportedLimits} Limits */
 
-/** @type {{[kind: string]: (operation: any, limits: Limits, more?: Tiles) => Option[]}} */
+/** @type {{[kind: string]: (operation: any, limits: Limits) => Option[]}} */
 const KERNELS = {
-  product: (product, limits, more) => productOptions([product], limits, more),
-  products: ({ products }, limits, more) => productOptions(products, limits, more),
+  product: (product, limits) => productOptions([product], limits),
+  products: ({ products }, limits) => productOptions(products, limits),
   vector: (vector) => (vector.K % 4 ? [] : [{ name: '', launches: launchVector(vector) }]),
   'norm depthwise': ({ depthwise, norm, kept }) => [{ name: '', launches: launchDepthwise(depthwise, norm, kept) }],
   depthwise: (depthwise) => [{ name: '', launches: launchDepthwise(depthwise, null, null) }],
@@ -42,13 +35,12 @@ const LAST = 65535; // workgroups along a side of a grid
  *
  * @param {Node} node
  * @param {Limits} limits
- * @param {Tiles} [more] tiles of products to try before others
  * @returns {Option[]}
  */
-export function optionsFor({ operation }, limits, more) {
-  const options = operation ? (KERNELS[operation.kind]?.(operation, limits, more) ?? []) : [];
+export function optionsFor({ operation }, limits) {
+  const options = operation ? (KERNELS[operation.kind]?.(operation, limits) ?? []) : [];
   const label = `${OURS}${operation?.kind}`;
-  const named = options.map((option) => ({ ...option, launches: option.launches.map((launch) => ({ ...launch, label })) }));
+  const named = options.map(({ name, launches }) => ({ name, launches: launches.map((launch) => ({ ...launch, label })) }));
   return named.filter(({ launches }) =>
     launches.every(
       ({ values, workgroups }) =>
@@ -62,15 +54,13 @@ export function optionsFor({ operation }, limits, more) {
 /**
  * @param {import('./operations.js').Product[]} products
  * @param {Limits} limits
- * @param {Tiles} [more]
  * @returns {Option[]}
  */
-function productOptions(products, limits, more) {
+function productOptions(products, limits) {
   const [first] = products;
   if (first.M < 8) return [];
-  return [...(more?.(first) ?? []), ...tilesFor(first, limits)].map((tile) => ({
+  return tilesFor(first, limits).map((tile) => ({
     name: nameOf(tile),
-    off: tile.off,
     launches: products.flatMap((product) => launchProduct(product, tile)),
   }));
 }

@@ -23,20 +23,19 @@ export class RecordedBackend extends GraphBackend {
    * @param {Manifest} options.manifest
    * @param {string} options.precision that has a recording
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
-   * @param {number} [options.trying] seconds in which they are tried
    * @param {URL} options.page the manifest's
    * @param {Files['file']} options.file
    * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
    * @returns {Promise<RecordedBackend>}
    * @throws {EngineError} code 'unplayable': the recording does not run on this device
    */
-  static start({ manifest, precision, kernels, trying, page, file, runtime }) {
+  static start({ manifest, precision, kernels, page, file, runtime }) {
     return played(async () => {
       const form = manifest.precisions[precision];
       const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
-      const device = await deviceFor(form, kernels);
+      const device = await deviceFor(form);
       const made = new RecordedBackend(manifest, precision, device, recording, runtime);
-      made.useKernels(kernels, page, manifest, precision, trying);
+      made.useKernels(kernels, page, manifest, precision);
       made.weights = placeWeights(device, recording, Boolean(made.kernels));
       made.filled = fillWeights(device, recording, made.weights, own, file);
       made.filled.catch(() => {}); // it is awaited when kernels are chosen
