@@ -344,12 +344,12 @@ def parse_gcompris_readme(text: str) -> dict[str, tuple[str, str]]:
 
 
 def parse_statement(text: str, statement: str) -> tuple[str, str]:
-    """(author, licence): the two groups of a regular expression, whose dot takes in several lines only where it is lazy.
+    """(author, licence): the two groups of a regular expression, whose `^` and `$` are those of lines.
 
     Raises:
         KeyError: the text does not say so.
     """
-    found = re.search(statement, text, flags=re.M | (re.S if ".*?" in statement else 0))
+    found = re.search(statement, text, flags=re.M)
     if found is None:
         raise KeyError("no licence is stated where one was")
     address = r"https?://creativecommons.org/licenses/([a-z-]+)/([\d.]+)/?"
@@ -432,7 +432,7 @@ def _chosen_photographs(package: str, root: Path) -> Iterator[tuple[str, str, st
 
 def _palapeli_photographs(root: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
     for file in sorted(root.glob("usr/share/palapeli/collection/*.jpg")):
-        statement = r"^X-KDE-PluginInfo-Author=(.*?)$.*^X-KDE-PluginInfo-License=(.*?)$"
+        statement = r"(?s)^X-KDE-PluginInfo-Author=(.*?)$.*^X-KDE-PluginInfo-License=(.*?)$"
         author, licence = parse_statement(file.with_suffix(".desktop").read_text(encoding="utf-8"), statement)
         yield f"collection/{file.name}", author, f"{licence} (package: GPL-2+)", "photograph", file.read_bytes()
 
