@@ -237,7 +237,7 @@ def suite_options(folder: Path, suite: str) -> list[str]:
             "Label: Debian",
             "Component: main",
         ]
-        mirrors = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
+        mirrors = subprocess.run(ask, capture_output=True, text=True, encoding="utf-8", check=True).stdout.split()
         if not mirrors:
             raise ValueError("apt-get knows no Debian mirror: run apt-get update first")
         (own / "lists/partial").mkdir(parents=True)

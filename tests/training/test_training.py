@@ -540,7 +540,8 @@ def test_every_package_has_a_reader_and_chosen_pictures_name_their_licence(tmp_p
     for made in (pictures_folder, documents):
         made.mkdir(parents=True)
     (documents / "copyright").write_text(
-        "Files: *\nCopyright: A\nLicense: MIT\n\nFiles: original-files/*\nCopyright: B\nLicense: CC-BY-SA-4.0\n"
+        "Files: *\nCopyright: A\nLicense: MIT\n\nFiles: original-files/*\nCopyright: B\nLicense: CC-BY-SA-4.0\n",
+        encoding="utf-8",
     )
     for name, side in (("IMG_1.jpg", 400), ("IMG_2.jpg", 300), ("IMG_20200124_1.jpg", 400), ("logo.jpg", 400)):
         Image.fromarray(_picture(side, side, 90)).save(pictures_folder / name)
@@ -563,7 +564,11 @@ def test_a_later_suite_comes_from_the_systems_own_mirror(tmp_path, monkeypatch):
     verbs = [next(word for word in words if word in ("download", "-x", "indextargets", "update")) for words in calls]
     assert verbs == ["download", "-x", "indextargets", "update"] + ["download", "-x"] * 2
     assert calls[0] == ["apt-get", "-q", "download", "a"] and calls[5][-1] == "b@later"
-    assert (tmp_path / "apt/later/sources.list").read_text().split()[2:] == ["mirror/debian/", "later", "main"]
+    assert (tmp_path / "apt/later/sources.list").read_text(encoding="utf-8").split()[2:] == [
+        "mirror/debian/",
+        "later",
+        "main",
+    ]
     assert f"Dir::State::lists={tmp_path}/apt/later/lists" in calls[4]  # the system's own lists stay as they are
     monkeypatch.setattr(data.subprocess, "run", lambda words, **settings: SimpleNamespace(stdout=""))
     with pytest.raises(ValueError, match="apt-get update"):
