@@ -191,7 +191,7 @@ class Way:
     compiled: bool = False  # by PyTorch, which takes minutes for each form: of its own forms only those that are asked for
     provider: str = ""  # of the page in Chromium
     captured: bool = False  # the page captures each graph once and replays it
-    kernels: str = "none"  # of our own in captured graphs; "fastest": where they are faster on this device
+    kernels: str = "none"  # of our own in captured graphs, as `browser.Browser` takes them
     threads: int = 0  # of WebAssembly; 0: as many as the page takes
 
 
@@ -203,6 +203,7 @@ class Contender:
     description: str
     where: str  # PROCESSOR or CARD
     ways: tuple[Way, ...]
+    experiment: bool = False  # nobody gets it without asking: its load and its memory are not measured
 
     @property
     def compiled(self) -> bool:
@@ -254,6 +255,18 @@ CONTENDERS = {
             Way("Chromium, WebGPU, captured", "chromium", provider="webgpu", captured=True),
             Way("Chromium, WebGPU, our kernels", "chromium", provider="webgpu", captured=True, kernels="fastest"),
         ),
+    ),
+    "chromium-webgpu-matrix": Contender(
+        "Chromium, WebGPU, matrix units",
+        "an experiment behind a flag: products on the card's matrix units, in 16 bits and as three products that keep float32's numbers",
+        CARD,
+        (
+            Way("Chromium, WebGPU, matrix units", "chromium", provider="webgpu", captured=True, kernels="matrix"),
+            Way(
+                "Chromium, WebGPU, matrix units, exact", "chromium", provider="webgpu", captured=True, kernels="matrix exact"
+            ),
+        ),
+        experiment=True,
     ),
     "torch-cpu": Contender(
         "PyTorch eager, CPU", "PyTorch eager on the processor", PROCESSOR, (Way("PyTorch eager, CPU", "torch", ("fp32",)),)

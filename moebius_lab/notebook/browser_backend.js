@@ -4,7 +4,7 @@
 const TYPES = { js: 'text/javascript', mjs: 'text/javascript', wasm: 'application/wasm' };
 
 /** Files as they arrive, in parts below what a websocket message may hold. */
-class Files {
+export class Files {
   constructor() {
     this.parts = new Map();
     this.urls = new Map();
@@ -28,15 +28,22 @@ class Files {
     return this.urls.get(name);
   }
 
-  /** A module whose imports of others, at its start or when they are needed, are theirs here. */
-  async module(name) {
+  /**
+   * A module whose imports of others, at its start or when they are needed, are theirs here.
+   *
+   * @param {string} name
+   * @param {string[]} by modules that wait for this one: its address is made of its text, so none of them can be among its imports
+   */
+  async module(name, by = []) {
     if (this.urls.has(name)) return this.urls.get(name);
+    if (by.includes(name))
+      throw new Error(`${[...by.slice(by.indexOf(name)), name].join(' imports ')}: a notebook cannot load a circle.`);
     if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
     let text = await new Blob(this.parts.get(name)).text();
     // what comments name are types, which are not sent
     for (const [words, before, other] of [...text.matchAll(/(^(?!\s*\/?\*).*\bfrom |\bawait import\()'(\.\.?\/[\w./]+)'/gm)]) {
       const path = new URL(other, `files:/${name}`).pathname.slice(1);
-      text = text.replaceAll(words, `${before}'${await this.module(path)}'`);
+      text = text.replaceAll(words, `${before}'${await this.module(path, [...by, name])}'`);
     }
     this.parts.set(name, [text]);
     return this.url(name);

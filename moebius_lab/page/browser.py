@@ -111,7 +111,8 @@ class Browser:
         recorded: where the bundle has a recording of the precision, play that instead of capturing, without ONNX Runtime; see
             `web/engine/recorded/`.
         kernels: of our own in captured graphs: "fastest", where they are faster on this device; "all", wherever there are any;
-            or "none"; see `web/engine/kernels/replacement.js`.
+            or "none"; see `web/engine/kernels/replacement.js`. "matrix" and "matrix exact" are experiments, as "fastest" but with
+            products on the card's matrix units, in 16 bits or as three products each; see `docs/kernels.md`.
         threads: of wasm; 0 for the page's own choice, one a core.
         profile_folder: where the browser keeps what it stores, for a later `Browser` of the same URL; empty for nowhere.
         engine: one of `engines.ENGINES`.
@@ -183,8 +184,8 @@ class Browser:
         """Load the model in another way in the same browser.
 
         Args:
-            choice: `provider`, `precision`, `capture`, `recorded`, `kernels` or `threads`, as `Browser` takes them; what is not named
-                stays, but what is not captured is not recorded.
+            choice: `provider`, `precision`, `capture`, `recorded`, `kernels` or `threads`, as `Browser` takes them, or `trying`,
+                seconds in which kernels are tried; what is not named stays, but what is not captured is not recorded.
         """
         self.choice |= choice
         self.choice["recorded"] = self.choice["recorded"] and self.choice["capture"]

@@ -371,5 +371,7 @@ def test_runs_in_chromium_are_called_by_what_was_done_in_every_measurement():
     assert {webgpu.seen(captured) for captured in (True, False)} == {results.CAPTURED, results.DISPATCHED}
     assert webgpu.seen(True, replaced=True) == webgpu.label == results.REPLACED
     assert wasm.label == wasm.seen(False) == "Chromium, wasm, all threads"
+    asked = {way.kernels for contender in CONTENDERS.values() if contender.experiment for way in contender.ways}
+    assert asked == {"matrix", "matrix exact"}  # which the page does not take by itself
     listed = {candidate.backend for candidate in candidates(None, ("chromium-webgpu",), ("fp32",), Path, {})}
     assert listed == {results.CAPTURED, results.DISPATCHED, results.REPLACED}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from moebius_lab.page import bundle
 from moebius_lab.page.driving import IMPORT, Tab, session_of
-from moebius_lab.page.engines import ENGINES
+from moebius_lab.page.engines import ENGINES, MAIN
 from moebius_lab.page.serve import Server
 from moebius_lab.port.precision import quantize_groups
 
@@ -246,6 +246,67 @@ def test_a_convolution_of_a_picture_whose_channels_come_last(kernels, stride, pa
     outputs = {"C": (*expected.shape[1:], N)}
     got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, outputs)["C"]
     assert_close(got, expected.permute(1, 2, 0))
+
+
+# -- products on matrix units -------------------------------------------------------------------------------------------
+
+UNITS = {"M": 8, "N": 8, "K": 8, "lanes": 4}
+EXACT = {"rounded": False, "exact": True}
+IN_CHROMIUM = pytest.mark.parametrize("kernels", [MAIN], indirect=True)  # which alone has units
+
+
+def unit_tiles(exact: bool) -> dict[str, dict]:
+    """Of units.js. No software adapter has units: `run_kernels.mjs` puts plain arithmetic in the place of their instructions."""
+    plain = {"M": 32, "N": 32, "K": 16, "m": 16, "n": 16, "units": UNITS | {"exact": exact}}
+    return {
+        "plain": plain,
+        "two slabs": plain | {"N": 16, "K": 8, "double": True},
+        "in parts": plain | {"M": 16, "parts": 3},
+    }
+
+
+def rounded(array: Tensor, exact: bool) -> Tensor:
+    """What the units multiply."""
+    return array.float().double() if exact else array.half().double()
+
+
+@IN_CHROMIUM
+@pytest.mark.parametrize("exact", EXACT)
+@pytest.mark.parametrize("tile", unit_tiles(False))
+def test_a_product_on_matrix_units_with_all_that_can_follow_it(kernels, tile, exact):
+    M, N, K, Z = 45, 52, 100, 2
+    A, B, bias, one, two = numbers(Z, M, K), numbers(Z, K, N), numbers(M), numbers(Z, M, N), numbers(Z, M, N) * 2
+    operation = product(M, N, K, outer=Z, biased="row", bias="@bias", silu=True, sums=["@one", "@two"])
+    arrays = {"A": A, "B": B, "bias": bias, "one": one, "two": two}
+    args = [operation, unit_tiles(EXACT[exact])[tile]]
+    got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (Z, M, N)})["C"]
+    multiplied = rounded(A, EXACT[exact]) @ rounded(B, EXACT[exact])
+    assert_close(got, F.silu(multiplied + bias.float().double()[:, None]) + one.float().double() + two.float().double())
+
+
+@IN_CHROMIUM
+@pytest.mark.parametrize("exact", EXACT)
+def test_a_convolution_on_matrix_units_of_a_picture_whose_channels_come_last(kernels, exact):
+    height, width, channels, N = 9, 6, 32, 12
+    picture, (kernel, stored) = numbers(channels, height, width), narrowed(numbers(N, channels, 3, 3), "16 bits")
+    window = {"height": height, "width": width, "channels": channels, "columns": 3, "top": 1, "left": 1, "stride": 1}
+    more = {"window": window | {"across": width}, "biased": "column", "bias": "@bias", "turned": True}
+    operation = product(height * width, N, 9 * channels, B="@stored", narrow={"A": None, "B": NARROW["16 bits"]}, **more)
+    arrays = stored | {"A": picture.permute(1, 2, 0), "bias": numbers(N)}
+    args = [operation, unit_tiles(EXACT[exact])["plain"]]
+    got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (height, width, N)})["C"]
+    expected = F.conv2d(rounded(picture, EXACT[exact]), kernel, numbers(N).float().double(), padding=1)
+    assert_close(got, expected.permute(1, 2, 0))
+
+
+@IN_CHROMIUM
+def test_a_product_on_matrix_units_in_16_bits_is_rounded_once(kernels):
+    M, N, K = 45, 52, 100
+    A, B = numbers(M, K).half(), numbers(K, N).half()
+    operation = product(M, N, K, half=True, narrow={"A": NARROW["16 bits"], "B": NARROW["16 bits"]})
+    args = [operation, unit_tiles(False)["plain"]]
+    got = kernels.run("product.js", "launchProduct", args, {"A": A, "B": B}, {"C": (M, N)}, np.float16)["C"]
+    assert_rounded_once(got, A.double() @ B.double())
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -1036,3 +1036,19 @@ def test_what_leaves_the_page():
     for name, file in page_files().items():
         hosts = set(re.findall(r"https?://([\w.-]+)", file.read_text(encoding="utf-8")))
         assert hosts <= {"www.w3.org", "127.0.0.1", "localhost"}, (name, hosts)
+
+
+TOLD = """const { postMessage } = Worker.prototype; window.told = [];
+Worker.prototype.postMessage = function (message, ...more) {
+  if (message?.args?.manifestUrl) window.told.push(message.args.kernels ?? '');
+  return postMessage.call(this, message, ...more);
+};"""
+
+
+@pytest.mark.parametrize(("query", "kernels"), [("?kernels=matrix+exact", "matrix exact"), ("?kernels=all", ""), ("", "")])
+def test_the_address_can_ask_for_experimental_kernels_and_for_no_others(visit, site, query, kernels):
+    page = visit(init=TOLD)
+    page.goto(site.url + query)
+    page.locator("#load").click()
+    expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
+    assert page.evaluate("told") == [kernels]

@@ -38,7 +38,9 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
   const given = JSON.parse(JSON.stringify(args), (_, value) => (/^@/.test(value) ? buffers[value.slice(1)] : value));
   const programs = new Programs(device);
   const capture = new Capture();
-  const launches = kernels[launch](...given);
+  const [, tile] = given;
+  if (tile?.units) tile.core = (await import(`${base}engine/kernels/units.js`)).inUnits;
+  const launches = kernels[launch](...given).map((each) => (tile?.units ? withoutUnits(each) : each));
   capture.commands = await Promise.all(launches.map((each) => programs.dispatch(each))).catch(async (error) => {
     throw new Error((await complaints(launches)) || ((await device.popErrorScope())?.message ?? error.message));
   });
@@ -58,6 +60,48 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
   const error = await device.popErrorScope();
   if (error) throw new Error(error.message);
   return results;
+}
+
+/**
+ * A program for matrix units as one that needs none, nor numbers of 16 bits: each thread has whole matrices, and computes all of them.
+ */
+function withoutUnits(launch) {
+  const functions = new Map();
+  const matrix = /subgroup_matrix_(\w+)<f\w+, (\d+), (\d+)>/g; // columns, then rows
+  let code = launch.code
+    .replace(/^enable .*\ndiagnostic.*$/m, '')
+    .replaceAll('array<vec4<f16>', 'array<vec4f')
+    .replaceAll('vec4<f16>(', 'rounded(')
+    .replace(
+      /subgroupMatrixLoad<subgroup_matrix_(\w+)<f16, (\d+), (\d+)>, row_major>\(&(\w+), /g,
+      (_, side, columns, rows, from) => {
+        const name = `load_${side}_${from}`;
+        functions.set(
+          name,
+          `fn ${name}(at: u32, stride: u32) -> array<f32, ${rows * columns}> { var m: array<f32, ${rows * columns}>;
+  for (var r = 0u; r < ${rows}u; r++) { for (var c = 0u; c < ${columns}u; c++) { m[r * ${columns}u + c] = ${from}[at + r * stride + c / 4u][c % 4u]; } }
+  return m; }`,
+        );
+        return `${name}(`;
+      },
+    );
+  const [, N, M] = /subgroup_matrix_result<f32, (\d+), (\d+)>/.exec(launch.code) ?? [];
+  if (!N) return launch; // it adds parts
+  const [, K] = /subgroup_matrix_left<f16, (\d+), \d+>/.exec(launch.code);
+  code = code
+    .replace(matrix, (_, side, columns, rows) => `array<f32, ${columns * rows}>`)
+    .replaceAll('subgroupMatrixMultiplyAccumulate(', 'multiplied(')
+    .replaceAll('subgroupMatrixStore<row_major>(&Cs, ', 'if (lane == 0u) { store(')
+    .replace(/(if \(lane == 0u\) \{ store\(.*\);)/g, '$1 }');
+  const helpers = `fn rounded(v: vec4f) -> vec4f { return vec4f(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw))); }
+fn multiplied(a: array<f32, ${M * K}>, b: array<f32, ${K * N}>, c: array<f32, ${M * N}>) -> array<f32, ${M * N}> {
+  var left = a; var right = b; var sum = c;
+  for (var r = 0u; r < ${M}u; r++) { for (var n = 0u; n < ${N}u; n++) { for (var k = 0u; k < ${K}u; k++) {
+    sum[r * ${N}u + n] = fma(left[r * ${K}u + k], right[k * ${N}u + n], sum[r * ${N}u + n]); } } }
+  return sum; }
+fn store(at: u32, c: array<f32, ${M * N}>, stride: u32) { var m = c;
+  for (var r = 0u; r < ${M}u; r++) { for (var n = 0u; n < ${N}u; n++) { Cs[at + r * stride + n / 4u][n % 4u] = m[r * ${N}u + n]; } } }`;
+  return { ...launch, code: code.replace('@compute', () => `${[...functions.values(), helpers].join('\n')}\n@compute`) };
 }
 
 /** What the browser's compiler says of programs, with the lines of which it says it. */

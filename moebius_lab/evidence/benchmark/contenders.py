@@ -46,6 +46,8 @@ READER = "this notebook's browser"
 PROFILE_RUNS = 3
 WORKS = {ENCODE: "vae_encoder", STEP: "step", UNGUIDED: STEP_UNGUIDED, DECODE: "vae_decoder"}
 """What is timed on every backend, and which of `RUNS` it is."""
+TRYING = 60  # s in which the page tries all kernels before anything is timed
+MATRIX = "on matrix units"  # in the name of a way, as `web/engine/kernels/product.js` puts it
 STEPS_A_ROUND = 3  # when a step takes milliseconds: the round's time is their median
 Work = Callable[[], object]
 """Something to time: it returns when finished, or returns as a float the milliseconds that it measured itself."""
@@ -300,6 +302,13 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         raise LabError("the step was not captured: some of it runs on the processor")
     if job.way.kernels != "none" and not browser.loaded["kernels"]["replaced"]:
         raise LabError(f"no kernel of our own is used: {browser.loaded['kernels']['note'] or 'none is faster here'}")
+    opening = {CHOOSING: sum(browser.loaded["kernels"]["took"].values())} if job.way.kernels != "none" else {}
+    if browser.loaded["kernels"]["left"]:  # what later visits would try
+        browser.reload(trying=TRYING)
+    if job.way.kernels.startswith("matrix") and not any(
+        MATRIX in way for way in browser.loaded["kernels"]["choices"].values()
+    ):
+        raise LabError(f"no product runs on matrix units: {browser.loaded['kernels']['note'] or 'none is faster there'}")
     feeds = example_feeds(bench.config)
     times = STEPS_A_ROUND if where == CARD else 1
     told = chosen(browser.loaded["kernels"]["choices"])
@@ -322,7 +331,7 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
         partial(_per_repetition, where=where, run=run) if _has_limits(form) and not capture else None,
         None if capture else lambda: operator_times(browser.profile("step", feeds["step"], PROFILE_RUNS), PROFILE_RUNS),
         browser.run,
-        {CHOOSING: sum(browser.loaded["kernels"]["took"].values())} if job.way.kernels != "none" else {},
+        opening,
     )
 
 

@@ -289,11 +289,12 @@ def run(
                 this.pictures(Settings(steps=steps, strength=1.0), min(repeats, 3), 0)
         if "profile" in measures:
             this.profile()
-    chromium = tuple(name for name in backends if CONTENDERS[name].provider)
+    usual = tuple(name for name in backends if not CONTENDERS[name].experiment)
+    chromium = tuple(name for name in usual if CONTENDERS[name].provider)
     if "load" in measures and chromium and this.left():
         footprint.loads(bench, bundle, chromium, precisions, results, this.lacks)
     if "memory" in measures and this.left():
-        footprint.peaks(bench, bundle, backends, precisions, results, this.lacks, this.left)
+        footprint.peaks(bench, bundle, usual, precisions, results, this.lacks, this.left)
     results.write()
     return results.data
 

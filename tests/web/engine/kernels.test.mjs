@@ -45,6 +45,7 @@ const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
 const { TILES, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(`${engine}/kernels/product.js`);
 const { accepted } = await import(`${engine}/kernels/comparison.js`);
+const { MATRIX_UNITS, infos } = await import(`${engine}/device.js`);
 const { replaceKernels } = await import(`${engine}/kernels/replacement.js`);
 watchPrograms();
 const device = new GPUDevice();
@@ -93,6 +94,18 @@ const dequantize = program(
   'let x_vec = unpack4xI8(x);\nlet zero_point_value = input_element_t(0);',
 );
 const transpose = program('Transpose', { a: 'f32', output: 'f32' }, ['a_shape: vec2<u32>'], 'a[0]=i[1];\na[1]=i[0];');
+const blockwise = program(
+  'Transpose',
+  { a: 'f32', output: 'f32' },
+  ['a_shape: vec2<u32>', 'a_stride: u32'],
+  'set_output_by_indices(output_indices_t(output_row, output_col), tile[local_id.x][local_id.y]);',
+);
+const gemm = program(
+  'Gemm',
+  { a: four, b: four, c: four, output: four },
+  ['dim_a_outer: u32', 'dim_b_outer: u32', 'dim_inner: u32', 'alpha: f32', 'beta: f32', 'c_shape: vec2<u32>'],
+  'mm_readA(batch, globalRow + innerRow, 0);\nmm_readB(batch, globalColStart + innerRow, 0);',
+);
 const unknown = program('Unknown', { x: four, y: four }, ['size: u32']);
 
 const tensor = (numbers) => new Placeholder({ size: 4 * numbers, usage: 128 });
@@ -181,6 +194,8 @@ const commandsOf = (graph) => graph.ordered().flatMap(({ commands }) => commands
 const widened = (x, y) => dispatch(cast, [x, y], [(K * N) / 4, K * N]);
 const scaled = (x, scale, y, group) => dispatch(dequantize, [x, scale, y], [(K * N) / group, group, group, 0, 0, K * N]);
 const turned = (x, y) => dispatch(transpose, [x, y], [N, K]);
+const inBlocks = (x, y) => dispatch(blockwise, [x, y], [N, K, K]);
+const byColumns = (A, B, bias, y) => dispatch(gemm, [A, B, bias, y], [M, N, K, ONE, ONE, 0, 1, N / 4]);
 
 test('weights that are widened in each run are read as they are stored, and no memory is planned for what they become', async () => {
   const [A, halves, bytes, scale] = [given(M * K), given((K * N) / 2), given((K * N) / 4), given((K * N) / 8)];
@@ -189,6 +204,8 @@ test('weights that are widened in each run are read as they are stored, and no m
     halves: [widened(halves, B), multiplied(A, B, y)],
     bytes: [scaled(bytes, scale, B, 8), multiplied(A, B, y)],
     'bytes by columns': [scaled(bytes, scale, B, 8), turned(B, other), multiplied(A, other, y)],
+    'bytes by columns, block by block': [scaled(bytes, scale, B, 8), inBlocks(B, other), multiplied(A, other, y)],
+    'bytes by columns, as Gemm reads them': [scaled(bytes, scale, B, 8), byColumns(A, B, given(N), y)],
     'an A of halves': [widened(halves, C), multiplied(C, A, y)],
   };
   for (const [name, commands] of Object.entries(shapes)) {
@@ -202,7 +219,7 @@ test('weights that are widened in each run are read as they are stored, and no m
     const programs = new Programs(device);
     const ours = await Promise.all(launchProduct(operation, TILES.small).map((launch) => programs.dispatch(launch)));
     assert.ok(before > y.size && planned(ours) === y.size, name);
-    assert.deepEqual([operation.turned, reads.includes(scale)], [name === 'bytes by columns', name.startsWith('bytes')], name);
+    assert.deepEqual([operation.turned, reads.includes(scale)], [/by columns/.test(name), name.startsWith('bytes')], name);
   }
 });
 
@@ -448,7 +465,7 @@ test('a visit tries for so long, what has the most work first, and later visits 
   assert.match(first.kept.tried[0], / 1024 1024 1024 1$/); // the most work
   assert.ok(first.of.trying <= 1000 + 4 * 300 + 2 * 60, `${first.of.trying}`); // what had begun when the time was over ends
   const way = Object.entries(first.choices).filter(([key]) => key.startsWith('product'));
-  assert.equal(way.filter(([, name]) => name === "the runtime's").length, 2); // the two smallest are tiny
+  assert.equal(way.filter(([, name]) => name === "the runtime's").length, 1); // the smallest is tiny
   for (const [before, after] of visits.map((visit, i) => [visit, visits[i + 1]]).slice(0, -1)) {
     assert.deepEqual(after.kept.tried.slice(0, before.kept.tried.length), before.kept.tried);
     if (before.kept.tried.length < 5) assert.ok(after.kept.tried.length > before.kept.tried.length);
@@ -533,6 +550,43 @@ test('on a first visit nothing is run before the weights are there, and programs
   await assert.rejects(
     replaceKernels(own, new Map([['g', products([1024, 1024, 512])]]), { ...FAST, earlier: null, filled: refused }),
   );
+});
+
+test('products are tried on matrix units where they are asked for and a device has some, and else that is said', async (t) => {
+  const captures = new Map([['g', products([1024, 1024, 1024], [512, 512, 512])]]);
+  const config = (M, N, K, result = 'f32') => ({ componentType: 'f16', resultComponentType: result, M, N, K });
+  const info = {
+    subgroupMinSize: 32,
+    subgroupMaxSize: 32,
+    subgroupMatrixConfigs: [config(16, 16, 8), config(16, 16, 16), config(8, 8, 8, 'f16')],
+  };
+  const visit = async (wanted, of) => {
+    const { device: own, clock } = timed((label) => (label === 'MatMul' ? 3 : 1));
+    t.mock.method(performance, 'now', () => clock.now);
+    own.limits.maxComputeWorkgroupStorageSize = 32768;
+    if (of) {
+      own.features.add(MATRIX_UNITS);
+      infos.set(own, of);
+    }
+    return replaceKernels(own, captures, { ...FAST, wanted, earlier: null });
+  };
+  const ways = ({ choices }) => Object.values(choices).filter((name) => / on matrix units/.test(name));
+  for (const [wanted, end] of [
+    ['matrix', /on matrix units$/],
+    ['matrix exact', /on matrix units, exact$/],
+  ]) {
+    const made = await visit(wanted, info);
+    assert.deepEqual([ways(made).length, made.note], [2, '']); // of equally fast ones the first
+    assert.ok(ways(made).every((name) => end.test(name)));
+    const codes = made.kept.programs.map(({ code }) => code).filter((code) => /subgroup_matrix/.test(code));
+    assert.ok(codes.length > 0 && codes.every((code) => /subgroup_matrix_left<f16, 16, 16>/.test(code))); // of the forms there are
+  }
+  assert.equal(ways(await visit('fastest', info)).length, 0);
+  for (const lacking of [null, { ...info, subgroupMinSize: 16 }, { ...info, subgroupMatrixConfigs: [config(8, 8, 8, 'f16')] }]) {
+    const made = await visit('matrix', lacking);
+    assert.deepEqual([ways(made).length, made.replaced], [0, 2]);
+    assert.match(made.note, /gives no matrix units/);
+  }
 });
 
 test('what was chosen at an earlier visit is used again, and a graph that is faster as a whole without ours keeps its commands', async (t) => {

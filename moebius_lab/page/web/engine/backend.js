@@ -1,7 +1,8 @@
 // The three graphs on ONNX Runtime Web: one provider, and what it says about itself.
 
 import { EngineError } from './errors.js';
-import { GraphBackend, STEP, deviceFor } from './graph_backend.js';
+import { GraphBackend, STEP } from './graph_backend.js';
+import { deviceFor } from './device.js';
 import { watchPrograms } from './capture.js';
 import { captureGraph } from './captured_graph.js';
 
@@ -30,11 +31,25 @@ export class OrtBackend extends GraphBackend {
    * @param {number} options.threads
    * @param {boolean} options.capture capture the graphs of which all runs on the device, and replay them without the runtime
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands in captured graphs
+   * @param {number} [options.trying] seconds in which they are tried
    * @param {URL} options.page the manifest's
    * @param {(sha256: string) => Promise<ArrayBuffer>} options.file
    * @param {GPUDevice} [options.device] of WebGPU; one with all that is made use of where none is given
    */
-  static async start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file, device: given }) {
+  static async start({
+    provider,
+    manifest,
+    precision,
+    module,
+    wasm,
+    threads,
+    capture,
+    kernels,
+    trying,
+    page,
+    file,
+    device: given,
+  }) {
     const log = new RuntimeLog();
     const capturing = capture && provider === 'webgpu';
     if (capturing) watchPrograms();
@@ -44,10 +59,10 @@ export class OrtBackend extends GraphBackend {
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
     const form = manifest.precisions[precision];
-    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form))) : null;
+    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form, kernels))) : null;
     const extra = !device || form.options_require.every((feature) => device.features.has(feature)) ? form.options : {};
     const made = new OrtBackend(ort, log, manifest, precision, device, extra, capturing, file);
-    if (capturing) made.useKernels(kernels, page, manifest, precision);
+    if (capturing) made.useKernels(kernels, page, manifest, precision, trying);
     return made;
   }
 

@@ -113,9 +113,9 @@ export class Engine extends EventTarget {
    * Fetch what is missing and start the model on one provider. A model that was loaded before is dropped first.
    *
    * @param {{provider: 'webgpu'|'wasm', precision: string, capture?: boolean, recorded?: boolean,
-   *   kernels?: import('./kernels/replacement.js').Wanted}} choice `recorded`: from the bundle's recording, where there is one that this
+   *   kernels?: import('./kernels/replacement.js').Wanted, trying?: number}} choice `recorded`: from the bundle's recording, where there is one that this
    *   device was not seen to refuse; `capture`: captured at all; `kernels` of our own in captured graphs: 'fastest', where they are faster
-   *   on this device, unless another is named
+   *   on this device, unless another is named; `trying`: seconds in which ways to compute are tried at this visit
    * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
    * @param {boolean} [again] once more after an error that may pass
    * @returns {Promise<Loaded>}

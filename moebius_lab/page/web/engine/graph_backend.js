@@ -10,7 +10,6 @@ import { ReplayedLoop, placeTogether } from './captured_graph.js';
 /** @typedef {{nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
 export const STEP = 'step';
-const USED = ['subgroups', 'timestamp-query']; // in programs of single operators; in profiles and where kernels are tried
 
 /**
  * One way to run the graphs on one device. A subclass opens graphs, and runs what is not captured.
@@ -41,7 +40,7 @@ export class GraphBackend {
     /** @type {Promise<void>|null} when the weights are on the device, where that goes on meanwhile */
     this.filled = null;
     /** @type {import('./types.js').Loaded['kernels']} */
-    this.ours = { replaced: 0, commands: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
+    this.ours = { replaced: 0, commands: 0, left: 0, note: '', choices: {}, took: { trying: 0, comparing: 0, making: 0 } };
     this.device = device;
     /** @type {unknown} an error that the device reported between two calls */
     this.deviceError = null;
@@ -57,14 +56,16 @@ export class GraphBackend {
    * @param {URL} page the manifest's
    * @param {Manifest} manifest
    * @param {string} precision
+   * @param {number} [trying] seconds in which ways are tried
    */
-  useKernels(wanted, page, { version, runtime }, precision) {
-    if (wanted === 'fastest' && this.device?.adapterInfo.isFallbackAdapter)
+  useKernels(wanted, page, { version, runtime }, precision, trying) {
+    if (wanted !== 'all' && wanted !== 'none' && this.device?.adapterInfo.isFallbackAdapter)
       this.ours.note = 'a software adapter takes longer to try kernels than they could save';
     else if (this.device && wanted !== 'none') {
       const { device, recorded } = this;
-      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version };
-      const begun = import('./kernels/choices.js').then(({ begin }) => begin(device, wish));
+      const wish = { wanted, page, precision, recorded, version, runtime: runtime.version, trying };
+      const soon = async () => (await import('./kernels/choices.js')).begin(device, wish);
+      const begun = soon();
       begun.catch(() => {}); // it is awaited when kernels are chosen
       this.kernels = { ...wish, begun };
     }
@@ -221,17 +222,4 @@ export class GraphBackend {
       /** @type {CapturedGraph} */ (this.capturedFor(STEP, feeds));
     return new ReplayedLoop(graphFor, captured, () => this.throwDeviceError());
   }
-}
-
-/**
- * A device with what a precision needs and no more, except what is made use of where it is there.
- *
- * @param {import('./types.js').Precision} form
- * @returns {Promise<GPUDevice>}
- */
-export async function deviceFor({ requires, options_require, needs }) {
-  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
-  if (!adapter) throw new Error('Failed to get GPU adapter');
-  const wanted = [...requires, ...options_require, ...USED].filter((feature) => adapter.features.has(feature));
-  return adapter.requestDevice(/** @type {any} */ ({ requiredFeatures: [...new Set(wanted)], requiredLimits: needs.limits }));
 }

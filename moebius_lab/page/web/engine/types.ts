@@ -208,6 +208,8 @@ export interface Loaded {
   kernels: {
     replaced: number;
     commands: number;
+    /** shapes of operations that no visit has tried so far */
+    left: number;
     note: string;
     choices: Record<string, string>;
     took: { trying: number; comparing: number; making: number };

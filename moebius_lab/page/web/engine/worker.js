@@ -29,13 +29,13 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, recorded: boolean, capture?: boolean, kernels?: Wanted}} choice
+ * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, recorded: boolean, capture?: boolean, kernels?: Wanted, trying?: number}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
 async function load(choice, report, signal) {
-  const { manifest, manifestUrl, provider, precision, threads, recorded, capture = true, kernels = 'fastest' } = choice;
+  const { manifest, manifestUrl, provider, precision, threads, recorded, capture = true, kernels = 'fastest', trying } = choice;
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -54,12 +54,12 @@ async function load(choice, report, signal) {
     const wasm = await file(build.wasm.sha256);
     const module = new URL(build.module, page);
     const { OrtBackend } = await import('./backend.js');
-    return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, page, file });
+    return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, trying, page, file });
   };
   const player = async (/** @type {Files} */ { file }) => {
     const { RecordedBackend } = await import('./recorded/backend.js');
     const later = async () => runtime(await provide(false), false);
-    return RecordedBackend.start({ manifest, precision, kernels, page, file, runtime: later });
+    return RecordedBackend.start({ manifest, precision, kernels, trying, page, file, runtime: later });
   };
   const files = await provide(recorded);
   signal.throwIfAborted();

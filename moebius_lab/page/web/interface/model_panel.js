@@ -7,6 +7,7 @@ import { VERSION, button, dismiss, duration, element, isCancelled, fileSize, not
 /** @import { Choice, LoadProgress } from '../engine/types.js' */
 
 const PATIENCE = 45; // seconds that starting may take before the person is told that it can be tried again
+const EXPERIMENTS = ['matrix', 'matrix exact']; // kernels that the page's address can ask for: docs/kernels.md
 const RELOAD = { label: 'Reload the page', run: () => location.reload() };
 const ANOTHER_WAY = ['no-webgpu', 'device-lost', 'out-of-memory', 'shader']; // errors after which another way of running may work
 const TOO_HEAVY = ['device-lost', 'out-of-memory'];
@@ -187,7 +188,12 @@ export class ModelPanel extends EventTarget {
     say('Loading the model.');
     try {
       const onProgress = (/** @type {LoadProgress} */ progress) => this.#progress(progress);
-      const { storage, device, evidence } = await engine.load(choice, { onProgress, signal: abort.signal });
+      const kernels = EXPERIMENTS.find((name) => name === new URLSearchParams(location.search).get('kernels'));
+      const asked = {
+        ...choice,
+        ...(kernels && { kernels: /** @type {import('../engine/kernels/replacement.js').Wanted} */ (kernels) }),
+      };
+      const { storage, device, evidence } = await engine.load(asked, { onProgress, signal: abort.signal });
       const kept =
         storage === 'cache' ? 'It is stored for the next visit.' : 'It could not be stored: the next visit downloads it again.';
       write('load-text', `Ready: ${device}, ${choice.precision}. ${kept}`);

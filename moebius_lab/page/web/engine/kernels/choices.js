@@ -18,6 +18,7 @@ import { AT_ONCE, replaceKernels } from './replacement.js';
  * @property {boolean} recorded whether the captures come from a recording: those that are made in the page have other programs
  * @property {string} version of the page
  * @property {string} runtime version of ONNX Runtime Web
+ * @property {number} [trying] seconds in which ways are tried
  * @property {Promise<Begun>} begun
  * @property {Promise<void>|null} filled when the weights are on the device; null: they are
  * @property {(share: number) => void} report how much of the choosing is done, from 0 to 1
@@ -35,14 +36,14 @@ const SCOPES = /** @type {const} */ (['validation', 'out-of-memory', 'internal']
  */
 export async function begin(device, { wanted, page, precision, recorded, version }) {
   const programs = new Programs(device);
-  const earlier = wanted === 'fastest' ? await recall(page, device, version, formOf(precision, recorded)) : null;
+  const earlier = wanted === 'all' ? null : await recall(page, device, version, formOf(precision, recorded, wanted));
   for (const program of earlier?.programs ?? []) programs.pipeline(program).catch(() => {}); // who needs it hears of it
   return { earlier, programs };
 }
 
-/** @param {string} precision @param {boolean} recorded */
-function formOf(precision, recorded) {
-  return `${precision}${recorded ? ' recorded' : ''}`;
+/** @param {string} precision @param {boolean} recorded @param {Wanted} wanted */
+function formOf(precision, recorded, wanted) {
+  return `${precision}${recorded ? ' recorded' : ''}${wanted === 'fastest' ? '' : ` ${wanted}`}`;
 }
 
 /**
@@ -54,18 +55,26 @@ function formOf(precision, recorded) {
  * @returns {Promise<Omit<Replaced, 'kept'>>}
  */
 export async function withOurKernels(device, captures, wish) {
-  const { wanted, page, precision, recorded, version, runtime, begun, filled, report } = wish;
-  const without = (/** @type {string} */ note) => ({ captures, choices: {}, replaced: 0, commands: 0, note, took: AT_ONCE });
+  const { wanted, page, precision, recorded, version, runtime, trying, begun, filled, report } = wish;
+  const without = (/** @type {string} */ note) => ({
+    captures,
+    choices: {},
+    replaced: 0,
+    commands: 0,
+    left: 0,
+    note,
+    took: AT_ONCE,
+  });
   for (const scope of SCOPES) device.pushErrorScope(scope);
   let found = null;
   let failed = '';
   try {
     const { earlier, programs } = await begun;
-    const options = { version: runtime, wanted, earlier, programs, filled, report };
+    const options = { version: runtime, wanted, earlier, programs, trying, filled, report };
     const { kept, ...made } = await replaceKernels(device, captures, options);
     found = made;
     const isNew = JSON.stringify(kept) !== JSON.stringify(earlier);
-    if (wanted === 'fastest' && isNew) await remember(page, device, version, formOf(precision, recorded), kept);
+    if (wanted !== 'all' && isNew) await remember(page, device, version, formOf(precision, recorded, wanted), kept);
   } catch (error) {
     failed = reason(error);
   }

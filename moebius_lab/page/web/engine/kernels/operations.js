@@ -349,7 +349,7 @@ function gemm({ program, numbers, values }) {
   const [A, B, bias, C] = values;
   const transposed = /mm_readB\(batch, globalColStart/.test(program.code);
   if (M === 1 && transposed && !half) return { kind: 'vector', N, K, x: A, W: B, narrow: null, bias, y: C, silu: false };
-  return transposed ? null : plainProduct({ M, N, K, A, B, C, half, biased: 'column', bias });
+  return plainProduct({ M, N, K, A, B, C, half, biased: 'column', bias, turned: transposed });
 }
 
 /** @param {Read} read @returns {Operation|null} */
@@ -424,7 +424,8 @@ function transpose({ program, numbers, values: [x, y] }) {
   const sides = shape(numbers.a_shape ?? numbers.input_shape);
   const type = /\b(?:a|input): array<(f32|f16)>/.exec(program.code)?.[1];
   const pairs = [...program.code.matchAll(/\ba\[(\d)\] ?= ?i\[(\d)\];/g)].map(([, from, to]) => [Number(from), Number(to)]);
-  const order = pairs.sort((p, q) => p[1] - q[1]).map(([from]) => from);
+  const tiled = /\btile\[local_id\.x\]\[local_id\.y\]/.test(program.code); // a matrix, block by block in workgroup memory
+  const order = tiled ? [1, 0] : pairs.sort((p, q) => p[1] - q[1]).map(([from]) => from);
   return type && order.length === sides.length ? { kind: 'transpose', x, y, half: type === 'f16', shape: sides, order } : null;
 }
 

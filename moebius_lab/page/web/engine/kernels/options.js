@@ -8,13 +8,20 @@ import { launchConcat, launchLayerNorm, launchVector } from './rows.js';
 /** @typedef {import('./launch.js').Launch} Launch */
 /** @typedef {import('./operations.js').Operation} Operation */
 /** @typedef {import('./passes.js').Merged} Merged */
-/** @typedef {{name: string, launches: Launch[]}} Option one way of ours to compute a node */
+/** @typedef {import('./product.js').Tile} Tile */
+/** @typedef {(product: import('./operations.js').Product) => Tile[]} Tiles */
+/**
+ * @typedef {object} Option one way of ours to compute a node
+ * @property {string} name
+ * @property {Launch[]} launches
+ * @property {number} [off] how far from the runtime's it may be, as a share of the largest magnitude, where that is more than others may
+ */
 /** @typedef {GPUSupportedLimits} Limits */
 
-/** @type {{[kind: string]: (operation: any, limits: Limits) => Option[]}} */
+/** @type {{[kind: string]: (operation: any, limits: Limits, more?: Tiles) => Option[]}} */
 const KERNELS = {
-  product: (product, limits) => productOptions([product], limits),
-  products: ({ products }, limits) => productOptions(products, limits),
+  product: (product, limits, more) => productOptions([product], limits, more),
+  products: ({ products }, limits, more) => productOptions(products, limits, more),
   vector: (vector) => (vector.K % 4 ? [] : [{ name: '', launches: launchVector(vector) }]),
   'norm depthwise': ({ depthwise, norm, kept }) => [{ name: '', launches: launchDepthwise(depthwise, norm, kept) }],
   depthwise: (depthwise) => [{ name: '', launches: launchDepthwise(depthwise, null, null) }],
@@ -35,12 +42,13 @@ const LAST = 65535; // workgroups along a side of a grid
  *
  * @param {Node} node
  * @param {Limits} limits
+ * @param {Tiles} [more] tiles of products to try before others
  * @returns {Option[]}
  */
-export function optionsFor({ operation }, limits) {
-  const options = operation ? (KERNELS[operation.kind]?.(operation, limits) ?? []) : [];
+export function optionsFor({ operation }, limits, more) {
+  const options = operation ? (KERNELS[operation.kind]?.(operation, limits, more) ?? []) : [];
   const label = `${OURS}${operation?.kind}`;
-  const named = options.map(({ name, launches }) => ({ name, launches: launches.map((launch) => ({ ...launch, label })) }));
+  const named = options.map((option) => ({ ...option, launches: option.launches.map((launch) => ({ ...launch, label })) }));
   return named.filter(({ launches }) =>
     launches.every(
       ({ values, workgroups }) =>
@@ -54,13 +62,15 @@ export function optionsFor({ operation }, limits) {
 /**
  * @param {import('./operations.js').Product[]} products
  * @param {Limits} limits
+ * @param {Tiles} [more]
  * @returns {Option[]}
  */
-function productOptions(products, limits) {
+function productOptions(products, limits, more) {
   const [first] = products;
   if (first.M < 8) return [];
-  return tilesFor(first, limits).map((tile) => ({
+  return [...(more?.(first) ?? []), ...tilesFor(first, limits)].map((tile) => ({
     name: nameOf(tile),
+    off: tile.off,
     launches: products.flatMap((product) => launchProduct(product, tile)),
   }));
 }

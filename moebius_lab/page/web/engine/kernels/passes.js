@@ -201,7 +201,15 @@ function gatherInProducts(graph) {
     const gather = as(node, 'gather');
     const after = gather && graph.onlyReader(gather.y);
     const product = as(after, 'product');
-    if (!product || !after || gather.axis !== 1 || gather.shape.length !== 3 || product.B !== gather.y || product.gathered)
+    if (
+      !product ||
+      !after ||
+      gather.axis !== 1 ||
+      gather.shape.length !== 3 ||
+      product.B !== gather.y ||
+      product.gathered ||
+      product.turned
+    )
       continue;
     const [b, rows, N] = gather.shape;
     const inner = gather.count / product.K; // matrices of gathered rows for each of b
@@ -259,8 +267,10 @@ function readNarrow(graph, node, value, stored, narrow, transposition, before) {
   if (!product || product.narrow.A || product.narrow.B || product.A === product.B) return;
   if (product.A === value && !transposition)
     mergeProduct(graph, nodes, { ...product, A: stored, narrow: { A: narrow, B: null } });
-  if (product.B === value && (!transposition || isTurned(product, transposition)))
-    mergeProduct(graph, nodes, { ...product, B: stored, narrow: { A: null, B: narrow }, turned: Boolean(transposition) });
+  if (product.B === value && (!transposition || (!product.turned && isTurned(product, transposition)))) {
+    const turned = product.turned || Boolean(transposition);
+    mergeProduct(graph, nodes, { ...product, B: stored, narrow: { A: null, B: narrow }, turned });
+  }
 }
 
 /**

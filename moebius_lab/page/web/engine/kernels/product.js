@@ -23,6 +23,27 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
  * @property {number} n its columns, a multiple of 4
  * @property {boolean} [double] two slabs in workgroup memory: one barrier a slab instead of two
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
+ * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
+ * @property {number} [off] how far from the runtime's it may be: see `Option`
+ * @property {(tile: Tile, end: End) => Core} [core] what a workgroup does with its slabs; its own by default: see `inRegisters`
+ */
+/**
+ * @typedef {object} Core WGSL: what a workgroup does with the slabs that its threads fetch
+ * @property {string} enabled what stands before all
+ * @property {string} memory of the workgroup
+ * @property {string} begin where a thread stands, and its sums
+ * @property {(round: number) => string} keepA four vectors along K, `faROUND_0` to `_3`, of rows 4 `saROUND` on, at vector `kaROUND`
+ * @property {(round: number) => string} keepB `fbROUND`, at row `kbROUND` and vector `sbROUND`
+ * @property {string} multiply a slab
+ * @property {string} store
+ */
+/**
+ * @typedef {object} End of a product
+ * @property {boolean} turned B is stored by columns
+ * @property {string} row where row `m` begins, as an expression
+ * @property {string} before it, of the row
+ * @property {(n: string) => string} column what is added to a vector at `n` of each row, as an expression
+ * @property {(sum: string, column: string) => string} put a vector of sums and its column's at `o + n`
  */
 
 /** @type {Record<string, Tile>} within 256 threads and 16 KiB, which every device has */
@@ -42,8 +63,8 @@ const NUMBERS = /** @type {const} */ ([
 const BIASED = { '': 0, row: 1, column: 2 };
 
 /** @param {Tile} tile */
-export function threadsOf({ M, N, m, n }) {
-  return (M / m) * (N / n);
+export function threadsOf({ M, N, m, n, units }) {
+  return (M / m) * (N / n) * (units?.lanes ?? 1);
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
@@ -52,8 +73,9 @@ export function memoryOf({ M, N, K, double }) {
 }
 
 /** @param {Tile} tile */
-export function nameOf({ M, N, K, m, n, double, parts }) {
-  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}`;
+export function nameOf({ M, N, K, m, n, double, parts, units }) {
+  const by = units ? ` on matrix units${units.exact ? ', exact' : ''}` : '';
+  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}${by}`;
 }
 
 /**
@@ -91,7 +113,8 @@ export function tilesFor({ M, N, K, outer, inner, window }, limits) {
  * @param {Product} product
  */
 export function isTiny({ M, N, K, outer, inner }) {
-  return M < 16 || 2 * M * N * K * outer * inner < TINY;
+  const blocks = Math.ceil(M / 32) * Math.ceil(N / 32) * outer * inner; // of the runtime's, each of which goes along all of K
+  return M < 16 || (2 * M * N * K * outer * inner < TINY && (blocks >= IDLE || K < LONG));
 }
 
 const UNROLLED = 8; // numbers along K for which the code stands one after another
@@ -101,6 +124,8 @@ const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
 const TINY = 3e7; // operations
+const IDLE = 64; // blocks that leave a large card idle, which matters
+const LONG = 256; // where they take long
 
 /**
  * What is launched for a product.
@@ -239,13 +264,13 @@ function written(tile, product) {
 function program(tile, product) {
   const { window, gathered, narrow, turned } = product;
   const finish = finishing(product);
-  const { M, N, K, m, n, double, parts = 1 } = tile;
+  const { M, N, K, parts = 1 } = tile;
   const whole = product.K % K === 0;
   const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
-  const [NX, NY] = [N / n, M / m]; // threads across and down
-  const T = NX * NY;
+  const T = threadsOf(tile);
   const operand = OPERAND[window ? 'window' : 'matrix'];
   const [readA, readB] = [reading('A', 'four', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
+  const core = (tile.core ?? inRegisters)(tile, endOf(parts, turned));
 
   // what a thread fetches of each slab: four vectors of four rows of A a round, or one of four columns of B
   const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
@@ -293,52 +318,15 @@ function program(tile, product) {
       return `let kb = kb${r}; let kk = ${whole ? at : `min(${at}, u.K4 * 4u - 1u)`}; ${ofColumns(r)}`;
     })}
     ${operand.next(K)}`;
-  // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
-  const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
-  const keep = `${ofA((r) =>
-    repeat(4, (x) => {
-      const column = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
-      return `As[pa + (4u * ka${r} + ${x}u) * ${MQ}u + (sa${r} ^ ((4u * ka${r} + ${x}u) & 7u))] = vec4f(${column});`;
-    }),
-  )}
-    ${ofB((r) => `Bs[pb + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`)}`;
-
-  // a thread's numbers of C: rows in fours, NY fours apart, columns likewise
-  const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
-  const multiply = `for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
-    ${repeat(
-      UNROLLED,
-      (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[pa + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
-    ${repeat(n / 4, (j) => `let b${j} = Bs[pb + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
-    ${lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`))} }`,
-    )}
-    }`;
-  const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
-  const store = repeat(m, (i) => {
-    const row = parts > 1 ? '(w.z * u.M + m) * u.N4' : 'rowC(z, m)';
-    const each = lines(
-      columns.map((n, j) => {
-        const stored = parts > 1 ? `P[o + n] = c${i}_${j};` : `finish(c${i}_${j} + bm + bn${j}, o + n);`;
-        return `{ let n = ${n}; if (n < u.N4) { ${stored} } }`;
-      }),
-    );
-    return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
-    if (m < u.M) { let o = ${row}; ${parts > 1 ? '' : 'let bm = biasRow(m);'} ${each} } }`;
-  });
-  const biases = parts > 1 ? '' : lines(columns.map((n, j) => `let bn${j} = biasColumn(${n});`));
-
+  const keep = `${ofA(core.keepA)}
+    ${ofB(core.keepB)}`;
   const operands = { ...readA.types, ...readB.types, ...(gathered && { I: 'u32' }) };
   const bindings = { ...operands, ...(parts > 1 ? { '!P': 'vec4f' } : finish.types) };
-  const threads =
-    NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
-      ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
-      : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
-  const halves = double ? 2 : 1;
+  const { double } = tile;
 
-  return `${storage(bindings)}
+  return `${core.enabled}${storage(bindings)}
 ${uniform(bindings)}
-var<workgroup> As: array<vec4f, ${halves * K * MQ}>;
-var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;
+${core.memory}
 ${ROWS}
 ${readA.code}
 ${readB.code}
@@ -346,27 +334,86 @@ ${window ? PIXEL : ''}
 ${parts > 1 ? '' : finish.code}
 @compute @workgroup_size(${T})
 fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u32) {
-  ${threads}
   let m0 = w.y * ${M}u; let n0 = w.x * ${NQ}u; let z = w.z / ${parts}u;
   let a0 = (z / u.inner) * u.a0 + (z % u.inner) * u.a1; let b0 = (z / u.inner) * u.b0 + (z % u.inner) * u.b1;
   let first = (w.z % ${parts}u) * u.part; let last = min(first + u.part, u.K4 * 4u); let slabs = (last - first + ${K - 1}u) / ${K}u;
+  ${core.begin}
   ${places}
   ${operand.begin}
-  ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}
   { ${fetch('0u')} }
   for (var t = 0u; t < slabs; t++) {
-    ${double ? '' : 'if (t > 0u) { workgroupBarrier(); }'}
-    let pa = ${double ? `(t & 1u) * ${K * MQ}u` : '0u'}; let pb = ${double ? `(t & 1u) * ${K * NQ}u` : '0u'};
+    ${double ? 'let slot = t & 1u;' : 'let slot = 0u; if (t > 0u) { workgroupBarrier(); }'}
     ${keep}
     workgroupBarrier();
     if (t + 1u < slabs) {
     ${fetch('(t + 1u)')}
     }
-    ${multiply}
+    ${core.multiply}
   }
-  ${biases}
-  ${store}
+  ${core.store}
 }`;
+}
+
+/** @param {number} parts @param {boolean} turned @returns {End} */
+function endOf(parts, turned) {
+  if (parts > 1)
+    return { turned, row: '(w.z * u.M + m) * u.N4', before: '', column: () => 'vec4f(0)', put: (sum) => `P[o + n] = ${sum};` };
+  return {
+    ...{ turned, row: 'rowC(z, m)', before: 'let bm = biasRow(m);', column: (n) => `biasColumn(${n})` },
+    put: (sum, column) => `finish(${sum} + bm + ${column}, o + n);`,
+  };
+}
+
+/**
+ * Each thread multiplies m numbers of A with n of B for each k, in registers: rows in fours, which lie as many fours apart as there are
+ * threads down, columns likewise.
+ *
+ * @param {Tile} tile
+ * @param {End} end
+ * @returns {Core}
+ */
+function inRegisters({ M, N, K, m, n, double }, { turned, row, before, column, put }) {
+  const [MQ, NQ] = [M / 4, N / 4];
+  const [NX, NY] = [N / n, M / m]; // threads across and down
+  const halves = double ? 2 : 1;
+  // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
+  const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
+  const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
+  const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
+  const threads =
+    NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
+      ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
+      : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
+  return {
+    enabled: '',
+    memory: `var<workgroup> As: array<vec4f, ${halves * K * MQ}>;
+var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;`,
+    begin: `${threads}
+  ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
+    keepA: (r) =>
+      repeat(4, (x) => {
+        const down = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
+        const k = `4u * ka${r} + ${x}u`;
+        return `As[slot * ${K * MQ}u + (${k}) * ${MQ}u + (sa${r} ^ ((${k}) & 7u))] = vec4f(${down});`;
+      }),
+    keepB: (r) => `Bs[slot * ${K * NQ}u + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`,
+    multiply: `for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
+    ${repeat(
+      UNROLLED,
+      (
+        k,
+      ) => `{ ${repeat(m / 4, (i) => `let a${i} = As[slot * ${K * MQ}u + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
+    ${repeat(n / 4, (j) => `let b${j} = Bs[slot * ${K * NQ}u + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
+    ${lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`))} }`,
+    )}
+    }`,
+    store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
+  ${repeat(m, (i) => {
+    const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));
+    return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
+    if (m < u.M) { let o = ${row}; ${before} ${each} } }`;
+  })}`,
+  };
 }
 
 const SUMMED = 128; // threads of a workgroup

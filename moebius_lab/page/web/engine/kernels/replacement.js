@@ -17,7 +17,10 @@ import { programOf } from '../capture.js';
 /** @typedef {import('./operations.js').Product} Product */
 /** @typedef {import('./options.js').Option} Option */
 /** @typedef {Record<string, string>} Choices the name of what was chosen, by the key of a form: a way of ours, or RUNTIMES */
-/** @typedef {'fastest'|'all'|'none'} Wanted kernels of ours where they are faster, wherever there are any, or nowhere */
+/**
+ * @typedef {'fastest'|'matrix'|'matrix exact'|'all'|'none'} Wanted kernels of ours where they are faster, products on matrix units among them, in
+ *   16 bits or three for each, wherever there are any, or nowhere
+ */
 /**
  * @typedef {object} Form of a node: others are the same but for their buffers
  * @property {string} key
@@ -42,6 +45,7 @@ import { programOf } from '../capture.js';
  * @property {Kept} kept to be given the next time
  * @property {number} replaced commands of the runtime that kernels of ours stand for
  * @property {number} commands of all captures before
+ * @property {number} left shapes that no visit has tried so far
  * @property {string} note what was left out and why, in words; empty where nothing was
  * @property {Took} took
  */
@@ -54,8 +58,8 @@ export const AT_ONCE = { trying: 0, comparing: 0, making: 0 };
 const ENTIRE = 'all of '; // before a graph's name: whether kernels of ours are used in it at all
 const SECONDS = 1; // in which ways are tried, a visit; what is left is tried at later ones
 const NEXT = 4; // families whose programs are made while one is tried
-const LITTLE = 0.005; // of all work: a family that does less tries one way of ours
-const NOTHING = 0.002; // of all work: a family that does less is not tried
+const LITTLE = 0.002; // of all work: a family that does less tries one way of ours
+const NOTHING = 0.0005; // of all work: a family that does less is not tried
 const NEAR = 3; // doublings of sides, all together, up to which a product is like another
 const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
@@ -70,12 +74,13 @@ const BYTE = 40; // arithmetic operations for which a byte of memory counts, whe
  * @param {Wanted} options.wanted
  * @param {Kept|null} options.earlier of an earlier visit; null: this is the first
  * @param {Programs} [options.programs] some of which may be under way
+ * @param {number} [options.trying] seconds in which ways are tried
  * @param {Promise<void>|null} [options.filled] when the weights are on the device; what needs none is done meanwhile. Null: they are
  * @param {(share: number) => void} options.report how much is done, from 0 to 1
  * @returns {Promise<Replaced>}
  */
 export async function replaceKernels(device, captures, options) {
-  const { version, wanted, earlier, programs = new Programs(device), filled = null, report } = options;
+  const { version, wanted, earlier, programs = new Programs(device), trying = SECONDS, filled = null, report } = options;
   const commands = [...captures.values()].reduce((sum, { capture }) => sum + capture.commands.length, 0);
   let from = filled ? Infinity : performance.now();
   const there = Promise.resolve(filled).then(() => void (from = Math.min(from, performance.now())));
@@ -87,16 +92,19 @@ export async function replaceKernels(device, captures, options) {
       kept: { choices: {}, tried: [], notes: [], programs: [] },
       replaced: 0,
       commands,
+      left: 0,
       note: `ONNX Runtime Web ${version}'s programs are not known, only ${RUNTIME}'s`,
       took: { ...AT_ONCE },
     };
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
-  const { ways, forms } = formsOf([...graphs.values()], device);
+  const asked = wanted.startsWith('matrix');
+  const more = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
+  const { ways, forms } = formsOf([...graphs.values()], device, more);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
-  const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, there, report);
+  const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, there, report);
   const began = performance.now();
-  const wrongs = [...(before?.notes ?? [])];
+  const wrongs = before ? [...before.notes] : asked && !more ? ['this device or this browser gives no matrix units'] : [];
   const isNew = (/** @type {Node} */ node) => {
     const key = ways.get(node)?.key;
     return key !== undefined && chosen[key] !== before?.choices[key];
@@ -139,7 +147,7 @@ export async function replaceKernels(device, captures, options) {
   const used = [...forms.values()].flatMap((form) => optionOf(form, chosen)?.launches ?? []);
   const texts = new Map(used.map(({ code, label = '' }) => [code, label]));
   const kept = { choices: chosen, tried, notes: wrongs, programs: [...texts].map(([code, label]) => ({ label, code })) };
-  return { captures: made, choices: chosen, kept, replaced, commands, note: notes.join('; '), took };
+  return { captures: made, choices: chosen, kept, replaced, commands, left, note: notes.join('; '), took };
 }
 
 /**
@@ -166,9 +174,10 @@ function understood(captured) {
 /**
  * @param {Graph[]} graphs
  * @param {GPUDevice} device
+ * @param {import('./options.js').Tiles} [more] tiles of products to try before others
  * @returns {{ways: Map<Node, Way>, forms: Map<string, Form>}} by key
  */
-function formsOf(graphs, device) {
+function formsOf(graphs, device, more) {
   /** @type {Map<Node, Way>} */
   const ways = new Map();
   /** @type {Map<string, Form>} */
@@ -176,7 +185,7 @@ function formsOf(graphs, device) {
   for (const { nodes, outputs } of graphs) {
     const times = outputs.has(NEXT_STATE) ? LOOPED : 1;
     for (const node of nodes) {
-      const options = optionsFor(node, device.limits);
+      const options = optionsFor(node, device.limits, more);
       if (!options.length) continue;
       const key = keyOf(node, options);
       ways.set(node, { key, options });
@@ -245,11 +254,12 @@ function optionOf(way, chosen) {
  * @param {Form[]} forms
  * @param {Wanted} wanted
  * @param {Kept|null} before
+ * @param {number} trying seconds
  * @param {Promise<void>} there when the weights are on the device: until then nothing is timed
  * @param {(share: number) => void} report
  * @returns {Promise<{chosen: Choices, tried: string[], left: number}>} families that are tried by now, and how many are not
  */
-async function choose(device, programs, forms, wanted, before, there, report) {
+async function choose(device, programs, forms, wanted, before, trying, there, report) {
   const all = Map.groupBy(forms, ({ family }) => family);
   const certain = (/** @type {Form[]} */ [{ options }]) => Number(options.length === 1);
   const families = [...all.values()].sort((a, b) => certain(a) - certain(b) || workIn(b) - workIn(a));
@@ -268,7 +278,8 @@ async function choose(device, programs, forms, wanted, before, there, report) {
   const tried = new Set(before?.tried.filter((family) => all.has(family)));
   const whole = workIn(forms);
   const open = first ? [] : families.filter((some) => !tried.has(some[0].family) && workIn(some) > NOTHING * whole);
-  if (open.length) await tryThese(device, programs, open, LITTLE * whole, chosen, tried, there, report);
+  const limit = { seconds: trying, least: before ? 1 : 0 };
+  if (open.length) await tryThese(device, programs, open, LITTLE * whole, limit, chosen, tried, there, report);
   if (!before && !first) {
     const known = families.filter(([{ family }]) => tried.has(family)).map(largest);
     for (const form of forms) if (!tried.has(form.family)) chosen[form.key] = likeOthers(form, known, chosen);
@@ -282,12 +293,14 @@ async function choose(device, programs, forms, wanted, before, there, report) {
  * @param {Programs} programs
  * @param {Form[][]} families in the order in which they are tried
  * @param {number} little work, up to which one way of ours is tried
+ * @param {{seconds: number, least: number}} limit families that are tried in any case, so that visits come to an end: the first only tries
+ *   what is ready in time
  * @param {Choices} chosen what is found is put here
  * @param {Set<string>} tried and which families were, here
  * @param {Promise<void>} there
  * @param {(share: number) => void} report
  */
-async function tryThese(device, programs, families, little, chosen, tried, there, report) {
+async function tryThese(device, programs, families, little, limit, chosen, tried, there, report) {
   const made = families.map((family) => {
     const { options, node } = largest(family);
     const some = workIn(family) > little ? options : options.slice(0, 1);
@@ -308,15 +321,16 @@ async function tryThese(device, programs, families, little, chosen, tried, there
   const weights = there.finally(() => (waiting = false));
   for (let i = 0; waiting && i < families.length; i++) await Promise.race([prepare(i), weights]);
   await weights;
-  const end = performance.now() + 1000 * SECONDS;
+  const end = performance.now() + 1000 * limit.seconds;
   let timer = 0;
   /** @type {Promise<null>} */
-  const late = new Promise((resolve) => (timer = /** @type {any} */ (setTimeout(resolve, 1000 * SECONDS, null))));
+  const late = new Promise((resolve) => (timer = /** @type {any} */ (setTimeout(resolve, 1000 * limit.seconds, null))));
   const trial = new Trial(device);
   try {
     await trial.wake(families[0][0].node.commands, AWAKE);
     for (const [i, family] of families.entries()) {
-      const ways = await (i ? Promise.race([prepare(i), late]) : prepare(i)); // one in any case, so that visits come to an end
+      const made = i < limit.least ? prepare(i) : Promise.race([prepare(i), late]);
+      const ways = await trial.meanwhile(made, families[0][0].node.commands);
       if (!ways || (i && performance.now() > end)) break;
       const { best } = await trial.fastest(ways.map(({ commands }) => commands));
       for (const { key } of family) chosen[key] = ways[best].name;
@@ -404,6 +418,7 @@ async function different(device, programs, graph, ways, chosen, isNew) {
   }
   if (!ours.size) return new Map();
   const shares = await differences(device, programs, graph, ours);
-  const wrong = [...shares].filter(([node, share]) => !(share <= accepted(node)));
+  const most = (/** @type {Node} */ node) => Math.max(accepted(node), optionOf(ways.get(node), chosen)?.off ?? 0);
+  const wrong = [...shares].filter(([node, share]) => !(share <= most(node)));
   return new Map(wrong.map(([node, share]) => [/** @type {Way} */ (ways.get(node)).key, share]));
 }

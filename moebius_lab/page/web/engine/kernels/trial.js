@@ -7,8 +7,13 @@ import { Capture, Placeholder, Replay, usesOf } from '../capture.js';
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const LONG = 2; // ms that a measurement should take: browsers round times of the device to 0.1 ms, to keep them from spying
-const OFTEN = 50; // times that a way is run at most in one measurement
-const HOPELESS = 4; // a way that first took so many times the best is not measured again
+const OFTEN = 300; // times that a way is run at most in one measurement
+const STEP = 16; // times as often as before, at most, where a measurement was too short
+const HOPELESS = 4; // a way that took so many times the best is not measured again
+const PATIENT = 20; // ms that one measurement may keep whoever waits: a software adapter tells next to no time, whatever it does
+const UNTOLD = 10; // ms that a device with timestamps does not need without telling one: some give none at all
+const SOON = 8; // turns of the event loop's own queue in which a promise that is settled says so
+const BUSY = 4; // ms for which a device is given something to do at a time
 
 export class Trial {
   /** @param {GPUDevice} device */
@@ -17,6 +22,8 @@ export class Trial {
     /** @type {GPUBuffer[]} memory for what is computed, the largest first; its content does not matter */
     this.memory = [];
     this.timestamps = device.features.has('timestamp-query');
+    this.waited = 0; // ms for the last measurement
+    this.untold = false; // whether the last measurement should have had a time, and had none
     if (!this.timestamps) return;
     this.queries = device.createQuerySet({ type: 'timestamp', count: 2 });
     this.times = device.createBuffer({ size: 16, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
@@ -25,81 +32,118 @@ export class Trial {
 
   /** Keep the device busy for so many milliseconds: after a rest it is slow. @param {Command[]} commands @param {number} ms */
   async wake(commands, ms) {
-    const replay = this.#prepare(commands);
+    const [replay] = this.#prepare([commands]);
     let often = 1;
     for (const end = performance.now() + ms; performance.now() < end;) {
-      const took = (await this.#once(replay, often)) / often;
-      often = Math.max(1, Math.min(OFTEN, Math.floor(LONG / took)));
+      await this.#once(replay, often);
+      often = Math.max(1, Math.min(OFTEN, Math.floor((LONG * often) / this.waited)));
     }
   }
 
   /**
-   * The fastest of several ways, and how long each took.
+   * What a promise gives, while the device is kept busy: it would be slow for what is tried next.
+   *
+   * @template T
+   * @param {Promise<T>} promise
+   * @param {Command[]} commands
+   */
+  async meanwhile(promise, commands) {
+    let waiting = true;
+    const settled = promise.finally(() => (waiting = false));
+    settled.catch(() => {}); // it is awaited below
+    for (let i = 0; i < SOON && waiting; i++) await null;
+    while (waiting) await this.wake(commands, BUSY);
+    return settled;
+  }
+
+  /**
+   * The fastest of several ways, and how long each took: the best of two turns, of which the second goes backward.
    *
    * @param {Command[][]} ways dispatches only
    * @returns {Promise<{best: number, milliseconds: number[]}>}
    */
   async fastest(ways) {
-    /** @type {number[]} */
-    const milliseconds = [];
-    for (const commands of ways) {
-      const replay = this.#prepare(commands);
-      let took = await this.#once(replay, 1);
-      if (took < HOPELESS * Math.min(...milliseconds, took)) {
-        const times = Math.min(OFTEN, Math.ceil(LONG / Math.max(took, LONG / OFTEN)));
-        if (times > 1) took = (await this.#once(replay, times)) / times;
-      }
-      milliseconds.push(took);
+    const replays = this.#prepare(ways);
+    /** @type {{times: number, took: number}[]} */
+    const found = [];
+    for (const replay of replays) found.push(await this.#long(replay));
+    const milliseconds = found.map(({ times, took }) => took / times);
+    for (const [i, { times }] of [...found.entries()].reverse()) {
+      if (times === 1 || milliseconds[i] > HOPELESS * Math.min(...milliseconds)) continue;
+      milliseconds[i] = Math.min(milliseconds[i], (await this.#once(replays[i], times)) / times);
     }
     return { best: milliseconds.indexOf(Math.min(...milliseconds)), milliseconds };
   }
 
-  /** @param {Command[]} commands */
-  #prepare(commands) {
-    const capture = new Capture();
-    capture.commands = commands;
-    const computed = commands.flatMap(usesOf).map(({ place }) => place);
-    const places = /** @type {Placeholder[]} */ (
-      [...new Set(computed)].filter((place) => place instanceof Placeholder && !place.uniform)
-    );
-    const lifetimes = places.map((buffer) => ({ buffer, from: 0, to: commands.length, read: true, uses: new Map() }));
-    const largest = [...lifetimes].sort((a, b) => b.buffer.size - a.buffer.size);
-    largest.forEach(({ buffer: { size } }, i) => {
-      if (this.memory[i]?.size >= size) return;
-      this.memory[i]?.destroy();
-      this.memory[i] = this.device.createBuffer({ size, usage: GPUBufferUsage.STORAGE });
+  /** As many runs as take long enough to be measured. @param {Replay} replay */
+  async #long(replay) {
+    let [times, took] = [1, await this.#once(replay, 1)];
+    if (this.untold) took = await this.#once(replay, 1); // the first may have waited for something else
+    while (took < LONG && times < OFTEN && this.waited < PATIENT) {
+      times = Math.min(OFTEN, Math.ceil(times * Math.min(STEP, (1.2 * LONG) / took, (2 * PATIENT) / this.waited)));
+      took = await this.#once(replay, times);
+    }
+    if (this.untold) this.timestamps = false;
+    return { times, took };
+  }
+
+  /** @param {Command[][]} ways */
+  #prepare(ways) {
+    const plans = ways.map((commands) => {
+      const capture = new Capture();
+      capture.commands = commands;
+      const computed = commands.flatMap(usesOf).map(({ place }) => place);
+      const places = /** @type {Placeholder[]} */ (
+        [...new Set(computed)].filter((place) => place instanceof Placeholder && !place.uniform)
+      );
+      const lifetimes = places.map((buffer) => ({ buffer, from: 0, to: commands.length, read: true, uses: new Map() }));
+      const largest = [...lifetimes].sort((a, b) => b.buffer.size - a.buffer.size);
+      largest.forEach(({ buffer: { size } }, i) => {
+        if (this.memory[i]?.size >= size) return;
+        this.memory[i]?.destroy();
+        this.memory[i] = this.device.createBuffer({ size, usage: GPUBufferUsage.STORAGE });
+      });
+      return { capture, lifetimes, largest };
     });
-    const place = (/** @type {Lifetime} */ lifetime) => ({ buffer: this.memory[largest.indexOf(lifetime)], offset: 0 });
-    return new Replay(this.device, capture, lifetimes, place);
+    return plans.map(({ capture, lifetimes, largest }) => {
+      const place = (/** @type {Lifetime} */ lifetime) => ({ buffer: this.memory[largest.indexOf(lifetime)], offset: 0 });
+      return new Replay(this.device, capture, lifetimes, place);
+    });
   }
 
   /**
    * @param {Replay} replay
    * @param {number} times
-   * @returns {Promise<number>} milliseconds of all runs
+   * @returns {Promise<number>} milliseconds of all runs; 0 where there were too few to tell
    */
   async #once(replay, times) {
     const { device, queries, times: resolved, read } = this;
     const began = performance.now();
     const encoder = device.createCommandEncoder();
-    const timestampWrites = queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
+    const timestampWrites = this.timestamps &&
+      queries && { querySet: queries, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
     const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
     for (let i = 0; i < times; i++) for (const command of replay.commands) command(encoder, pass);
     pass.end();
-    if (queries && resolved && read) {
+    if (timestampWrites && resolved && read) {
       encoder.resolveQuerySet(queries, 0, 2, resolved, 0);
       encoder.copyBufferToBuffer(resolved, 0, read, 0, 16);
     }
     device.queue.submit([encoder.finish()]);
-    if (!read) {
+    this.untold = false;
+    if (!timestampWrites || !read) {
       await device.queue.onSubmittedWorkDone();
-      return performance.now() - began;
+      this.waited = performance.now() - began;
+      return this.waited;
     }
     await read.mapAsync(GPUMapMode.READ);
     const [from, to] = new BigUint64Array(read.getMappedRange());
     const elapsed = Number(to - from) / 1e6;
     read.unmap();
-    return elapsed > 0 ? elapsed : performance.now() - began; // some devices give no time at all
+    this.waited = performance.now() - began;
+    if (elapsed > 0) return elapsed;
+    this.untold = this.waited > UNTOLD;
+    return this.untold || times === OFTEN ? this.waited : 0; // 0: shorter than what times are rounded to
   }
 
   close() {

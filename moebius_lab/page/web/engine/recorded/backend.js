@@ -1,7 +1,8 @@
 // The three graphs from a recording, without ONNX Runtime: it is fetched only for what a recording cannot do.
 
 import { EngineError, classify, reason } from '../errors.js';
-import { GraphBackend, deviceFor } from '../graph_backend.js';
+import { GraphBackend } from '../graph_backend.js';
+import { deviceFor } from '../device.js';
 import { capturesOf, makePipelines, readRecording } from './recording.js';
 import { fillWeights, placeWeights, widenWhatIsRead } from './weights.js';
 
@@ -23,19 +24,20 @@ export class RecordedBackend extends GraphBackend {
    * @param {Manifest} options.manifest
    * @param {string} options.precision that has a recording
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
+   * @param {number} [options.trying] seconds in which they are tried
    * @param {URL} options.page the manifest's
    * @param {Files['file']} options.file
    * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
    * @returns {Promise<RecordedBackend>}
    * @throws {EngineError} code 'unplayable': the recording does not run on this device
    */
-  static start({ manifest, precision, kernels, page, file, runtime }) {
+  static start({ manifest, precision, kernels, trying, page, file, runtime }) {
     return played(async () => {
       const form = manifest.precisions[precision];
       const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
-      const device = await deviceFor(form);
+      const device = await deviceFor(form, kernels);
       const made = new RecordedBackend(manifest, precision, device, recording, runtime);
-      made.useKernels(kernels, page, manifest, precision);
+      made.useKernels(kernels, page, manifest, precision, trying);
       made.weights = placeWeights(device, recording, Boolean(made.kernels));
       made.filled = fillWeights(device, recording, made.weights, own, file);
       made.filled.catch(() => {}); // it is awaited when kernels are chosen
