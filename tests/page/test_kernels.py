@@ -309,11 +309,39 @@ def test_a_product_on_matrix_units_in_16_bits_is_rounded_once(kernels):
     assert_rounded_once(got, A.double() @ B.double())
 
 
+@pytest.mark.parametrize("tile", ("small", "in parts", "sixteen rows"))
+def test_a_product_summed_in_16_bits_along_a_slab(kernels, tile):
+    M, N, K = 45, 52, 200
+    A, B, bias = numbers(M, K).half(), numbers(K, N).half(), numbers(N).half()
+    narrow = {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}
+    operation = product(M, N, K, half=True, narrow=narrow, biased="column", bias="@bias")
+    arrays = {"A": A, "B": B, "bias": bias}
+    args = [operation, tiles()[tile] | {"K": 16, "half": True}]
+    got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (M, N)}, np.float16)["C"]
+    expected = A.double() @ B.double() + bias.double()
+    far = float((got - expected).abs().max() / expected.abs().max())
+    assert far < 2.0**-9 and float((got - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()) < 1e-3
+
+
+def test_a_convolution_summed_in_16_bits_along_a_slab(kernels):
+    height, width, channels, N = 9, 6, 32, 12
+    picture, kernel, bias = numbers(channels, height, width).half(), numbers(N, channels, 3, 3).half(), numbers(N).half()
+    window = {"height": height, "width": width, "channels": channels, "columns": 3, "top": 1, "left": 1, "stride": 1}
+    more = {"window": window | {"across": width}, "biased": "column", "bias": "@bias", "turned": True, "half": True}
+    narrow = {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}
+    operation = product(height * width, N, 9 * channels, narrow=narrow, **more)
+    arrays = {"A": picture.permute(1, 2, 0), "B": kernel, "bias": bias}
+    args = [operation, tiles()["small"] | {"half": True}]
+    got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (height, width, N)}, np.float16)["C"]
+    expected = F.conv2d(picture.double(), kernel.double(), bias.double(), padding=1).permute(1, 2, 0)
+    assert float((got - expected).abs().max() / expected.abs().max()) < 2.0**-9
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def norm_of(B: int, C: int, H: int, W: int, groups: int) -> tuple[dict, dict[str, Tensor]]:
-    """A norm as passes.js describes it, of numbers far from zero, and what it reads."""
+def norm_of(B: int, C: int, H: int, W: int, groups: int, half: bool = False) -> tuple[dict, dict[str, Tensor]]:
+    """A norm as passes.js describes it, of numbers far from zero, and what it reads: the picture and its channels' numbers in 16 bits."""
     moments = {"kind": "moments", "x": "@x", "scale": "@scale", "bias": "@shift", "y": "@y", "epsilon": 1e-5}
     moments |= {"batch": B, "groups": groups, "size": C // groups * H * W}
     affine = {
@@ -326,7 +354,9 @@ def norm_of(B: int, C: int, H: int, W: int, groups: int) -> tuple[dict, dict[str
     }
     arrays = {"x": numbers(B, C, H, W) + 30, "scale": numbers(groups), "shift": numbers(groups) * 2, "scale2": numbers(C)}
     arrays |= {"shift2": numbers(C) + 1, "mean": numbers(C) / 3, "variance": numbers(C) ** 2 + 0.5}
-    return {"moments": moments, "affine": affine}, arrays
+    narrow = ("x", "scale2", "shift2", "mean", "variance") if half else ()
+    arrays |= {name: arrays[name].half() for name in narrow}
+    return {"moments": moments, "affine": affine, "half": half}, arrays
 
 
 def normal(arrays: dict[str, Tensor], groups: int) -> Tensor:
@@ -338,25 +368,28 @@ def normal(arrays: dict[str, Tensor], groups: int) -> Tensor:
 
 
 def scaled(y: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    c = {name: arrays[name][:, None, None] for name in ("scale2", "shift2", "mean", "variance")}
+    c = {name: arrays[name].double()[:, None, None] for name in ("scale2", "shift2", "mean", "variance")}
     return (y - c["mean"]) / torch.sqrt(c["variance"] + 1e-5) * c["scale2"] + c["shift2"]
 
 
+@pytest.mark.parametrize("half", (False, True))
 @pytest.mark.parametrize(("H", "W", "kept"), [(16, 8, True), (6, 4, False), (5, 12, False)])
-def test_a_norm_and_a_depthwise_convolution(kernels, H, W, kept):
+def test_a_norm_and_a_depthwise_convolution(kernels, H, W, kept, half):
     B, C, groups = 2, 12, 3
-    norm, arrays = norm_of(B, C, H, W, groups)
-    arrays |= {"W": numbers(C, 1, 3, 3), "bias": numbers(C)}
+    norm, arrays = norm_of(B, C, H, W, groups, half)
+    own = {"W": numbers(C, 1, 3, 3), "bias": numbers(C)}
+    arrays |= {name: array.half() if half else array for name, array in own.items()}
     depthwise = {"kind": "depthwise", "x": "@x", "W": "@W", "bias": "@bias", "y": "@y", "B": B, "C": C, "H": H, "W4": W // 4}
-    depthwise |= {"narrow": None, "half": False, "relu": kept}
+    depthwise |= {"narrow": NARROW["16 bits"] if half else None, "half": half, "relu": kept}
     outputs = {"y": (B, C, H, W)} | ({"kept": (B, C, H, W)} if kept else {})
     args = [depthwise, norm, "@kept" if kept else None]
-    got = kernels.run("pictures.js", "launchDepthwise", args, arrays, outputs)
+    got = kernels.run("pictures.js", "launchDepthwise", args, arrays, outputs, np.float16 if half else np.float32)
     before = F.silu(scaled(normal(arrays, groups), arrays))
-    after = F.conv2d(before, arrays["W"], arrays["bias"], padding=1, groups=C)
+    after = F.conv2d(before, arrays["W"].double(), arrays["bias"].double(), padding=1, groups=C)
     expected = {"y": F.relu(after) if kept else after, "kept": before}
     for name, value in got.items():  # 30 from zero, float32 has 30 times the rounding of what the norm leaves of it
-        assert float((value - expected[name]).abs().max() / expected[name].abs().max()) < 30 * CLOSE
+        most = 30 * CLOSE * expected[name].abs().max() + (2.0**-11 * expected[name].abs() if half else 0)
+        assert ((value - expected[name]).abs() <= most).all()
 
 
 @pytest.mark.parametrize("halves", (True, False))
@@ -435,6 +468,24 @@ def test_depthwise_kernels_of_16_bits(kernels):
     assert_close(got, F.conv2d(x, kernel, bias, padding=1, groups=C))
 
 
+def test_a_norm_of_16_bits_as_tokens(kernels):
+    B, C, gy, py, gx, px, groups = 2, 36, 3, 4, 2, 4, 4
+    norm, arrays = norm_of(B, C, gy * py, gx * px, groups, half=True)
+    norm["affine"] = None
+    tokens = {
+        "kind": "tokens",
+        "x": "@x",
+        "y": "@y",
+        "half": True,
+        "shape": [B, C, gy, py, gx, px],
+        "back": False,
+        "norm": norm,
+    }
+    got = kernels.run("pictures.js", "launchTokens", [tokens], arrays, {"y": (B, py, px, gy, gx, C)}, np.float16)["y"]
+    expected = normal(arrays, groups).reshape(B, C, gy, py, gx, px).permute(0, 3, 5, 2, 4, 1)
+    assert ((got - expected).abs() <= 30 * CLOSE * expected.abs().max() + 2.0**-11 * expected.abs()).all()
+
+
 @pytest.mark.parametrize("normed", (False, True))
 def test_a_picture_as_tokens_and_back(kernels, normed):
     B, C, gy, py, gx, px, groups = 2, 36, 3, 4, 2, 4, 4
@@ -470,23 +521,42 @@ def test_a_norm_of_a_picture_whose_channels_come_last(kernels, C, groups):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("read", "written"), [((), ()), (("x", "skip"), ()), (("x", "skip"), ("y", "sum")), ((), ("y", "sum"))]
+)
 @pytest.mark.parametrize(("count", "C", "skipped"), [(7, 20, 0), (6, 520, 3), (5, 148, 5)])
-def test_a_layer_norm_of_a_sum(kernels, count, C, skipped):
-    x, scale, bias = numbers(count, C) + 10, numbers(C), numbers(C) * 2
-    arrays = {"x": x, "scale": scale, "bias": bias}
+def test_a_layer_norm_of_a_sum(kernels, count, C, skipped, read, written):
+    given = {"x": numbers(count, C) + 10} | ({"skip": numbers(skipped, C)} if skipped else {})
+    given = {name: array.half() if name in read else array.float() for name, array in given.items()}
+    scale, bias = numbers(C), numbers(C) * 2
     norm = {"kind": "layer norm", "x": "@x", "skip": None, "scale": "@scale", "bias": "@bias", "y": "@y", "sum": None}
     norm |= {"count": count, "C": C, "skipped": skipped, "epsilon": 1e-5}
-    outputs, total = {"y": (count, C)}, x.float().double()
+    outputs, total = {"y": (count, C)}, given["x"].double()
     if skipped:
-        arrays["skip"] = numbers(skipped, C)
-        total = total + arrays["skip"].repeat(count // skipped, 1)
+        total = total + given["skip"].double().repeat(count // skipped, 1)
         norm |= {"skip": "@skip", "sum": "@sum"}
         outputs["sum"] = (count, C)
-    got = kernels.run("rows.js", "launchLayerNorm", [norm], arrays, outputs)
-    expected = F.layer_norm(total, (C,), scale, bias, 1e-5)
-    assert float((got["y"] - expected).abs().max() / expected.abs().max()) < 10 * CLOSE
-    if skipped:
-        assert_close(got["sum"], total)
+    norm["halves"] = [f"@{name}" for name in (*read, *written) if name in given or name in outputs]
+    arrays = given | {"scale": scale, "bias": bias}
+    got = kernels.run("rows.js", "launchLayerNorm", [norm], arrays, outputs, np.float16 if written else np.float32)
+    expected = {"y": F.layer_norm(total, (C,), scale, bias, 1e-5), "sum": total}
+    for name, value in got.items():
+        most = 10 * CLOSE * expected[name].abs().max() + (2.0**-11 * expected[name].abs() if written else 0)
+        assert ((value - expected[name]).abs() <= most).all()
+
+
+@pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize(("T", "C", "per"), [(256, 8, 256), (144, 12, 36), (2000, 4, 8)])
+def test_the_softmax_of_columns_in_parts(kernels, T, C, per, half):
+    B = 2
+    x = (numbers(B, T, C) * 5 - 30).half() if half else (numbers(B, T, C) * 5 - 30).float()
+    softmax = {"kind": "softmax down", "x": "@x", "y": "@y", "half": half, "B": B, "T": T, "C": C, "per": per}
+    stored, shape = np.float16 if half else np.float32, (B, T // per, C, per)
+    got = kernels.run("rows.js", "launchSoftmaxDown", [softmax], {"x": x}, {"y": shape}, stored)["y"]
+    expected = x.double().softmax(1).reshape(B, T // per, per, C).transpose(2, 3)
+    if half:
+        return assert_rounded_once(got, expected)
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize("silu", (False, True))

@@ -3,6 +3,8 @@
 const { GPUBufferUsage: Usage, GPUMapMode } = globalThis;
 const FOR_ALL = Usage.STORAGE | Usage.COPY_SRC | Usage.COPY_DST;
 
+const HALVES = 'shader-f16';
+
 let device;
 
 /** A device whose programs are watched from the first on. */
@@ -10,7 +12,7 @@ export async function start(base) {
   const { watchPrograms } = await import(`${base}engine/capture.js`);
   watchPrograms();
   const adapter = await navigator.gpu.requestAdapter();
-  device = await adapter.requestDevice();
+  device = await adapter.requestDevice({ requiredFeatures: [HALVES].filter((feature) => adapter.features.has(feature)) });
   return adapter.info.isFallbackAdapter === true;
 }
 
@@ -40,7 +42,8 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
   const capture = new Capture();
   const [, tile] = given;
   if (tile?.units) tile.core = (await import(`${base}engine/kernels/units.js`)).inUnits;
-  const launches = kernels[launch](...given).map((each) => (tile?.units ? withoutUnits(each) : each));
+  const plainly = tile?.units ? withoutUnits : tile?.half && !device.features.has(HALVES) ? inFull : (each) => each;
+  const launches = kernels[launch](...given).map(plainly);
   capture.commands = await Promise.all(launches.map((each) => programs.dispatch(each))).catch(async (error) => {
     throw new Error((await complaints(launches)) || ((await device.popErrorScope())?.message ?? error.message));
   });
@@ -60,6 +63,11 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
   const error = await device.popErrorScope();
   if (error) throw new Error(error.message);
   return results;
+}
+
+/** A program that multiplies in 16 bits as one that does in 32. */
+function inFull(launch) {
+  return { ...launch, code: launch.code.replace('enable f16;', '').replaceAll('vec4<f16>', 'vec4f') };
 }
 
 /**

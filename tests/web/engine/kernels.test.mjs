@@ -43,7 +43,9 @@ const { numbersOf, plainProduct } = await import(`${engine}/kernels/operations.j
 const { PASSES, simplified } = await import(`${engine}/kernels/passes.js`);
 const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
-const { TILES, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(`${engine}/kernels/product.js`);
+const { TILES, halfTilesFor, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(
+  `${engine}/kernels/product.js`
+);
 const { accepted } = await import(`${engine}/kernels/comparison.js`);
 const { MATRIX_UNITS, infos } = await import(`${engine}/device.js`);
 const { replaceKernels } = await import(`${engine}/kernels/replacement.js`);
@@ -190,6 +192,12 @@ test('a buffer that the runtime uses twice is two values', () => {
   assert.equal(graph.onlyReader(first.writes[0]), graph.nodes[1]);
 });
 
+const placeOf = (size) => new Placeholder({ size, usage: 128 });
+const passed = (captured) => {
+  const graph = Graph.of(captured);
+  for (const pass of Object.values(PASSES)) pass(graph);
+  return graph;
+};
 const commandsOf = (graph) => graph.ordered().flatMap(({ commands }) => commands);
 const widened = (x, y) => dispatch(cast, [x, y], [(K * N) / 4, K * N]);
 const scaled = (x, scale, y, group) => dispatch(dequantize, [x, scale, y], [(K * N) / group, group, group, 0, 0, K * N]);
@@ -299,6 +307,109 @@ test('a product of 16 bits is one, and takes SiLU of 16 bits with it', () => {
   assert.deepEqual([single.half, single.narrow.A], [false, null]);
 });
 
+test('norms of 16 bits read what the runtime widens for them, and write what it rounds, without its Casts', async (t) => {
+  const half = 'vec4<f16>';
+  const rounded = program('Cast', { x: four, y: half }, ['vec_size: u32', 'output_size: u32']);
+  const moments = program(
+    'ComputeChannelScaleShift',
+    { x: four, scale: 'f32', bias: 'f32', output: four },
+    ['x_shape: vec3<u32>'],
+    'inverseSqrt(squared_sum / f32(size) + f32(1e-05));',
+  );
+  const normal = program('InstanceNorm', { input: four, scale_shift: 'vec2<f32>', output: four }, ['size: u32']);
+  const affine = program(
+    'BatchNormalization',
+    { input_tensor: half, scale: 'f16', B: 'f16', input_mean: 'f16', input_var: 'f16', output: half },
+    ['output_shape: vec4<u32>'],
+    'let cOffset = outputIndices[1]; inverseSqrt(input_var + 1e-05)',
+  );
+  const gelu = program('QuickGelu', { x: half, y: half }, ['vec_size: u32', 'attr: f32']);
+  const grouped = program('GroupedConv', { x: 'f16', w: 'f16', b: 'f16', output: 'f16' }, [
+    ...['output_shape', 'x_shape', 'w_shape'].map((name) => `${name}: vec4<u32>`),
+    ...['dilations', 'strides', 'pads'].map((name) => `${name}: vec2<u32>`),
+    'components: u32',
+    'output_channels_per_group: u32',
+  ]);
+  const [C, side] = [8, 8];
+  const numbers = C * side * side;
+  const [picture, y] = [given(numbers / 2), placeOf(2 * numbers)];
+  const weights = Array.from({ length: 9 }, () => given(C));
+  const [wide, sums, even, back, scaled, active] = [4, 0, 4, 2, 2, 2].map((bytes) => placeOf(bytes * numbers || 16));
+  const shape = [1, C, side, side];
+  const commands = [
+    dispatch(cast, [picture, wide], [numbers / 4, numbers]),
+    dispatch(moments, [wide, weights[0], weights[1], sums], [1, 2, numbers / 8, 0]),
+    dispatch(normal, [wide, sums, even], [numbers]),
+    dispatch(rounded, [even, back], [numbers / 4, numbers]),
+    dispatch(affine, [back, ...weights.slice(2, 6), scaled], shape),
+    dispatch(gelu, [scaled, active], [numbers / 4, ONE]),
+    dispatch(grouped, [active, weights[6], weights[7], y], [...shape, ...shape, C, 1, 3, 3, ...Array(6).fill(1), 1, 1]),
+  ];
+  const [node, ...others] = passed(captured(commands, y, picture)).nodes;
+  assert.equal(others.length, 0);
+  assert.equal(node.operation.kind, 'norm depthwise');
+  assert.ok(node.operation.norm.half && node.operation.depthwise.half);
+  assert.equal(node.operation.norm.moments.x, picture);
+  assert.equal(accepted(node), 1e-2);
+  const layer = program('LayerNorm', { x: four, scale: four, bias: four, y: four }, [
+    'norm_count: u32',
+    'norm_size: u32',
+    'norm_size_vectorized: u32',
+    'epsilon: f32',
+  ]);
+  const x = given(numbers / 2);
+  const [read, made, written, more] = [4, 4, 2, 4].map((bytes) => placeOf(bytes * numbers));
+  const normed = [
+    dispatch(cast, [x, read], [numbers / 4, numbers]),
+    dispatch(layer, [read, weights[0], weights[1], made], [numbers / C, C, C / 4, ONE]),
+    dispatch(rounded, [made, written], [numbers / 4, numbers]),
+  ];
+  const alone = passed(captured(normed, written, x)).nodes;
+  assert.deepEqual(
+    alone.map(({ operation }) => [operation.kind, operation.halves.length]),
+    [['layer norm', 2]],
+  );
+  // what others read widened, too, stays; where all of them have kernels of ours, it is not run
+  const twice = [...normed, dispatch(layer, [read, weights[0], weights[1], more], [numbers / C, C, C / 4, ONE])];
+  const graph = captured(twice, written, x);
+  graph.outputs.set('more', { buffer: more, dims: [numbers] });
+  const kinds = passed(graph).nodes.map(({ operation }) => [operation.kind, operation.halves?.length]);
+  assert.deepEqual(kinds, [
+    ['widen', undefined],
+    ['layer norm', 2],
+    ['layer norm', 1],
+  ]);
+  const { device: own, clock } = timed();
+  t.mock.method(performance, 'now', () => clock.now);
+  const ours = await replaceKernels(own, new Map([['g', graph]]), { ...FAST, wanted: 'all', earlier: null });
+  assert.deepEqual([ours.replaced, ours.captures.get('g').capture.commands.length], [4, 2]);
+});
+
+test('the softmax of columns is one, with the transpositions around it, where nothing else reads what is between', () => {
+  const [T, C, parts] = [32, 8, 4];
+  const softmax = program('Softmax', { x: four, result: four }, ['packedCols: i32']);
+  const parted = program('Transpose', { a: 'f32', output: 'f32' }, ['a_shape: vec3<u32>'], 'a[0]=i[1];\na[1]=i[0];\na[2]=i[2];');
+  const x = given(T * C);
+  const [columns, shares, y] = [tensor(T * C), tensor(T * C), tensor(T * C)];
+  const rows = { ...dispatch(softmax, [columns, shares], [T / 4]), workgroups: [C, 1, 1] };
+  const chain = [dispatch(transpose, [x, columns], [T, C]), rows, dispatch(parted, [shares, y], [C, parts, T / parts])];
+  const [node, ...others] = passed(captured(chain, y, x)).nodes;
+  assert.equal(others.length, 0);
+  const { kind, B, per, half } = node.operation;
+  assert.deepEqual([kind, B, node.operation.T, node.operation.C, per, half], ['softmax down', 1, T, C, T / parts, false]);
+  assert.equal(optionsFor(node, DEFAULT).length, 1);
+  const kept = passed(captured(chain, shares, x)); // shares are what the graph gives
+  assert.deepEqual(
+    kept.nodes.map(({ operation }) => [operation.kind, operation.per]),
+    [
+      ['softmax down', T],
+      ['transpose', undefined],
+    ],
+  );
+  const long = { operation: { ...node.operation, T: 8192, per: 8192 } };
+  assert.equal(optionsFor(long, DEFAULT).length, 0);
+});
+
 test("a widened weight that others read too, or that is transposed otherwise, stays the runtime's", () => {
   const [A, halves] = [given(M * K), given((K * N) / 2)];
   const [B, C, y] = [tensor(K * N), tensor(M * N), tensor(M * N)];
@@ -357,6 +468,19 @@ test('tiles are held to what a device has, and to what a product fills', () => {
   assert.ok(Object.values(TILES).every(({ M, N, K, m, n }) => M % 32 === 0 && N % n === 0 && M % m === 0 && K % 4 === 0));
 });
 
+test('what is multiplied in 16 bits has tiles of its own, of which no other product hears', () => {
+  const C = tensor(256 * 256);
+  const product = (more) => plainProduct({ M: 256, N: 256, K: 320, A: null, B: null, C, half: true, ...more });
+  const tiles = halfTilesFor(product(), DEFAULT);
+  assert.equal(tiles.length, 2);
+  assert.ok(tiles.every(({ half, K }) => half && K === 16));
+  assert.ok(tiles.every((tile) => 2 * memoryOf(tile) === memoryOf({ ...tile, half: false })));
+  assert.match(launchProduct(product(), tiles[0])[0].code, /^enable f16;\n/);
+  assert.deepEqual(halfTilesFor(product({ half: false }), DEFAULT), []);
+  const window = { height: 16, width: 16, channels: 24, columns: 3, top: 1, left: 1, stride: 1, across: 16 };
+  assert.deepEqual(halfTilesFor(product({ K: 216, window }), DEFAULT), []);
+});
+
 test('what is known beforehand: parts for a long K and few blocks, large blocks for many, nothing of ours for tiny products', () => {
   const first = (sizes) => tilesFor(plainProduct({ A: null, B: null, C: null, ...sizes }), DEFAULT)[0];
   const parts = (sizes) => first(sizes).parts;
@@ -374,8 +498,9 @@ test('what is known beforehand: parts for a long K and few blocks, large blocks 
 });
 
 test('in 16 bits a product may be as far off as the roundings of its sum add up to', () => {
-  const product = (K, half) => plainProduct({ M: 64, N: 64, K, half, A: null, B: null, C: null });
-  const of = (operation) => accepted({ operation });
+  const C = tensor(64 * 64);
+  const product = (K, half) => plainProduct({ M: 64, N: 64, K, half, A: null, B: null, C });
+  const of = (operation) => accepted({ operation, writes: [C] });
   assert.equal(of(product(4096, false)), 2e-5);
   assert.equal(of(product(64, true)), 1e-2);
   assert.equal(of(product(1024, true)), 2 ** -5);

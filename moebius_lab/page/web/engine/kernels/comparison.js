@@ -47,16 +47,18 @@ const ACCEPTED = 2e-5; // of a tensor's largest magnitude: sums of thousands of 
 const ACCEPTED_HALVES = 1e-2; // in 16 bits, where a step in between is rounded there and not here
 const ROUNDED = 2 ** -10; // times the root of a sum's terms: the runtime rounds each to 16 bits
 
-/** Whether what our kernel for a node computes has 16 bits. @param {Node} node */
-function isHalf({ operation }) {
-  const [first] =
-    operation?.kind === 'products' ? operation.products : operation?.kind === 'middle' ? [operation.value] : [operation];
-  return Boolean(first && 'half' in first && first.half);
+/** Whether what our kernel for a node computes has 16 bits. @param {Node} node @param {Value} value one that it writes */
+function isHalf({ operation }, value) {
+  if (operation?.kind === 'layer norm') return operation.halves.includes(value);
+  const kind = operation?.kind;
+  const [first] = kind === 'products' ? operation.products : kind === 'middle' ? [operation.value] : [operation];
+  const made = first?.kind === 'norm depthwise' ? first.depthwise : first;
+  return Boolean(made && 'half' in made && made.half);
 }
 
 /** How far a kernel of ours may be from the runtime's, as a share of the largest magnitude. @param {Node} node */
 export function accepted(node) {
-  if (!isHalf(node)) return ACCEPTED;
+  if (!node.writes.some((value) => isHalf(node, value))) return ACCEPTED;
   const { operation } = node;
   const products = operation?.kind === 'products' ? operation.products : operation?.kind === 'product' ? [operation] : [];
   return Math.max(ACCEPTED_HALVES, ...products.map(({ K }) => ROUNDED * Math.sqrt(K)));
@@ -96,7 +98,7 @@ export async function differences(device, programs, graph, ours) {
     for (const launch of launches) commands.push(await programs.dispatch({ ...launch, values: launch.values.map(own) }));
     for (const value of node.writes) {
       const slot = slots.findIndex((one) => one.node === node && one.value === value);
-      const stored = isHalf(node) ? HALVES : null;
+      const stored = isHalf(node, value) ? HALVES : null;
       const numbers = Uint32Array.of(value.size / (stored ? 8 : 16), slot);
       const values = /** @type {Value[]} */ ([value, own(value), worst]);
       commands.push(await programs.dispatch({ code: comparing(stored), values, numbers, workgroups: [GROUPS, 1, 1] }));

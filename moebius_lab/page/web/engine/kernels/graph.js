@@ -158,6 +158,26 @@ export class Graph {
   }
 
   /**
+   * Those of some commands for this graph's nodes whose results are used: kernels of ours read some of what the runtime makes in between
+   * as it was before.
+   *
+   * @param {Command[]} commands
+   * @returns {Command[]}
+   */
+  needed(commands) {
+    /** @type {Set<unknown>} */
+    const used = new Set(this.results);
+    const kept = [...commands].reverse().filter((command) => {
+      const uses = usesOf(command).filter(({ place }) => !isUniform(place));
+      const written = uses.filter(({ use }) => use !== 'read');
+      if (written.every(({ place }) => place instanceof Placeholder && !used.has(place))) return false;
+      for (const { place, use } of uses) if (use !== 'write') used.add(place);
+      return true;
+    });
+    return kept.reverse();
+  }
+
+  /**
    * The capture of commands for this graph's nodes.
    *
    * @param {Command[]} commands

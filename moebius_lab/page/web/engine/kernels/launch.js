@@ -99,11 +99,12 @@ export function grid(threads, size) {
  * A sum over a workgroup: `s[0]` has it afterwards.
  *
  * @param {number} size threads of the workgroup, a power of two
+ * @param {(one: string, other: string) => string} [join] what to find instead of the sum
  */
-export function sumOver(size) {
+export function sumOver(size, join = (one, other) => `${one} + ${other}`) {
   const steps = [];
   for (let half = size / 2; half >= 1; half /= 2)
-    steps.push(`workgroupBarrier(); if (t < ${half}u) { s[t] += s[t + ${half}u]; }`);
+    steps.push(`workgroupBarrier(); if (t < ${half}u) { s[t] = ${join('s[t]', `s[t + ${half}u]`)}; }`);
   return lines([...steps, 'workgroupBarrier();']);
 }
 

@@ -59,6 +59,7 @@ export const RUNTIME = '1.30.0';
  */
 /** @typedef {{kind: 'vector', N: number, K: number, x: Value, W: Value, narrow: Narrow|null, bias: Value, y: Value, silu: boolean}} Vector y = W x + bias */
 /** @typedef {{kind: 'widen', x: Value, narrow: Narrow, y: Value}} Widen to float32 */
+/** @typedef {{kind: 'narrow', x: Value, y: Value}} Rounded float32 to 16 bits */
 /** @typedef {{kind: 'silu', x: Value, y: Value}} Silu */
 /** @typedef {{kind: 'add', x: Value, other: Value, y: Value}} Add of tensors of one shape */
 /** @typedef {{kind: 'multiply', x: Value, other: Value, y: Value}} Multiply likewise */
@@ -71,15 +72,16 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'moments', x: Value, scale: Value, bias: Value, y: Value, batch: number, groups: number, size: number, epsilon: number}} Moments
  *   of each group: y has the factor and the summand that normalise it; `size` numbers in a group */
 /** @typedef {{kind: 'normalise', x: Value, moments: Value, y: Value}} Normalise */
-/** @typedef {{kind: 'affine', x: Value, scale: Value, bias: Value, mean: Value, variance: Value, epsilon: number, channels: number, last: boolean, y: Value}} Affine
+/** @typedef {{kind: 'affine', x: Value, scale: Value, bias: Value, mean: Value, variance: Value, epsilon: number, channels: number, last: boolean, half: boolean, y: Value}} Affine
  *   by channel, which come first or last */
 /** @typedef {{kind: 'depthwise', x: Value, W: Value, narrow: Narrow|null, bias: Value, y: Value, half: boolean, B: number, C: number, H: number, W4: number, relu: boolean}} Depthwise
  *   3 x 3, padded by 1; W4: a quarter of the width */
-/** @typedef {{kind: 'layer norm', x: Value, skip: Value|null, scale: Value, bias: Value, y: Value, sum: Value|null, count: number, C: number, skipped: number, epsilon: number}} LayerNorm
- *   of x, or of x + skip, which is kept in `sum`; `skip` has `skipped` rows, again and again */
+/** @typedef {{kind: 'layer norm', x: Value, skip: Value|null, scale: Value, bias: Value, y: Value, sum: Value|null, count: number, C: number, skipped: number, epsilon: number, halves: Value[]}} LayerNorm
+ *   of x, or of x + skip, which is kept in `sum`; `skip` has `skipped` rows, again and again; `halves`: those of x, skip, y and sum that have 16 bits */
+/** @typedef {{kind: 'softmax', x: Value, y: Value, rows: number, size: number}} Softmax of each row */
 /** @typedef {{kind: 'concat', parts: Value[], y: Value, half: boolean, outer: number, sizes: number[]}} Concat sizes: numbers that each part gives for each of `outer` */
 /** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split */
-/** @typedef {Product|Vector|Widen|Silu|Add|Multiply|AddRow|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Concat|Split} Operation */
+/** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
 /** @typedef {{program: Program, numbers: Numbers, values: Value[], workgroups: number[]}} Read a dispatch: `values` are its storage buffers by binding */
 
 // -- reading a dispatch -----------------------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ const PROGRAMS = {
   GroupedConv: depthwise,
   LayerNorm: layerNorm,
   SkipLayerNorm: skipLayerNorm,
+  Softmax: softmax,
   Concat: concat,
   Split: split,
 };
@@ -369,8 +372,9 @@ function convolution({ program, numbers, values }) {
 
 /** @param {Read} read @returns {Operation|null} */
 function halves({ program: { code }, values: [x, y] }) {
-  const widens = /\bx: array<vec4<f16>>/.test(code) && /\by: array<vec4<f32>>/.test(code);
-  return widens ? { kind: 'widen', x, narrow: HALVES, y } : null;
+  const [, from, to] = /\bx: array<vec4<(f\d+)>>[^]*\by: array<vec4<(f\d+)>>/.exec(code) ?? [];
+  if (from === 'f16' && to === 'f32') return { kind: 'widen', x, narrow: HALVES, y };
+  return from === 'f32' && to === 'f16' ? { kind: 'narrow', x, y } : null;
 }
 
 /** @param {Read} read @returns {Operation|null} */
@@ -456,9 +460,10 @@ function affine({ program, numbers, values: [x, scale, bias, mean, variance, y] 
   const epsilon = Number(/inverseSqrt\(input_var \+ ([\d.e-]+)\)/.exec(program.code)?.[1]);
   const axis = Number(/cOffset = outputIndices\[(\d)\]/.exec(program.code)?.[1]);
   const last = axis === 3;
-  if (!byFour(program, ['input_tensor', 'output']) || !(epsilon > 0) || !(axis === 1 || last)) return null;
+  const half = isHalf(program, ['input_tensor', 'output']);
+  if (half === null || !(epsilon > 0) || !(axis === 1 || last)) return null;
   const channels = last ? 4 * numbers.output_shape[3] : numbers.output_shape[1];
-  return { kind: 'affine', x, scale, bias, mean, variance, epsilon, channels, last, y };
+  return { kind: 'affine', x, scale, bias, mean, variance, epsilon, channels, last, half, y };
 }
 
 /** @param {Read} read @returns {Operation|null} */
@@ -482,7 +487,8 @@ function layerNorm({ program, numbers, values }) {
   if (!byFour(program, ['x', 'scale', 'bias', 'y']) || values.length !== 4) return null;
   const [x, scale, bias, y] = values;
   const [[count], [C], [epsilon]] = [numbers.norm_count, numbers.norm_size, numbers.epsilon];
-  return { kind: 'layer norm', x, skip: null, scale, bias, y, sum: null, count, C, skipped: 0, epsilon: float(epsilon) };
+  const alone = { skip: null, sum: null, skipped: 0, halves: [] };
+  return { kind: 'layer norm', x, scale, bias, y, count, C, epsilon: float(epsilon), ...alone };
 }
 
 /** @param {Read} read @returns {Operation|null} */
@@ -491,7 +497,15 @@ function skipLayerNorm({ program, numbers, values, workgroups }) {
   const [x, skip, scale, bias, y, sum] = values;
   const [[C], [size], [epsilon]] = [numbers.hidden_size, numbers.skip_size, numbers.epsilon];
   const count = volume(workgroups); // one of the runtime's workgroups a token
-  return { kind: 'layer norm', x, skip, scale, bias, y, sum, count, C, skipped: size / C, epsilon: float(epsilon) };
+  const sizes = { count, C, skipped: size / C };
+  return { kind: 'layer norm', x, skip, scale, bias, y, sum, ...sizes, epsilon: float(epsilon), halves: [] };
+}
+
+/** @param {Read} read @returns {Operation|null} */
+function softmax({ program, numbers, values: [x, y], workgroups }) {
+  const rows = volume(workgroups); // one of the runtime's workgroups a row
+  const size = 4 * numbers.packedCols?.[0];
+  return byFour(program, ['x', 'result']) && x.size === 4 * rows * size ? { kind: 'softmax', x, y, rows, size } : null;
 }
 
 /** @param {Read} read @returns {Operation|null} */

@@ -2,7 +2,7 @@
 
 import { launchDepthwise, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
 import { launchProduct, nameOf, tilesFor } from './product.js';
-import { launchConcat, launchLayerNorm, launchVector } from './rows.js';
+import { launchConcat, launchLayerNorm, launchSoftmaxDown, launchVector } from './rows.js';
 
 /** @typedef {import('./graph.js').Node} Node */
 /** @typedef {import('./launch.js').Launch} Launch */
@@ -30,11 +30,16 @@ const KERNELS = {
     tokens.shape[1] % 4 || (tokens.shape[4] * tokens.shape[5]) % 4 ? [] : [{ name: '', launches: launchTokens(tokens) }],
   'norm last': (norm) => (norm.channels > 1024 ? [] : [{ name: '', launches: launchNormLast(norm) }]),
   'layer norm': (norm) => [{ name: '', launches: launchLayerNorm(norm) }],
+  'softmax down': (softmax) => {
+    const { T, C, per } = softmax;
+    return C % 4 || per % 4 || T > LONGEST ? [] : [{ name: '', launches: launchSoftmaxDown(softmax) }];
+  },
   concat: (concat) =>
     concat.sizes.some((/** @type {number} */ size) => size % 4) ? [] : [{ name: '', launches: launchConcat(concat) }],
 };
 
 export const OURS = 'ours: '; // before the kind of node, in the names of our programs
+const LONGEST = 4096; // rows that a workgroup keeps in registers
 const LAST = 65535; // workgroups along a side of a grid
 
 /**

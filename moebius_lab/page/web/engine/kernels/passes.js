@@ -21,7 +21,12 @@ import { HALVES, same, volume, weightsOf } from './operations.js';
  *
  * @typedef {{kind: 'norm last', x: Value, y: Value, scale: Value, bias: Value, channels: number, groups: number, pixels: number, epsilon: number}} NormLast
  */
-/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast} Merged */
+/**
+ * Softmax of each column of x, (B, T, C); y is (B, T / per, C, per).
+ *
+ * @typedef {{kind: 'softmax down', x: Value, y: Value, half: boolean, B: number, T: number, C: number, per: number}} SoftmaxDown
+ */
+/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast|SoftmaxDown} Merged */
 
 /** Every pass by its name, in the order in which they are made. @type {Record<string, (graph: Graph) => void>} */
 export const PASSES = {
@@ -32,10 +37,12 @@ export const PASSES = {
   'bias in products': biasInProducts,
   'SiLU in products': siluInProducts,
   'sums in products': sumsInProducts,
+  'layer norms of 16 bits': layerNormsOf16Bits,
   'norms and depthwise convolutions': normsAndDepthwise,
   'middles of MixFFN': middles,
   'pictures and tokens': tokens,
   'norms with channels last': normsLast,
+  'softmax of columns': softmaxDown,
 };
 
 /**
@@ -340,27 +347,85 @@ function sumsInProducts(graph) {
 // -- chains that one kernel does --------------------------------------------------------------------------------------
 
 /**
- * The norm that a node ends, with its nodes: of groups, then of channels.
+ * What a value of 16 bits was before the runtime widened it, and the node that did; null where it did not.
+ *
+ * @param {Graph} graph
+ * @param {Value} value
+ */
+function widened(graph, value) {
+  const node = graph.writer(value);
+  const widen = as(node, 'widen');
+  return node && widen?.narrow === HALVES ? { node, stored: widen.x } : null;
+}
+
+/**
+ * The runtime's layer norms compute in 32 bits: ours read numbers of 16 and write them, without a Cast before and after.
+ *
+ * @param {Graph} graph
+ */
+function layerNormsOf16Bits(graph) {
+  for (const node of [...graph.nodes]) {
+    const norm = as(node, 'layer norm');
+    if (!norm) continue;
+    const nodes = [node];
+    /** @type {Value[]} */
+    const halves = [];
+    /** @type {Value[]} read by the runtime's commands alone */
+    const runtimes = [];
+    const read = (/** @type {Value} */ value) => {
+      const before = widened(graph, value);
+      if (!before) return value;
+      if (graph.onlyReader(value) === node) nodes.push(before.node);
+      else runtimes.push(value);
+      halves.push(before.stored);
+      return before.stored;
+    };
+    const written = (/** @type {Value} */ value) => {
+      const after = graph.onlyReader(value);
+      const rounded = as(after, 'narrow');
+      if (!after || !rounded) return value;
+      nodes.push(after);
+      halves.push(rounded.y);
+      return rounded.y;
+    };
+    const { scale, bias } = norm;
+    const [x, y] = [read(norm.x), written(norm.y)];
+    const [skip, sum] = [norm.skip && read(norm.skip), norm.sum && written(norm.sum)];
+    if (!halves.length) continue;
+    const reads = [x, ...(skip ? [skip] : []), scale, bias, ...runtimes];
+    graph.merge(nodes, { ...norm, x, skip, y, sum, halves }, reads, sum ? [y, sum] : [y]);
+  }
+}
+
+/**
+ * The norm that a node ends, with its nodes and what they read: of groups, then of channels. That of groups is computed in 32 bits, with
+ * Casts around it where the picture has 16.
  *
  * @param {Graph} graph
  * @param {Value} value what the norm gives
- * @returns {{norm: Norm, nodes: Node[]}|null}
+ * @returns {{norm: Norm, nodes: Node[], reads: Value[]}|null}
  */
 function normBefore(graph, value) {
   const last = graph.writer(value);
   const affine = as(last, 'affine');
-  const middle = affine ? graph.writer(affine.x) : last;
+  const given = affine ? graph.writer(affine.x) : last;
+  const rounded = as(given, 'narrow');
+  const middle = rounded ? graph.writer(rounded.x) : given;
   const normalise = as(middle, 'normalise');
   const first = normalise && graph.writer(normalise.moments);
   const moments = as(first, 'moments');
-  if (!moments || !last || !middle || !first || moments.x !== normalise.x) return null;
+  if (!moments || !last || !given || !middle || !first || moments.x !== normalise.x) return null;
   if (graph.onlyReader(normalise.moments) !== middle || (affine && graph.onlyReader(affine.x) !== last)) return null;
-  return { norm: { moments, affine }, nodes: [...new Set([first, middle, last])] };
-}
-
-/** @param {Norm} norm @returns {Value[]} */
-function readByNorm({ moments: { x, scale, bias }, affine }) {
-  return [x, scale, bias, ...(affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : [])];
+  if (rounded && graph.onlyReader(rounded.x) !== given) return null;
+  const before = widened(graph, moments.x);
+  const half = Boolean(rounded);
+  if (half !== Boolean(before) || (affine && affine.half !== half)) return null;
+  const nodes = [...new Set([first, middle, given, last])];
+  const { x, scale, bias } = before ? { ...moments, x: before.stored } : moments;
+  const reads = [x, scale, bias, ...(affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : [])];
+  if (before && graph.readers(moments.x).every((node) => nodes.includes(node))) nodes.push(before.node);
+  else if (before) reads.push(moments.x); // by the runtime's commands alone
+  return { norm: { moments: { ...moments, x }, affine, half }, nodes, reads };
 }
 
 /** @param {Graph} graph */
@@ -370,9 +435,9 @@ function normsAndDepthwise(graph) {
     const before = depthwise && graph.writer(depthwise.x);
     const silu = as(before, 'silu');
     const found = silu && normBefore(graph, silu.x);
-    if (!found || !before || graph.onlyReader(silu.x) !== before) continue;
+    if (!found || !before || graph.onlyReader(silu.x) !== before || found.norm.half !== depthwise.half) continue;
     const kept = graph.onlyReader(depthwise.x) === node ? null : depthwise.x;
-    const reads = [...readByNorm(found.norm), ...weightsOf(depthwise)];
+    const reads = [...found.reads, ...weightsOf(depthwise)];
     const operation = /** @type {const} */ ({ kind: 'norm depthwise', depthwise, norm: found.norm, kept });
     graph.merge([...found.nodes, before, node], operation, reads, kept ? [depthwise.y, kept] : [depthwise.y]);
   }
@@ -413,7 +478,7 @@ function normsLast(graph) {
     const silu = as(node, 'silu');
     const before = silu && graph.writer(silu.x);
     const affine = as(before, 'affine');
-    if (!silu || !affine?.last || !before || graph.onlyReader(silu.x) !== node) continue;
+    if (!silu || !affine?.last || affine.half || !before || graph.onlyReader(silu.x) !== node) continue;
     const { x, scale, bias, mean, variance, epsilon, channels } = affine;
     const first = averaged(graph, mean, x);
     const differs = graph.readers(mean).find((other) => as(other, 'subtract row'));
@@ -501,8 +566,51 @@ function tokens(graph) {
     const [B, py, px, gy, gx, C] = shape;
     const sides = back ? [B, C, gy, py, gx, px] : shape;
     const found = back ? null : normBefore(graph, x);
-    const norm = found && !found.norm.affine && graph.onlyReader(x) === node ? found.norm : null;
-    const nodes = norm && found ? [...found.nodes, node] : [node];
-    graph.merge(nodes, { kind: 'tokens', x, y, half, shape: sides, back, norm }, norm ? readByNorm(norm) : [x], [y]);
+    const fits = found && !found.norm.affine && found.norm.half === half && graph.onlyReader(x) === node;
+    const { norm, nodes, reads } = fits ? found : { norm: null, nodes: [], reads: [x] };
+    graph.merge([...nodes, node], { kind: 'tokens', x, y, half, shape: sides, back, norm }, reads, [y]);
   }
+}
+
+/**
+ * Keys of tokens by channel: a transposition, softmax in 32 bits, and often a second transposition, for parts of the tokens.
+ *
+ * @param {Graph} graph
+ */
+function softmaxDown(graph) {
+  for (const node of [...graph.nodes]) {
+    const softmax = as(node, 'softmax');
+    const before = softmax && widened(graph, softmax.x);
+    const first = softmax && graph.writer(before ? before.stored : softmax.x);
+    const transposition = as(first, 'transpose');
+    if (!softmax || !first || !transposition || graph.onlyReader(transposition.y) !== (before?.node ?? node)) continue;
+    const { shape, order } = simplified(transposition);
+    const [B, T, C] = order.length === 2 ? [1, ...shape] : order.join() === '0,2,1' ? shape : [0, 0, 0];
+    const rounds = graph.onlyReader(softmax.y);
+    const rounded = as(rounds, 'narrow');
+    const half = Boolean(before);
+    if (softmax.size !== T || softmax.rows !== B * C || Boolean(rounded) !== half || transposition.half !== half) continue;
+    if (before && graph.onlyReader(softmax.x) !== node) continue;
+    const made = rounded ? rounded.y : softmax.y;
+    const next = graph.onlyReader(made);
+    const spread = as(next, 'transpose');
+    const parts = spread ? inParts(spread, B, C) : 0;
+    const between = [before?.node, rounded ? rounds : null, parts ? next : null];
+    const nodes = [first, node, ...between.flatMap((one) => (one ? [one] : []))];
+    const [y, per] = spread && parts ? [spread.y, T / parts] : [made, T];
+    graph.merge(nodes, { kind: 'softmax down', x: transposition.x, y, half, B, T, C, per }, [transposition.x], [y]);
+  }
+}
+
+/**
+ * In how many parts a transposition cuts the rows of (B, C, T): to (B, parts, C, T / parts); 0 where it does anything else.
+ *
+ * @param {{shape: number[], order: number[]}} transposition
+ * @param {number} B
+ * @param {number} C
+ */
+function inParts(transposition, B, C) {
+  const { shape, order } = simplified(transposition);
+  const [batch, channels, parts] = order.join() === '1,0,2' ? [1, ...shape] : order.join() === '0,2,1,3' ? shape : [0, 0, 0];
+  return batch === B && channels === C ? parts : 0;
 }

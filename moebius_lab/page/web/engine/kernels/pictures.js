@@ -12,7 +12,7 @@ import { grid, lines, reading, repeat, storage, storing, sumOver } from './launc
 /** @typedef {import('./operations.js').Affine} Affine */
 /** @typedef {import('./operations.js').Depthwise} Depthwise */
 /** @typedef {import('./launch.js').Launch} Launch */
-/** @typedef {{moments: Moments, affine: Affine|null}} Norm of a picture: by group, then by channel */
+/** @typedef {{moments: Moments, affine: Affine|null, half: boolean}} Norm of a picture, by group, then by channel; `half`: picture and channels have 16 bits */
 
 const PARTS = 8; // workgroups that share a group's sums
 const SIZE = 128; // threads of a workgroup
@@ -30,32 +30,36 @@ const SIZE = 128; // threads of a workgroup
  * @param {number} channels of the picture
  * @returns {{launches: Launch[], factors: Placeholder}} `factors` has two numbers for each image and channel
  */
-export function channelFactors({ moments, affine }, channels) {
+export function channelFactors({ moments, affine, half }, channels) {
   const { x, scale, bias, batch, groups, size, epsilon, y } = moments;
   const count = batch * groups;
   const partial = new Placeholder({ size: 16 * count * PARTS, usage: y.usage });
   const factors = new Placeholder({ size: Math.ceil((8 * batch * channels) / 16) * 16, usage: y.usage });
-  const sums = `${storage({ X: 'vec4f', '!P': 'vec4f' })}
+  const stored = half ? HALVES : null;
+  const picture = reading('X', 'four', stored);
+  const sums = `${storage({ ...picture.types, '!P': 'vec4f' })}
+${picture.code}
 var<workgroup> s: array<vec2f, 256>;
 @compute @workgroup_size(256) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
-  let base = w.y * ${size / 4}u; let x0 = X[base].x;
+  let base = w.y * ${size / 4}u; let x0 = fourOfX(base).x;
   var sum = vec4f(0); var squares = vec4f(0);
-  for (var i = w.x * 256u + t; i < ${size / 4}u; i += ${256 * PARTS}u) { let d = X[base + i] - vec4f(x0); sum += d; squares = fma(d, d, squares); }
+  for (var i = w.x * 256u + t; i < ${size / 4}u; i += ${256 * PARTS}u) { let d = fourOfX(base + i) - vec4f(x0); sum += d; squares = fma(d, d, squares); }
   s[t] = vec2f(dot(sum, vec4f(1)), dot(squares, vec4f(1)));
   ${sumOver(256)}
   if (t == 0u) { P[w.y * ${PARTS}u + w.x] = vec4f(s[0], x0, 0); }
 }`;
   const channel = grid(batch * channels, SIZE);
-  /** @type {Record<string, string>} */
-  const second = affine ? { S2: 'f32', B2: 'f32', M2: 'f32', V2: 'f32' } : {};
-  const factor = `${storage({ P: 'vec4f', S: 'f32', B: 'f32', ...second, '!F': 'vec2f' })}
+  const second = affine ? ['S2', 'B2', 'M2', 'V2'].map((name) => reading(name, 'one', stored)) : [];
+  const types = Object.assign({}, ...second.map(({ types }) => types));
+  const factor = `${storage({ P: 'vec4f', S: 'f32', B: 'f32', ...types, '!F': 'vec2f' })}
+${lines(second.map(({ code }) => code))}
 @compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
   ${channel.id}
   let c = id % ${channels}u; let g = c / ${channels / groups}u; let group = (id / ${channels}u) * ${groups}u + g;
   var sums = vec2f(0); for (var i = 0u; i < ${PARTS}u; i++) { sums += P[group * ${PARTS}u + i].xy; }
   let d = sums / ${size}.0; let s = inverseSqrt(max(d.y - d.x * d.x, 0.0) + ${epsilon}) * S[g];
   let f = vec2f(s, B[g] - (P[group * ${PARTS}u].z + d.x) * s);
-  ${affine ? `let k = inverseSqrt(V2[c] + ${affine.epsilon}) * S2[c]; F[id] = vec2f(f.x * k, fma(f.y - M2[c], k, B2[c]));` : 'F[id] = f;'}
+  ${affine ? `let k = inverseSqrt(oneOfV2(c) + ${affine.epsilon}) * oneOfS2(c); F[id] = vec2f(f.x * k, fma(f.y - oneOfM2(c), k, oneOfB2(c)));` : 'F[id] = f;'}
 }`;
   const fixed = affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : [];
   return {
@@ -78,12 +82,12 @@ function rowsFor(H) {
  * WGSL of a 3 x 3 convolution of one plane, padded by 1: a thread makes `rows` vectors below one another, in variables NAME0, ...
  *
  * Row j of its input counts for rows j - 1, j, j + 1 of the output. l, v, r are the row shifted right, as it is, and shifted left.
- * `taken` says what becomes of each vector that is read, and the buffer `kept` gets these vectors.
+ * `taken` says what becomes of each vector that is read, and the buffer `kept` gets these vectors, as `stored` says.
  *
  * @param {{name: string, from: string, base: string, K: string, bias: string, channel: string, rows: number, H: number, W4: number,
- *   taken?: (x: string) => string, kept?: string}} options names in WGSL, and sizes
+ *   taken?: (x: string) => string, kept?: string, stored?: (x: string) => string}} options names in WGSL, and sizes
  */
-function convolve({ name, from, base, K, bias, channel, rows, H, W4, taken = (x) => x, kept = '' }) {
+function convolve({ name, from, base, K, bias, channel, rows, H, W4, taken = (x) => x, kept = '', stored = (x) => x }) {
   const input = repeat(rows + 2, (j) => {
     const inside = j > 0 && j <= rows;
     const exists = inside ? 'true' : `y0 + ${j}u >= 1u && y0 + ${j}u <= ${H}u`;
@@ -92,7 +96,7 @@ function convolve({ name, from, base, K, bias, channel, rows, H, W4, taken = (x)
     return `if (${exists}) {
     let at = ${at}; let v = ${taken(`fourOf${from}(at)`)}; var before = 0.0; var after = 0.0;
     if (x > 0u) { before = ${taken(`fourOf${from}(at - 1u)`)}.w; } if (x < ${W4 - 1}u) { after = ${taken(`fourOf${from}(at + 1u)`)}.x; }
-    let l = vec4f(before, v.xyz); let r = vec4f(v.yzw, after); ${inside && kept ? `${kept}[at] = v;` : ''}
+    let l = vec4f(before, v.xyz); let r = vec4f(v.yzw, after); ${inside && kept ? `${kept}[at] = ${stored('v')};` : ''}
     ${lines(used.map(({ i, k }) => `${name}${i} = fma(l, vec4f(${name}k${k}), fma(v, vec4f(${name}k${k + 1}), fma(r, vec4f(${name}k${k + 2}), ${name}${i})));`))} }`;
   });
   return `${repeat(9, (i) => `let ${name}k${i} = oneOf${K}(9u * ${channel} + ${i}u);`)}
@@ -134,14 +138,14 @@ export function launchDepthwise(operation, norm, kept) {
   const { workgroups, id } = grid((B * C * W4 * H) / rows, SIZE);
   const before = norm && channelFactors(norm, C);
   const source = norm ? norm.moments.x : x;
-  const code = `${storage({ ...input.types, ...(norm && { F: 'vec2f' }), ...kernels.types, ...biases.types, '!Y': stored.type, ...(kept && { '!Z': 'vec4f' }) })}
+  const code = `${storage({ ...input.types, ...(norm && { F: 'vec2f' }), ...kernels.types, ...biases.types, '!Y': stored.type, ...(kept && { '!Z': stored.type }) })}
 ${lines([input.code, kernels.code, biases.code, stored.code])}
 fn normal(x: vec4f, f: vec2f) -> vec4f { let y = fma(x, vec4f(f.x), vec4f(f.y)); return y / (1.0 + exp(-y)); }
 @compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
   ${id}
   ${place(H, W4, rows)}
   let c = p % ${C}u; let base = p * ${H * W4}u + x; ${norm ? 'let f = F[p];' : ''}
-  ${convolve({ name: 'a', from: 'X', base: 'base', K: 'K', bias: 'Bias', channel: 'c', rows, H, W4, taken: norm ? (v) => `normal(${v}, f)` : undefined, kept: kept ? 'Z' : '' })}
+  ${convolve({ name: 'a', from: 'X', base: 'base', K: 'K', bias: 'Bias', channel: 'c', rows, H, W4, taken: norm ? (v) => `normal(${v}, f)` : undefined, kept: kept ? 'Z' : '', stored: stored.of })}
   ${repeat(rows, (i) => `Y[base + (y0 + ${i}u) * ${W4}u] = ${stored.of(relu ? `max(a${i}, vec4f(0))` : `a${i}`)};`)}
 }`;
   const values = [source, ...(before ? [before.factors] : []), ...weightsOf(operation), y, ...(kept ? [kept] : [])];

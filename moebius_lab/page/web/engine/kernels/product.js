@@ -23,6 +23,7 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
  * @property {number} n its columns, a multiple of 4
  * @property {boolean} [double] two slabs in workgroup memory: one barrier a slab instead of two
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
+ * @property {boolean} [half] numbers of 16 bits are multiplied and summed in 16 along a slab, and slabs' sums added in 32
  * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
  * @property {number} [off] how far from the runtime's it may be: see `Option`
  * @property {(tile: Tile, end: End) => Core} [core] what a workgroup does with its slabs; its own by default: see `inRegisters`
@@ -68,14 +69,14 @@ export function threadsOf({ M, N, m, n, units }) {
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
-export function memoryOf({ M, N, K, double }) {
-  return 4 * (M + N) * K * (double ? 2 : 1);
+export function memoryOf({ M, N, K, double, half }) {
+  return (half ? 2 : 4) * (M + N) * K * (double ? 2 : 1);
 }
 
 /** @param {Tile} tile */
-export function nameOf({ M, N, K, m, n, double, parts, units }) {
+export function nameOf({ M, N, K, m, n, double, parts, half, units }) {
   const by = units ? ` on matrix units${units.exact ? ', exact' : ''}` : '';
-  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}${by}`;
+  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}${half ? ', 16 bits' : ''}${by}`;
 }
 
 /**
@@ -108,6 +109,22 @@ export function tilesFor({ M, N, K, outer, inner, window }, limits) {
 }
 
 /**
+ * Those of them that a device with numbers of 16 bits may be faster with where a product's numbers have 16.
+ *
+ * With sums of 16 products in 16 bits a result is 6e-4 off in the mean; with sums of all of K, as the runtime has them, 2e-3 for 200.
+ *
+ * @param {Product} product
+ * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
+ * @returns {Tile[]}
+ */
+export function halfTilesFor(product, limits) {
+  const { half, window } = product;
+  if (!half || (window && window.channels % DEEP)) return [];
+  const tiles = tilesFor(product, limits).map((tile) => ({ ...tile, K: DEEP, half: true }));
+  return tiles.slice(0, TRIED_HALF);
+}
+
+/**
  * Whether a product is too small to be better off with a tile of ours, as far as is known before it is tried.
  *
  * @param {Product} product
@@ -123,6 +140,8 @@ const MANY = 1600; // square blocks and parts that keep it busy
 const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
+const DEEP = 16; // depth of slabs in 16 bits
+const TRIED_HALF = 2;
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -372,7 +391,7 @@ function endOf(parts, turned) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters({ M, N, K, m, n, double }, { turned, row, before, column, put }) {
+function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, column, put }) {
   const [MQ, NQ] = [M / 4, N / 4];
   const [NX, NY] = [N / n, M / m]; // threads across and down
   const halves = double ? 2 : 1;
@@ -384,29 +403,32 @@ function inRegisters({ M, N, K, m, n, double }, { turned, row, before, column, p
     NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
       ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
       : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
+  const [four, sum] = half ? ['vec4<f16>', 'h'] : ['vec4f', 'c'];
   return {
-    enabled: '',
-    memory: `var<workgroup> As: array<vec4f, ${halves * K * MQ}>;
-var<workgroup> Bs: array<vec4f, ${halves * K * NQ}>;`,
+    enabled: half ? 'enable f16;\n' : '',
+    memory: `var<workgroup> As: array<${four}, ${halves * K * MQ}>;
+var<workgroup> Bs: array<${four}, ${halves * K * NQ}>;`,
     begin: `${threads}
   ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
     keepA: (r) =>
       repeat(4, (x) => {
         const down = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
         const k = `4u * ka${r} + ${x}u`;
-        return `As[slot * ${K * MQ}u + (${k}) * ${MQ}u + (sa${r} ^ ((${k}) & 7u))] = vec4f(${down});`;
+        return `As[slot * ${K * MQ}u + (${k}) * ${MQ}u + (sa${r} ^ ((${k}) & 7u))] = ${four}(vec4f(${down}));`;
       }),
-    keepB: (r) => `Bs[slot * ${K * NQ}u + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = fb${r};`,
-    multiply: `for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
+    keepB: (r) => `Bs[slot * ${K * NQ}u + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = ${four}(fb${r});`,
+    multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
+    for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
     ${repeat(
       UNROLLED,
       (
         k,
       ) => `{ ${repeat(m / 4, (i) => `let a${i} = As[slot * ${K * MQ}u + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
     ${repeat(n / 4, (j) => `let b${j} = Bs[slot * ${K * NQ}u + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
-    ${lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`))} }`,
+    ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
     )}
-    }`,
+    }
+    ${half ? lines(own.map(({ i, j }) => `c${i}_${j} += vec4f(h${i}_${j});`)) : ''}`,
     store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
   ${repeat(m, (i) => {
     const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));

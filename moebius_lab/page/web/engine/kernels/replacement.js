@@ -6,7 +6,7 @@ import { Programs } from './launch.js';
 import { RUNTIME } from './operations.js';
 import { Trial } from './trial.js';
 import { accepted, differences, timesOf } from './comparison.js';
-import { isTiny } from './product.js';
+import { halfTilesFor, isTiny } from './product.js';
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
 
@@ -99,12 +99,15 @@ export async function replaceKernels(device, captures, options) {
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
   const asked = wanted.startsWith('matrix');
-  const more = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
+  const inHalves = device.features.has('shader-f16');
+  const own = inHalves ? (/** @type {Product} */ product) => halfTilesFor(product, device.limits) : undefined;
+  const units = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
+  const more = units ?? own;
   const { ways, forms } = formsOf([...graphs.values()], device, more);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
   const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, there, report);
   const began = performance.now();
-  const wrongs = before ? [...before.notes] : asked && !more ? ['this device or this browser gives no matrix units'] : [];
+  const wrongs = before ? [...before.notes] : asked && !units ? ['this device or this browser gives no matrix units'] : [];
   const isNew = (/** @type {Node} */ node) => {
     const key = ways.get(node)?.key;
     return key !== undefined && chosen[key] !== before?.choices[key];
@@ -127,13 +130,14 @@ export async function replaceKernels(device, captures, options) {
   for (const [name, graph] of graphs) {
     /** @type {Command[]} */
     const own = [];
-    let count = 0;
     for (const node of graph.ordered()) {
       const option = optionOf(ways.get(node), chosen);
-      if (option) count += node.commands.length;
       own.push(...(option ? await Promise.all(option.launches.map((launch) => programs.dispatch(launch))) : node.commands));
     }
-    const ours = graph.captured(own);
+    const needed = graph.needed(own);
+    const runtimes = new Set(graph.nodes.flatMap((node) => node.commands));
+    const count = runtimes.size - needed.filter((command) => runtimes.has(command)).length;
+    const ours = graph.captured(needed);
     const whole = `${ENTIRE}${name}`;
     if (changed.has(name)) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
     if (chosen[whole] === RUNTIMES) notes.push(`all of ${name} is faster with the runtime's`);

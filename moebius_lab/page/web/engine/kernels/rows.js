@@ -1,6 +1,6 @@
-// Kernels on rows of numbers: layer norm, a matrix times a vector, tensors side by side. All are limited by memory.
+// Kernels on rows of numbers: layer norm, softmax, a matrix times a vector, tensors side by side. All are limited by memory.
 
-import { weightsOf } from './operations.js';
+import { HALVES, weightsOf } from './operations.js';
 import { grid, lines, reading, repeat, storage, storing, sumOver } from './launch.js';
 
 /** @typedef {import('./operations.js').LayerNorm} LayerNorm */
@@ -15,19 +15,26 @@ import { grid, lines, reading, repeat, storage, storing, sumOver } from './launc
  * @param {LayerNorm} norm
  * @returns {Launch[]}
  */
-export function launchLayerNorm({ x, skip, scale, bias, y, sum, count, C, skipped, epsilon }) {
+export function launchLayerNorm({ x, skip, scale, bias, y, sum, count, C, skipped, epsilon, halves }) {
+  const isHalf = (/** @type {import('./operations.js').Value} */ value) => halves.includes(value);
+  const input = reading('X', 'four', isHalf(x) ? HALVES : null);
+  const other = skip && reading('Skip', 'four', isHalf(skip) ? HALVES : null);
+  const made = storing(isHalf(y));
+  const kept = sum && storing(isHalf(sum));
   const vectors = C / 4;
   const size = [128, 64, 32, 16].find((threads) => vectors >= 2 * threads) ?? 16;
   const per = Math.ceil(vectors / size);
   const each = (/** @type {(i: number) => string} */ make) =>
     repeat(per, (i) => `{ let j = t + ${i * size}u; if (j < ${vectors}u) { ${make(i)} } }`);
-  const added = skip ? ` + Skip[(row % ${skipped}u) * ${vectors}u + j]; Sum[base + j] = v${'$'}` : '';
-  const code = `${storage({ X: 'vec4f', ...(skip && { Skip: 'vec4f' }), S: 'vec4f', B: 'vec4f', '!Y': 'vec4f', ...(skip && { '!Sum': 'vec4f' }) })}
+  const added = (/** @type {number} */ i) =>
+    kept ? ` + fourOfSkip((row % ${skipped}u) * ${vectors}u + j); Sum[base + j] = ${kept.of(`v${i}`)}` : '';
+  const code = `${storage({ ...input.types, ...other?.types, S: 'vec4f', B: 'vec4f', '!Y': made.type, ...(kept && { '!Sum': kept.type }) })}
+${lines([...new Set([input.code, other?.code ?? '', made.code, kept?.code ?? ''])])}
 var<workgroup> s: array<f32, ${size}>;
 @compute @workgroup_size(${size}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(num_workgroups) all: vec3u, @builtin(local_invocation_index) t: u32) {
   let row = w.x + w.y * all.x; if (row >= ${count}u) { return; }
   let base = row * ${vectors}u; var total = vec4f(0); ${repeat(per, (i) => `var v${i} = vec4f(0);`)}
-  ${each((i) => `v${i} = X[base + j]${added.replace('$', String(i))}; total += v${i};`)}
+  ${each((i) => `v${i} = fourOfX(base + j)${added(i)}; total += v${i};`)}
   s[t] = dot(total, vec4f(1));
   ${sumOver(size)}
   let mean = s[0] / ${C}.0; var squares = 0.0;
@@ -36,11 +43,49 @@ var<workgroup> s: array<f32, ${size}>;
   s[t] = squares;
   ${sumOver(size)}
   let f = inverseSqrt(s[0] / ${C}.0 + ${epsilon});
-  ${each((i) => `Y[base + j] = fma((v${i} - vec4f(mean)) * f, S[j], B[j]);`)}
+  ${each((i) => `Y[base + j] = ${made.of(`fma((v${i} - vec4f(mean)) * f, S[j], B[j])`)};`)}
 }`;
   const across = Math.min(count, 32768);
   const values = [x, ...(skip ? [skip] : []), scale, bias, y, ...(sum ? [sum] : [])];
   return [{ code, values, workgroups: [across, Math.ceil(count / across), 1] }];
+}
+
+/**
+ * The softmax of each column of a matrix (T, C), for each of B: of T tokens by channel. What it gives is stored by channel, `per` tokens
+ * next to each other: (B, T / per, C, per). A workgroup takes four columns, which stay in registers; a thread takes four rows at a time.
+ *
+ * @param {import('./passes.js').SoftmaxDown} softmax whose T is 4096 at most
+ * @returns {Launch[]}
+ */
+export function launchSoftmaxDown({ x, y, half, B, T, C, per }) {
+  const fours = T / 4;
+  const size = fours >= 256 ? 256 : 64;
+  const each = Math.ceil(fours / size);
+  const [input, kept] = [reading('X', 'four', half ? HALVES : null), storing(half)];
+  const all = (/** @type {(v: string) => string} */ make) => repeat(4 * each, (i) => make(`v${i}`));
+  const code = `${storage({ ...input.types, '!Y': kept.type })}
+${input.code}
+${kept.code}
+var<workgroup> s: array<vec4f, ${size}>;
+@compute @workgroup_size(${size}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let base = w.y * ${T}u; ${all((v) => `var ${v} = vec4f(-3.4e38);`)}
+  ${repeat(each, (i) => `let f${i} = t + ${i * size}u; if (f${i} < ${fours}u) { ${repeat(4, (r) => `v${4 * i + r} = fourOfX((base + 4u * f${i} + ${r}u) * ${C / 4}u + w.x);`)} }`)}
+  var most = vec4f(-3.4e38); ${all((v) => `most = max(most, ${v});`)}
+  s[t] = most;
+  ${sumOver(size, (one, other) => `max(${one}, ${other})`)}
+  most = s[0]; var total = vec4f(0);
+  ${all((v) => `${v} = exp(${v} - most); total += ${v};`)}
+  workgroupBarrier();
+  s[t] = total;
+  ${sumOver(size)}
+  let share = 1.0 / s[0];
+  ${repeat(
+    each,
+    (i) => `if (f${i} < ${fours}u) { let part = (4u * f${i}) / ${per}u; let at = f${i} % ${per / 4}u;
+  ${repeat(4, (c) => `Y[((w.y * ${T / per}u + part) * ${C}u + 4u * w.x + ${c}u) * ${per / 4}u + at] = ${kept.of(`vec4f(${[0, 1, 2, 3].map((r) => `v${4 * i + r}[${c}]`).join(', ')}) * share[${c}]`)};`)} }`,
+  )}
+}`;
+  return [{ code, values: [x, y], workgroups: [C / 4, B, 1] }];
 }
 
 /**
