@@ -126,12 +126,15 @@ def preset(name: str, presets: Mapping[str, Preset] = PRESETS, **changes: object
     return Settings(**chosen | changes)
 
 
-def preset_of(settings: Settings) -> str:
-    """The name of the preset that has these settings, whatever their seed, offset and coverage; empty for none."""
-    for name in PRESETS:
-        if preset(name, seed=settings.seed, noise_offset=settings.noise_offset, coverage=settings.coverage) == settings:
-            return name
-    return ""
+def preset_of(settings: Settings, presets: Mapping[str, Preset] = PRESETS) -> str:
+    """The name of the preset that has these settings, whatever their seed, offset and coverage; empty for none.
+
+    Args:
+        settings: that are looked for.
+        presets: those that there are, by name.
+    """
+    kept = {"seed": settings.seed, "noise_offset": settings.noise_offset, "coverage": settings.coverage}
+    return next((name for name in presets if preset(name, presets, **kept) == settings), "")
 
 
 def settings_of(made: dict) -> Settings:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import ipywidgets
 import numpy as np
@@ -13,12 +15,16 @@ import traitlets
 from PIL import Image
 
 from .. import LabError
-from ..config import COVERAGES, DEFAULT_PRESET, PRESETS, PREVIEW_SHARE
-from ..inpainting.backends import Backend
+from ..config import COVERAGES, DEFAULT_PRESET, DISTILLED, GRAPHS, PRESETS, PREVIEW_SHARE, Preset
+from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.extending import plan_filling, put_back
 from ..inpainting.imaging import check_picture_and_mask, to_bytes
 from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture, preset, preset_of
+from ..inpainting.picture_files import Picture
+from ..model.checkpoint import presets_of
 from ..model.sampler import SOLVERS
+from ..port.graphs import Graphs
+from ..port.sessions import OnnxBackend
 from .mask_painter import MaskPainter, jpeg, message, row
 from .widgets import style_of
 
@@ -28,15 +34,76 @@ HARMONIZE = (("with the surroundings", True), ("no, as published", False))
 CUSTOM = "Custom"  # what the list of presets calls settings that are none of them
 
 
+@dataclass
+class Weights:
+    """A set of weights on one kind of backend, for the panel."""
+
+    make: Callable[[Callable[[str], None]], Backend]  # called as make(tell); what it tells stands in the status line
+    name: str = ""  # as a result states it, as it does the precision; empty where nobody knows
+    precision: str = ""
+    presets: dict[str, Preset] = field(default_factory=PRESETS.copy)  # that these weights are sampled with
+    _made: Backend | None = field(default=None, init=False)
+
+    def backend(self, tell: Callable[[str], None]) -> Backend:
+        """The backend, made when it is first asked for and kept; where that failed, it is tried again."""
+        if self._made is None:
+            tell(f"Loading the model with the weights {self.name}." if self.name else "Loading the model.")
+            self._made = self.make(tell)
+        return self._made
+
+
+def backends_of(graphs: Graphs, distilled: Graphs | None = None) -> dict[str, tuple[Weights, ...]]:
+    """PyTorch and ONNX Runtime on a network's weights, and for a preset of their own on those distilled from them.
+
+    Nothing is loaded or exported before it is used.
+
+    Args:
+        graphs: the network, its weights and the precision of ONNX Runtime's graphs.
+        distilled: graphs of the same network with weights that were distilled from those of `graphs`; by default of those that ship
+            (`config.DISTILLED`), in `folder`/distilled, where some do. Their autoencoder is that of `graphs`.
+
+    Returns:
+        What `Inpaint` takes.
+
+    Raises:
+        LabError: the distilled weights are damaged, or belong to another network.
+    """
+    if distilled is None and graphs.weights in DISTILLED:
+        distilled = Graphs(graphs.config, DISTILLED[graphs.weights], graphs.folder / "distilled", graphs.precision)
+
+    def torch(of: Graphs, tell: Callable[[str], None]) -> Backend:
+        return graphs.torch_backend if of is graphs else TorchBackend(of.net, graphs.vae)
+
+    def onnx(of: Graphs, tell: Callable[[str], None]) -> Backend:
+        def stored(made: Graphs, wanted: tuple[str, ...]) -> dict[str, Path]:
+            words = f"of the weights {made.weights_name}: once, but it can take a minute."
+            made.folder.mkdir(parents=True, exist_ok=True)
+            return made.stored(graphs.precision, lambda graph: tell(f"Making the graph {graph} {words}"), wanted)
+
+        if of is graphs:
+            stored(graphs, GRAPHS)
+            return graphs.onnx_backend
+        autoencoder = tuple(graph for graph in GRAPHS if graph != "step")
+        return OnnxBackend(stored(graphs, autoencoder) | stored(of, ("step",)), graphs.config)
+
+    kinds = {"PyTorch": (torch, "fp32"), "ONNX Runtime": (onnx, graphs.precision)}
+    found = [(of, presets_of(of.weights)) for of in (graphs, distilled) if of is not None]
+    return {
+        label: tuple(Weights(partial(make, of), of.weights_name, precision, presets) for of, presets in found)
+        for label, (make, precision) in kinds.items()
+    }
+
+
 class Inpaint(ipywidgets.VBox):
     """A panel that fills what was painted. The same work is done by its buttons and by `start`, `cancel` and `wait`.
 
     `result` is a trait: the filled picture as a PIL image of the full size, with the profile and the transparency of the
-    painter's source, None before the first run.
+    painter's source, None before the first run. `filled` is the same as a `Picture`, which also says what it was made with.
 
     Args:
         painter: picture and mask are taken from it when a run starts.
-        backends: by the name to choose them by; a function is called for its backend when that is first used.
+        backends: by the name to choose them by; a function is called for its backend when that is first used. Several `Weights`, as
+            of `backends_of`, are one choice: a preset takes the last of them that has it, and settings that are no preset the first.
         settings: what the controls begin with. Strength, guidance interval and init follow the chosen preset; as `CUSTOM` they stay as
             they were, as the noise offset always does.
 
@@ -49,12 +116,14 @@ class Inpaint(ipywidgets.VBox):
     def __init__(
         self,
         painter: MaskPainter,
-        backends: dict[str, Backend | Callable[[], Backend]],
+        backends: dict[str, Backend | Callable[[], Backend] | tuple[Weights, ...]],
         settings: Settings = preset(DEFAULT_PRESET),
     ) -> None:
         if not backends:
-            raise LabError('name at least one backend, for example {"PyTorch": bench.torch_backend}')
-        self.painter, self._settings, self._backends = painter, settings, dict(backends)
+            raise LabError("name at least one backend, as backends_of(bench) does")
+        self.painter, self._settings = painter, settings
+        self.filled: Picture | None = None
+        self._backends = {name: _weights(given) for name, given in backends.items()}
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._failure: BaseException | None = None
@@ -79,7 +148,7 @@ class Inpaint(ipywidgets.VBox):
         self.backend = ipywidgets.Dropdown(options=list(self._backends), description="Backend", layout=wide, style=style)
         self.preset = ipywidgets.Dropdown(
             options=[*((entry.label, name) for name, entry in PRESETS.items()), (CUSTOM, "")],
-            value=preset_of(start), description="Preset", layout={"width": "13rem"}, style=style,
+            value=preset_of(start, self._presets()), description="Preset", layout={"width": "13rem"}, style=style,
         )  # fmt: skip
         self.solver = ipywidgets.Dropdown(
             options=list(SOLVERS), value=start.solver, description="Solver", layout={"width": "13rem"}, style=style
@@ -98,6 +167,7 @@ class Inpaint(ipywidgets.VBox):
         self.coverage = ipywidgets.Dropdown(
             options=COVERAGES, value=start.coverage, description="Coverage", layout={"width": "13rem"}, style=style
         )
+        self.backend.observe(lambda _: self._take_backend(), "value")
         self.preset.observe(lambda change: self._take_preset(change.new), "value")
         for name in NAMING:
             getattr(self, name).observe(lambda _: self._name_preset(), "value")
@@ -128,23 +198,42 @@ class Inpaint(ipywidgets.VBox):
             raise LabError("a run is in progress: wait for it or cancel it")
         image, mask = self.painter.image, self.painter.mask
         check_picture_and_mask(image, mask)
-        settings = self._chosen_settings()
+        settings, weights = self._chosen_settings(), self._chosen_weights()
         self._cancel.clear()
         self._failure = None
         self._busy(True)
         self._bar.value, self._bar.bar_style = 0, ""
-        self._message.value = message("Loading the model.")
         self._slider.layout.display = "none"
-        self._thread = threading.Thread(target=self._work, args=(image, mask, settings), name="inpaint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(image, mask, settings, weights), name="inpaint", daemon=True
+        )
         self._thread.start()
 
     def _chosen_settings(self) -> Settings:
         return replace(self._settings, **{name: getattr(self, name).value for name in (*NAMING, "seed", "coverage")})
 
+    def _presets(self) -> dict[str, Preset]:
+        """What the names of presets mean on the chosen backend."""
+        found = dict(PRESETS)
+        for weights in self._backends[self.backend.value]:
+            found |= weights.presets
+        return found
+
+    def _chosen_weights(self) -> Weights:
+        own, *others = self._backends[self.backend.value]
+        return next((weights for weights in reversed(others) if self.preset.value in weights.presets), own)
+
+    def _take_backend(self) -> None:
+        """Set the controls to what the chosen preset is on this backend, or name settings of the reader's own as they are named here."""
+        if self.preset.value:
+            self._take_preset(self.preset.value)
+        else:
+            self._name_preset()
+
     def _take_preset(self, name: str) -> None:
         """Set the controls, and what has none, to a preset; `CUSTOM` leaves them."""
         if name and name != self._preset_now():
-            self._settings, self._naming = preset(name, noise_offset=self._settings.noise_offset), False
+            self._settings, self._naming = preset(name, self._presets(), noise_offset=self._settings.noise_offset), False
             for control in NAMING:
                 getattr(self, control).value = getattr(self._settings, control)
             self._naming = True
@@ -156,7 +245,7 @@ class Inpaint(ipywidgets.VBox):
     def _preset_now(self) -> str:
         """The preset that the controls say; none for settings that cannot be run, which are refused when they are to be."""
         try:
-            return preset_of(self._chosen_settings())
+            return preset_of(self._chosen_settings(), self._presets())
         except LabError:
             return ""
 
@@ -197,18 +286,19 @@ class Inpaint(ipywidgets.VBox):
 
     # -- in the thread ---------------------------------------------------------------------------------------------
 
-    def _work(self, image: np.ndarray, mask: np.ndarray, settings: Settings) -> None:
+    def _work(self, image: np.ndarray, mask: np.ndarray, settings: Settings, weights: Weights) -> None:
         began = time.perf_counter()
         try:
-            backend = self._chosen_backend()
+            backend = weights.backend(lambda words: setattr(self._message, "value", message(words)))
             watch = _Watch(self, backend, image, mask, settings)
-            extension = self.painter.extension
-            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel, extension)
-            self._pair = _shown(image), _shown(filled.rgb)
+            extension, model = self.painter.extension, {"weights": weights.name, "precision": weights.precision}
+            filled = inpaint_picture(backend, self.painter.source, mask, settings, watch, self._cancel, extension, model)
+            self._pair, self.filled = (_shown(image), _shown(filled.rgb)), filled
             self.set_trait("result", filled.image())
             seconds = time.perf_counter() - began
             self._pace[backend.name] = watch.pace
-            self._message.value = message(f"{backend.name}: filled in {seconds:.1f} s")
+            where = f"{backend.name}, {weights.name}" if weights.name else backend.name
+            self._message.value = message(f"{where}: filled in {seconds:.1f} s")
             self._bar.value, self._bar.bar_style = self._bar.max, "success"
         except Cancelled as stop:
             self._failure = stop
@@ -222,13 +312,6 @@ class Inpaint(ipywidgets.VBox):
         finally:
             self._show_pair()
             self._busy(False)
-
-    def _chosen_backend(self) -> Backend:
-        name = self.backend.value
-        made = self._backends[name]
-        if not hasattr(made, "decode"):
-            made = self._backends[name] = made()
-        return made
 
     def _busy(self, busy: bool) -> None:
         self._run_button.disabled, self._cancel_button.disabled = busy, not busy
@@ -302,6 +385,11 @@ class _Watch:
             self.filled = picture
         self.panel._show_preview(picture)
         self.previews += time.perf_counter() - start
+
+
+def _weights(given: Backend | Callable[[], Backend] | tuple[Weights, ...]) -> tuple[Weights, ...]:
+    """What the panel was given for one name; of a backend nobody knows the weights' names."""
+    return given if isinstance(given, tuple) else (Weights(lambda tell: given if hasattr(given, "decode") else given()),)
 
 
 def _shown(picture: np.ndarray) -> np.ndarray:

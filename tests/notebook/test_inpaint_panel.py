@@ -2,19 +2,28 @@
 
 import io
 import threading
+from dataclasses import replace
+from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
+from differences import difference_for
 from PIL import Image
 
 from moebius_lab import LabError
-from moebius_lab.config import PRESETS
+from moebius_lab.__main__ import main
+from moebius_lab.config import DEMO, DETERMINISTIC, FASTEST, MOEBIUS, PRESETS, TINY
 from moebius_lab.inpainting.extending import Extension
 from moebius_lab.inpainting.imaging import feather
-from moebius_lab.inpainting.loop import Cancelled, Settings, inpaint, preset
-from moebius_lab.notebook.inpaint_panel import Inpaint
+from moebius_lab.inpainting.loop import Cancelled, Settings, inpaint, preset, settings_of
+from moebius_lab.inpainting.picture_files import read_picture
+from moebius_lab.model.checkpoint import presets_of
+from moebius_lab.model.low_rank import DIFFERENCE, write_difference
+from moebius_lab.notebook.inpaint_panel import Inpaint, backends_of
 from moebius_lab.notebook.mask_painter import MaskPainter
 from moebius_lab.notebook.workbench import prepare
+from moebius_lab.port.graphs import Graphs
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +191,165 @@ def test_a_still_shows_the_hole_and_then_before_and_after(panel, painter):
     panel.run(timeout=60)
     assert panel.picture().size == (2 * painter.image.shape[1], painter.image.shape[0])
     assert panel._repr_mimebundle_()["image/jpeg"].startswith(b"\xff\xd8")
+
+
+# -- weights of a preset's own -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Graphs:
+    return Graphs(TINY, DETERMINISTIC, tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def distilled(tmp_path, monkeypatch) -> Graphs:
+    """TINY's weights with a difference that stands for three steps of distillation."""
+    folder = tmp_path / "tiny-fast"
+    folder.mkdir()
+    write_difference(folder / DIFFERENCE, difference_for(TINY))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return Graphs(TINY, str(folder), tmp_path / "graphs")
+
+
+def test_the_fastest_preset_runs_on_the_distilled_weights_and_others_on_the_network_s_own(painter, own, distilled):
+    panel = Inpaint(painter, backends_of(own, distilled))
+    said, counts = [], {}
+    panel._message.observe(lambda change: said.append(change["new"]), "value")
+    for weights in panel._backends["PyTorch"]:
+        make = weights.make
+
+        def counted(tell, make=make, name=weights.name):
+            counts[name] = counts.get(name, 0) + 1
+            return make(tell)
+
+        weights.make = counted
+    panel.run(timeout=60)
+    assert counts == {DETERMINISTIC: 1} and panel.filled.made["model"]["weights"] == DETERMINISTIC
+    assert "net" not in vars(distilled), "weights are loaded when they are first needed"
+
+    panel.preset.value, panel.seed.value = FASTEST, 5
+    chosen = preset(FASTEST, presets_of(distilled.weights), seed=5)
+    assert panel._chosen_settings() == chosen and (panel.steps.value, panel.guidance.value) == (3, 1)
+    picture = panel.run(timeout=60)
+    np.testing.assert_array_equal(np.asarray(picture), inpaint(distilled.torch_backend, painter.image, painter.mask, chosen))
+    assert panel.filled.made["settings"] == vars(chosen)
+    assert panel.filled.made["model"] == {
+        "network": "tiny", "weights": "tiny-fast", "precision": "fp32", "backend": "PyTorch",
+    }  # fmt: skip
+    assert any("Loading the model with the weights tiny-fast" in text for text in said)
+    assert "PyTorch, tiny-fast: filled in" in said[-1]
+
+    panel.guidance.value = 1.5
+    assert panel.preset.value == ""
+    changed = np.asarray(panel.run(timeout=60))
+    expected = inpaint(own.torch_backend, painter.image, painter.mask, replace(chosen, guidance=1.5))
+    np.testing.assert_array_equal(changed, expected)
+    assert panel.filled.made["model"]["weights"] == DETERMINISTIC and "tiny-fast" not in said[-1]
+
+    panel.guidance.value = 1.0
+    assert panel.preset.value == FASTEST, "the settings are the preset's again"
+    np.testing.assert_array_equal(np.asarray(panel.run(timeout=60)), np.asarray(picture))
+    panel.preset.value = ""
+    panel.run(timeout=60)
+    assert panel.filled.made["model"]["weights"] == DETERMINISTIC, "a reader who says custom gets the network's own"
+    assert counts == {DETERMINISTIC: 1, "tiny-fast": 1}
+
+
+def test_what_runs_is_what_the_controls_said_at_the_start(painter, own, distilled):
+    panel = Inpaint(painter, backends_of(own, distilled), preset(FASTEST, presets_of(distilled.weights)))
+    assert panel.preset.value == FASTEST
+    entered, told = threading.Event(), threading.Event()
+
+    def hold(change):
+        entered.set()
+        told.wait(60)
+
+    panel._message.observe(hold, "value")
+    panel.start()
+    assert entered.wait(60)
+    panel._message.unobserve(hold, "value")
+    panel.preset.value = "as-released"
+    told.set()
+    panel.wait(60)
+    assert panel.filled.made["model"]["weights"] == "tiny-fast" and panel.filled.made["settings"]["steps"] == 3
+
+
+def test_a_preset_is_named_by_what_it_is_on_the_chosen_backend(painter, backend, own, distilled):
+    panel = Inpaint(painter, {"plain": backend} | backends_of(own, distilled), preset(FASTEST))
+    assert panel.preset.value == FASTEST and panel.steps.value == 4
+    of_distilled = preset(FASTEST, presets_of(distilled.weights))
+    panel.backend.value = "PyTorch"
+    assert panel.preset.value == FASTEST and panel._chosen_settings() == of_distilled
+    panel.backend.value = "plain"
+    assert panel.preset.value == FASTEST and panel._chosen_settings() == preset(FASTEST)
+    panel.run(timeout=60)
+    assert panel.filled.made["model"]["weights"] == "", "nobody said whose weights a plain backend has"
+    panel.backend.value, panel.harmonize.value = "PyTorch", False
+    assert panel.preset.value == ""
+    panel.backend.value = "plain"
+    assert panel._chosen_settings() == replace(of_distilled, harmonize=False), "settings of one's own stay"
+    panel.harmonize.value = True
+    assert panel.preset.value == "", "the other backend's preset is none here"
+    panel.backend.value = "PyTorch"
+    assert panel.preset.value == FASTEST
+
+
+def test_distilled_weights_that_could_not_be_had_are_asked_for_again(painter, own, distilled):
+    panel = Inpaint(painter, backends_of(own, distilled))
+    panel.preset.value = FASTEST
+    kept = Path(distilled.weights) / DIFFERENCE
+    content = kept.read_bytes()
+    kept.unlink()
+    with pytest.raises(LabError, match="tiny-fast"):
+        panel.run(timeout=60)
+    assert 'role="alert"' in panel._message.value and panel.filled is None
+    panel.preset.value = "fast"
+    panel.run(timeout=60)
+    kept.write_bytes(content)
+    panel.preset.value = FASTEST
+    panel.run(timeout=60)
+    assert panel.filled.made["model"]["weights"] == "tiny-fast"
+
+
+def test_weights_of_which_a_distilled_form_ships_bring_it_and_others_do_not(tmp_path):
+    for kind in backends_of(Graphs(DEMO, "demo", tmp_path, "fp16")).values():
+        assert [weights.name for weights in kind] == ["demo", "demo-fast"]
+        assert [weights.presets for weights in kind] == [PRESETS, presets_of("demo-fast")]
+    assert {name: kind[1].precision for name, kind in backends_of(Graphs(DEMO, "demo", tmp_path, "fp16")).items()} == {
+        "PyTorch": "fp32", "ONNX Runtime": "fp16",
+    }  # fmt: skip
+    for graphs in (Graphs(TINY, DETERMINISTIC, tmp_path), Graphs(MOEBIUS, "places2", tmp_path)):
+        assert all(len(kind) == 1 and kind[0].presets == PRESETS for kind in backends_of(graphs).values())
+    assert not list(tmp_path.iterdir()), "nothing is made before it is used"
+
+
+@pytest.mark.slow
+def test_onnx_runtime_makes_the_step_of_the_distilled_weights_once_and_says_so(painter, tiny, distilled):
+    panel, said = Inpaint(painter, backends_of(tiny, distilled)), []
+    panel._message.observe(lambda change: said.append(change["new"]), "value")
+    panel.backend.value, panel.preset.value = "ONNX Runtime", FASTEST
+    first = np.asarray(panel.run(timeout=300))
+    making = [text for text in said if "Making the graph" in text]
+    assert len(making) == 1 and "Making the graph step of the weights tiny-fast" in making[0]
+    assert [path.name for path in distilled.folder.glob("onnx/*/*")] == ["step"], "the autoencoder is the network's own"
+    chosen = preset(FASTEST, presets_of(distilled.weights))
+    expected = inpaint(distilled.torch_backend, painter.image, painter.mask, chosen)
+    assert np.abs(first.astype(int) - expected).max() <= 1
+    model = panel.filled.made["model"]
+    assert model["weights"] == "tiny-fast" and model["backend"].startswith("ONNX Runtime")
+    panel.run(timeout=60)
+    assert [text for text in said if "Making the graph" in text] == making
+
+
+@pytest.mark.slow
+def test_the_demo_s_fastest_preset_is_that_of_the_command(painter, picture_files, tmp_path):
+    result = tmp_path / "filled.png"
+    command = ["inpaint", *map(str, picture_files), "-o", str(result), "--backend", "torch", "--network", "demo"]
+    assert main([*command, "--preset", FASTEST]) == 0
+    expected = read_picture(result)
+    panel = Inpaint(painter, backends_of(prepare("demo", "demo", output_dir=str(tmp_path))))
+    panel.preset.value = FASTEST
+    panel.run(timeout=120)
+    assert panel._chosen_settings() == settings_of(expected.made) and panel.filled.made["model"] == expected.made["model"]
+    assert panel.filled.made["model"]["weights"] == "demo-fast"
+    np.testing.assert_array_equal(panel.filled.rgb, expected.rgb)
