@@ -44,13 +44,14 @@ PRECISIONS = ("fp32", "fp16-storage", "int8")  # in the plot of the error's grow
 PATIENCE = 300_000  # ms that a page may take for one thing
 
 WIDGET = """import ipywidgets
-from moebius_lab.notebook.inpaint_panel import Inpaint
+from moebius_lab.notebook.inpaint_panel import Inpaint, backends_of
 from moebius_lab.notebook.mask_painter import MaskPainter
 from moebius_lab.notebook.workbench import prepare
 
 bench = prepare(image={image!r}, mask={mask!r}, output_dir={output!r})
 painter = MaskPainter(bench.image, bench.mask, width=520, height=400)
-panel = Inpaint(painter, {{"ONNX Runtime": bench.onnx_backend}})
+panel = Inpaint(painter, backends_of(bench))
+panel.backend.value = "ONNX Runtime"
 panel.run()
 ipywidgets.VBox([painter, panel])"""
 

@@ -87,12 +87,13 @@ def assert_rounded_once(got: Tensor, expected: Tensor) -> None:
 
 
 def tiles() -> dict[str, dict]:
-    """Of product.js: one that fits few shapes, one with two slabs, one whose sums are cut into parts, one of tall threads."""
+    """Of product.js: one that fits few shapes, one with two slabs, one whose sums are cut into parts, one of tall threads, one of wide ones."""
     return {
         "small": {"M": 32, "N": 32, "K": 16, "m": 4, "n": 4},
         "uneven, two slabs": {"M": 32, "N": 40, "K": 8, "m": 8, "n": 4, "double": True},
         "in parts": {"M": 32, "N": 32, "K": 8, "m": 4, "n": 4, "parts": 3},
         "sixteen rows": {"M": 64, "N": 40, "K": 8, "m": 16, "n": 4},
+        "eight columns": {"M": 64, "N": 64, "K": 16, "m": 4, "n": 8},
     }
 
 

@@ -43,7 +43,7 @@ const { numbersOf, plainProduct } = await import(`${engine}/kernels/operations.j
 const { PASSES, simplified } = await import(`${engine}/kernels/passes.js`);
 const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
-const { TILES, halfTilesFor, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(
+const { TILES, halfTilesFor, isSlim, isTiny, launchProduct, memoryOf, threadsOf, tilesFor } = await import(
   `${engine}/kernels/product.js`
 );
 const { accepted } = await import(`${engine}/kernels/comparison.js`);
@@ -466,6 +466,21 @@ test('tiles are held to what a device has, and to what a product fills', () => {
   assert.deepEqual(tilesFor(product, { maxComputeInvocationsPerWorkgroup: 16, maxComputeWorkgroupStorageSize: 8192 }), []);
   assert.ok(tilesFor({ ...product, M: 33, N: 32 }, DEFAULT).every(({ M, N }) => M <= 64 && N <= 64));
   assert.ok(Object.values(TILES).every(({ M, N, K, m, n }) => M % 32 === 0 && N % n === 0 && M % m === 0 && K % 4 === 0));
+});
+
+test('where threads have few registers, tiles with fewer sums a thread come first', () => {
+  assert.deepEqual(
+    ['apple', 'qualcomm', 'nvidia', '', undefined].map((vendor) => isSlim({ vendor })),
+    [true, true, false, false, false],
+  );
+  assert.equal(isSlim(undefined), false);
+  const product = plainProduct({ M: 320, N: 4096, K: 320, A: null, B: null, C: tensor(320 * 4096) });
+  const sums = (slim) => tilesFor(product, DEFAULT, slim).map(({ m, n }) => m * n);
+  assert.equal(sums(true)[0], 32);
+  assert.ok(sums(true).includes(16) && sums(false)[0] === 64);
+  const small = plainProduct({ M: 64, N: 64, K: 2048, A: null, B: null, C: tensor(64 * 64) });
+  assert.ok(tilesFor(small, DEFAULT, true)[0].parts > 1); // few blocks leave any device idle
+  assert.ok(tilesFor(product, DEFAULT, true).every(({ parts }) => !parts));
 });
 
 test('what is multiplied in 16 bits has tiles of its own, of which no other product hears', () => {

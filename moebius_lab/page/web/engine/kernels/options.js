@@ -18,10 +18,10 @@ import { launchConcat, launchLayerNorm, launchSoftmaxDown, launchVector } from '
  */
 /** @typedef {GPUSupportedLimits} Limits */
 
-/** @type {{[kind: string]: (operation: any, limits: Limits, more?: Tiles) => Option[]}} */
+/** @type {{[kind: string]: (operation: any, tiles: Tiles) => Option[]}} */
 const KERNELS = {
-  product: (product, limits, more) => productOptions([product], limits, more),
-  products: ({ products }, limits, more) => productOptions(products, limits, more),
+  product: (product, tiles) => productOptions([product], tiles),
+  products: ({ products }, tiles) => productOptions(products, tiles),
   vector: (vector) => (vector.K % 4 ? [] : [{ name: '', launches: launchVector(vector) }]),
   'norm depthwise': ({ depthwise, norm, kept }) => [{ name: '', launches: launchDepthwise(depthwise, norm, kept) }],
   depthwise: (depthwise) => [{ name: '', launches: launchDepthwise(depthwise, null, null) }],
@@ -47,11 +47,11 @@ const LAST = 65535; // workgroups along a side of a grid
  *
  * @param {Node} node
  * @param {Limits} limits
- * @param {Tiles} [more] tiles of products to try before others
+ * @param {Tiles} [tiles] of products that are worth a try
  * @returns {Option[]}
  */
-export function optionsFor({ operation }, limits, more) {
-  const options = operation ? (KERNELS[operation.kind]?.(operation, limits, more) ?? []) : [];
+export function optionsFor({ operation }, limits, tiles = (product) => tilesFor(product, limits)) {
+  const options = operation ? (KERNELS[operation.kind]?.(operation, tiles) ?? []) : [];
   const label = `${OURS}${operation?.kind}`;
   const named = options.map((option) => ({ ...option, launches: option.launches.map((launch) => ({ ...launch, label })) }));
   return named.filter(({ launches }) =>
@@ -66,14 +66,13 @@ export function optionsFor({ operation }, limits, more) {
 
 /**
  * @param {import('./operations.js').Product[]} products
- * @param {Limits} limits
- * @param {Tiles} [more]
+ * @param {Tiles} tiles
  * @returns {Option[]}
  */
-function productOptions(products, limits, more) {
+function productOptions(products, tiles) {
   const [first] = products;
   if (first.M < 8) return [];
-  return [...(more?.(first) ?? []), ...tilesFor(first, limits)].map((tile) => ({
+  return tiles(first).map((tile) => ({
     name: nameOf(tile),
     off: tile.off,
     launches: products.flatMap((product) => launchProduct(product, tile)),

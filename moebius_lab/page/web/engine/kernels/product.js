@@ -53,8 +53,11 @@ export const TILES = {
   wide: { M: 64, N: 128, K: 16, m: 16, n: 8 },
   large: { M: 128, N: 128, K: 8, m: 16, n: 8, double: true },
   narrow: { M: 128, N: 40, K: 8, m: 16, n: 4 },
+  medium: { M: 64, N: 64, K: 16, m: 4, n: 8 },
   small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
 };
+const SLIM = ['apple', 'arm', 'img-tec', 'qualcomm', 'samsung'];
+/** What a device's tiles depend on. @typedef {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} Limits */
 
 const NUMBERS = /** @type {const} */ ([
   ...['M', 'N4', 'K4', 'count', 'inner', 'a0', 'a1', 'b0', 'b1', 'c0', 'c1', 'start', 'per', 'ra', 'rc', 'step'],
@@ -80,20 +83,34 @@ export function nameOf({ M, N, K, m, n, double, parts, half, units }) {
 }
 
 /**
+ * Whether a device's threads have few registers, as those of Apple's chips and of phones: Mesa's compiler for Apple's M1 keeps 64 sums of a
+ * thread, with what they are made from, only in part; 32 all.
+ *
+ * @param {{vendor?: string}} [info] of the adapter
+ */
+export function isSlim(info) {
+  return SLIM.includes(info?.vendor ?? '');
+}
+
+/**
  * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares with K in
  * as many parts as keep a large card busy; large blocks for a convolution's windows; what a square would fill badly in smaller ones.
+ * Where threads have few registers, those with fewer sums.
  *
  * @param {Product} product
- * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
+ * @param {Limits} limits
+ * @param {boolean} [slim] `isSlim`
  * @returns {Tile[]}
  */
-export function tilesFor({ M, N, K, outer, inner, window }, limits) {
+export function tilesFor({ M, N, K, outer, inner, window }, limits, slim = false) {
   const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
   const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
-  const { square, wide, large, narrow, small } = TILES;
-  const parts = [8, 4, 2].find((count) => blocks(square) * count <= MANY && K >= LEAST * square.K * count);
+  const { wide, large, narrow, medium, small } = TILES;
+  const square = slim ? medium : TILES.square;
+  const parts = [8, 4, 2].find((count) => blocks(square) * count <= (slim ? SOME : MANY) && K >= LEAST * square.K * count);
   const inParts = parts ? [{ ...square, parts }] : [];
   const promising = () => {
+    if (slim) return [...inParts, medium, small, TILES.square];
     if (window && blocks(large) >= FEW) return [large, square, wide];
     if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
     return [...inParts, square, wide];
@@ -112,16 +129,18 @@ export function tilesFor({ M, N, K, outer, inner, window }, limits) {
  * Those of them that a device with numbers of 16 bits may be faster with where a product's numbers have 16.
  *
  * With sums of 16 products in 16 bits a result is 6e-4 off in the mean; with sums of all of K, as the runtime has them, 2e-3 for 200.
+ * (More than 64 sums a thread need more registers than there are: they are there twice.)
  *
  * @param {Product} product
- * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
+ * @param {Limits} limits
+ * @param {boolean} [slim] `isSlim`
  * @returns {Tile[]}
  */
-export function halfTilesFor(product, limits) {
+export function halfTilesFor(product, limits, slim = false) {
   const { half, window } = product;
   if (!half || (window && window.channels % DEEP)) return [];
-  const tiles = tilesFor(product, limits).map((tile) => ({ ...tile, K: DEEP, half: true }));
-  return tiles.slice(0, TRIED_HALF);
+  const tiles = tilesFor(product, limits, slim).filter(({ m, n }) => m * n <= SUMS);
+  return tiles.slice(0, TRIED_HALF).map((tile) => ({ ...tile, K: DEEP, half: true }));
 }
 
 /**
@@ -135,13 +154,16 @@ export function isTiny({ M, N, K, outer, inner }) {
 }
 
 const UNROLLED = 8; // numbers along K for which the code stands one after another
+const HALF = 4; // of them come with the same vectors of A
 const FEW = 520; // large blocks that leave a large card idle at times
 const MANY = 1600; // square blocks and parts that keep it busy
+const SOME = 200; // that keep a device with few registers busy
 const LEAST = 8; // slabs of a part
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
 const DEEP = 16; // depth of slabs in 16 bits
 const TRIED_HALF = 2;
+const SUMS = 64; // of a thread, at most, where it has them in 16 bits and in 32
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -387,6 +409,9 @@ function endOf(parts, turned) {
  * Each thread multiplies m numbers of A with n of B for each k, in registers: rows in fours, which lie as many fours apart as there are
  * threads down, columns likewise.
  *
+ * Browsers keep each index within its array. So a slab is an array of groups of rows, in which what changes from one product to the next is a
+ * constant, what does not is a variable that they check once, and only the group is counted: a read then needs no arithmetic of its own.
+ *
  * @param {Tile} tile
  * @param {End} end
  * @returns {Core}
@@ -394,7 +419,7 @@ function endOf(parts, turned) {
 function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, column, put }) {
   const [MQ, NQ] = [M / 4, N / 4];
   const [NX, NY] = [N / n, M / m]; // threads across and down
-  const halves = double ? 2 : 1;
+  const groups = K / UNROLLED; // of rows of a slab
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
@@ -406,25 +431,30 @@ function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, col
   const [four, sum] = half ? ['vec4<f16>', 'h'] : ['vec4f', 'c'];
   return {
     enabled: half ? 'enable f16;\n' : '',
-    memory: `var<workgroup> As: array<${four}, ${halves * K * MQ}>;
-var<workgroup> Bs: array<${four}, ${halves * K * NQ}>;`,
+    memory: lines(
+      ['A', 'B'].map((side) => {
+        const row = `array<${four}, ${side === 'A' ? MQ : NQ}>`;
+        return `var<workgroup> ${side}s: array<array<${row}, ${UNROLLED}>, ${groups * (double ? 2 : 1)}>;`;
+      }),
+    ),
     begin: `${threads}
+  ${repeat(m / 4, (i) => `let ta${i} = ${i * NY}u + ty; let ta${i}x = ta${i} ^ ${HALF}u;`)}
+  ${repeat(n / 4, (j) => `let tb${j} = ${j * NX}u + tx;`)}
   ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
     keepA: (r) =>
       repeat(4, (x) => {
         const down = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
-        const k = `4u * ka${r} + ${x}u`;
-        return `As[slot * ${K * MQ}u + (${k}) * ${MQ}u + (sa${r} ^ ((${k}) & 7u))] = ${four}(vec4f(${down}));`;
+        const lower = `(ka${r} & 1u) * ${HALF}u`;
+        return `As[slot * ${groups}u + ka${r} / 2u][${lower} + ${x}u][sa${r} ^ (${lower})] = ${four}(vec4f(${down}));`;
       }),
-    keepB: (r) => `Bs[slot * ${K * NQ}u + kb${r} * ${NQ}u + (sb${r} ^ (kb${r} & ${shift}u))] = ${four}(fb${r});`,
+    keepB: (r) =>
+      `Bs[slot * ${groups}u + kb${r} / ${UNROLLED}u][kb${r} % ${UNROLLED}u][sb${r} ^ (kb${r} & ${shift}u)] = ${four}(fb${r});`,
     multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
-    for (var k = 0u; k < ${K}u; k += ${UNROLLED}u) {
+    for (var i = 0u; i < ${groups}u; i++) { let g = slot * ${groups}u + i;
     ${repeat(
       UNROLLED,
-      (
-        k,
-      ) => `{ ${repeat(m / 4, (i) => `let a${i} = As[slot * ${K * MQ}u + (k + ${k}u) * ${MQ}u + ((${i * NY}u + ty) ^ ${k % 8}u)];`)}
-    ${repeat(n / 4, (j) => `let b${j} = Bs[slot * ${K * NQ}u + (k + ${k}u) * ${NQ}u + ((${j * NX}u + tx) ^ ${k & shift}u)];`)}
+      (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[g][${k}][ta${i}${k < HALF ? '' : 'x'}];`)}
+    ${repeat(n / 4, (j) => `let b${j} = Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}];`)}
     ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
     )}
     }

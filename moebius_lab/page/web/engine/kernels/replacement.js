@@ -6,7 +6,7 @@ import { Programs } from './launch.js';
 import { RUNTIME } from './operations.js';
 import { Trial } from './trial.js';
 import { accepted, differences, timesOf } from './comparison.js';
-import { halfTilesFor, isTiny } from './product.js';
+import { halfTilesFor, isSlim, isTiny, tilesFor } from './product.js';
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
 
@@ -99,11 +99,13 @@ export async function replaceKernels(device, captures, options) {
   }
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
   const asked = wanted.startsWith('matrix');
-  const inHalves = device.features.has('shader-f16');
-  const own = inHalves ? (/** @type {Product} */ product) => halfTilesFor(product, device.limits) : undefined;
   const units = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
-  const more = units ?? own;
-  const { ways, forms } = formsOf([...graphs.values()], device, more);
+  const [slim, inHalves] = [isSlim(device.adapterInfo), device.features.has('shader-f16')];
+  const tiles = (/** @type {Product} */ product) => [
+    ...(units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, slim) : [])),
+    ...tilesFor(product, device.limits, slim),
+  ];
+  const { ways, forms } = formsOf([...graphs.values()], device, tiles);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
   const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, there, report);
   const began = performance.now();
@@ -178,10 +180,10 @@ function understood(captured) {
 /**
  * @param {Graph[]} graphs
  * @param {GPUDevice} device
- * @param {import('./options.js').Tiles} [more] tiles of products to try before others
+ * @param {import('./options.js').Tiles} tiles of products that are worth a try
  * @returns {{ways: Map<Node, Way>, forms: Map<string, Form>}} by key
  */
-function formsOf(graphs, device, more) {
+function formsOf(graphs, device, tiles) {
   /** @type {Map<Node, Way>} */
   const ways = new Map();
   /** @type {Map<string, Form>} */
@@ -189,7 +191,7 @@ function formsOf(graphs, device, more) {
   for (const { nodes, outputs } of graphs) {
     const times = outputs.has(NEXT_STATE) ? LOOPED : 1;
     for (const node of nodes) {
-      const options = optionsFor(node, device.limits, more);
+      const options = optionsFor(node, device.limits, tiles);
       if (!options.length) continue;
       const key = keyOf(node, options);
       ways.set(node, { key, options });
