@@ -13,14 +13,14 @@ from test_page import PHONE, drag, load_picture, mask_of, on_screen, photograph,
 from moebius_lab.page.serve import Server
 
 PACE = """() => {
-  const bytes = new Uint8Array(24e6).map((_, i) => i);
-  const times = Array.from({ length: 5 }, () => {
+  const bytes = (window.passedOver ??= new Uint8Array(24e6).map((_, i) => i));
+  const times = Array.from({ length: 3 }, () => {
     const began = performance.now();
     let sum = 0;
     for (let i = 0; i < bytes.length; i++) sum += bytes[i] >= 128 ? 1 : 0;
     return sum ? performance.now() - began : 0;
   });
-  return Math.min(...times);
+  return times.sort((a, b) => a - b)[1];
 }"""
 
 
@@ -67,18 +67,20 @@ def fill(page: Page) -> None:
 
 def test_a_photograph_of_24_megapixels_is_worked_on_without_a_stall(visit, chromium):
     """No task of the page's own thread may be long: the threads that compute are others."""
-    page, stalls = visit(), {}
+    page, stalls, paces = visit(), {}, {}
     large = photograph(6000, 4000)
     file = io.BytesIO()
     large.save(file, "JPEG", quality=90)
 
     def measure(name: str, act: Callable[[], None], says: str) -> None:
         page.evaluate("document.getElementById('status').textContent = ''")
+        before = page.evaluate(PACE)
         chromium.start_tracing(page=page, categories=["toplevel", "disabled-by-default-devtools.timeline"])
         act()
         expect(page.locator("#status")).to_contain_text(says)
         page.wait_for_timeout(500)  # what it set going, the saving first of all, has begun
         stalls[name] = longest_task(chromium.stop_tracing())
+        paces[name] = max(before, page.evaluate(PACE))  # other tests take some of the machine's pace, and give it back
 
     def stroke() -> None:
         page.keyboard.press("b")
@@ -117,9 +119,11 @@ def test_a_photograph_of_24_megapixels_is_worked_on_without_a_stall(visit, chrom
     page.select_option("#extend-ratio", "16:10")
     measure("extend", lambda: page.click("#extend-apply"), "The picture is larger")
     measure("undo extending", lambda: page.keyboard.press("Control+z"), "Undone: extended")
-    pace = page.evaluate(PACE)
-    print({name: round(ms) for name, ms in stalls.items()}, f"a pass over 24 million bytes takes {pace:.0f} ms")
-    assert 0 < max(stalls.values()) <= 200 * max(1, pace / 25), stalls  # ms, on a machine that passes over them in 25
+    found = {name: f"{ms:.0f} ms, a pass over 24 million bytes {paces[name]:.0f}" for name, ms in stalls.items()}
+    assert all(stalls.values()), found
+    assert not [name for name, ms in stalls.items() if ms > 200 * max(1, paces[name] / 25)], (
+        found
+    )  # on a machine that takes 25 ms
 
 
 def facts(page: Page) -> str:
