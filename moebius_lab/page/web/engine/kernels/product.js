@@ -95,7 +95,7 @@ export function isSlim(info) {
 /**
  * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares with K in
  * as many parts as keep a large card busy; large blocks for a convolution's windows; what a square would fill badly in smaller ones.
- * Where threads have few registers, those with fewer sums.
+ * Where threads have few registers, only those with few sums.
  *
  * @param {Product} product
  * @param {Limits} limits
@@ -110,13 +110,14 @@ export function tilesFor({ M, N, K, outer, inner, window }, limits, slim = false
   const parts = [8, 4, 2].find((count) => blocks(square) * count <= (slim ? SOME : MANY) && K >= LEAST * square.K * count);
   const inParts = parts ? [{ ...square, parts }] : [];
   const promising = () => {
-    if (slim) return [...inParts, medium, small, TILES.square];
+    if (slim) return [...inParts, medium, small];
     if (window && blocks(large) >= FEW) return [large, square, wide];
     if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
     return [...inParts, square, wide];
   };
   const possible = [...new Set([...promising(), square, small, large])].filter(
     (tile) =>
+      (!slim || tile.m * tile.n <= SLIM_SUMS) &&
       threadsOf(tile) <= limits.maxComputeInvocationsPerWorkgroup &&
       memoryOf(tile) <= limits.maxComputeWorkgroupStorageSize &&
       (!window || window.channels % tile.K === 0),
@@ -163,6 +164,7 @@ const FILLED = 1.5; // at most so many times the arithmetic of the tile that fit
 const TRIED = 3;
 const DEEP = 16; // depth of slabs in 16 bits
 const TRIED_HALF = 2;
+const SLIM_SUMS = 32; // of a thread, at most, where it has few registers
 const SUMS = 64; // of a thread, at most, where it has them in 16 bits and in 32
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
