@@ -102,28 +102,64 @@ export function isSlim(info) {
  * @param {boolean} [slim] `isSlim`
  * @returns {Tile[]}
  */
-export function tilesFor({ M, N, K, outer, inner, window }, limits, slim = false) {
-  const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
-  const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
+export function tilesFor(product, limits, slim = false) {
+  const { N, window } = product;
   const { wide, large, narrow, medium, small } = TILES;
   const square = slim ? medium : TILES.square;
-  const parts = [8, 4, 2].find((count) => blocks(square) * count <= (slim ? SOME : MANY) && K >= LEAST * square.K * count);
-  const inParts = parts ? [{ ...square, parts }] : [];
+  const some = inParts(square, product, slim ? SOME : MANY, LEAST);
   const promising = () => {
-    if (slim) return [...inParts, medium, small];
-    if (window && blocks(large) >= FEW) return [large, square, wide];
-    if (N <= 48 && wasted(narrow) < wasted(small)) return [narrow, small];
-    return [...inParts, square, wide];
+    if (window && blocksOf(large, product) >= FEW) return [large, square, wide];
+    if (N <= 48 && wastedBy(narrow, product) < wastedBy(small, product)) return [narrow, small];
+    return [...some, square, wide];
   };
-  const possible = [...new Set([...promising(), square, small, large])].filter(
+  const all = slim ? [...some, square, small] : [...new Set([...promising(), square, small, large])];
+  return filling(all, product, limits, memoryOf).slice(0, TRIED);
+}
+
+/** @param {Tile} tile @param {Product} product */
+export function blocksOf(tile, { M, N, outer, inner }) {
+  return Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
+}
+
+/** How many times a product's arithmetic the blocks of a tile do. @param {Tile} tile @param {Product} product */
+function wastedBy(tile, product) {
+  const { M, N, outer, inner } = product;
+  return (blocksOf(tile, product) * tile.M * tile.N) / (M * N * outer * inner);
+}
+
+/**
+ * A tile with K in as many parts as a device has use for, if in any.
+ *
+ * @param {Tile} tile
+ * @param {Product} product
+ * @param {number} many blocks and parts that keep it busy
+ * @param {number} least slabs of a part
+ * @returns {Tile[]} one or none
+ */
+export function inParts(tile, product, many, least) {
+  const parts = [8, 4, 2].find((count) => blocksOf(tile, product) * count <= many && product.K >= least * tile.K * count);
+  return parts ? [{ ...tile, parts }] : [];
+}
+
+/**
+ * The tiles that a device has room for and a product fills, in their order.
+ *
+ * @param {Tile[]} tiles
+ * @param {Product} product
+ * @param {Limits} limits
+ * @param {(tile: Tile) => number} memoryOf bytes of workgroup memory
+ * @returns {Tile[]}
+ */
+export function filling(tiles, product, limits, memoryOf) {
+  const { window } = product;
+  const possible = tiles.filter(
     (tile) =>
-      (!slim || tile.m * tile.n <= SLIM_SUMS) &&
       threadsOf(tile) <= limits.maxComputeInvocationsPerWorkgroup &&
       memoryOf(tile) <= limits.maxComputeWorkgroupStorageSize &&
       (!window || window.channels % tile.K === 0),
   );
-  const least = Math.min(...possible.map(wasted));
-  return possible.filter((tile) => wasted(tile) <= FILLED * least).slice(0, TRIED);
+  const least = Math.min(...possible.map((tile) => wastedBy(tile, product)));
+  return possible.filter((tile) => wastedBy(tile, product) <= FILLED * least);
 }
 
 /**
@@ -164,7 +200,6 @@ const FILLED = 1.5; // at most so many times the arithmetic of the tile that fit
 const TRIED = 3;
 const DEEP = 16; // depth of slabs in 16 bits
 const TRIED_HALF = 2;
-const SLIM_SUMS = 32; // of a thread, at most, where it has few registers
 const SUMS = 64; // of a thread, at most, where it has them in 16 bits and in 32
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
@@ -307,7 +342,7 @@ function written(tile, product) {
 function program(tile, product) {
   const { window, gathered, narrow, turned } = product;
   const finish = finishing(product);
-  const { M, N, K, parts = 1 } = tile;
+  const { M, N, K, double, parts = 1 } = tile;
   const whole = product.K % K === 0;
   const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
   const T = threadsOf(tile);
@@ -365,7 +400,6 @@ function program(tile, product) {
     ${ofB(core.keepB)}`;
   const operands = { ...readA.types, ...readB.types, ...(gathered && { I: 'u32' }) };
   const bindings = { ...operands, ...(parts > 1 ? { '!P': 'vec4f' } : finish.types) };
-  const { double } = tile;
 
   return `${core.enabled}${storage(bindings)}
 ${uniform(bindings)}

@@ -8,7 +8,7 @@
 
 import { MATRIX_UNITS, infos } from '../device.js';
 import { lines, repeat } from './launch.js';
-import { threadsOf } from './product.js';
+import { blocksOf, filling, inParts } from './product.js';
 
 /** @typedef {import('./product.js').Core} Core */
 /** @typedef {import('./product.js').End} End */
@@ -67,29 +67,20 @@ export function unitsOf(device, exact) {
  *
  * @param {Product} product
  * @param {Units} units
- * @param {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} limits
+ * @param {import('./product.js').Limits} limits
  * @returns {Tile[]}
  */
-export function unitTiles({ M, N, K, outer, inner, window }, units, limits) {
-  const blocks = (/** @type {Tile} */ tile) => Math.ceil(M / tile.M) * Math.ceil(N / tile.N) * outer * inner;
-  const wasted = (/** @type {Tile} */ tile) => (blocks(tile) * tile.M * tile.N) / (M * N * outer * inner);
+export function unitTiles(product, units, limits) {
   const { square } = BLOCKS;
-  const parts = [8, 4, 2].find((count) => blocks(square) * count <= MANY && K >= LEAST * square.K * count);
   const some = units.exact ? [BLOCKS.wide, BLOCKS.tall] : [BLOCKS.large, BLOCKS.deep];
-  const inParts = parts ? [{ ...square, parts }] : [];
-  const all = [...(blocks(some[0]) < FEW ? [...inParts, square, ...some] : [...some, square]), BLOCKS.small].map((tile) => ({
+  const few = blocksOf(some[0], product) < FEW;
+  const promising = few ? [...inParts(square, product, MANY, LEAST), square, ...some] : [...some, square];
+  const all = [...promising, BLOCKS.small].map((tile) => ({
     ...tile,
     ...{ units, core: inUnits, off: units.exact ? OFF_EXACT : OFF },
   }));
-  const possible = all.filter(
-    (tile) =>
-      [tile.m % units.M, tile.n % units.N, tile.K % units.K].every((rest) => rest === 0) &&
-      threadsOf(tile) <= limits.maxComputeInvocationsPerWorkgroup &&
-      memoryOf(tile) <= limits.maxComputeWorkgroupStorageSize &&
-      (!window || window.channels % tile.K === 0),
-  );
-  const least = Math.min(...possible.map(wasted));
-  return possible.filter((tile) => wasted(tile) <= FILLED * least);
+  const possible = all.filter((tile) => [tile.m % units.M, tile.n % units.N, tile.K % units.K].every((rest) => rest === 0));
+  return filling(possible, product, limits, memoryOf);
 }
 
 /** Blocks of a workgroup, and of a subgroup, as a table of one H100 has them. @type {Record<string, Tile>} */
@@ -106,7 +97,6 @@ const OFF_EXACT = 1e-4; // small numbers have fewer bits in 16, and so has what 
 const FEW = 160; // blocks that leave a large card idle
 const MANY = 700; // squares and parts that keep it busy
 const LEAST = 32; // slabs of a part
-const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 
 /** What 16 bits hold exactly. By its bits: a compiler may leave out a conversion to 16 bits and back. */
 const HIGH = 'fn high(v: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(v) & vec4u(0xffffe000u)); }';
