@@ -87,13 +87,15 @@ def assert_rounded_once(got: Tensor, expected: Tensor) -> None:
 
 
 def tiles() -> dict[str, dict]:
-    """Of product.js: one that fits few shapes, one with two slabs, one whose sums are cut into parts, one of tall threads, one of wide ones."""
+    """Of product.js: one that fits few shapes, an uneven one, one whose sums are cut into parts, tall and wide threads, and large ones, whose
+    slabs are two groups of rows."""
     return {
         "small": {"M": 32, "N": 32, "K": 16, "m": 4, "n": 4},
-        "uneven, two slabs": {"M": 32, "N": 40, "K": 8, "m": 8, "n": 4, "double": True},
+        "uneven": {"M": 32, "N": 40, "K": 8, "m": 8, "n": 4},
         "in parts": {"M": 32, "N": 32, "K": 8, "m": 4, "n": 4, "parts": 3},
         "sixteen rows": {"M": 64, "N": 40, "K": 8, "m": 16, "n": 4},
         "eight columns": {"M": 64, "N": 64, "K": 16, "m": 4, "n": 8},
+        "large": {"M": 64, "N": 64, "K": 16, "m": 16, "n": 8},
     }
 
 
@@ -261,7 +263,7 @@ def unit_tiles(exact: bool) -> dict[str, dict]:
     plain = {"M": 32, "N": 32, "K": 16, "m": 16, "n": 16, "units": UNITS | {"exact": exact}}
     return {
         "plain": plain,
-        "two slabs": plain | {"N": 16, "K": 8, "double": True},
+        "eight deep": plain | {"N": 16, "K": 8},
         "in parts": plain | {"M": 16, "parts": 3},
     }
 

@@ -363,11 +363,14 @@ function convolution({ program, numbers, values }) {
   const [rows, columns, channels] = numbers.w_shape;
   const [top, left] = numbers.pads;
   const [stride, other] = numbers.strides;
-  if (!byFour(program, ['x', 'w', 'bias', 'result']) || values.length !== 4 || batch !== 1 || stride !== other) return null;
+  const bound = values.length === 4 ? ['x', 'w', 'bias', 'result'] : ['x', 'w', 'result'];
+  if (!byFour(program, bound) || values.length !== bound.length || batch !== 1 || stride !== other) return null;
   if (numbers.dilations.some((step) => step !== 1) || K !== rows * columns * channels) return null;
-  const [A, B, bias, C] = values;
+  const [A, B] = values;
+  const bias = bound.length === 4 ? values[2] : null;
+  const C = values[bound.length - 1];
   const window = { height, width, channels, columns, top, left, stride, across };
-  return plainProduct({ M, N, K, A, B, C, biased: 'column', bias, window });
+  return plainProduct({ M, N, K, A, B, C, biased: bias ? 'column' : '', bias, window });
 }
 
 /** @param {Read} read @returns {Operation|null} */

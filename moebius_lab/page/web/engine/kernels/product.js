@@ -21,7 +21,6 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
  * @property {number} K depth of a slab
  * @property {number} m rows of a thread's part, a multiple of 4
  * @property {number} n its columns, a multiple of 4
- * @property {boolean} [double] two slabs in workgroup memory: one barrier a slab instead of two
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
  * @property {boolean} [half] numbers of 16 bits are multiplied and summed in 16 along a slab, and slabs' sums added in 32
  * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
@@ -49,15 +48,47 @@ import { lines, reading, repeat, storage, storing } from './launch.js';
 
 /** @type {Record<string, Tile>} within 256 threads and 16 KiB, which every device has */
 export const TILES = {
-  square: { M: 64, N: 64, K: 16, m: 8, n: 8 },
+  large: { M: 128, N: 128, K: 16, m: 16, n: 8 },
   wide: { M: 64, N: 128, K: 16, m: 16, n: 8 },
-  large: { M: 128, N: 128, K: 8, m: 16, n: 8, double: true },
-  narrow: { M: 128, N: 40, K: 8, m: 16, n: 4 },
+  tall: { M: 128, N: 64, K: 8, m: 16, n: 8 },
+  square: { M: 64, N: 64, K: 16, m: 8, n: 8 },
   medium: { M: 64, N: 64, K: 16, m: 4, n: 8 },
+  narrow: { M: 128, N: 40, K: 8, m: 16, n: 4 },
   small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
 };
-const SLIM = ['apple', 'arm', 'img-tec', 'qualcomm', 'samsung'];
-/** What a device's tiles depend on. @typedef {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number}} Limits */
+/** @type {Tile[]} for products that are summed in 16 bits along a slab */
+const HALF_TILES = [
+  { M: 32, N: 64, K: 32, m: 8, n: 4, half: true },
+  { M: 64, N: 64, K: 32, m: 8, n: 4, half: true },
+  { M: 64, N: 128, K: 32, m: 8, n: 8, half: true },
+];
+/** TFLOP/s of one H100 in large products. */
+const RATES = new Map(
+  /** @type {[Tile, number][]} */ ([
+    ...[
+      [TILES.large, 40],
+      [TILES.wide, 37],
+      [TILES.tall, 38],
+      [TILES.square, 36],
+      [TILES.medium, 32],
+      [TILES.narrow, 25],
+    ],
+    ...[
+      [TILES.small, 20],
+      [HALF_TILES[0], 39],
+      [HALF_TILES[1], 37],
+      [HALF_TILES[2], 35],
+    ],
+  ]),
+);
+
+/** What a device is taken for: sums that a thread has registers for, and cores. @typedef {{sums: number, cores: number}} Traits */
+/** @type {Traits} */
+const CARD = { sums: 128, cores: 132 }; // an H100
+const SLIM = { sums: 32, cores: 16 };
+/** @type {Record<string, Traits>} */
+const TRAITS = { apple: SLIM, arm: SLIM, 'img-tec': SLIM, qualcomm: SLIM, samsung: SLIM, intel: { sums: 64, cores: 32 } };
+/** What a device's tiles depend on. @typedef {{maxComputeInvocationsPerWorkgroup: number, maxComputeWorkgroupStorageSize: number, maxStorageBufferBindingSize?: number}} Limits */
 
 const NUMBERS = /** @type {const} */ ([
   ...['M', 'N4', 'K4', 'count', 'inner', 'a0', 'a1', 'b0', 'b1', 'c0', 'c1', 'start', 'per', 'ra', 'rc', 'step'],
@@ -72,48 +103,84 @@ export function threadsOf({ M, N, m, n, units }) {
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
-export function memoryOf({ M, N, K, double, half }) {
-  return (half ? 2 : 4) * (M + N) * K * (double ? 2 : 1);
+export function memoryOf({ M, N, K, half }) {
+  return (half ? 2 : 4) * (M + N) * K;
 }
 
 /** @param {Tile} tile */
-export function nameOf({ M, N, K, m, n, double, parts, half, units }) {
+export function nameOf({ M, N, K, m, n, parts, half, units }) {
   const by = units ? ` on matrix units${units.exact ? ', exact' : ''}` : '';
-  return `${M}x${N}x${K} ${m}x${n}${double ? ' double' : ''}${parts ? ` in ${parts}` : ''}${half ? ', 16 bits' : ''}${by}`;
+  return `${M}x${N}x${K} ${m}x${n}${parts ? ` in ${parts}` : ''}${half ? ', 16 bits' : ''}${by}`;
 }
 
 /**
- * Whether a device's threads have few registers, as those of Apple's chips and of phones: Mesa's compiler for Apple's M1 keeps 64 sums of a
- * thread, with what they are made from, only in part; 32 all.
+ * What is known of a device by its vendor. Apple's chips and phones have few registers for a thread: Mesa's compiler for Apple's M1 keeps 64
+ * sums, with what they are made from, only in part; 32 all.
  *
  * @param {{vendor?: string}} [info] of the adapter
+ * @returns {Traits}
  */
-export function isSlim(info) {
-  return SLIM.includes(info?.vendor ?? '');
+export function traitsOf(info) {
+  return TRAITS[info?.vendor ?? ''] ?? CARD;
 }
 
 /**
- * The tiles that are worth a try for a product on a device, the most promising first, as a table of one H100 has it: squares with K in
- * as many parts as keep a large card busy; large blocks for a convolution's windows; what a square would fill badly in smaller ones.
- * Where threads have few registers, only those with few sums.
+ * The tiles that are worth a try for a product on a device, the most promising first.
  *
  * @param {Product} product
  * @param {Limits} limits
- * @param {boolean} [slim] `isSlim`
+ * @param {Traits} [traits] of the device
  * @returns {Tile[]}
  */
-export function tilesFor(product, limits, slim = false) {
-  const { N, window } = product;
-  const { wide, large, narrow, medium, small } = TILES;
-  const square = slim ? medium : TILES.square;
-  const some = inParts(square, product, slim ? SOME : MANY, LEAST);
-  const promising = () => {
-    if (window && blocksOf(large, product) >= FEW) return [large, square, wide];
-    if (N <= 48 && wastedBy(narrow, product) < wastedBy(small, product)) return [narrow, small];
-    return [...some, square, wide];
-  };
-  const all = slim ? [...some, square, small] : [...new Set([...promising(), square, small, large])];
-  return filling(all, product, limits, memoryOf).slice(0, TRIED);
+export function tilesFor(product, limits, traits = CARD) {
+  const tiles = Object.values(TILES).filter(({ m, n }) => m * n <= traits.sums);
+  return promising(tiles, RATES, product, limits, traits, memoryOf).slice(0, TRIED);
+}
+
+/**
+ * Tiles for a product in the order of what is expected of each, with K in as many parts as suit it best.
+ *
+ * @param {Tile[]} tiles
+ * @param {Map<Tile, number>} rates of each in a large product, TFLOP/s
+ * @param {Product} product
+ * @param {Limits} limits
+ * @param {Traits} traits
+ * @param {(tile: Tile) => number} memoryOf bytes of workgroup memory
+ * @returns {Tile[]}
+ */
+export function promising(tiles, rates, product, limits, traits, memoryOf) {
+  const { M, N, K, outer, inner } = product;
+  const most = (limits.maxStorageBufferBindingSize ?? Infinity) / (4 * M * N * outer * inner);
+  const all = filling(tiles, product, limits, memoryOf).map((tile) => {
+    const rate = rates.get(tile) ?? 0;
+    const counts = PARTS.filter((parts) => parts === 1 || (parts <= most && K >= LEAST * parts));
+    const ways = counts.map((parts) => {
+      const way = parts > 1 ? { ...tile, parts } : tile;
+      return { tile: way, expected: expected(way, rate, product, traits) };
+    });
+    return ways.reduce((best, way) => (way.expected > best.expected ? way : best));
+  });
+  return all.sort((p, q) => q.expected - p.expected).map(({ tile }) => tile);
+}
+
+/**
+ * The TFLOP/s to be expected of a tile: less than its rate where blocks reach over a product's edges, where some cores are idle in the last
+ * round, and where parts are to be added. On one H100 it is 4.5 % from what tiles and parts reach, over 16 products and 7 ways of each.
+ *
+ * @param {Tile} tile
+ * @param {number} rate
+ * @param {Product} product
+ * @param {Traits} traits
+ */
+function expected(tile, rate, product, { cores }) {
+  const { K } = product;
+  const { parts = 1 } = tile;
+  const blocks = (blocksOf(tile, product) * parts) / cores;
+  const rounds = Math.ceil(blocks);
+  const busy = rounds > 1 ? Math.sqrt(blocks / rounds) : blocks; // cores that have less to do run faster
+  const deep = Math.ceil(K / parts / tile.K) * tile.K * parts;
+  const adding = parts > 1 ? (ADDING * rate * (parts + 1)) / K : 0;
+  return (rate * busy * K) / (deep * wastedBy(tile, product) * (1 + adding));
 }
 
 /** @param {Tile} tile @param {Product} product */
@@ -125,20 +192,6 @@ export function blocksOf(tile, { M, N, outer, inner }) {
 function wastedBy(tile, product) {
   const { M, N, outer, inner } = product;
   return (blocksOf(tile, product) * tile.M * tile.N) / (M * N * outer * inner);
-}
-
-/**
- * A tile with K in as many parts as a device has use for, if in any.
- *
- * @param {Tile} tile
- * @param {Product} product
- * @param {number} many blocks and parts that keep it busy
- * @param {number} least slabs of a part
- * @returns {Tile[]} one or none
- */
-export function inParts(tile, product, many, least) {
-  const parts = [8, 4, 2].find((count) => blocksOf(tile, product) * count <= many && product.K >= least * tile.K * count);
-  return parts ? [{ ...tile, parts }] : [];
 }
 
 /**
@@ -165,19 +218,17 @@ export function filling(tiles, product, limits, memoryOf) {
 /**
  * Those of them that a device with numbers of 16 bits may be faster with where a product's numbers have 16.
  *
- * With sums of 16 products in 16 bits a result is 6e-4 off in the mean; with sums of all of K, as the runtime has them, 2e-3 for 200.
- * (More than 64 sums a thread need more registers than there are: they are there twice.)
+ * With sums of 32 products in 16 bits a result is 8e-4 off in the mean; with sums of all of K, as the runtime has them, 2e-3 for 200.
  *
  * @param {Product} product
  * @param {Limits} limits
- * @param {boolean} [slim] `isSlim`
+ * @param {Traits} [traits] of the device
  * @returns {Tile[]}
  */
-export function halfTilesFor(product, limits, slim = false) {
-  const { half, window } = product;
-  if (!half || (window && window.channels % DEEP)) return [];
-  const tiles = tilesFor(product, limits, slim).filter(({ m, n }) => m * n <= SUMS);
-  return tiles.slice(0, TRIED_HALF).map((tile) => ({ ...tile, K: DEEP, half: true }));
+export function halfTilesFor(product, limits, traits = CARD) {
+  if (!product.half) return [];
+  const tiles = HALF_TILES.filter(({ m, n }) => m * n <= traits.sums);
+  return promising(tiles, RATES, product, limits, traits, memoryOf).slice(0, TRIED_HALF);
 }
 
 /**
@@ -190,17 +241,15 @@ export function isTiny({ M, N, K, outer, inner }) {
   return M < 16 || (2 * M * N * K * outer * inner < TINY && (blocks >= IDLE || K < LONG));
 }
 
-const UNROLLED = 8; // numbers along K for which the code stands one after another
-const HALF = 4; // of them come with the same vectors of A
-const FEW = 520; // large blocks that leave a large card idle at times
-const MANY = 1600; // square blocks and parts that keep it busy
-const SOME = 200; // that keep a device with few registers busy
-const LEAST = 8; // slabs of a part
+const PARTS = [1, 2, 3, 4, 5, 6, 7, 8];
+const LEAST = 96; // numbers of K in a part
+const ADDING = 0.38; // what adding a part takes, as a share of a product with K = 1 at 1 TFLOP/s
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
-const DEEP = 16; // depth of slabs in 16 bits
 const TRIED_HALF = 2;
-const SUMS = 64; // of a thread, at most, where it has them in 16 bits and in 32
+const FEW_SUMS = 64; // of a thread: so few that a whole slab's code stands one after another
+const WRITTEN = 8; // numbers along K for which it does where there are more
+const HALF = 4; // numbers along K that come with the same vectors of A
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -342,7 +391,7 @@ function written(tile, product) {
 function program(tile, product) {
   const { window, gathered, narrow, turned } = product;
   const finish = finishing(product);
-  const { M, N, K, double, parts = 1 } = tile;
+  const { M, N, K, parts = 1 } = tile;
   const whole = product.K % K === 0;
   const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
   const T = threadsOf(tile);
@@ -419,7 +468,7 @@ fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u
   ${operand.begin}
   { ${fetch('0u')} }
   for (var t = 0u; t < slabs; t++) {
-    ${double ? 'let slot = t & 1u;' : 'let slot = 0u; if (t > 0u) { workgroupBarrier(); }'}
+    if (t > 0u) { workgroupBarrier(); }
     ${keep}
     workgroupBarrier();
     if (t + 1u < slabs) {
@@ -452,10 +501,11 @@ function endOf(parts, turned) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, column, put }) {
+function inRegisters({ M, N, K, m, n, half }, { turned, row, before, column, put }) {
   const [MQ, NQ] = [M / 4, N / 4];
   const [NX, NY] = [N / n, M / m]; // threads across and down
-  const groups = K / UNROLLED; // of rows of a slab
+  const along = m * n > FEW_SUMS ? Math.min(K, WRITTEN) : K; // rows of a group
+  const groups = K / along;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
@@ -465,12 +515,18 @@ function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, col
       ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
       : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
   const [four, sum] = half ? ['vec4<f16>', 'h'] : ['vec4f', 'c'];
+  const group = repeat(
+    along,
+    (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[g][${k}][ta${i}${k & HALF ? 'x' : ''}];`)}
+    ${repeat(n / 4, (j) => `let b${j} = Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}];`)}
+    ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
+  );
   return {
     enabled: half ? 'enable f16;\n' : '',
     memory: lines(
       ['A', 'B'].map((side) => {
-        const row = `array<${four}, ${side === 'A' ? MQ : NQ}>`;
-        return `var<workgroup> ${side}s: array<array<${row}, ${UNROLLED}>, ${groups * (double ? 2 : 1)}>;`;
+        const vectors = `array<${four}, ${side === 'A' ? MQ : NQ}>`;
+        return `var<workgroup> ${side}s: array<array<${vectors}, ${along}>, ${groups}>;`;
       }),
     ),
     begin: `${threads}
@@ -480,20 +536,12 @@ function inRegisters({ M, N, K, m, n, double, half }, { turned, row, before, col
     keepA: (r) =>
       repeat(4, (x) => {
         const down = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
-        const lower = `(ka${r} & 1u) * ${HALF}u`;
-        return `As[slot * ${groups}u + ka${r} / 2u][${lower} + ${x}u][sa${r} ^ (${lower})] = ${four}(vec4f(${down}));`;
+        const k = `(4u * ka${r} + ${x}u)`;
+        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ (${k} & ${HALF}u)] = ${four}(vec4f(${down}));`;
       }),
-    keepB: (r) =>
-      `Bs[slot * ${groups}u + kb${r} / ${UNROLLED}u][kb${r} % ${UNROLLED}u][sb${r} ^ (kb${r} & ${shift}u)] = ${four}(fb${r});`,
+    keepB: (r) => `Bs[kb${r} / ${along}u][kb${r} % ${along}u][sb${r} ^ (kb${r} & ${shift}u)] = ${four}(fb${r});`,
     multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
-    for (var i = 0u; i < ${groups}u; i++) { let g = slot * ${groups}u + i;
-    ${repeat(
-      UNROLLED,
-      (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[g][${k}][ta${i}${k < HALF ? '' : 'x'}];`)}
-    ${repeat(n / 4, (j) => `let b${j} = Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}];`)}
-    ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
-    )}
-    }
+    ${groups > 1 ? `for (var g = 0u; g < ${groups}u; g++) { ${group} }` : `{ let g = 0u; ${group} }`}
     ${half ? lines(own.map(({ i, j }) => `c${i}_${j} += vec4f(h${i}_${j});`)) : ''}`,
     store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
   ${repeat(m, (i) => {

@@ -6,7 +6,7 @@ import { Programs } from './launch.js';
 import { RUNTIME } from './operations.js';
 import { Trial } from './trial.js';
 import { accepted, differences, timesOf } from './comparison.js';
-import { halfTilesFor, isSlim, isTiny, tilesFor } from './product.js';
+import { halfTilesFor, isTiny, tilesFor, traitsOf } from './product.js';
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
 
@@ -100,10 +100,10 @@ export async function replaceKernels(device, captures, options) {
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
   const asked = wanted.startsWith('matrix');
   const units = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
-  const [slim, inHalves] = [isSlim(device.adapterInfo), device.features.has('shader-f16')];
+  const [traits, inHalves] = [traitsOf(device.adapterInfo), device.features.has('shader-f16')];
   const tiles = (/** @type {Product} */ product) => [
-    ...(units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, slim) : [])),
-    ...tilesFor(product, device.limits, slim),
+    ...(units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, traits) : [])),
+    ...tilesFor(product, device.limits, traits),
   ];
   const { ways, forms } = formsOf([...graphs.values()], device, tiles);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;

@@ -8,7 +8,7 @@
 
 import { MATRIX_UNITS, infos } from '../device.js';
 import { lines, repeat } from './launch.js';
-import { blocksOf, filling, inParts } from './product.js';
+import { promising, traitsOf } from './product.js';
 
 /** @typedef {import('./product.js').Core} Core */
 /** @typedef {import('./product.js').End} End */
@@ -35,7 +35,7 @@ const LARGE = 256; // numbers of a matrix: of several forms the nearest is taken
  */
 export function tilesOn(device, exact) {
   const units = unitsOf(device, exact);
-  return units ? (product) => unitTiles(product, units, device.limits) : undefined;
+  return units ? (product) => unitTiles(product, units, device.limits, traitsOf(device.adapterInfo)) : undefined;
 }
 
 /**
@@ -68,43 +68,50 @@ export function unitsOf(device, exact) {
  * @param {Product} product
  * @param {Units} units
  * @param {import('./product.js').Limits} limits
+ * @param {import('./product.js').Traits} [traits] of the device
  * @returns {Tile[]}
  */
-export function unitTiles(product, units, limits) {
-  const { square } = BLOCKS;
-  const some = units.exact ? [BLOCKS.wide, BLOCKS.tall] : [BLOCKS.large, BLOCKS.deep];
-  const few = blocksOf(some[0], product) < FEW;
-  const promising = few ? [...inParts(square, product, MANY, LEAST), square, ...some] : [...some, square];
-  const all = [...promising, BLOCKS.small].map((tile) => ({
-    ...tile,
-    ...{ units, core: inUnits, off: units.exact ? OFF_EXACT : OFF },
-  }));
-  const possible = all.filter((tile) => [tile.m % units.M, tile.n % units.N, tile.K % units.K].every((rest) => rest === 0));
-  return filling(possible, product, limits, memoryOf);
+export function unitTiles(product, units, limits, traits = traitsOf()) {
+  const rates = new Map(
+    (units.exact ? EXACT_BLOCKS : BLOCKS).map(([block, rate]) => [
+      { ...block, units, core: inUnits, off: units.exact ? OFF_EXACT : OFF },
+      rate,
+    ]),
+  );
+  const possible = [...rates.keys()].filter((tile) =>
+    [tile.m % units.M, tile.n % units.N, tile.K % units.K].every((rest) => rest === 0),
+  );
+  return promising(possible, rates, product, limits, traits, memoryOf).slice(0, TRIED);
 }
 
-/** Blocks of a workgroup, and of a subgroup, as a table of one H100 has them. @type {Record<string, Tile>} */
-const BLOCKS = {
-  large: { M: 128, N: 128, K: 32, m: 64, n: 64 },
-  deep: { M: 64, N: 128, K: 32, m: 32, n: 32 },
-  wide: { M: 64, N: 128, K: 16, m: 32, n: 32 },
-  tall: { M: 128, N: 64, K: 16, m: 64, n: 32 },
-  square: { M: 64, N: 64, K: 16, m: 32, n: 64 },
-  small: { M: 32, N: 64, K: 32, m: 16, n: 64 },
-};
+const SQUARE = { M: 64, N: 64, K: 16, m: 32, n: 64 };
+const SMALL = { M: 32, N: 64, K: 32, m: 16, n: 64 };
+/** Blocks of a workgroup, and of a subgroup, with TFLOP/s of one H100 in large products. @type {[Tile, number][]} */
+const BLOCKS = [
+  [{ M: 128, N: 128, K: 32, m: 64, n: 64 }, 110],
+  [{ M: 64, N: 128, K: 16, m: 64, n: 64 }, 100],
+  [{ M: 64, N: 128, K: 32, m: 32, n: 32 }, 85],
+  [SQUARE, 80],
+  [SMALL, 60],
+];
+/** @type {[Tile, number][]} */
+const EXACT_BLOCKS = [
+  [{ M: 64, N: 128, K: 16, m: 32, n: 32 }, 45],
+  [{ M: 128, N: 64, K: 16, m: 64, n: 32 }, 45],
+  [SQUARE, 40],
+  [SMALL, 30],
+];
+const TRIED = 4;
 const OFF = 4e-3; // of the largest magnitude: two numbers are rounded to 2^-11 each before they are multiplied
 const OFF_EXACT = 1e-4; // small numbers have fewer bits in 16, and so has what their rounding leaves
-const FEW = 160; // blocks that leave a large card idle
-const MANY = 700; // squares and parts that keep it busy
-const LEAST = 32; // slabs of a part
 
 /** What 16 bits hold exactly. By its bits: a compiler may leave out a conversion to 16 bits and back. */
 const HIGH = 'fn high(v: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(v) & vec4u(0xffffe000u)); }';
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
-function memoryOf({ M, N, K, m, n, double, units }) {
+function memoryOf({ M, N, K, m, n, units }) {
   const { M: mu, N: nu, exact } = /** @type {Units} */ (units);
-  const slabs = 2 * (M * (K + PAD) + K * (N + PAD)) * (double ? 2 : 1) * (exact ? 2 : 1);
+  const slabs = 2 * (M * (K + PAD) + K * (N + PAD)) * (exact ? 2 : 1);
   return slabs + 4 * mu * nu * (M / m) * (N / n);
 }
 
@@ -116,7 +123,7 @@ function memoryOf({ M, N, K, m, n, double, units }) {
  * @param {End} end
  * @returns {Core}
  */
-export function inUnits({ M, N, K, m, n, double, units }, { row, before, column, put }) {
+export function inUnits({ M, N, K, m, n, units }, { row, before, column, put }) {
   const { M: mu, N: nu, K: ku, lanes, exact } = /** @type {Units} */ (units);
   const [across, down] = [N / n, M / m]; // subgroups
   const [rowA, rowB] = [(K + PAD) / 4, (N + PAD) / 4]; // vectors
@@ -140,23 +147,23 @@ diagnostic(off, chromium.subgroup_matrix_uniformity);
 `,
     memory: `${lines(
       halves.map(
-        (low) => `var<workgroup> As${low}: array<vec4<f16>, ${slabA * (double ? 2 : 1)}>;
-var<workgroup> Bs${low}: array<vec4<f16>, ${slabB * (double ? 2 : 1)}>;`,
+        (low) => `var<workgroup> As${low}: array<vec4<f16>, ${slabA}>;
+var<workgroup> Bs${low}: array<vec4<f16>, ${slabB}>;`,
       ),
     )}
 var<workgroup> Cs: array<vec4f, ${sums * across * down}>;
 ${exact ? HIGH : ''}`,
     begin: `let subgroup = tid / ${lanes}u; let lane = tid % ${lanes}u; let sx = subgroup % ${across}u; let sy = subgroup / ${across}u;
   ${lines(own.map(({ i, j }) => `var c${i}_${j}: ${result};`))}`,
-    keepA: (r) => repeat(4, (x) => rounded('As', `slot * ${slabA}u + (4u * sa${r} + ${x}u) * ${rowA}u + ka${r}`, `fa${r}_${x}`)),
-    keepB: (r) => rounded('Bs', `slot * ${slabB}u + kb${r} * ${rowB}u + sb${r}`, `fb${r}`),
+    keepA: (r) => repeat(4, (x) => rounded('As', `(4u * sa${r} + ${x}u) * ${rowA}u + ka${r}`, `fa${r}_${x}`)),
+    keepB: (r) => rounded('Bs', `kb${r} * ${rowB}u + sb${r}`, `fb${r}`),
     multiply: repeat(K / ku, (k) => {
       const b = repeat(n / nu, (j) => {
-        const at = `slot * ${slabB}u + ${k * ku * rowB}u + sx * ${n / 4}u + ${(j * nu) / 4}u`;
+        const at = `${k * ku * rowB}u + sx * ${n / 4}u + ${(j * nu) / 4}u`;
         return lines(halves.map((low) => `let b${j}${low} = ${load(right, `Bs${low}`, at, rowB)};`));
       });
       const rows = repeat(m / mu, (i) => {
-        const at = `slot * ${slabA}u + (sy * ${m}u + ${i * mu}u) * ${rowA}u + ${(k * ku) / 4}u`;
+        const at = `(sy * ${m}u + ${i * mu}u) * ${rowA}u + ${(k * ku) / 4}u`;
         const a = lines(halves.map((low) => `let a${low} = ${load(left, `As${low}`, at, rowA)};`));
         const each = repeat(n / nu, (j) => (exact ? `${add(i, j, 'l', '')} ${add(i, j, '', 'l')} ` : '') + add(i, j, '', ''));
         return `{ ${a}\n${each} }`;
