@@ -562,6 +562,35 @@ def test_the_softmax_of_columns_in_parts(kernels, T, C, per, half):
     assert_close(got, expected)
 
 
+@pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize("H, D, shared, sums", [(8, 40, True, 0), (3, 12, False, 2), (5, 160, False, 1)])
+def test_attention_to_the_vectors_of_a_condition(kernels, H, D, shared, sums, half):
+    B, T, J, rows = 2, 7, 12, 3
+    stored = (lambda array: array.half()) if half else (lambda array: array.float())
+    q, E = stored(numbers(1 if shared else B, T, H, D)), stored(numbers(T, D, J))
+    k, v, rest = stored(numbers(rows, D, J)), stored(numbers(rows, J, D)), [stored(numbers(B, T, H, D)) for _ in range(sums)]
+    indices = torch.tensor([2, 0])
+    attention = {
+        "kind": "condition attention",
+        "q": "@q",
+        "E": "@E",
+        "k": "@k",
+        "v": "@v",
+        "indices": "@indices",
+        "words": 1,
+    }
+    attention |= {"a": {"outer": 0 if shared else T * H * D // 4, "inner": H * D // 4}, "y": "@y", "half": half}
+    attention |= {"sums": [f"@sum{i}" for i in range(sums)], "B": B, "T": T, "H": H, "D": D, "J": J}
+    arrays = {"q": q, "E": E, "k": k, "v": v, "indices": indices} | {f"sum{i}": array for i, array in enumerate(rest)}
+    kind = np.float16 if half else np.float32
+    got = kernels.run("rows.js", "launchConditionAttention", [attention], arrays, {"y": (B, T, H, D)}, kind)["y"]
+    keys = E.double() + k.double()[indices][:, None]
+    expected = q.double() @ keys @ v.double()[indices][:, None] + sum(array.double() for array in rest)
+    if half:
+        return assert_rounded_once(got, expected)
+    assert_close(got, expected)
+
+
 @pytest.mark.parametrize("silu", (False, True))
 def test_a_matrix_times_a_vector(kernels, silu):
     N, K = 9, 268

@@ -422,6 +422,63 @@ test("a widened weight that others read too, or that is transposed otherwise, st
   assert.deepEqual(kinds([widened(halves, C), turned(C, A), multiplied(A, B, y)]).slice(0, 2), ['widen', 'transpose']);
 });
 
+test('attention to a condition is one: gathered keys and values, a sum over tokens, two products', () => {
+  const [B, T, H, D, J, rows] = [2, 3, 8, 20, 12, 2];
+  const gatherAlong = (axis, sides) =>
+    program(
+      'Gather',
+      { data: 'f32', input_indices: 'u32', output: 'f32' },
+      [`data_indices_shape: vec${sides}<u32>`, 'input_indices_shape: u32'],
+      `indices_indices=output_indices[${axis}];`,
+    );
+  const shapes = ['bcast_indices_shape', 'a_indices_shape', 'b_indices_shape'].map((name) => `${name}: vec4<u32>`);
+  const spread = program('Add', { input_a: four, input_b: four, output: four }, shapes);
+  const chain = (axis = 0, other = [B, 1, D, J]) => {
+    const [q, E, k, v, indices] = [B * T * H * D, T * D * J, rows * D * J, rows * J * D, B].map(given);
+    const [ks, vs, keys, S, y] = [B * D * J, B * J * D, B * T * D * J, B * T * H * J, B * T * H * D].map(tensor);
+    const product = (A, X, C, Z, m, n, d) => dispatch(matmul, [A, X, C], [Z, m, d / 4, 0, Z, d, n / 4, Z, m, n, d, 1]);
+    const commands = [
+      dispatch(gatherAlong(axis, 4), [k, indices, ks], [rows, 1, D, J, B]),
+      dispatch(spread, [E, ks, keys], [B, T, D, J, T, D, J, 0, ...other]),
+      product(q, keys, S, B * T, H, J, D),
+      dispatch(gatherAlong(axis, 3), [v, indices, vs], [rows, J, D, B]),
+      product(S, vs, y, B, T * H, D, J),
+    ];
+    return { capture: captured(commands, y, q, E, k, v, indices), given: [q, E, k, v, indices] };
+  };
+  const whole = chain();
+  const [node, ...others] = passed(whole.capture).nodes;
+  assert.equal(others.length, 0);
+  const { kind, a, sums, ...found } = node.operation;
+  assert.equal(kind, 'condition attention');
+  assert.deepEqual([found.q, found.E, found.k, found.v, found.indices], whole.given);
+  assert.deepEqual([found.B, found.T, found.H, found.D, found.J, sums], [B, T, H, D, J, []]);
+  assert.deepEqual(a, { outer: (T * H * D) / 4, inner: (H * D) / 4 });
+  assert.equal(optionsFor(node, DEFAULT).length, 1);
+  assert.equal(optionsFor({ operation: { ...node.operation, D: 512 } }, DEFAULT).length, 0); // more than a workgroup keeps
+  assert.ok(passed(chain(1).capture).nodes.length > 1); // gathered along another axis
+  assert.ok(passed(chain(0, [1, T, D, J]).capture).nodes.length > 1); // added to each condition alike
+});
+
+test('a convolution is a product of windows, with a bias and without', () => {
+  const shapes = ['x_shape', 'w_shape', 'result_shape', 'pads'].map((name) => `${name}: vec4<u32>`);
+  const uniforms = [...shapes, 'strides: vec2<u32>', 'dilations: vec2<u32>', ...PRODUCT.slice(3, 6)];
+  const [side, channels, N] = [16, 8, 12];
+  const sides = [1, side, side, channels / 4, 3, 3, channels, N / 4, 1, side, side, N / 4];
+  const words = [...sides, 1, 1, 1, 1, 1, 1, 1, 1, side * side, N, 9 * channels];
+  const made = (biased) => {
+    const [x, w, b] = [side * side * channels, 9 * channels * N, N].map(given);
+    const y = tensor(side * side * N);
+    const buffers = { x: four, w: four, ...(biased && { bias: four }), result: four };
+    const convolve = program('Conv2dMM', buffers, uniforms);
+    const command = dispatch(convolve, [x, w, ...(biased ? [b] : []), y], words);
+    const [{ operation }] = passed(captured([command], y, x, w, b)).nodes;
+    return [operation?.kind, operation?.biased, operation?.bias === b, operation?.C === y, operation?.window.channels];
+  };
+  assert.deepEqual(made(true), ['product', 'column', true, true, channels]);
+  assert.deepEqual(made(false), ['product', '', false, true, channels]);
+});
+
 test('what is not understood stays, and is in order', () => {
   const [A, B] = [given(M * K), given(K * N)];
   const [c, d, y] = [tensor(M * N), tensor(M * N), tensor(M * N)];

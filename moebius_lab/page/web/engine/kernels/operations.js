@@ -64,6 +64,8 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'add', x: Value, other: Value, y: Value}} Add of tensors of one shape */
 /** @typedef {{kind: 'multiply', x: Value, other: Value, y: Value}} Multiply likewise */
 /** @typedef {{kind: 'add row', x: Value, row: Value, width: number, y: Value}} AddRow `row` has one number for each of the last dimension */
+/** @typedef {{kind: 'outer add', x: Value, other: Value, y: Value, B: number, T: number, size: number}} OuterAdd y[b, t] = x[t] + other[b], each
+ *   of `size` numbers */
 /** @typedef {{kind: 'subtract row', x: Value, row: Value, width: number, y: Value}} SubtractRow likewise */
 /** @typedef {{kind: 'average', x: Value, y: Value, channels: number, pixels: number}} Average of windows that tile a picture whose channels
  *   come last; `pixels` are left */
@@ -81,7 +83,7 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'softmax', x: Value, y: Value, rows: number, size: number}} Softmax of each row */
 /** @typedef {{kind: 'concat', parts: Value[], y: Value, half: boolean, outer: number, sizes: number[]}} Concat sizes: numbers that each part gives for each of `outer` */
 /** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split */
-/** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
+/** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|OuterAdd|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
 /** @typedef {{program: Program, numbers: Numbers, values: Value[], workgroups: number[]}} Read a dispatch: `values` are its storage buffers by binding */
 
 // -- reading a dispatch -----------------------------------------------------------------------------------------------
@@ -398,6 +400,8 @@ function add({ program, numbers, values: [x, other, y] }) {
   if (isHalf(program, ['input_a', 'input_b', 'output']) === null) return null;
   if (!numbers.bcast_indices_shape) return x.size === y.size && other.size === y.size ? { kind: 'add', x, other, y } : null;
   const [all, a, b] = [numbers.bcast_indices_shape, numbers.a_indices_shape, numbers.b_indices_shape].map(shape);
+  const [B, T, ...row] = all;
+  if (same(a, [T, ...row]) && same(b, [B, 1, ...row])) return { kind: 'outer add', x, other, y, B, T, size: volume(row) };
   const width = all.at(-1) ?? 0;
   if (b.length !== 1 || b[0] !== width || !same(a, all)) return null;
   return { kind: 'add row', x, row: other, width, y };

@@ -2,7 +2,7 @@
 
 import { launchDepthwise, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
 import { launchProduct, nameOf, tilesFor } from './product.js';
-import { launchConcat, launchLayerNorm, launchSoftmaxDown, launchVector } from './rows.js';
+import { ATTENDING, launchConcat, launchConditionAttention, launchLayerNorm, launchSoftmaxDown, launchVector } from './rows.js';
 
 /** @typedef {import('./graph.js').Node} Node */
 /** @typedef {import('./launch.js').Launch} Launch */
@@ -34,11 +34,17 @@ const KERNELS = {
     const { T, C, per } = softmax;
     return C % 4 || per % 4 || T > LONGEST ? [] : [{ name: '', launches: launchSoftmaxDown(softmax) }];
   },
+  'condition attention': (attention) => {
+    const { H, D, J } = attention;
+    const small = H * J <= 4 * ATTENDING && 4 * (D * J + H * D) + 16 * ATTENDING <= KEPT;
+    return D % 4 || J % 4 || !small ? [] : [{ name: '', launches: launchConditionAttention(attention) }];
+  },
   concat: (concat) =>
     concat.sizes.some((/** @type {number} */ size) => size % 4) ? [] : [{ name: '', launches: launchConcat(concat) }],
 };
 
 export const OURS = 'ours: '; // before the kind of node, in the names of our programs
+const KEPT = 16384; // bytes of workgroup memory, which every device has
 const LONGEST = 4096; // rows that a workgroup keeps in registers
 const LAST = 65535; // workgroups along a side of a grid
 

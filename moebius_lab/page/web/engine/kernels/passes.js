@@ -26,7 +26,29 @@ import { HALVES, same, volume, weightsOf } from './operations.js';
  *
  * @typedef {{kind: 'softmax down', x: Value, y: Value, half: boolean, B: number, T: number, C: number, per: number}} SoftmaxDown
  */
-/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast|SoftmaxDown} Merged */
+/**
+ * Attention of tokens to the J vectors of a condition, without softmax (port/denoiser.py): y[b, t, h] = (q[b, t, h] (E[t] + k[r])) v[r], then
+ * sums, where r is the row that indices[b] names. q has a row of D for each of H heads, E and k are D x J, v is J x D.
+ *
+ * @typedef {object} ConditionAttention
+ * @property {'condition attention'} kind
+ * @property {Value} q
+ * @property {import('./operations.js').Strides} a of q: from condition to condition, and from token to token
+ * @property {Value} E
+ * @property {Value} k
+ * @property {Value} v
+ * @property {Value} indices
+ * @property {1|2} words of an index
+ * @property {Value[]} sums
+ * @property {Value} y
+ * @property {boolean} half all but the indices have 16 bits
+ * @property {number} B conditions
+ * @property {number} T tokens
+ * @property {number} H
+ * @property {number} D
+ * @property {number} J
+ */
+/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast|SoftmaxDown|ConditionAttention} Merged */
 
 /** Every pass by its name, in the order in which they are made. @type {Record<string, (graph: Graph) => void>} */
 export const PASSES = {
@@ -37,6 +59,7 @@ export const PASSES = {
   'bias in products': biasInProducts,
   'SiLU in products': siluInProducts,
   'sums in products': sumsInProducts,
+  'attention to conditions': conditionAttention,
   'layer norms of 16 bits': layerNormsOf16Bits,
   'norms and depthwise convolutions': normsAndDepthwise,
   'middles of MixFFN': middles,
@@ -345,6 +368,58 @@ function sumsInProducts(graph) {
 }
 
 // -- chains that one kernel does --------------------------------------------------------------------------------------
+
+/** Whether a product is of two matrices as they are stored, but for its sums. @param {Product} product */
+function isBare(product) {
+  const { M, N, K, outer, inner, b, biased, silu, gathered, window, turned, sums } = product;
+  const size = (K * N) / 4;
+  const even = (inner === 1 || b.inner === size) && (outer === 1 || b.outer === inner * size);
+  return (
+    M > 0 &&
+    even &&
+    !biased &&
+    !silu &&
+    !gathered &&
+    !window &&
+    !turned &&
+    isPlain({ ...product, sums: [] }) &&
+    sums.length <= SUMS
+  );
+}
+
+/** @param {Graph} graph */
+function conditionAttention(graph) {
+  for (const node of [...graph.nodes]) {
+    const second = as(node, 'product');
+    const before = second && graph.writer(second.A);
+    const first = as(before, 'product');
+    const adds = first && graph.writer(first.B);
+    const keys = as(adds, 'outer add');
+    const names = keys && graph.writer(keys.other);
+    const values = keys && graph.writer(second.B);
+    const [k, v] = [as(names, 'gather'), as(values, 'gather')];
+    if (!before || !adds || !names || !values || !k || !v || k.indices !== v.indices || k.axis || v.axis) continue;
+    const between = [second.A, first.B, keys.other, second.B].map((value) => graph.onlyReader(value));
+    if (![node, before, adds, node].every((reader, i) => between[i] === reader)) continue;
+    const { B, T, size } = keys;
+    const { M: H, K: D, N: J, half } = first;
+    const spread = rebatched(first, T);
+    const fits = size === D * J && spread?.outer === B && first.rows.per === H && !first.sums.length && second.half === half;
+    const ends = second.K === J && second.N === D && second.outer * second.inner === B && second.M === T * H;
+    if (!spread || !fits || !ends || !isBare(first) || !isBare(second) || k.count !== B || v.count !== B) continue;
+    const { A: q, a } = spread;
+    const { sums, C: y } = second;
+    const { words, indices } = k;
+    const [E, ...rest] = [keys.x, k.data, v.data];
+    const of = { q, a, E, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
+    graph.merge(
+      [names, values, adds, before, node],
+      { kind: 'condition attention', ...of },
+      [q, E, ...rest, indices, ...sums],
+      [y],
+    );
+  }
+}
 
 /**
  * What a value of 16 bits was before the runtime widened it, and the node that did; null where it did not.

@@ -111,6 +111,56 @@ var<workgroup> s: array<f32, 64>;
 }
 
 /**
+ * Attention to the vectors of a condition: a workgroup takes a token. Its keys, E + k, and its queries lie in workgroup memory; each thread
+ * sums a part of four scores along D, then each computes numbers of the result.
+ *
+ * @param {import('./passes.js').ConditionAttention} attention whose D and J are multiples of 4
+ * @returns {Launch[]}
+ */
+export function launchConditionAttention({ q, a, E, k, v, indices, words, sums, y, half, B, T, H, D, J }) {
+  const stored = half ? HALVES : null;
+  const names = ['Q', 'E', 'K', 'V', ...sums.map((_, i) => `R${i}`)];
+  const inputs = names.map((name) => reading(name, 'four', stored));
+  const kept = storing(half);
+  const scores = (H * J) / 4; // vectors of four
+  const parts = Math.floor(ATTENDING / scores);
+  const [keys, queries] = [(D * J) / 4, (H * D) / 4];
+  const types = Object.assign({}, ...inputs.map((input) => input.types), { I: 'u32', '!Y': kept.type });
+  const code = `${storage(types)}
+${lines([...inputs.map((input) => input.code), kept.code])}
+var<workgroup> qs: array<f32, ${4 * queries}>;
+var<workgroup> ks: array<vec4f, ${keys}>;
+var<workgroup> s: array<vec4f, ${scores * parts}>;
+@compute @workgroup_size(${ATTENDING}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let row = I[${words}u * w.y];
+  for (var i = t; i < ${queries}u; i += ${ATTENDING}u) {
+    let four = fourOfQ(w.y * ${a.outer}u + w.x * ${a.inner}u + i);
+    ${repeat(4, (x) => `qs[4u * i + ${x}u] = four[${x}];`)}
+  }
+  for (var i = t; i < ${keys}u; i += ${ATTENDING}u) { ks[i] = fourOfE(w.x * ${keys}u + i) + fourOfK(row * ${keys}u + i); }
+  workgroupBarrier();
+  if (t < ${scores * parts}u) {
+    let score = t % ${scores}u; let head = score / ${J / 4}u; var sum = vec4f(0);
+    for (var d = t / ${scores}u; d < ${D}u; d += ${parts}u) { sum = fma(vec4f(qs[head * ${D}u + d]), ks[d * ${J / 4}u + score % ${J / 4}u], sum); }
+    s[t] = sum;
+  }
+  workgroupBarrier();
+  if (t < ${scores}u) { var sum = s[t]; ${repeat(parts - 1, (i) => `sum += s[t + ${(i + 1) * scores}u];`)} s[t] = sum; }
+  workgroupBarrier();
+  for (var i = t; i < ${queries}u; i += ${ATTENDING}u) {
+    let at = i % ${D / 4}u; let first = (i / ${D / 4}u) * ${J / 4}u; var sum = vec4f(0);
+    ${repeat(J / 4, (j) => `{ let four = s[first + ${j}u]; ${repeat(4, (x) => `sum = fma(vec4f(four[${x}]), fourOfV((row * ${J}u + ${4 * j + x}u) * ${D / 4}u + at), sum);`)} }`)}
+    let o = (w.y * ${T}u + w.x) * ${queries}u + i;
+    ${lines(sums.map((_, i) => `sum += fourOfR${i}(o);`))}
+    Y[o] = ${kept.of('sum')};
+  }
+}`;
+  return [{ code, values: [q, E, k, v, ...sums, indices, y], workgroups: [T, B, 1] }];
+}
+
+export const ATTENDING = 128; // threads of a workgroup
+
+/**
  * Tensors side by side, four numbers at a time.
  *
  * @param {Concat} concat whose sizes are multiples of 4
