@@ -104,6 +104,7 @@ def product(M: int, N: int, K: int, **more) -> dict:
     plain = {"kind": "product", "M": M, "N": N, "K": K, "outer": 1, "inner": 1, "A": "@A", "B": "@B", "C": "@C", "from": 0}
     plain |= {name: {"outer": size // 4, "inner": 0} for name, size in (("a", M * K), ("b", K * N), ("c", M * N))}
     plain |= {"rows": {"per": M, "a": 0, "c": 0, "step": N // 4}, "biased": "", "bias": None, "silu": False, "sums": []}
+    plain |= {"split": None}
     return (
         plain | {"gathered": None, "window": None, "half": False, "narrow": {"A": None, "B": None}, "turned": False} | more
     )
@@ -129,6 +130,23 @@ def test_a_product_of_one_matrix_with_many_and_a_bias_of_columns(kernels):
     shape = (outer, inner, M, N)
     got = kernels.run("product.js", "launchProduct", [operation, tiles()["small"]], arrays, {"C": shape})["C"]
     assert_close(got, torch.einsum("omk,ikn->oimn", A, B) + bias)
+
+
+@pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize("tile", ("small", "in parts"))
+def test_a_product_whose_columns_are_split_over_three_tensors(kernels, tile, half):
+    M, K, sizes = 37, 52, (24, 8, 12)
+    N, names = sum(sizes), ("q", "k", "v")
+    A, B, bias = (array.half() if half else array.float() for array in (numbers(M, K), numbers(K, N), numbers(N)))
+    split = {"parts": [f"@{name}" for name in names], "sizes": sizes}
+    halves = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}} if half else {}
+    operation = product(M, N, K, biased="column", bias="@bias", C="@q", split=split, **halves)
+    outputs = {name: (M, size) for name, size in zip(names, sizes, strict=True)}
+    arrays, kind = {"A": A, "B": B, "bias": bias}, np.float16 if half else np.float32
+    got = kernels.run("product.js", "launchProduct", [operation, tiles()[tile]], arrays, outputs, kind)
+    expected = (A.double() @ B.double() + bias.double()).split(sizes, 1)
+    for name, part in zip(names, expected, strict=True):
+        (assert_rounded_once if half else assert_close)(got[name], part)
 
 
 def test_a_product_that_stores_transposed(kernels):

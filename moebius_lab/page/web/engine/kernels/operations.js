@@ -36,6 +36,7 @@ export const RUNTIME = '1.30.0';
  * @property {Value|null} bias
  * @property {boolean} silu
  * @property {Value[]} sums tensors of C's layout that are added at the end, two at most
+ * @property {Split|null} split what is stored instead of C
  * @property {Gathered|null} gathered
  * @property {Window|null} window
  * @property {{A: Narrow|null, B: Narrow|null}} narrow how A and B are stored; null: as float32
@@ -82,7 +83,7 @@ export const RUNTIME = '1.30.0';
  *   of x, or of x + skip, which is kept in `sum`; `skip` has `skipped` rows, again and again; `halves`: those of x, skip, y and sum that have 16 bits */
 /** @typedef {{kind: 'softmax', x: Value, y: Value, rows: number, size: number}} Softmax of each row */
 /** @typedef {{kind: 'concat', parts: Value[], y: Value, half: boolean, outer: number, sizes: number[]}} Concat sizes: numbers that each part gives for each of `outer` */
-/** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split */
+/** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split numbers that each part takes of each of `outer` */
 /** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|OuterAdd|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
 /** @typedef {{program: Program, numbers: Numbers, values: Value[], workgroups: number[]}} Read a dispatch: `values` are its storage buffers by binding */
 
@@ -244,7 +245,7 @@ export function plainProduct(parts) {
   const [a, b, c] = [M * K, K * N, M * N].map((size) => ({ outer: size / 4, inner: 0 }));
   const stored = parts.half ? HALVES : null;
   const forms = { half: false, narrow: { A: stored, B: stored }, turned: false };
-  const rest = { bias: null, silu: false, sums: [], gathered: null, window: null, ...forms };
+  const rest = { bias: null, silu: false, sums: [], split: null, gathered: null, window: null, ...forms };
   return { kind: 'product', outer: 1, inner: 1, a, b, c, from: 0, rows, biased: '', ...rest, ...parts };
 }
 

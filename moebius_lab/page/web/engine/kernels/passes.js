@@ -66,6 +66,7 @@ export const PASSES = {
   'pictures and tokens': tokens,
   'norms with channels last': normsLast,
   'softmax of columns': softmaxDown,
+  'splits in stores': splitsInStores, // the last: no other pass is to take such a product for one of C
 };
 
 /**
@@ -216,6 +217,26 @@ function upsamplingInStores(graph) {
     }));
     const nodes = [...phases.map(({ before }) => /** @type {Node} */ (before)), joined, node];
     graph.merge(nodes, { kind: 'products', products: stored }, stored.flatMap(readBy), [spread.y]);
+  }
+}
+
+const SPLIT = 3; // queries, keys and values
+
+/**
+ * Columns of a product that are split over three tensors are stored there.
+ *
+ * @param {Graph} graph
+ */
+function splitsInStores(graph) {
+  for (const node of [...graph.nodes]) {
+    const split = as(node, 'split');
+    const before = split && graph.writer(split.x);
+    const product = as(before, 'product');
+    if (!product || !before || graph.onlyReader(split.x) !== node || !isPlain(product)) continue;
+    const { M, N, outer, inner } = product;
+    const fits = outer * inner === 1 && split.outer === M && split.sizes.reduce((sum, size) => sum + size, 0) === N;
+    if (!fits || split.parts.length !== SPLIT || split.sizes.some((size) => size % 4)) continue;
+    graph.merge([before, node], { ...product, split }, readBy(product), split.parts);
   }
 }
 

@@ -92,7 +92,7 @@ const TRAITS = { apple: SLIM, arm: SLIM, 'img-tec': SLIM, qualcomm: SLIM, samsun
 
 const NUMBERS = /** @type {const} */ ([
   ...['M', 'N4', 'K4', 'count', 'inner', 'a0', 'a1', 'b0', 'b1', 'c0', 'c1', 'start', 'per', 'ra', 'rc', 'step'],
-  ...['biased', 'silu', 'sums', 'words', 'part'],
+  ...['biased', 'silu', 'sums', 'first', 'second', 'words', 'part'],
   ...['height', 'width', 'channels4', 'columns', 'taps', 'top', 'left', 'stride', 'across'],
 ]);
 const BIASED = { '': 0, row: 1, column: 2 };
@@ -262,7 +262,7 @@ const LONG = 256; // where they take long
  * @returns {Launch[]}
  */
 export function launchProduct(product, tile) {
-  const { M, N, K, outer, inner, A, B, C, bias, sums, gathered, narrow } = product;
+  const { M, N, K, outer, inner, A, B, C, bias, sums, split, gathered, narrow } = product;
   const parts = tile.parts ?? 1;
   const numbers = numbersFor(product, Math.ceil(K / parts / tile.K) * tile.K);
   /** @type {[number, number, number]} */
@@ -270,7 +270,8 @@ export function launchProduct(product, tile) {
   const code = written(tile, product);
   const [scaleA, scaleB] = [narrow.A?.scale, narrow.B?.scale];
   const operands = [A, ...(scaleA ? [scaleA] : []), B, ...(scaleB ? [scaleB] : []), ...(gathered ? [gathered.indices] : [])];
-  const rest = [bias ?? A, sums[0] ?? A, sums[1] ?? A, C]; // what is not there is not read
+  const made = split ? split.parts : [sums[0] ?? A, sums[1] ?? A, C]; // what is not there is not read
+  const rest = [bias ?? A, ...made];
   if (parts === 1) return [{ code, values: [...operands, ...rest], numbers, workgroups }];
   const count = (M * N * outer * inner) / 4;
   const partial = new Placeholder({ size: 16 * count * parts, usage: C.usage });
@@ -284,14 +285,15 @@ export function launchProduct(product, tile) {
  * @param {Product} product
  * @param {number} part numbers of K for each part
  */
-function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, sums, gathered, window }, part) {
+function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, sums, split, gathered, window }, part) {
   const { height = 0, width = 0, channels = 0, columns = 0, top = 0, left = 0, stride = 0, across = 0 } = window ?? {};
+  const [first, second] = split ? split.sizes.map((size) => size / 4) : [0, 0];
   /** @type {Record<typeof NUMBERS[number], number>} */
   const numbers = {
     ...{ M, N4: N / 4, K4: K / 4, count: outer * inner, inner },
     ...{ a0: a.outer, a1: a.inner, b0: b.outer, b1: b.inner, c0: c.outer, c1: c.inner, start: from },
     ...{ per: rows.per, ra: rows.a, rc: rows.c, step: rows.step },
-    ...{ biased: BIASED[biased], silu: Number(silu), sums: sums.length, words: gathered?.words ?? 0, part },
+    ...{ biased: BIASED[biased], silu: Number(silu), sums: sums.length, first, second, words: gathered?.words ?? 0, part },
     ...{ height, width, channels4: channels / 4, columns, taps: channels && K / channels, top, left, stride, across },
   };
   return Uint32Array.from(NUMBERS, (name) => numbers[name]);
@@ -311,26 +313,35 @@ fn rowC(z: u32, m: u32) -> u32 {
 }`;
 
 /**
- * The end of a product: bias, SiLU, sums.
+ * The end of a product: bias, SiLU, sums. Where columns are split over three tensors, nothing is added and rows lie one after another.
  *
  * @param {Product} product of which it matters how its tensors are stored
  */
-function finishing({ half }) {
+function finishing({ half, split }) {
   const stored = half ? HALVES : null;
   const kept = storing(half);
-  const [bias, one, other] = [reading('bias', 'one', stored), reading('R0', 'four', stored), reading('R1', 'four', stored)];
+  const bias = reading('bias', 'one', stored);
+  const sums = split ? [] : [reading('R0', 'four', stored), reading('R1', 'four', stored)];
+  const made = split ? ['!C0', '!C1', '!C2'] : ['!C'];
   const numbers = [0, 1, 2, 3].map((i) => `oneOfbias(4u * n + ${i}u)`).join(', ');
+  const store = split
+    ? `let row = o / u.N4; let n = o % u.N4; let third = u.N4 - u.first - u.second;
+  if (n < u.first) { C0[row * u.first + n] = ${kept.of('v')}; }
+  else if (n < u.first + u.second) { C1[row * u.second + n - u.first] = ${kept.of('v')}; }
+  else { C2[row * third + n - u.first - u.second] = ${kept.of('v')}; }`
+    : `if (u.sums > 0u) { v += fourOfR0(o); }
+  if (u.sums > 1u) { v += fourOfR1(o); }
+  C[o] = ${kept.of('v')};`;
+  const types = Object.assign({}, bias.types, ...sums.map((one) => one.types));
   return {
-    types: { ...bias.types, ...one.types, ...other.types, '!C': kept.type },
-    code: `${lines([bias.code, one.code, other.code, kept.code])}
+    types: { ...types, ...Object.fromEntries(made.map((name) => [name, kept.type])) },
+    code: `${lines([bias.code, ...sums.map((one) => one.code), kept.code])}
 fn biasRow(m: u32) -> vec4f { if (u.biased == 1u) { return vec4f(oneOfbias(m)); } return vec4f(0); }
 fn biasColumn(n: u32) -> vec4f { if (u.biased == 2u && n < u.N4) { return vec4f(${numbers}); } return vec4f(0); }
 fn finish(sum: vec4f, o: u32) {
   var v = sum;
   if (u.silu == 1u) { v = v / (1.0 + exp(-v)); }
-  if (u.sums > 0u) { v += fourOfR0(o); }
-  if (u.sums > 1u) { v += fourOfR1(o); }
-  C[o] = ${kept.of('v')};
+  ${store}
 }`,
   };
 }
@@ -373,9 +384,9 @@ const texts = new Map();
 
 /** @param {Tile} tile @param {Product} product @returns {string} WGSL */
 function written(tile, product) {
-  const { K, window, gathered, narrow, turned, half } = product;
+  const { K, window, gathered, narrow, turned, half, split } = product;
   const stored = [narrow.A, narrow.B].map((operand) => operand && [Boolean(operand.scale), operand.group]);
-  const key = JSON.stringify([tile, K % tile.K === 0, Boolean(window), Boolean(gathered), stored, turned, half]);
+  const key = JSON.stringify([tile, K % tile.K === 0, Boolean(window), Boolean(gathered), stored, turned, half, Boolean(split)]);
   const text = texts.get(key) ?? program(tile, product);
   texts.set(key, text);
   return text;

@@ -392,8 +392,17 @@ function expected({ node: { operation }, options }) {
 function familyOf({ operation }, key) {
   const [product] = productsOf(operation);
   if (!product) return { family: key, nature: '' };
-  const { M, N, K, outer, inner, window, gathered, half, narrow, turned } = product;
-  const nature = [operation?.kind, window?.stride, Boolean(gathered), half, narrow.A?.group, narrow.B?.group, turned].join(' ');
+  const { M, N, K, outer, inner, window, gathered, half, narrow, turned, split } = product;
+  const nature = [
+    operation?.kind,
+    window?.stride,
+    Boolean(gathered),
+    Boolean(split),
+    half,
+    narrow.A?.group,
+    narrow.B?.group,
+    turned,
+  ].join(' ');
   return { family: [nature, M, N, K, outer * inner].join(' '), nature };
 }
 
