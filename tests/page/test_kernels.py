@@ -394,9 +394,9 @@ def scaled(y: Tensor, arrays: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("half", (False, True))
-@pytest.mark.parametrize(("H", "W", "kept"), [(16, 8, True), (6, 4, False), (5, 12, False)])
+@pytest.mark.parametrize(("H", "W", "kept"), [(16, 8, True), (6, 4, False), (5, 12, False), (160, 104, False)])
 def test_a_norm_and_a_depthwise_convolution(kernels, H, W, kept, half):
-    B, C, groups = 2, 12, 3
+    B, C, groups = 2, 12, 3  # of which the last has groups that workgroups share
     norm, arrays = norm_of(B, C, H, W, groups, half)
     own = {"W": numbers(C, 1, 3, 3), "bias": numbers(C)}
     arrays |= {name: array.half() if half else array for name, array in own.items()}

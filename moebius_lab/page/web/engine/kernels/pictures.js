@@ -14,13 +14,15 @@ import { grid, lines, reading, repeat, storage, storing, sumOver } from './launc
 /** @typedef {import('./launch.js').Launch} Launch */
 /** @typedef {{moments: Moments, affine: Affine|null, half: boolean}} Norm of a picture, by group, then by channel; `half`: picture and channels have 16 bits */
 
-const PARTS = 8; // workgroups that share a group's sums
+const PARTS = 8; // workgroups that share a large group's sums
+const LARGE = 65536; // numbers of a group whose sums take one workgroup longer than another launch
+const AHEAD = 4; // vectors that a thread reads at a time
 const SIZE = 128; // threads of a workgroup
 
 // -- norms ------------------------------------------------------------------------------------------------------------
 
 /**
- * The factor and the summand with which a norm takes each channel, in two launches.
+ * The factor and the summand with which a norm takes each channel, in one launch, or in two where groups are large.
  *
  * With d = x - x0, x0 the first number of a group, mean = x0 + E[d] and variance = E[d^2] - E[d]^2, which keeps its digits where
  * the mean is large. All of the norm is y = x factor + summand, and where a second, fixed scale follows, that too:
@@ -33,39 +35,58 @@ const SIZE = 128; // threads of a workgroup
 export function channelFactors({ moments, affine, half }, channels) {
   const { x, scale, bias, batch, groups, size, epsilon, y } = moments;
   const count = batch * groups;
-  const partial = new Placeholder({ size: 16 * count * PARTS, usage: y.usage });
+  const per = channels / groups;
   const factors = new Placeholder({ size: Math.ceil((8 * batch * channels) / 16) * 16, usage: y.usage });
   const stored = half ? HALVES : null;
   const picture = reading('X', 'four', stored);
-  const sums = `${storage({ ...picture.types, '!P': 'vec4f' })}
-${picture.code}
-var<workgroup> s: array<vec2f, 256>;
+  const second = affine ? ['S2', 'B2', 'M2', 'V2'].map((name) => reading(name, 'one', stored)) : [];
+  const bound = { S: 'f32', B: 'f32', ...Object.assign({}, ...second.map(({ types }) => types)), '!F': 'vec2f' };
+  const values = [scale, bias, ...(affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : []), factors];
+  const parts = size > LARGE ? PARTS : 1;
+  const step = 256 * parts;
+  const summed = `var<workgroup> s: array<vec2f, 256>;
 @compute @workgroup_size(256) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
   let base = w.y * ${size / 4}u; let x0 = fourOfX(base).x;
   var sum = vec4f(0); var squares = vec4f(0);
-  for (var i = w.x * 256u + t; i < ${size / 4}u; i += ${256 * PARTS}u) { let d = fourOfX(base + i) - vec4f(x0); sum += d; squares = fma(d, d, squares); }
+  for (var i = w.x * 256u + t; i < ${size / 4}u; i += ${AHEAD * step}u) {
+    ${repeat(AHEAD, (j) => `var d${j} = vec4f(0); if (i + ${j * step}u < ${size / 4}u) { d${j} = fourOfX(base + i + ${j * step}u) - vec4f(x0); }`)}
+    ${repeat(AHEAD, (j) => `sum += d${j}; squares = fma(d${j}, d${j}, squares);`)}
+  }
   s[t] = vec2f(dot(sum, vec4f(1)), dot(squares, vec4f(1)));
-  ${sumOver(256)}
+  ${sumOver(256)}`;
+  const factor = (/** @type {string} */ sums, /** @type {string} */ x0) => `let d = ${sums} / ${size}.0;
+    let s0 = inverseSqrt(max(d.y - d.x * d.x, 0.0) + ${epsilon}) * S[g]; let f = vec2f(s0, B[g] - (${x0} + d.x) * s0);
+    ${affine ? `let k = inverseSqrt(oneOfV2(c) + ${affine.epsilon}) * oneOfS2(c); F[id] = vec2f(f.x * k, fma(f.y - oneOfM2(c), k, oneOfB2(c)));` : 'F[id] = f;'}`;
+  const codes = lines(second.map(({ code }) => code));
+  if (parts === 1) {
+    const code = `${storage({ ...picture.types, ...bound })}
+${picture.code}
+${codes}
+${summed}
+  let g = w.y % ${groups}u;
+  for (var i = t; i < ${per}u; i += 256u) { let c = g * ${per}u + i; let id = w.y * ${per}u + i; ${factor('s[0]', 'x0')} }
+}`;
+    return { launches: [{ code, values: [x, ...values], workgroups: [1, count, 1] }], factors };
+  }
+  const partial = new Placeholder({ size: 16 * count * PARTS, usage: y.usage });
+  const sums = `${storage({ ...picture.types, '!P': 'vec4f' })}
+${picture.code}
+${summed}
   if (t == 0u) { P[w.y * ${PARTS}u + w.x] = vec4f(s[0], x0, 0); }
 }`;
   const channel = grid(batch * channels, SIZE);
-  const second = affine ? ['S2', 'B2', 'M2', 'V2'].map((name) => reading(name, 'one', stored)) : [];
-  const types = Object.assign({}, ...second.map(({ types }) => types));
-  const factor = `${storage({ P: 'vec4f', S: 'f32', B: 'f32', ...types, '!F': 'vec2f' })}
-${lines(second.map(({ code }) => code))}
+  const after = `${storage({ P: 'vec4f', ...bound })}
+${codes}
 @compute @workgroup_size(${SIZE}) fn main(@builtin(global_invocation_id) global: vec3u) {
   ${channel.id}
-  let c = id % ${channels}u; let g = c / ${channels / groups}u; let group = (id / ${channels}u) * ${groups}u + g;
-  var sums = vec2f(0); for (var i = 0u; i < ${PARTS}u; i++) { sums += P[group * ${PARTS}u + i].xy; }
-  let d = sums / ${size}.0; let s = inverseSqrt(max(d.y - d.x * d.x, 0.0) + ${epsilon}) * S[g];
-  let f = vec2f(s, B[g] - (P[group * ${PARTS}u].z + d.x) * s);
-  ${affine ? `let k = inverseSqrt(oneOfV2(c) + ${affine.epsilon}) * oneOfS2(c); F[id] = vec2f(f.x * k, fma(f.y - oneOfM2(c), k, oneOfB2(c)));` : 'F[id] = f;'}
+  let c = id % ${channels}u; let g = c / ${per}u; let group = id / ${per}u;
+  var all = vec2f(0); for (var i = 0u; i < ${PARTS}u; i++) { all += P[group * ${PARTS}u + i].xy; }
+  ${factor('all', `P[group * ${PARTS}u].z`)}
 }`;
-  const fixed = affine ? [affine.scale, affine.bias, affine.mean, affine.variance] : [];
   return {
     launches: [
       { code: sums, values: [x, partial], workgroups: [PARTS, count, 1] },
-      { code: factor, values: [partial, scale, bias, ...fixed, factors], workgroups: channel.workgroups },
+      { code: after, values: [partial, ...values], workgroups: channel.workgroups },
     ],
     factors,
   };

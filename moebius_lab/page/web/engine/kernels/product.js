@@ -60,7 +60,6 @@ export const TILES = {
 const HALF_TILES = [
   { M: 32, N: 64, K: 32, m: 8, n: 4, half: true },
   { M: 64, N: 64, K: 32, m: 8, n: 4, half: true },
-  { M: 64, N: 128, K: 32, m: 8, n: 8, half: true },
 ];
 /** TFLOP/s of one H100 in large products. */
 const RATES = new Map(
@@ -92,7 +91,7 @@ const TRAITS = { apple: SLIM, arm: SLIM, 'img-tec': SLIM, qualcomm: SLIM, samsun
 
 const NUMBERS = /** @type {const} */ ([
   ...['M', 'N4', 'K4', 'count', 'inner', 'a0', 'a1', 'b0', 'b1', 'c0', 'c1', 'start', 'per', 'ra', 'rc', 'step'],
-  ...['biased', 'silu', 'sums', 'first', 'second', 'words', 'part'],
+  ...['biased', 'silu', 'sums', 'first', 'second', 'words', 'part', 'parts'],
   ...['height', 'width', 'channels4', 'columns', 'taps', 'top', 'left', 'stride', 'across'],
 ]);
 const BIASED = { '': 0, row: 1, column: 2 };
@@ -228,7 +227,7 @@ export function filling(tiles, product, limits, memoryOf) {
 export function halfTilesFor(product, limits, traits = CARD) {
   if (!product.half) return [];
   const tiles = HALF_TILES.filter(({ m, n }) => m * n <= traits.sums);
-  return promising(tiles, RATES, product, limits, traits, memoryOf).slice(0, TRIED_HALF);
+  return promising(tiles, RATES, product, limits, traits, memoryOf);
 }
 
 /**
@@ -246,7 +245,6 @@ const LEAST = 96; // numbers of K in a part
 const ADDING = 0.38; // what adding a part takes, as a share of a product with K = 1 at 1 TFLOP/s
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
-const TRIED_HALF = 2;
 const FEW_SUMS = 64; // of a thread: so few that a whole slab's code stands one after another
 const WRITTEN = 8; // numbers along K for which it does where there are more
 const HALF = 4; // numbers along K that come with the same vectors of A
@@ -264,7 +262,7 @@ const LONG = 256; // where they take long
 export function launchProduct(product, tile) {
   const { M, N, K, outer, inner, A, B, C, bias, sums, split, gathered, narrow } = product;
   const parts = tile.parts ?? 1;
-  const numbers = numbersFor(product, Math.ceil(K / parts / tile.K) * tile.K);
+  const numbers = numbersFor(product, parts, Math.ceil(K / parts / tile.K) * tile.K);
   /** @type {[number, number, number]} */
   const workgroups = [Math.ceil(N / tile.N), Math.ceil(M / tile.M), outer * inner * parts];
   const code = written(tile, product);
@@ -277,15 +275,16 @@ export function launchProduct(product, tile) {
   const partial = new Placeholder({ size: 16 * count * parts, usage: C.usage });
   return [
     { code, values: [...operands, partial], numbers, workgroups },
-    { code: summing(parts, product), values: [partial, ...rest], numbers, workgroups: [Math.ceil(count / SUMMED), 1, 1] },
+    { code: summing(product), values: [partial, ...rest], numbers, workgroups: [Math.ceil(count / SUMMED), 1, 1] },
   ];
 }
 
 /**
  * @param {Product} product
- * @param {number} part numbers of K for each part
+ * @param {number} parts
+ * @param {number} part numbers of K for each
  */
-function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, sums, split, gathered, window }, part) {
+function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, sums, split, gathered, window }, parts, part) {
   const { height = 0, width = 0, channels = 0, columns = 0, top = 0, left = 0, stride = 0, across = 0 } = window ?? {};
   const [first, second] = split ? split.sizes.map((size) => size / 4) : [0, 0];
   /** @type {Record<typeof NUMBERS[number], number>} */
@@ -293,7 +292,7 @@ function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, 
     ...{ M, N4: N / 4, K4: K / 4, count: outer * inner, inner },
     ...{ a0: a.outer, a1: a.inner, b0: b.outer, b1: b.inner, c0: c.outer, c1: c.inner, start: from },
     ...{ per: rows.per, ra: rows.a, rc: rows.c, step: rows.step },
-    ...{ biased: BIASED[biased], silu: Number(silu), sums: sums.length, first, second, words: gathered?.words ?? 0, part },
+    ...{ biased: BIASED[biased], silu: Number(silu), sums: sums.length, first, second, words: gathered?.words ?? 0, part, parts },
     ...{ height, width, channels4: channels / 4, columns, taps: channels && K / channels, top, left, stride, across },
   };
   return Uint32Array.from(NUMBERS, (name) => numbers[name]);
@@ -385,8 +384,18 @@ const texts = new Map();
 /** @param {Tile} tile @param {Product} product @returns {string} WGSL */
 function written(tile, product) {
   const { K, window, gathered, narrow, turned, half, split } = product;
+  const { parts = 1 } = tile;
   const stored = [narrow.A, narrow.B].map((operand) => operand && [Boolean(operand.scale), operand.group]);
-  const key = JSON.stringify([tile, K % tile.K === 0, Boolean(window), Boolean(gathered), stored, turned, half, Boolean(split)]);
+  const key = JSON.stringify([
+    { ...tile, parts: parts > 1 },
+    K % tile.K === 0,
+    Boolean(window),
+    Boolean(gathered),
+    stored,
+    turned,
+    half,
+    Boolean(split),
+  ]);
   const text = texts.get(key) ?? program(tile, product);
   texts.set(key, text);
   return text;
@@ -471,9 +480,9 @@ ${window ? PIXEL : ''}
 ${parts > 1 ? '' : finish.code}
 @compute @workgroup_size(${T})
 fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u32) {
-  let m0 = w.y * ${M}u; let n0 = w.x * ${NQ}u; let z = w.z / ${parts}u;
+  let m0 = w.y * ${M}u; let n0 = w.x * ${NQ}u; let z = w.z / u.parts;
   let a0 = (z / u.inner) * u.a0 + (z % u.inner) * u.a1; let b0 = (z / u.inner) * u.b0 + (z % u.inner) * u.b1;
-  let first = (w.z % ${parts}u) * u.part; let last = min(first + u.part, u.K4 * 4u); let slabs = (last - first + ${K - 1}u) / ${K}u;
+  let first = (w.z % u.parts) * u.part; let last = min(first + u.part, u.K4 * 4u); let slabs = (last - first + ${K - 1}u) / ${K}u;
   ${core.begin}
   ${places}
   ${operand.begin}
@@ -568,11 +577,10 @@ const SUMMED = 128; // threads of a workgroup
 /**
  * The program that adds the parts of a product.
  *
- * @param {number} parts
  * @param {Product} product
  * @returns {string} WGSL
  */
-function summing(parts, product) {
+function summing(product) {
   const finish = finishing(product);
   const bindings = { P: 'vec4f', ...finish.types };
   return `${storage(bindings)}
@@ -584,7 +592,7 @@ fn main(@builtin(global_invocation_id) global: vec3u) {
   let n = global.x % u.N4; let m = (global.x / u.N4) % u.M; let z = global.x / (u.N4 * u.M);
   if (z >= u.count) { return; }
   var sum = vec4f(0);
-  for (var p = 0u; p < ${parts}u; p++) { sum += P[((z * ${parts}u + p) * u.M + m) * u.N4 + n]; }
+  for (var p = 0u; p < u.parts; p++) { sum += P[((z * u.parts + p) * u.M + m) * u.N4 + n]; }
   finish(sum + biasRow(m) + biasColumn(n), rowC(z, m) + n);
 }`;
 }
