@@ -567,6 +567,40 @@ def test_a_layer_norm_of_a_sum(kernels, count, C, skipped, read, written):
 
 
 @pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize(
+    ("shape", "added", "turned"),
+    [((2, 20, 2, 3, 3, 2), True, True), ((1, 324, 3, 2, 1, 2), True, False), ((2, 8, 16, 4, 16, 4), False, False)],
+)
+def test_a_layer_norm_of_tokens_that_gives_a_picture(kernels, shape, added, turned, half):
+    B, C, gy, py, gx, px = shape  # the last keeps a large card busy
+    count = B * gy * py * gx * px
+    stored = (lambda array: array.half()) if half else (lambda array: array.float())
+    given = {"x": stored(numbers(count, C) + 10)} | ({"skip": stored(numbers(count // B, C))} if added else {})
+    scale, bias = numbers(C), numbers(C) * 2
+    norm = {
+        "kind": "layer norm",
+        "x": "@x",
+        "skip": "@skip" if added else None,
+        "scale": "@scale",
+        "bias": "@bias",
+        "y": "@y",
+    }
+    norm |= {"sum": "@sum" if added else None, "count": count, "C": C, "skipped": count // B, "epsilon": 1e-5}
+    norm |= {"halves": ["@x", "@skip", "@y", "@sum"] if half else [], "picture": {"shape": shape, "turned": turned}}
+    outputs = {"y": (B, C, gy * py, gx * px)}
+    if added:
+        outputs["sum"] = outputs["y"] if turned else (count, C)
+    arrays, kind = given | {"scale": scale, "bias": bias}, np.float16 if half else np.float32
+    got = kernels.run("pictures.js", "launchLayerNormToPicture", [norm], arrays, outputs, kind)
+    total = given["x"].double() + (given["skip"].double().repeat(B, 1) if added else 0)
+    pictured = lambda tokens: tokens.reshape(B, py, px, gy, gx, C).permute(0, 5, 3, 1, 4, 2).reshape(outputs["y"])  # noqa: E731
+    expected = {"y": pictured(F.layer_norm(total, (C,), scale, bias, 1e-5)), "sum": pictured(total) if turned else total}
+    for name, value in got.items():
+        most = 10 * CLOSE * expected[name].abs().max() + (2.0**-11 * expected[name].abs() if half else 0)
+        assert ((value - expected[name]).abs() <= most).all()
+
+
+@pytest.mark.parametrize("half", (False, True))
 @pytest.mark.parametrize(("T", "C", "per"), [(256, 8, 256), (144, 12, 36), (2000, 4, 8)])
 def test_the_softmax_of_columns_in_parts(kernels, T, C, per, half):
     B = 2

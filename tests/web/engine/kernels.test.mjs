@@ -59,11 +59,11 @@ const DEFAULT = {
   maxStorageBufferBindingSize: 2 ** 27,
 };
 
-/** A program with these buffers, the last of them written, and these uniforms: what it does is its name. */
-function program(label, buffers, uniforms, more = '') {
+/** A program with these buffers, the last of them `written`, and these uniforms: what it does is its name. */
+function program(label, buffers, uniforms, more = '', written = 1) {
   const names = Object.entries(buffers);
   const bindings = names.map(([name, type], i) => {
-    const access = i === names.length - 1 ? 'read_write' : 'read';
+    const access = i >= names.length - written ? 'read_write' : 'read';
     return `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${type}>;`;
   });
   const code = `${bindings.join('\n')}
@@ -461,9 +461,8 @@ test('attention to a condition is one: gathered keys and values, a sum over toke
 });
 
 test('columns that are split over three tensors are stored there, where nothing else reads them together', () => {
-  const divided = program('Split', { input: four, a: four, b: four, c: four }, [
-    ...['input_size: u32', 'total_segment_elements: u32', 'segment_sizes: vec3<u32>'],
-  ]);
+  const counts = ['input_size: u32', 'total_segment_elements: u32', 'segment_sizes: vec3<u32>'];
+  const divided = program('Split', { input: four, a: four, b: four, c: four }, counts, '', 3);
   const sizes = [16, 4, 12];
   const N = 32;
   const [A, B, C, ...parts] = [given(M * K), given(K * N), tensor(M * N), ...sizes.map((size) => tensor(M * size))];
@@ -479,6 +478,35 @@ test('columns that are split over three tensors are stored there, where nothing 
   assert.deepEqual(
     kept.nodes.map(({ operation }) => operation.kind),
     ['product', 'split'],
+  );
+});
+
+test('a layer norm gives a picture where all that reads its tokens does', () => {
+  const [B, C, gy, py, gx, px] = [2, 8, 3, 2, 2, 2];
+  const count = B * gy * py * gx * px;
+  const names = { x: four, skip: four, gamma: four, beta: four, output: four, input_skip_bias_sum: four };
+  const norm = program('SkipLayerNorm', names, ['hidden_size: u32', 'skip_size: u32', 'epsilon: f32'], '', 2);
+  const order = [0, 5, 3, 1, 4, 2];
+  const text = order.map((from, to) => `a[${from}]=i[${to}];`).join('\n');
+  const turn = program('Transpose', { a: 'f32', output: 'f32' }, ['a_shape: array<vec4<u32>, 2>'], text);
+  const [x, skip, scale, bias] = [count * C, count * C, C, C].map(given);
+  const all = [x, skip, scale, bias];
+  const [y, sum, picture, other] = Array.from({ length: 4 }, () => tensor(count * C));
+  const normed = { ...dispatch(norm, [...all, y, sum], [C, count * C, 0]), workgroups: [count, 1, 1] };
+  const turned = (from, to) => dispatch(turn, [from, to], [B, py, px, gy, gx, C, 0, 0]);
+  const result = tensor(count * C);
+  const chain = [normed, turned(y, picture), turned(sum, other)];
+  const [node, last] = passed(captured([...chain, added(picture, other, result)], result, ...all)).nodes;
+  assert.deepEqual([node.operation.kind, last.operation.kind], ['layer norm', 'add']);
+  assert.deepEqual(node.operation.picture, { shape: [B, C, gy, py, gx, px], turned: true });
+  assert.deepEqual(node.writes, [last.operation.x, last.operation.other]);
+  assert.equal(optionsFor(node, DEFAULT).length, 1);
+  const half = passed(captured([...chain.slice(0, 2), added(picture, sum, result)], result, ...all)).nodes[0];
+  assert.equal(half.operation.picture.turned, false); // the sum stays one of tokens
+  const none = passed(captured([normed, turned(y, picture), added(picture, y, result)], result, ...all)).nodes;
+  assert.deepEqual(
+    none.map(({ operation }) => operation.kind),
+    ['layer norm', 'tokens', 'add'],
   );
 });
 

@@ -79,8 +79,9 @@ export const RUNTIME = '1.30.0';
  *   by channel, which come first or last */
 /** @typedef {{kind: 'depthwise', x: Value, W: Value, narrow: Narrow|null, bias: Value, y: Value, half: boolean, B: number, C: number, H: number, W4: number, relu: boolean}} Depthwise
  *   3 x 3, padded by 1; W4: a quarter of the width */
-/** @typedef {{kind: 'layer norm', x: Value, skip: Value|null, scale: Value, bias: Value, y: Value, sum: Value|null, count: number, C: number, skipped: number, epsilon: number, halves: Value[]}} LayerNorm
+/** @typedef {{kind: 'layer norm', x: Value, skip: Value|null, scale: Value, bias: Value, y: Value, sum: Value|null, count: number, C: number, skipped: number, epsilon: number, halves: Value[], picture: Picture|null}} LayerNorm
  *   of x, or of x + skip, which is kept in `sum`; `skip` has `skipped` rows, again and again; `halves`: those of x, skip, y and sum that have 16 bits */
+/** @typedef {{shape: number[], turned: boolean}} Picture that a norm of tokens gives: B, C, gy, py, gx, px as `Tokens` has them; `turned`: so does its sum */
 /** @typedef {{kind: 'softmax', x: Value, y: Value, rows: number, size: number}} Softmax of each row */
 /** @typedef {{kind: 'concat', parts: Value[], y: Value, half: boolean, outer: number, sizes: number[]}} Concat sizes: numbers that each part gives for each of `outer` */
 /** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split numbers that each part takes of each of `outer` */
@@ -495,7 +496,7 @@ function layerNorm({ program, numbers, values }) {
   if (!byFour(program, ['x', 'scale', 'bias', 'y']) || values.length !== 4) return null;
   const [x, scale, bias, y] = values;
   const [[count], [C], [epsilon]] = [numbers.norm_count, numbers.norm_size, numbers.epsilon];
-  const alone = { skip: null, sum: null, skipped: 0, halves: [] };
+  const alone = { skip: null, sum: null, skipped: 0, halves: [], picture: null };
   return { kind: 'layer norm', x, scale, bias, y, count, C, epsilon: float(epsilon), ...alone };
 }
 
@@ -506,7 +507,7 @@ function skipLayerNorm({ program, numbers, values, workgroups }) {
   const [[C], [size], [epsilon]] = [numbers.hidden_size, numbers.skip_size, numbers.epsilon];
   const count = volume(workgroups); // one of the runtime's workgroups a token
   const sizes = { count, C, skipped: size / C };
-  return { kind: 'layer norm', x, skip, scale, bias, y, sum, ...sizes, epsilon: float(epsilon), halves: [] };
+  return { kind: 'layer norm', x, skip, scale, bias, y, sum, ...sizes, epsilon: float(epsilon), halves: [], picture: null };
 }
 
 /** @param {Read} read @returns {Operation|null} */

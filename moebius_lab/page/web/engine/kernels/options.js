@@ -1,6 +1,6 @@
 // What of ours can take the place of a node: each kind of operation and its kernels.
 
-import { launchDepthwise, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
+import { launchDepthwise, launchLayerNormToPicture, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
 import { launchProduct, nameOf, tilesFor } from './product.js';
 import { ATTENDING, launchConcat, launchConditionAttention, launchLayerNorm, launchSoftmaxDown, launchVector } from './rows.js';
 
@@ -29,7 +29,11 @@ const KERNELS = {
   tokens: (tokens) =>
     tokens.shape[1] % 4 || (tokens.shape[4] * tokens.shape[5]) % 4 ? [] : [{ name: '', launches: launchTokens(tokens) }],
   'norm last': (norm) => (norm.channels > 1024 ? [] : [{ name: '', launches: launchNormLast(norm) }]),
-  'layer norm': (norm) => [{ name: '', launches: launchLayerNorm(norm) }],
+  'layer norm': (norm) => {
+    if (!norm.picture) return [{ name: '', launches: launchLayerNorm(norm) }];
+    const [B] = norm.picture.shape;
+    return norm.C % 4 || (norm.count / B) % 4 ? [] : [{ name: '', launches: launchLayerNormToPicture(norm) }];
+  },
   'softmax down': (softmax) => {
     const { T, C, per } = softmax;
     return C % 4 || per % 4 || T > LONGEST ? [] : [{ name: '', launches: launchSoftmaxDown(softmax) }];

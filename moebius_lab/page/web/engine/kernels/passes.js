@@ -64,6 +64,7 @@ export const PASSES = {
   'norms and depthwise convolutions': normsAndDepthwise,
   'middles of MixFFN': middles,
   'pictures and tokens': tokens,
+  'layer norms that give pictures': layerNormsToPictures,
   'norms with channels last': normsLast,
   'softmax of columns': softmaxDown,
   'splits in stores': splitsInStores, // the last: no other pass is to take such a product for one of C
@@ -417,9 +418,9 @@ function conditionAttention(graph) {
     const adds = first && graph.writer(first.B);
     const keys = as(adds, 'outer add');
     const names = keys && graph.writer(keys.other);
-    const values = keys && graph.writer(second.B);
+    const values = second && keys && graph.writer(second.B);
     const [k, v] = [as(names, 'gather'), as(values, 'gather')];
-    if (!before || !adds || !names || !values || !k || !v || k.indices !== v.indices || k.axis || v.axis) continue;
+    if (!second || !before || !adds || !names || !values || !k || !v || k.indices !== v.indices || k.axis || v.axis) continue;
     const between = [second.A, first.B, keys.other, second.B].map((value) => graph.onlyReader(value));
     if (![node, before, adds, node].every((reader, i) => between[i] === reader)) continue;
     const { B, T, size } = keys;
@@ -665,6 +666,33 @@ function tokens(graph) {
     const fits = found && !found.norm.affine && found.norm.half === half && graph.onlyReader(x) === node;
     const { norm, nodes, reads } = fits ? found : { norm: null, nodes: [], reads: [x] };
     graph.merge([...nodes, node], { kind: 'tokens', x, y, half, shape: sides, back, norm }, reads, [y]);
+  }
+}
+
+/**
+ * A layer norm of tokens that are a picture again for all that reads it, and maybe their sum likewise.
+ *
+ * @param {Graph} graph
+ */
+function layerNormsToPictures(graph) {
+  for (const node of [...graph.nodes]) {
+    const norm = as(node, 'layer norm');
+    if (!norm) continue;
+    const turnedFrom = (/** @type {Value|null} */ value) => {
+      const after = value && graph.onlyReader(value);
+      const tokens = as(after, 'tokens');
+      if (!value || !after || !tokens?.back || tokens.half !== norm.halves.includes(value)) return null;
+      const [B, C, gy, py, gx, px] = tokens.shape;
+      return C === norm.C && B * gy * py * gx * px === norm.count ? { after, tokens } : null;
+    };
+    const [made, kept] = [turnedFrom(norm.y), turnedFrom(norm.sum)];
+    if (!made || (kept && !same(kept.tokens.shape, made.tokens.shape))) continue;
+    const [y, sum] = [made.tokens.y, kept ? kept.tokens.y : norm.sum];
+    const now = new Map([[norm.y, y], ...(norm.sum && sum ? /** @type {[Value, Value][]} */ ([[norm.sum, sum]]) : [])]);
+    const halves = norm.halves.map((value) => now.get(value) ?? value);
+    const picture = { shape: made.tokens.shape, turned: Boolean(kept) };
+    const nodes = [node, made.after, ...(kept ? [kept.after] : [])];
+    graph.merge(nodes, { ...norm, y, sum, halves, picture }, node.reads, sum ? [y, sum] : [y]);
   }
 }
 

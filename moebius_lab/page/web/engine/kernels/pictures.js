@@ -280,6 +280,14 @@ var<workgroup> s: array<vec2f, 64>;
 
 const CHANNELS = 32; // of the block that a workgroup turns
 
+/** WGSL: the token of a pixel. @param {number[]} shape B, C, gy, py, gx, px */
+function tokenOf([, , gy, py, gx, px]) {
+  return `fn token(pixel: u32) -> u32 {
+  let y = pixel / ${gx * px}u; let x = pixel % ${gx * px}u;
+  return (((y % ${py}u) * ${px}u + x % ${px}u) * ${gy}u + y / ${py}u) * ${gx}u + x / ${px}u;
+}`;
+}
+
 /**
  * A picture (B, C, gy, py, gx, px) as tokens (B, py, px, gy, gx, C), or back: pixel (y, x) is one of a patch of py x px, and all
  * pixels with one place in their patches come one after another. A workgroup turns a block of pixels and channels in its memory.
@@ -293,10 +301,10 @@ const CHANNELS = 32; // of the block that a workgroup turns
  * @param {Norm|null} tokens.norm of the picture, without a second scale
  * @returns {Launch[]}
  */
-export function launchTokens({ x, y, half, shape: [B, C, gy, py, gx, px], back, norm }) {
+export function launchTokens({ x, y, half, shape, back, norm }) {
+  const [B, C, gy, py, gx, px] = shape;
   const [input, kept] = [reading('X', 'four', half ? HALVES : null), storing(half)];
   const pixels = gy * py * gx * px;
-  const across = gx * px;
   const PIXELS = [64, 32, 16, 8, 4].find((count) => pixels % count === 0) ?? 1;
   const before = norm && channelFactors(norm, C);
   const [PQ, CQ] = [PIXELS / 4, CHANNELS / 4];
@@ -314,10 +322,7 @@ export function launchTokens({ x, y, half, shape: [B, C, gy, py, gx, px], back, 
 ${input.code}
 ${kept.code}
 var<workgroup> s: array<array<f32, ${PIXELS + 1}>, ${CHANNELS}>;
-fn token(pixel: u32) -> u32 {
-  let y = pixel / ${across}u; let x = pixel % ${across}u;
-  return (((y % ${py}u) * ${px}u + x % ${px}u) * ${gy}u + y / ${py}u) * ${gx}u + x / ${px}u;
-}
+${tokenOf(shape)}
 @compute @workgroup_size(${SIZE}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
   let p0 = w.x * ${PIXELS}u; let c0 = w.y * ${CHANNELS}u; let b = w.z;
   for (var i = t; i < ${CHANNELS * PQ}u; i += ${SIZE}u) { ${back ? `${token} ${read(byChannel, 'let v = fourOfX(at);')}` : `${picture} ${read(byPixel, normal)}`} }
@@ -326,4 +331,72 @@ fn token(pixel: u32) -> u32 {
 }`;
   const values = [norm ? norm.moments.x : x, ...(before ? [before.factors] : []), y];
   return [...(before?.launches ?? []), { code, values, workgroups: [pixels / PIXELS, Math.ceil(C / CHANNELS), B] }];
+}
+
+const BUSY = 256; // workgroups that keep a large card busy
+
+/**
+ * A layer norm of tokens that gives a picture, and maybe their sum as one, as `launchTokens` would: a workgroup takes neighbouring pixels,
+ * whose tokens stay in registers, and turns some channels at a time in its memory.
+ *
+ * @param {import('./operations.js').LayerNorm} norm with a picture, of a multiple of 4 pixels
+ * @returns {Launch[]}
+ */
+export function launchLayerNormToPicture({ x, skip, scale, bias, y, sum, count, C, skipped, epsilon, halves, picture }) {
+  const { shape, turned } = /** @type {import('./operations.js').Picture} */ (picture);
+  const isHalf = (/** @type {Value} */ value) => halves.includes(value);
+  const input = reading('X', 'four', isHalf(x) ? HALVES : null);
+  const other = skip && reading('Skip', 'four', isHalf(skip) ? HALVES : null);
+  const [made, kept] = [storing(isHalf(y)), sum && storing(isHalf(sum))];
+  const [B] = shape;
+  const pixels = count / B;
+  const P = pixels % 8 === 0 && count / 8 >= BUSY ? 8 : 4; // pixels of a workgroup
+  const [lanes, quads, vectors] = [SIZE / P, P / 4, C / 4]; // threads of a token
+  const per = Math.ceil(vectors / lanes);
+  const each = (/** @type {(r: number) => string} */ make) =>
+    repeat(per, (r) => `{ let i = lane + ${r * lanes}u; if (i < ${vectors}u) { ${make(r)} } }`);
+  const over = () => {
+    const steps = [];
+    for (let half = lanes / 2; half >= 1; half /= 2)
+      steps.push(`workgroupBarrier(); if (lane < ${half}u) { s[t] += s[t + ${half}u]; }`);
+    return lines([...steps, 'workgroupBarrier();']);
+  };
+  const added = (/** @type {number} */ r) =>
+    kept
+      ? `+ fourOfSkip((row % ${skipped}u) * ${vectors}u + i); ${turned ? '' : `Sum[row * ${vectors}u + i] = ${kept.of(`v${r}`)};`}`
+      : ';';
+  const turn = (
+    /** @type {number} */ r,
+    /** @type {string} */ value,
+    /** @type {string} */ to,
+    /** @type {(v: string) => string} */ stored,
+  ) =>
+    `{ let i = lane + ${r * lanes}u; if (i < ${vectors}u) { let v = ${value}; ${repeat(4, (k) => `turned[4u * lane + ${k}u][mine] = v[${k}];`)} }
+  workgroupBarrier();
+  let c = ${4 * r * lanes}u + t / ${quads}u; let q = t % ${quads}u; let channel = t / ${quads}u;
+  if (c < ${C}u) { ${to}[(w.y * ${C}u + c) * ${pixels / 4}u + p0 / 4u + q] = ${stored(`vec4f(${[0, 1, 2, 3].map((k) => `turned[channel][4u * q + ${k}u]`).join(', ')})`)}; }
+  workgroupBarrier(); }`;
+  const types = { ...input.types, ...other?.types, S: 'vec4f', B: 'vec4f', '!Y': made.type, ...(kept && { '!Sum': kept.type }) };
+  const code = `${storage(types)}
+${lines([...new Set([input.code, other?.code ?? '', made.code, kept?.code ?? ''])])}
+${tokenOf(shape)}
+var<workgroup> s: array<f32, ${SIZE}>;
+var<workgroup> turned: array<array<f32, ${P + 1}>, ${4 * lanes}>;
+@compute @workgroup_size(${SIZE}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let p0 = w.x * ${P}u; let mine = t / ${lanes}u; let lane = t % ${lanes}u;
+  let row = w.y * ${pixels}u + token(p0 + mine);
+  var total = vec4f(0); ${repeat(per, (r) => `var v${r} = vec4f(0);`)}
+  ${each((r) => `v${r} = fourOfX(row * ${vectors}u + i) ${added(r)} total += v${r};`)}
+  s[t] = dot(total, vec4f(1));
+  ${over()}
+  let mean = s[mine * ${lanes}u] / ${C}.0; var squares = 0.0;
+  workgroupBarrier();
+  ${each((r) => `let d = v${r} - vec4f(mean); squares += dot(d, d);`)}
+  s[t] = squares;
+  ${over()}
+  let f = inverseSqrt(s[mine * ${lanes}u] / ${C}.0 + ${epsilon});
+  ${repeat(per, (r) => `${turn(r, `fma((v${r} - vec4f(mean)) * f, S[i], B[i])`, 'Y', made.of)} ${kept && turned ? turn(r, `v${r}`, 'Sum', kept.of) : ''}`)}
+}`;
+  const values = [x, ...(skip ? [skip] : []), scale, bias, y, ...(sum ? [sum] : [])];
+  return [{ code, values, workgroups: [pixels / P, B, 1] }];
 }
