@@ -510,6 +510,37 @@ test('a layer norm gives a picture where all that reads its tokens does', () => 
   );
 });
 
+test('commands of a merged node stay in order where a part of it ends after what reads another', () => {
+  const [B, C, gy, py, gx, px] = [1, 8, 2, 2, 2, 2];
+  const count = B * gy * py * gx * px;
+  const half = 'vec4<f16>';
+  const names = { x: four, skip: four, gamma: four, beta: four, output: four, input_skip_bias_sum: four };
+  const norm = program('SkipLayerNorm', names, ['hidden_size: u32', 'skip_size: u32', 'epsilon: f32'], '', 2);
+  const rounded = program('Cast', { x: four, y: half }, ['vec_size: u32', 'output_size: u32']);
+  const text = [0, 5, 3, 1, 4, 2].map((from, to) => `a[${from}]=i[${to}];`).join('\n');
+  const turn = program('Transpose', { a: 'f16', output: 'f16' }, ['a_shape: array<vec4<u32>, 2>'], text);
+  const all = [count * C, count * C, C, C].map(given);
+  const [y, sum] = [tensor(count * C), tensor(count * C)];
+  const [y16, sum16, picture] = Array.from({ length: 3 }, () => placeOf(2 * count * C));
+  const graph = passed({
+    ...captured(
+      [
+        { ...dispatch(norm, [...all, y, sum], [C, count * C, 0]), workgroups: [count, 1, 1] },
+        dispatch(rounded, [y, y16], [(count * C) / 4, count * C]),
+        dispatch(turn, [y16, picture], [B, py, px, gy, gx, C, 0, 0]), // before the sum is rounded
+        dispatch(rounded, [sum, sum16], [(count * C) / 4, count * C]),
+      ],
+      picture,
+      ...all,
+    ),
+    outputs: new Map([picture, sum16].map((buffer, i) => [`y${i}`, { buffer, dims: [count, C] }])),
+  });
+  const [node, ...others] = graph.nodes;
+  assert.equal(others.length, 0);
+  assert.deepEqual(node.operation.picture, { shape: [B, C, gy, py, gx, px], turned: false });
+  graph.captured(node.commands); // throws where one reads what none has written
+});
+
 test('a convolution is a product of windows, with a bias and without', () => {
   const shapes = ['x_shape', 'w_shape', 'result_shape', 'pads'].map((name) => `${name}: vec4<u32>`);
   const uniforms = [...shapes, 'strides: vec2<u32>', 'dilations: vec2<u32>', ...PRODUCT.slice(3, 6)];

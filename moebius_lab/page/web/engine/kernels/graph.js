@@ -126,9 +126,10 @@ export class Graph {
    * @param {Value[]} writes
    */
   merge(nodes, operation, reads, writes) {
-    const first = inOrder([...nodes]);
-    const last = first[first.length - 1];
-    const merged = { commands: first.flatMap(({ commands }) => commands), operation, reads, writes, at: last.at };
+    const sorted = inOrder([...nodes]);
+    const last = sorted[sorted.length - 1];
+    const commands = this.#afterWriters(sorted).flatMap(({ commands }) => commands);
+    const merged = { commands, operation, reads, writes, at: last.at };
     const gone = new Set(nodes);
     this.nodes = this.nodes.flatMap((node) => (node === last ? [merged] : gone.has(node) ? [] : [node]));
     for (const index of [this.readersOf, this.writersOf])
@@ -143,18 +144,29 @@ export class Graph {
    * @returns {Node[]}
    */
   ordered() {
-    /** @type {Node[]} */
-    const order = [];
+    return this.#afterWriters(this.nodes);
+  }
+
+  /**
+   * Some nodes, each after those of them that write what it reads: one that was merged of several may end after what reads a part of it.
+   *
+   * @param {Node[]} nodes
+   * @returns {Node[]}
+   */
+  #afterWriters(nodes) {
+    const all = new Set(nodes);
     /** @type {Set<Node>} */
-    const placed = new Set();
+    const placed = new Set(); // which keeps their order
+    /** @type {Set<Node>} */
+    const begun = new Set();
     const place = (/** @type {Node} */ node) => {
-      if (placed.has(node)) return;
+      if (begun.has(node)) return;
+      begun.add(node);
+      for (const value of node.reads) for (const writer of this.#writers(value)) if (all.has(writer)) place(writer);
       placed.add(node);
-      for (const value of node.reads) for (const writer of this.#writers(value)) if (writer !== node) place(writer);
-      order.push(node);
     };
-    for (const node of this.nodes) place(node);
-    return order;
+    nodes.forEach(place);
+    return [...placed];
   }
 
   /**
