@@ -113,8 +113,8 @@ export async function differences(device, programs, graph, ours) {
   device.queue.submit([encoder.finish()]);
   await read.mapAsync(GPUMapMode.READ);
   const found = new Float32Array(read.getMappedRange().slice(0));
-  close();
   for (const buffer of [worst, read]) buffer.destroy();
+  await close();
   /** @type {Map<Node, number>} */
   const shares = new Map();
   slots.forEach(({ node }, i) => {
@@ -144,7 +144,11 @@ function replaysOf(device, captures) {
     return { buffer: memory[index], offset };
   };
   const replays = captures.map(({ capture, lifetimes }) => new Replay(device, capture, lifetimes, place));
-  return { replays, close: () => memory.forEach((buffer) => buffer.destroy()) };
+  const close = async () => {
+    for (const buffer of memory) buffer.destroy();
+    await device.queue.onSubmittedWorkDone(); // then it is given back: what is allocated next does not come on top
+  };
+  return { replays, close };
 }
 
 /**
@@ -169,6 +173,6 @@ export async function timesOf(device, captures) {
   const [one, other] = await runs();
   // the first may have met a device that rests: where it is much faster anyway, that is enough
   const again = one * CLEAR < other || Math.max(one, other) > LONG ? [one, other] : await runs();
-  close();
+  await close();
   return [Math.min(one, again[0]), Math.min(other, again[1])];
 }

@@ -53,7 +53,7 @@ export async function commandTimes(device, { capture }) {
       });
     }
   } finally {
-    trial.close();
+    await trial.close();
   }
   return [...times.values()];
 }
@@ -99,7 +99,7 @@ export async function limitsOf(device) {
     }
     return { gigabytes, gflops, sides: Object.values(sides), tiles: reached };
   } finally {
-    trial.close();
+    await trial.close();
   }
 }
 

@@ -345,7 +345,7 @@ async function tryThese(device, programs, families, little, limit, chosen, tried
     }
   } finally {
     clearTimeout(timer);
-    trial.close();
+    await trial.close();
   }
 }
 

@@ -146,8 +146,10 @@ export class Trial {
     return this.untold || times === OFTEN ? this.waited : 0; // 0: shorter than what times are rounded to
   }
 
-  close() {
+  /** Settled when its memory is given back. */
+  async close() {
     for (const buffer of [...this.memory, this.times, this.read]) buffer?.destroy();
     this.queries?.destroy();
+    await this.device.queue.onSubmittedWorkDone();
   }
 }
