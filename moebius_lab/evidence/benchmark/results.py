@@ -204,8 +204,12 @@ def measured_by_benchmark(files: list[dict]) -> list[dict]:
 
 
 def newest(files: list[dict]) -> list[dict]:
-    """The latest file for each network and kind of machine, complete; the others are of other hosts, other code or readers."""
-    own = sorted(measured_by_benchmark(files), key=lambda data: data["date"])
+    """For each network and kind of machine the latest file with times of whole pictures, or the latest if none has any, complete."""
+
+    def has_pictures(data: dict) -> bool:
+        return any(row["what"] == PICTURE for row in data["rows"])
+
+    own = sorted(measured_by_benchmark(files), key=lambda data: (has_pictures(data), data["date"]))
     found = {(data["network"], machine_name(data["machine"])): data for data in own}
     return [found[key] for key in sorted(found)]
 
@@ -229,7 +233,7 @@ COSTS = (
 
 
 def readme_table(files: list[dict]) -> str:
-    """Every file's tables in Markdown: the newest of each network and kind of machine open, earlier ones folded away.
+    """Every file's tables in Markdown: `newest` of each network and kind of machine open, the others folded away.
 
     A file is one machine and one code, and each table is made from one file.
     """
