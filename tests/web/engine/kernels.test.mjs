@@ -595,6 +595,93 @@ test('axes that stay together are one', () => {
   assert.deepEqual(of([5, 1, 7], [1, 0, 2]), [[35], [0]]);
 });
 
+test('one program does for all sizes, as making programs is what a first visit waits for', () => {
+  const value = tensor(4);
+  const norm = (groups, size) => {
+    const moments = { x: value, scale: value, bias: value, y: value, batch: 2, groups, size, epsilon: 1e-5 };
+    return { moments, affine: null, half: false };
+  };
+  const plane = (B, C, H, W4) => ({
+    kind: 'depthwise',
+    x: value,
+    W: value,
+    bias: value,
+    y: value,
+    narrow: null,
+    half: false,
+    B,
+    C,
+    H,
+    W4,
+  });
+  const attended = { kind: 'condition attention', q: value, E: value, k: value, v: value, indices: value, y: value };
+  const normed = { kind: 'layer norm', x: value, skip: value, scale: value, bias: value, y: value, sum: value, C: 320 };
+  const shaped = { epsilon: 1e-5, halves: [] };
+  const pairs = [
+    [1, 3].map((outer) => ({ kind: 'concat', parts: [value, value], y: value, half: false, outer, sizes: [4 * outer, 8] })),
+    [64, 32].map((side) => ({
+      kind: 'norm depthwise',
+      depthwise: plane(2, side, side, side / 4),
+      norm: norm(side / 4, 64),
+      kept: null,
+    })),
+    [64, 32].map((side) => ({
+      kind: 'middle',
+      value: plane(1, side, side, side / 4),
+      gate: plane(1, side, side, 16),
+      first: 0,
+      second: 4,
+      D: 4,
+      y: value,
+    })),
+    [64, 16].map((C) => ({
+      kind: 'tokens',
+      x: value,
+      y: value,
+      half: false,
+      shape: [2, C, 16, 4, 16, 4],
+      back: false,
+      norm: norm(C / 4, 64),
+    })),
+    [2048, 8192].map((count) => ({ ...normed, ...shaped, count, skipped: count / 2, picture: null })),
+    [16, 32].map((g) => ({
+      ...normed,
+      ...shaped,
+      count: 32 * g * g,
+      skipped: 0,
+      picture: { shape: [2, 320, g, 4, g, 4], turned: true },
+    })),
+    [256, 1024].map((T) => ({
+      ...attended,
+      a: { outer: 0, inner: T },
+      words: 1,
+      sums: [],
+      half: false,
+      B: 2,
+      T,
+      H: 8,
+      D: 40,
+      J: 12,
+    })),
+    [2 ** 14, 2 ** 16].map((pixels) => ({
+      kind: 'norm last',
+      x: value,
+      y: value,
+      scale: value,
+      bias: value,
+      channels: 256,
+      groups: 32,
+      pixels,
+      epsilon: 1e-6,
+    })),
+  ];
+  for (const pair of pairs) {
+    const [one, other] = pair.map((operation) => optionsFor({ operation }, DEFAULT)[0].launches.map(({ code }) => code));
+    assert.ok(one.length > 0);
+    assert.deepEqual(one, other, pair[0].kind);
+  }
+});
+
 test('tiles are held to what a device has, and to what a product fills', () => {
   const product = plainProduct({ M: 4096, N: 1280, K: 1280, A: null, B: null, C: null });
   const all = tilesFor(product, DEFAULT);

@@ -82,16 +82,32 @@ export function repeat(count, make) {
 }
 
 /**
+ * Numbers that a program reads as `u.NAME`, rather than as constants of its own: so that one program does for all sizes, as making
+ * programs is most of what a first visit waits for.
+ *
+ * @param {Record<string, string>} types of the bindings before them
+ * @param {Record<string, number>} values by name, unsigned integers
+ * @returns {{declared: string, numbers: Uint32Array}} WGSL, and what goes with a launch
+ */
+export function numbered(types, values) {
+  const members = Object.keys(values).map((name) => `${name}: u32`);
+  const declared = `struct U { ${members.join(', ')} };
+@group(0) @binding(${Object.keys(types).length}) var<uniform> u: U;`;
+  return { declared, numbers: Uint32Array.from(Object.values(values)) };
+}
+
+/**
  * Workgroups for so many threads, and the line of WGSL that gives each its number `id` and ends those past the last.
  *
  * @param {number} threads
  * @param {number} size threads of a workgroup
+ * @param {string} [last] WGSL of their number
  * @returns {{workgroups: [number, number, number], id: string}}
  */
-export function grid(threads, size) {
+export function grid(threads, size, last = `${threads}u`) {
   const count = Math.ceil(threads / size);
   const rows = Math.ceil(count / ROW);
-  const id = `let id = global.x + global.y * ${ROW * size}u; if (id >= ${threads}u) { return; }`;
+  const id = `let id = global.x + global.y * ${ROW * size}u; if (id >= ${last}) { return; }`;
   return { workgroups: rows > 1 ? [ROW, rows, 1] : [count, 1, 1], id };
 }
 

@@ -1,7 +1,7 @@
 // Kernels on rows of numbers: layer norm, softmax, a matrix times a vector, tensors side by side. All are limited by memory.
 
 import { HALVES, weightsOf } from './operations.js';
-import { grid, lines, reading, repeat, storage, storing, sumOver } from './launch.js';
+import { grid, lines, numbered, reading, repeat, storage, storing, sumOver } from './launch.js';
 
 /** @typedef {import('./operations.js').LayerNorm} LayerNorm */
 /** @typedef {import('./operations.js').Vector} Vector */
@@ -27,12 +27,15 @@ export function launchLayerNorm({ x, skip, scale, bias, y, sum, count, C, skippe
   const each = (/** @type {(i: number) => string} */ make) =>
     repeat(per, (i) => `{ let j = t + ${i * size}u; if (j < ${vectors}u) { ${make(i)} } }`);
   const added = (/** @type {number} */ i) =>
-    kept ? ` + fourOfSkip((row % ${skipped}u) * ${vectors}u + j); Sum[base + j] = ${kept.of(`v${i}`)}` : '';
-  const code = `${storage({ ...input.types, ...other?.types, S: 'vec4f', B: 'vec4f', '!Y': made.type, ...(kept && { '!Sum': kept.type }) })}
+    kept ? ` + fourOfSkip((row % u.skipped) * ${vectors}u + j); Sum[base + j] = ${kept.of(`v${i}`)}` : '';
+  const types = { ...input.types, ...other?.types, S: 'vec4f', B: 'vec4f', '!Y': made.type, ...(kept && { '!Sum': kept.type }) };
+  const { declared, numbers } = numbered(types, { count, skipped });
+  const code = `${storage(types)}
+${declared}
 ${lines([...new Set([input.code, other?.code ?? '', made.code, kept?.code ?? ''])])}
 var<workgroup> s: array<f32, ${size}>;
 @compute @workgroup_size(${size}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(num_workgroups) all: vec3u, @builtin(local_invocation_index) t: u32) {
-  let row = w.x + w.y * all.x; if (row >= ${count}u) { return; }
+  let row = w.x + w.y * all.x; if (row >= u.count) { return; }
   let base = row * ${vectors}u; var total = vec4f(0); ${repeat(per, (i) => `var v${i} = vec4f(0);`)}
   ${each((i) => `v${i} = fourOfX(base + j)${added(i)}; total += v${i};`)}
   s[t] = dot(total, vec4f(1));
@@ -47,7 +50,7 @@ var<workgroup> s: array<f32, ${size}>;
 }`;
   const across = Math.min(count, 32768);
   const values = [x, ...(skip ? [skip] : []), scale, bias, y, ...(sum ? [sum] : [])];
-  return [{ code, values, workgroups: [across, Math.ceil(count / across), 1] }];
+  return [{ code, values, numbers, workgroups: [across, Math.ceil(count / across), 1] }];
 }
 
 /**
@@ -126,7 +129,9 @@ export function launchConditionAttention({ q, a, E, k, v, indices, words, sums, 
   const parts = Math.floor(ATTENDING / scores);
   const [keys, queries] = [(D * J) / 4, (H * D) / 4];
   const types = Object.assign({}, ...inputs.map((input) => input.types), { I: 'u32', '!Y': kept.type });
+  const { declared, numbers } = numbered(types, { T, outer: a.outer, inner: a.inner });
   const code = `${storage(types)}
+${declared}
 ${lines([...inputs.map((input) => input.code), kept.code])}
 var<workgroup> qs: array<f32, ${4 * queries}>;
 var<workgroup> ks: array<vec4f, ${keys}>;
@@ -134,7 +139,7 @@ var<workgroup> s: array<vec4f, ${scores * parts}>;
 @compute @workgroup_size(${ATTENDING}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
   let row = I[${words}u * w.y];
   for (var i = t; i < ${queries}u; i += ${ATTENDING}u) {
-    let four = fourOfQ(w.y * ${a.outer}u + w.x * ${a.inner}u + i);
+    let four = fourOfQ(w.y * u.outer + w.x * u.inner + i);
     ${repeat(4, (x) => `qs[4u * i + ${x}u] = four[${x}];`)}
   }
   for (var i = t; i < ${keys}u; i += ${ATTENDING}u) { ks[i] = fourOfE(w.x * ${keys}u + i) + fourOfK(row * ${keys}u + i); }
@@ -150,12 +155,12 @@ var<workgroup> s: array<vec4f, ${scores * parts}>;
   for (var i = t; i < ${queries}u; i += ${ATTENDING}u) {
     let at = i % ${D / 4}u; let first = (i / ${D / 4}u) * ${J / 4}u; var sum = vec4f(0);
     ${repeat(J / 4, (j) => `{ let four = s[first + ${j}u]; ${repeat(4, (x) => `sum = fma(vec4f(four[${x}]), fourOfV((row * ${J}u + ${4 * j + x}u) * ${D / 4}u + at), sum);`)} }`)}
-    let o = (w.y * ${T}u + w.x) * ${queries}u + i;
+    let o = (w.y * u.T + w.x) * ${queries}u + i;
     ${lines(sums.map((_, i) => `sum += fourOfR${i}(o);`))}
     Y[o] = ${kept.of('sum')};
   }
 }`;
-  return [{ code, values: [q, E, k, v, ...sums, indices, y], workgroups: [T, B, 1] }];
+  return [{ code, values: [q, E, k, v, ...sums, indices, y], numbers, workgroups: [T, B, 1] }];
 }
 
 export const ATTENDING = 128; // threads of a workgroup
@@ -170,17 +175,21 @@ export function launchConcat({ parts, y, half, outer, sizes }) {
   const { type } = storing(half);
   const vectors = sizes.map((size) => size / 4);
   const ends = vectors.map((_, i) => vectors.slice(0, i + 1).reduce((sum, count) => sum + count));
-  const row = ends[ends.length - 1];
-  const { workgroups, id } = grid(outer * row, 256);
-  const copies = vectors.map(
-    (count, i) => `if (at < ${ends[i]}u) { Y[id] = X${i}[o * ${count}u + at - ${ends[i] - count}u]; return; }`,
-  );
-  const types = Object.fromEntries(parts.map((_, i) => [`X${i}`, type]));
-  const code = `${storage({ ...types, '!Y': type })}
+  const threads = outer * ends[ends.length - 1];
+  const { workgroups, id } = grid(threads, 256, 'u.threads');
+  const last = parts.length - 1;
+  const copies = parts.map((_, i) => {
+    const from = i ? `u.end${i - 1}` : '0u';
+    return `if (at < u.end${i}) { Y[id] = X${i}[o * (u.end${i} - ${from}) + at - ${from}]; return; }`;
+  });
+  const types = { ...Object.fromEntries(parts.map((_, i) => [`X${i}`, type])), '!Y': type };
+  const { declared, numbers } = numbered(types, { threads, ...Object.fromEntries(ends.map((end, i) => [`end${i}`, end])) });
+  const code = `${storage(types)}
+${declared}
 @compute @workgroup_size(256) fn main(@builtin(global_invocation_id) global: vec3u) {
   ${id}
-  let o = id / ${row}u; let at = id % ${row}u;
+  let o = id / u.end${last}; let at = id % u.end${last};
   ${lines(copies)}
 }`;
-  return [{ code, values: [...parts, y], workgroups }];
+  return [{ code, values: [...parts, y], numbers, workgroups }];
 }
