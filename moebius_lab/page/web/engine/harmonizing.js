@@ -7,6 +7,7 @@ import { labelHoles, region } from './imaging.js';
 
 /** @import { Constants } from './types.js' */
 
+const MOST = 510; // largest difference of colours
 const FLAT = 8; // added to both energies, so that nothing is made of rounding
 
 /** @param {number} value @param {number} least @param {number} most */
@@ -28,12 +29,14 @@ export function harmonized(made, { rgb, hole }, constants) {
   for (const { left, top, right, bottom, label } of boxes) {
     const [x, y] = [Math.max(left - reach, 0), Math.max(top - reach, 0)];
     const [width, height] = [Math.min(right + reach, size) - x, Math.min(bottom + reach, size) - y];
-    const used = Uint8Array.from(region(labels, size, x, y, width, height), (value) => (value === label ? 1 : 0));
+    const used = new Uint8Array(width * height);
+    region(labels, size, x, y, width, height).forEach((value, i) => (used[i] = value === label ? 1 : 0));
     const [of, saw] = [made, rgb].map((all) => region(all, 3 * size, 3 * x, y, 3 * width, height));
     const part = oneHole(of, saw, region(hole, size, x, y, width, height), used, width, constants);
-    for (let i = 0; i < used.length; i++) {
-      const at = 3 * ((y + Math.floor(i / width)) * size + x + (i % width));
-      if (used[i]) result.set(part.subarray(3 * i, 3 * i + 3), at);
+    for (let row = 0; row < height; row++) {
+      for (let i = row * width, at = 3 * ((y + row) * size + x); i < (row + 1) * width; i++, at += 3) {
+        if (used[i]) for (let c = 0; c < 3; c++) result[at + c] = part[3 * i + c];
+      }
     }
   }
   return result;
@@ -41,8 +44,8 @@ export function harmonized(made, { rgb, hole }, constants) {
 
 /** Where there is a 1 within `reach` px along both axes. @param {Uint8Array} ones @param {number} width @param {number} reach */
 function near(ones, width, reach) {
-  const counts = boxSum(Float64Array.from(ones), width, ones.length / width, reach);
-  return Uint8Array.from(counts, (count) => (count ? 1 : 0));
+  const counts = boxSum(new Float64Array(ones), width, ones.length / width, reach);
+  return ones.map((_, i) => (counts[i] ? 1 : 0));
 }
 
 /**
@@ -58,12 +61,7 @@ function oneHole(made, rgb, hole, used, width, { harmony_ring, detail_seam, rare
   const ring = near(own, width, harmony_ring).map((one, i) => one & ~hole[i]);
   const fill = lumaAndDifferences(made);
   const known = lumaAndDifferences(rgb);
-  const [redBlue, green] = [known.redBlue, known.green].map((values) =>
-    usual(
-      values.filter((_, i) => ring[i]),
-      rare_colours,
-    ),
-  );
+  const [redBlue, green] = [known.redBlue, known.green].map((values) => usual(values, ring, rare_colours));
   const [nearKnown, nearHole] = [hole.map((one) => 1 - one), hole].map((ones) => near(ones, width, detail_seam));
   const core = own.map((one, i) => one & ~nearKnown[i]);
   const clear = ring.map((one, i) => one & ~nearHole[i]);
@@ -76,11 +74,16 @@ function oneHole(made, rgb, hole, used, width, { harmony_ring, detail_seam, rare
     const across = 2 * clamp(fill.redBlue[i], redBlue.least, redBlue.most);
     const up = clamp(fill.green[i], green.least, green.most);
     const more = ((gain - 1) * detail[i]) / 64;
-    for (const [c, value] of [luma - up + across, luma + up, luma - up - across].entries()) {
-      result[3 * i + c] = clamp(Math.floor(((value + 2) >> 2) + more + 0.5), 0, 255);
-    }
+    result[3 * i] = level(luma - up + across, more);
+    result[3 * i + 1] = level(luma + up, more);
+    result[3 * i + 2] = level(luma - up - across, more);
   }
   return result;
+}
+
+/** @param {number} value four times a channel's @param {number} more */
+function level(value, more) {
+  return clamp(Math.floor(((value + 2) >> 2) + more + 0.5), 0, 255);
 }
 
 /** R + 2 G + B, R - B and 2 G - R - B of each pixel; both differences of a grey one are 0. @param {Uint8Array} rgb */
@@ -96,11 +99,26 @@ function lumaAndDifferences(rgb) {
   return { luma, redBlue, green };
 }
 
-/** Least and largest of some numbers, without a share of them at either end. @param {Int32Array} values @param {number} share */
-function usual(values, share) {
-  values.sort();
-  const rare = Math.floor(share * values.length);
-  return { least: values[rare], most: values[values.length - 1 - rare] };
+/**
+ * Least and largest of some differences of colours, without a share of them at either end.
+ *
+ * @param {Int32Array} values
+ * @param {ArrayLike<number>} where not 0
+ * @param {number} share
+ */
+function usual(values, where, share) {
+  const counts = new Uint32Array(2 * MOST + 1);
+  let count = 0;
+  for (let i = 0; i < values.length; i++) {
+    if (!where[i]) continue;
+    counts[values[i] + MOST]++;
+    count++;
+  }
+  const rare = Math.floor(share * count);
+  let [least, most] = [-MOST, MOST];
+  for (let left = rare; left >= counts[least + MOST] && least < MOST; least++) left -= counts[least + MOST];
+  for (let left = rare; left >= counts[most + MOST] && most > -MOST; most--) left -= counts[most + MOST];
+  return { least, most };
 }
 
 /**
@@ -137,16 +155,16 @@ function energy(luma, width, where) {
  * @param {Int32Array} luma @param {number} width
  */
 function fineDetail(luma, width) {
-  const smooth = (
-    /** @type {Int32Array} */ from,
-    /** @type {number} */ step,
-    /** @type {number} */ length,
-    /** @type {(i: number) => number} */ place,
-  ) =>
-    from.map((value, i) => {
-      const at = place(i);
-      return 2 * value + from[at > 0 ? i - step : i] + from[at < length - 1 ? i + step : i];
-    });
-  const down = smooth(luma, width, luma.length / width, (i) => Math.floor(i / width));
-  return smooth(down, 1, width, (i) => i % width).map((value, i) => 16 * luma[i] - value);
+  const height = luma.length / width;
+  const [down, detail] = [new Int32Array(luma.length), new Int32Array(luma.length)];
+  for (let y = 0, i = 0; y < height; y++) {
+    const [above, below] = [y > 0 ? width : 0, y < height - 1 ? width : 0];
+    for (let x = 0; x < width; x++, i++) down[i] = 2 * luma[i] + luma[i - above] + luma[i + below];
+  }
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      detail[i] = 16 * luma[i] - 2 * down[i] - down[x > 0 ? i - 1 : i] - down[x < width - 1 ? i + 1 : i];
+    }
+  }
+  return detail;
 }
