@@ -43,7 +43,7 @@ const { numbersOf, plainProduct } = await import(`${engine}/kernels/operations.j
 const { PASSES, simplified } = await import(`${engine}/kernels/passes.js`);
 const { optionsFor } = await import(`${engine}/kernels/options.js`);
 const { Programs } = await import(`${engine}/kernels/launch.js`);
-const { TILES, halfTilesFor, isTiny, launchProduct, memoryOf, threadsOf, tilesFor, traitsOf } = await import(
+const { TILES, halfTilesFor, isTiny, launchProduct, memoryOf, nameOf, threadsOf, tilesFor, traitsOf } = await import(
   `${engine}/kernels/product.js`
 );
 const { accepted } = await import(`${engine}/kernels/comparison.js`);
@@ -720,13 +720,33 @@ test('what is multiplied in 16 bits has tiles of its own, of which no other prod
 });
 
 test('what is known beforehand: parts that leave no core idle, large blocks for many, nothing of ours for tiny products', () => {
-  const first = (sizes, limits = DEFAULT) => tilesFor(plainProduct({ A: null, B: null, C: null, ...sizes }), limits)[0];
-  // what was fastest of all tiles and parts on one H100, or within 5 % of it
-  assert.deepEqual(first({ M: 1280, N: 256, K: 3200, outer: 2 }), { ...TILES.large, parts: 6 });
-  assert.deepEqual(first({ M: 640, N: 1024, K: 1600, outer: 2 }), { ...TILES.large, parts: 3 });
-  assert.equal(first({ M: 800, N: 4096, K: 320, outer: 2 }), TILES.square);
-  assert.equal(first({ M: 8192, N: 320, K: 320 }), TILES.square);
-  assert.equal(first({ M: 5760, N: 1024, K: 640, outer: 2 }), TILES.large);
+  const all = (sizes, limits = DEFAULT) => tilesFor(plainProduct({ A: null, B: null, C: null, ...sizes }), limits);
+  const first = (sizes, limits) => all(sizes, limits)[0];
+  // what was fastest of all tiles and parts on one H100, or within 4 % of it, is among those that are tried
+  const fastest = [
+    [
+      { M: 1280, N: 256, K: 3200, outer: 2 },
+      { ...TILES.large, parts: 6 },
+    ],
+    [
+      { M: 640, N: 1024, K: 1600, outer: 2 },
+      { ...TILES.large, parts: 3 },
+    ],
+    [
+      { M: 6400, N: 256, K: 1280, outer: 2 },
+      { ...TILES.large, parts: 5 },
+    ],
+    [
+      { M: 512, N: 1280, K: 1280 },
+      { ...TILES.large, parts: 3 },
+    ],
+    [{ M: 1600, N: 1024, K: 640, outer: 2 }, TILES.large],
+    [{ M: 800, N: 4096, K: 320, outer: 2 }, TILES.square],
+    [{ M: 8192, N: 320, K: 320 }, TILES.square],
+    [{ M: 5760, N: 1024, K: 640, outer: 2 }, TILES.wide],
+  ];
+  const names = (tiles) => tiles.map(nameOf);
+  for (const [sizes, tile] of fastest) assert.ok(names(all(sizes)).includes(nameOf(tile)), nameOf(tile));
   assert.equal(first({ M: 128, N: 40, K: 368, outer: 512 }), TILES.narrow);
   assert.equal(first({ M: 262144, N: 128, K: 1152, window: { channels: 128 } }), TILES.large);
   assert.ok(first({ M: 4096, N: 512, K: 72, window: { channels: 8 } }).K === 8); // a slab lies within a pixel's channels

@@ -72,16 +72,11 @@ export function unitsOf(device, exact) {
  * @returns {Tile[]}
  */
 export function unitTiles(product, units, limits, traits = traitsOf()) {
-  const rates = new Map(
-    (units.exact ? EXACT_BLOCKS : BLOCKS).map(([block, rate]) => [
-      { ...block, units, core: inUnits, off: units.exact ? OFF_EXACT : OFF },
-      rate,
-    ]),
-  );
-  const possible = [...rates.keys()].filter((tile) =>
-    [tile.m % units.M, tile.n % units.N, tile.K % units.K].every((rest) => rest === 0),
-  );
-  return promising(possible, rates, product, limits, traits, memoryOf).slice(0, TRIED);
+  const blocks = units.exact ? EXACT_BLOCKS : BLOCKS;
+  const possible = blocks.filter(([{ m, n, K }]) => m % units.M === 0 && n % units.N === 0 && K % units.K === 0);
+  const own = { units, core: inUnits, off: units.exact ? OFF_EXACT : OFF };
+  const rates = new Map(possible.map(([block, rate]) => [{ ...block, ...own }, rate]));
+  return promising(rates, product, limits, traits, memoryOf).slice(0, TRIED);
 }
 
 const SQUARE = { M: 64, N: 64, K: 16, m: 32, n: 64 };
