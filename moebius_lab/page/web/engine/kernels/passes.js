@@ -391,22 +391,12 @@ function sumsInProducts(graph) {
 
 // -- chains that one kernel does --------------------------------------------------------------------------------------
 
-/** Whether a product is of two matrices as they are stored, but for its sums. @param {Product} product */
+/** Whether a product is of matrices B that lie one after another, and nothing but sums is done to it. @param {Product} product */
 function isBare(product) {
-  const { M, N, K, outer, inner, b, biased, silu, gathered, window, turned, sums } = product;
+  const { N, K, outer, inner, b, biased, silu, gathered, window, turned } = product;
   const size = (K * N) / 4;
   const even = (inner === 1 || b.inner === size) && (outer === 1 || b.outer === inner * size);
-  return (
-    M > 0 &&
-    even &&
-    !biased &&
-    !silu &&
-    !gathered &&
-    !window &&
-    !turned &&
-    isPlain({ ...product, sums: [] }) &&
-    sums.length <= SUMS
-  );
+  return even && !biased && !silu && !gathered && !window && !turned && isPlain({ ...product, sums: [] });
 }
 
 /** @param {Graph} graph */
@@ -417,29 +407,26 @@ function conditionAttention(graph) {
     const first = as(before, 'product');
     const adds = first && graph.writer(first.B);
     const keys = as(adds, 'outer add');
-    const names = keys && graph.writer(keys.other);
-    const values = second && keys && graph.writer(second.B);
+    const [names, values] = [keys && graph.writer(keys.other), second && graph.writer(second.B)];
     const [k, v] = [as(names, 'gather'), as(values, 'gather')];
-    if (!second || !before || !adds || !names || !values || !k || !v || k.indices !== v.indices || k.axis || v.axis) continue;
+    if (!second || !first || !before || !adds || !keys || !names || !values || !k || !v) continue;
     const between = [second.A, first.B, keys.other, second.B].map((value) => graph.onlyReader(value));
-    if (![node, before, adds, node].every((reader, i) => between[i] === reader)) continue;
+    const alone = [node, before, adds, node].every((reader, i) => between[i] === reader);
     const { B, T, size } = keys;
     const { M: H, K: D, N: J, half } = first;
     const spread = rebatched(first, T);
-    const fits = size === D * J && spread?.outer === B && first.rows.per === H && !first.sums.length && second.half === half;
-    const ends = second.K === J && second.N === D && second.outer * second.inner === B && second.M === T * H;
-    if (!spread || !fits || !ends || !isBare(first) || !isBare(second) || k.count !== B || v.count !== B) continue;
+    const gathers =
+      k.indices === v.indices &&
+      [k, v].every(({ axis, count, shape }) => !axis && count === B && volume(shape.slice(1)) === size);
+    const begins = isBare(first) && !first.sums.length && first.rows.per === H && size === D * J && spread?.outer === B;
+    const ends = isBare(second) && second.K === J && second.N === D && second.outer * second.inner === B && second.M === T * H;
+    if (!alone || !gathers || !begins || !ends || !spread || second.half !== half) continue;
     const { A: q, a } = spread;
     const { sums, C: y } = second;
     const { words, indices } = k;
-    const [E, ...rest] = [keys.x, k.data, v.data];
-    const of = { q, a, E, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
-    graph.merge(
-      [names, values, adds, before, node],
-      { kind: 'condition attention', ...of },
-      [q, E, ...rest, indices, ...sums],
-      [y],
-    );
+    const of = { q, a, E: keys.x, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
+    const reads = [q, of.E, of.k, of.v, indices, ...sums];
+    graph.merge([names, values, adds, before, node], { kind: 'condition attention', ...of }, reads, [y]);
   }
 }
 
