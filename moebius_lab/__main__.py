@@ -338,11 +338,11 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _graphs(options: argparse.Namespace, folder: str | Path, weights: str = "") -> Graphs:
-    """For commands that need networks and graphs but no picture; of other weights than were asked for where they are named."""
+def _graphs(options: argparse.Namespace, folder: str | Path) -> Graphs:
+    """For commands that need networks and graphs but no picture."""
     from .port.graphs import Graphs, find_network
 
-    graphs = Graphs(find_network(options.network), weights or options.weights, Path(folder).resolve(), options.precision)
+    graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
     graphs.folder.mkdir(parents=True, exist_ok=True)
     return graphs
 
@@ -558,9 +558,7 @@ def _bundle(options: argparse.Namespace) -> int:
 
     graphs = _graphs(options, options.output_dir)
     folder = graphs.folder / "bundle"
-    distilled = None
-    if options.distilled and options.weights in config.DISTILLED and "://" not in options.weights_base:
-        distilled = _graphs(options, graphs.folder / "distilled", config.DISTILLED[options.weights])
+    elsewhere = "://" in options.weights_base
     manifest = write_bundle(
         graphs,
         folder,
@@ -568,7 +566,7 @@ def _bundle(options: argparse.Namespace) -> int:
         options.weights_base,
         lambda name: print(name, flush=True),
         recordings=options.recordings,
-        distilled=distilled,
+        distilled=graphs.distilled if options.distilled and not elsewhere else None,
     )
     sizes = ", ".join(f"{precision} {form['bytes'] / 1e6:.0f} MB" for precision, form in manifest["precisions"].items())
     print(f"{folder}  version {manifest['version']}: {sizes}")

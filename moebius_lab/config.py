@@ -37,6 +37,8 @@ PUBLISHED = {"pretrained": "pretrained", "places2": "ft_places2", "celebahq": "f
 """Names under which the published weights are asked for, and the folder of hustvl/Moebius that holds each."""
 DISTILLED = {"demo": "demo-fast"}
 """Weights of which a distilled form ships, and its name: the preset *fastest* takes that; see `training.distillation`."""
+DISTILLED_GRAPHS = ("step",)
+"""The graphs that distilled weights have of their own: the autoencoder is that of the weights they were distilled from."""
 WEIGHTS = ("demo", *DISTILLED.values(), DETERMINISTIC, *PUBLISHED)
 """Every name of weights; anything else is a path."""
 

@@ -15,7 +15,7 @@ import traitlets
 from PIL import Image
 
 from .. import LabError
-from ..config import COVERAGES, DEFAULT_PRESET, DISTILLED, GRAPHS, PRESETS, PREVIEW_SHARE, Preset
+from ..config import COVERAGES, DEFAULT_PRESET, DISTILLED_GRAPHS, GRAPHS, PRESETS, PREVIEW_SHARE, Preset
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.extending import plan_filling, put_back
 from ..inpainting.imaging import check_picture_and_mask, to_bytes
@@ -59,8 +59,8 @@ def backends_of(graphs: Graphs, distilled: Graphs | None = None) -> dict[str, tu
 
     Args:
         graphs: the network, its weights and the precision of ONNX Runtime's graphs.
-        distilled: graphs of the same network with weights that were distilled from those of `graphs`; by default of those that ship
-            (`config.DISTILLED`), in `folder`/distilled, where some do. Their autoencoder is that of `graphs`.
+        distilled: graphs of the same network with weights that were distilled from those of `graphs`; by default `graphs.distilled`.
+            Their autoencoder is that of `graphs`.
 
     Returns:
         What `Inpaint` takes.
@@ -68,8 +68,7 @@ def backends_of(graphs: Graphs, distilled: Graphs | None = None) -> dict[str, tu
     Raises:
         LabError: the distilled weights are damaged, or belong to another network.
     """
-    if distilled is None and graphs.weights in DISTILLED:
-        distilled = Graphs(graphs.config, DISTILLED[graphs.weights], graphs.folder / "distilled", graphs.precision)
+    distilled = distilled or graphs.distilled
 
     def torch(of: Graphs, tell: Callable[[str], None]) -> Backend:
         return graphs.torch_backend if of is graphs else TorchBackend(of.net, graphs.vae)
@@ -77,14 +76,13 @@ def backends_of(graphs: Graphs, distilled: Graphs | None = None) -> dict[str, tu
     def onnx(of: Graphs, tell: Callable[[str], None]) -> Backend:
         def stored(made: Graphs, wanted: tuple[str, ...]) -> dict[str, Path]:
             words = f"of the weights {made.weights_name}: once, but it can take a minute."
-            made.folder.mkdir(parents=True, exist_ok=True)
             return made.stored(graphs.precision, lambda graph: tell(f"Making the graph {graph} {words}"), wanted)
 
         if of is graphs:
             stored(graphs, GRAPHS)
             return graphs.onnx_backend
-        autoencoder = tuple(graph for graph in GRAPHS if graph != "step")
-        return OnnxBackend(stored(graphs, autoencoder) | stored(of, ("step",)), graphs.config)
+        shared = tuple(graph for graph in GRAPHS if graph not in DISTILLED_GRAPHS)
+        return OnnxBackend(stored(graphs, shared) | stored(of, DISTILLED_GRAPHS), graphs.config)
 
     kinds = {"PyTorch": (torch, "fp32"), "ONNX Runtime": (onnx, graphs.precision)}
     found = [(of, presets_of(of.weights)) for of in (graphs, distilled) if of is not None]

@@ -351,7 +351,7 @@ def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_
     """Of some precisions the first that runs on most devices, and its graphs with the denoiser of distilled weights."""
     entries = {name: config.entry_of(name) for name in (*OFFERS, *stored) if name in stored}
     form = max(entries, key=lambda name: (not entries[name].requires, len(entries[name].providers)))  # the first of the best
-    return {form: stored[form] | distilled.stored(form, on_file, ("step",))}
+    return {form: stored[form] | distilled.stored(form, on_file, config.DISTILLED_GRAPHS)}
 
 
 def _require_room(folder: Path, stored: dict[str, dict[str, Path]]) -> None:

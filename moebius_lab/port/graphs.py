@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .. import LabError
-from ..config import DETERMINISTIC, GRAPHS, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, WEIGHTS, NetworkConfig
+from ..config import DETERMINISTIC, DISTILLED, GRAPHS, NETWORKS, OPSET, PARTS, STRAIGHTFORWARD, WEIGHTS, NetworkConfig
 from ..files import STORED_FILE, TEXT, changed_file, kept_json, listed, record, replace_folder, say, write_json
 from ..inpainting.backends import TorchBackend
 from ..model.checkpoint import (
@@ -62,6 +62,12 @@ class Graphs:
     def weights_name(self) -> str:
         """The name of the weights, or that of their folder, without its place on this machine: what others are told."""
         return self.weights if self.weights in WEIGHTS else Path(self.weights).name
+
+    @property
+    def distilled(self) -> Graphs | None:
+        """The shipped weights that were distilled from these, in `folder`/distilled; None if there are none."""
+        name = DISTILLED.get(self.weights)
+        return Graphs(self.config, name, self.folder / "distilled", self.precision) if name else None
 
     def weight_file(self, part: str) -> str | Path:
         """The file of a part's weights ("denoiser" or "vae"), fetched first if necessary, or "deterministic"."""
@@ -161,6 +167,7 @@ class Graphs:
             straightforward = form == STRAIGHTFORWARD
             fp32 = self._stored(graph, "fp32", on_graph) if form != "fp32" and not straightforward else None
             on_graph(graph if form == "fp32" else f"{graph}, {form}")
+            self.folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=self.folder) as work:
                 if straightforward:
                     source = export_straightforward(self.net, work)
