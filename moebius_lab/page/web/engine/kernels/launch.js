@@ -90,10 +90,18 @@ export function repeat(count, make) {
  * @returns {{declared: string, numbers: Uint32Array}} WGSL, and what goes with a launch
  */
 export function numbered(types, values) {
-  const members = Object.keys(values).map((name) => `${name}: u32`);
-  const declared = `struct U { ${members.join(', ')} };
-@group(0) @binding(${Object.keys(types).length}) var<uniform> u: U;`;
-  return { declared, numbers: Uint32Array.from(Object.values(values)) };
+  return { declared: uniforms(types, Object.keys(values)), numbers: Uint32Array.from(Object.values(values)) };
+}
+
+/**
+ * The declaration of numbers that a program reads as `u.NAME`.
+ *
+ * @param {Record<string, string>} types of the bindings before them
+ * @param {readonly string[]} names
+ */
+export function uniforms(types, names) {
+  const members = names.map((name) => `${name}: u32`).join(', ');
+  return `struct U { ${members} };\n@group(0) @binding(${Object.keys(types).length}) var<uniform> u: U;`;
 }
 
 /**
@@ -112,15 +120,16 @@ export function grid(threads, size, last = `${threads}u`) {
 }
 
 /**
- * A sum over a workgroup: `s[0]` has it afterwards.
+ * A sum over a workgroup: `s[0]` has it afterwards; or over each of its groups of threads, whose first has it.
  *
- * @param {number} size threads of the workgroup, a power of two
+ * @param {number} size threads of the workgroup, or of a group: a power of two
  * @param {(one: string, other: string) => string} [join] what to find instead of the sum
+ * @param {string} [place] of a thread in its group
  */
-export function sumOver(size, join = (one, other) => `${one} + ${other}`) {
+export function sumOver(size, join = (one, other) => `${one} + ${other}`, place = 't') {
   const steps = [];
   for (let half = size / 2; half >= 1; half /= 2)
-    steps.push(`workgroupBarrier(); if (t < ${half}u) { s[t] = ${join('s[t]', `s[t + ${half}u]`)}; }`);
+    steps.push(`workgroupBarrier(); if (${place} < ${half}u) { s[t] = ${join('s[t]', `s[t + ${half}u]`)}; }`);
   return lines([...steps, 'workgroupBarrier();']);
 }
 

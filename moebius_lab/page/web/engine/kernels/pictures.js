@@ -380,12 +380,7 @@ export function launchLayerNormToPicture({ x, skip, scale, bias, y, sum, count, 
   const per = Math.ceil(vectors / lanes);
   const each = (/** @type {(r: number) => string} */ make) =>
     repeat(per, (r) => `{ let i = lane + ${r * lanes}u; if (i < ${vectors}u) { ${make(r)} } }`);
-  const over = () => {
-    const steps = [];
-    for (let half = lanes / 2; half >= 1; half /= 2)
-      steps.push(`workgroupBarrier(); if (lane < ${half}u) { s[t] += s[t + ${half}u]; }`);
-    return lines([...steps, 'workgroupBarrier();']);
-  };
+  const summed = sumOver(lanes, undefined, 'lane');
   const added = (/** @type {number} */ r) =>
     kept
       ? `+ fourOfSkip((row % u.skipped) * ${vectors}u + i); ${turned ? '' : `Sum[row * ${vectors}u + i] = ${kept.of(`v${r}`)};`}`
@@ -415,12 +410,12 @@ var<workgroup> turned: array<array<f32, ${P + 1}>, ${4 * lanes}>;
   var total = vec4f(0); ${repeat(per, (r) => `var v${r} = vec4f(0);`)}
   ${each((r) => `v${r} = fourOfX(row * ${vectors}u + i) ${added(r)} total += v${r};`)}
   s[t] = dot(total, vec4f(1));
-  ${over()}
+  ${summed}
   let mean = s[mine * ${lanes}u] / ${C}.0; var squares = 0.0;
   workgroupBarrier();
   ${each((r) => `let d = v${r} - vec4f(mean); squares += dot(d, d);`)}
   s[t] = squares;
-  ${over()}
+  ${summed}
   let f = inverseSqrt(s[mine * ${lanes}u] / ${C}.0 + ${epsilon});
   ${repeat(per, (r) => `${turn(r, `fma((v${r} - vec4f(mean)) * f, S[i], B[i])`, 'Y', made.of)} ${kept && turned ? turn(r, `v${r}`, 'Sum', kept.of) : ''}`)}
 }`;

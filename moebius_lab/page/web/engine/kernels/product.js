@@ -9,7 +9,7 @@
 
 import { Placeholder } from '../capture.js';
 import { HALVES } from './operations.js';
-import { lines, reading, repeat, storage, storing } from './launch.js';
+import { lines, reading, repeat, storage, storing, uniforms } from './launch.js';
 
 /** @typedef {import('./operations.js').Product} Product */
 /** @typedef {import('./launch.js').Launch} Launch */
@@ -291,12 +291,6 @@ function numbersFor({ M, N, K, inner, outer, a, b, c, from, rows, biased, silu, 
   return Uint32Array.from(NUMBERS, (name) => numbers[name]);
 }
 
-/** @param {object} bindings before it */
-function uniform(bindings) {
-  const members = NUMBERS.map((name) => `${name}: u32`).join(', ');
-  return `struct U { ${members} };\n@group(0) @binding(${Object.keys(bindings).length}) var<uniform> u: U;`;
-}
-
 /** Where row m of A and of C begins: without a division where all rows lie one after another. */
 const ROWS = `fn rowA(m: u32) -> u32 { if (u.per >= u.M) { return m * u.K4; } return (m / u.per) * u.ra + (m % u.per) * u.K4; }
 fn rowC(z: u32, m: u32) -> u32 {
@@ -464,7 +458,7 @@ function program(tile, product) {
   const bindings = { ...operands, ...(parts > 1 ? { '!P': 'vec4f' } : finish.types) };
 
   return `${core.enabled}${storage(bindings)}
-${uniform(bindings)}
+${uniforms(bindings, NUMBERS)}
 ${core.memory}
 ${ROWS}
 ${readA.code}
@@ -577,7 +571,7 @@ function summing(product) {
   const finish = finishing(product);
   const bindings = { P: 'vec4f', ...finish.types };
   return `${storage(bindings)}
-${uniform(bindings)}
+${uniforms(bindings, NUMBERS)}
 ${ROWS}
 ${finish.code}
 @compute @workgroup_size(${SUMMED})
