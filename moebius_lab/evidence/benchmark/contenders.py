@@ -48,7 +48,7 @@ WORKS = {ENCODE: "vae_encoder", STEP: "step", UNGUIDED: STEP_UNGUIDED, DECODE: "
 """What is timed on every backend, and which of `RUNS` it is."""
 TRYING = 60  # s in which the page tries all kernels before anything is timed
 MATRIX = "on matrix units"  # in the name of a way, as `web/engine/kernels/product.js` puts it
-STEPS_A_ROUND = 3  # when a step takes milliseconds: the round's time is their median
+STEPS_A_ROUND = 5  # when a step takes milliseconds: the round's time is their median
 Work = Callable[[], object]
 """Something to time: it returns when finished, or returns as a float the milliseconds that it measured itself."""
 

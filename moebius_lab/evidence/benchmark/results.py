@@ -57,7 +57,8 @@ DIFFERENCE = (
 METHOD = (
     "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
     "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
-    "worker measures; a round of its WebGPU step is the median of three. A whole picture goes from pixels to pixels."
+    "worker measures: as in a picture, a captured step is asked for while the one before runs and counts from that one's end; a round of its "
+    "WebGPU step is the median of five. A whole picture goes from pixels to pixels."
 )
 """How `benchmark.run` measures; a file measured by another method states its own."""
 BEGIN, END = "<!-- made by `python -m moebius_lab results --readme README.md`: -->", "<!-- until here -->"

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { inpaint } from '../../../moebius_lab/page/web/engine/inpaint.js';
 import { Generator, randn } from '../../../moebius_lab/page/web/engine/random.js';
 import { solverSteps } from '../../../moebius_lab/page/web/engine/sampler.js';
+import { nextTask } from '../../../moebius_lab/page/web/engine/turns.js';
 import { constants } from '../fixtures.mjs';
 
 const { image_size: S, latent_size: s, latent_channels: channels, scaling_factor: factor } = constants;
@@ -119,6 +120,87 @@ test('steps outside the interval are evaluated on one condition, with the number
     [[false, false], ...[1, 2, 3].map(() => [true, false]), ...[4, 5, 6].map(() => [true, true])],
   );
   assert.ok(timings.guided > 0 && timings.unguided > 0 && timings.step > 0 && timings.decode > 0);
+});
+
+/** Whose steps are done when `finish` is called, one after another. */
+class Queueing extends Plain {
+  running = [];
+  most = 0;
+
+  async denoise(state, ...rest) {
+    const step = (feeds) => {
+      this.fed.push(feeds);
+      return new Promise((resolve, reject) => {
+        this.running.push({ resolve, reject });
+        this.most = Math.max(this.most, this.running.length);
+      });
+    };
+    return { ...(await super.denoise(state, ...rest)), step, queues: true };
+  }
+
+  /** Let `count` steps end, each when nothing else is left to do. */
+  async finish(count, outcome = 'resolve') {
+    for (let i = 0; i < count; i++) {
+      while (!this.running.length) await nextTask();
+      for (let turns = 0; turns < 3; turns++) await nextTask();
+      this.running.shift()[outcome](new Error('the device is gone'));
+    }
+  }
+}
+
+test('quick steps are asked for one ahead, and told in their order', async () => {
+  const many = job('noise');
+  many.settings.steps = 6;
+  const backend = new Queueing();
+  const told = [];
+  const report = ({ step }) => told.push([step, backend.fed?.length ?? 0]);
+  const done = inpaint(backend, many, constants, preview, report, async () => false);
+  await backend.finish(6);
+  const { timings } = await done;
+  assert.equal(backend.most, 2);
+  assert.deepEqual(
+    told.map(([step]) => step),
+    [0, 1, 2, 3, 4, 5, 6],
+  );
+  assert.ok(
+    told.slice(2, -1).every(([step, asked]) => asked === step + 1),
+    'while a step is told, the next is computed',
+  );
+  assert.ok(timings.step > 0);
+});
+
+test('what goes wrong in a step, or a cancellation, is told once while another is under way', async () => {
+  const many = job('noise');
+  many.settings.steps = 6;
+  const failing = new Queueing();
+  const failed = assert.rejects(
+    inpaint(
+      failing,
+      many,
+      constants,
+      preview,
+      () => {},
+      async () => false,
+    ),
+    /the device is gone/,
+  );
+  await failing.finish(2);
+  await failing.finish(2, 'reject');
+  await failed;
+  assert.ok(failing.fed.length < 6);
+
+  const cancelled = new Queueing();
+  let stop = false;
+  const run = inpaint(
+    cancelled,
+    many,
+    constants,
+    preview,
+    ({ step }) => (stop ||= step === 3),
+    async () => stop,
+  );
+  await Promise.all([cancelled.finish(4), assert.rejects(run, { code: 'cancelled' })]);
+  assert.equal(cancelled.fed.length, 4);
 });
 
 test('what a run will cost is told before it computes anything', async () => {

@@ -250,6 +250,7 @@ class TensorLoop {
   constructor(backend, state, mask, maskedLatents) {
     const { latent_channels: channels, latent_size: s } = backend.constants;
     this.backend = backend;
+    this.queues = false; // the state is an argument
     this.current = backend.tensor(state, [state.length / (channels * s * s), channels, s, s]);
     this.fixed = {
       mask: backend.tensor(mask, [1, 1, s, s]),

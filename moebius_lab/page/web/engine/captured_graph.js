@@ -114,9 +114,13 @@ export class CapturedGraph {
     this.device.queue.writeBuffer(this.#input(name), 0, new Float32Array(data)); // a copy: shared memory is refused
   }
 
-  /** Run it on what the inputs hold. */
-  async run() {
+  /** Have the device run it on what the inputs hold, behind what it was asked for before. */
+  run() {
     this.replay.run();
+  }
+
+  /** Wait until the device is done with all that it was asked for. */
+  async done() {
     await this.device.queue.onSubmittedWorkDone();
   }
 
@@ -132,30 +136,36 @@ export class CapturedGraph {
   /** @returns {Promise<Float32Array>} the current state */
   async state() {
     const buffer = this.#input(STATE);
-    return this.#read({ buffer, offset: 0 }, buffer.size);
+    const [state] = await this.#read([{ buffer, offset: 0, bytes: buffer.size }]);
+    return state;
   }
 
-  /** @returns {Promise<Record<string, Values>>} all outputs */
+  /** @returns {Promise<Record<string, Values>>} all outputs, once the device has run it */
   async values() {
-    /** @type {Record<string, Values>} */
-    const values = {};
-    for (const [name, { region, dims }] of this.outputs) {
-      values[name] = { dims, data: await this.#read(region, bytesOf(dims)) };
-    }
-    return values;
+    const outputs = [...this.outputs];
+    const read = await this.#read(outputs.map(([, { region, dims }]) => ({ ...region, bytes: bytesOf(dims) })));
+    return Object.fromEntries(outputs.map(([name, { dims }], i) => [name, { dims, data: read[i] }]));
   }
 
   /**
-   * @param {Region} region
-   * @param {number} bytes
+   * Read from the device, waiting for it once.
+   *
+   * @param {(Region & {bytes: number})[]} regions
+   * @returns {Promise<Float32Array[]>}
    */
-  async #read({ buffer, offset }, bytes) {
-    const copy = this.device.createBuffer({ size: bytes, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+  async #read(regions) {
+    const size = regions.reduce((sum, { bytes }) => sum + bytes, 0);
+    const copy = this.device.createBuffer({ size, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
     const encoder = this.device.createCommandEncoder();
-    encoder.copyBufferToBuffer(buffer, offset, copy, 0, bytes);
+    let at = 0;
+    const places = regions.map(({ buffer, offset, bytes }) => {
+      encoder.copyBufferToBuffer(buffer, offset, copy, at, bytes);
+      return (at += bytes) - bytes;
+    });
     this.device.queue.submit([encoder.finish()]);
     await copy.mapAsync(GPUMapMode.READ);
-    const values = new Float32Array(copy.getMappedRange()).slice();
+    const all = copy.getMappedRange();
+    const values = regions.map(({ bytes }, i) => new Float32Array(all, places[i], bytes / 4).slice());
     copy.destroy();
     return values;
   }
@@ -185,15 +195,20 @@ export class ReplayedLoop {
     this.graphFor = graphFor;
     this.first = first;
     this.check = check;
+    this.queues = true;
   }
 
-  /** @param {Record<string, Values>} feeds */
+  /**
+   * @param {Record<string, Values>} feeds
+   * @returns {Promise<void>} when the device is done with it; another step can be asked for at once
+   */
   async step(feeds) {
     const graph = this.graphFor(feeds);
     for (const [name, { data }] of Object.entries(feeds)) graph.write(name, data);
-    await graph.run();
-    this.check();
+    graph.run();
     graph.advance();
+    await graph.done();
+    this.check();
   }
 
   state() {

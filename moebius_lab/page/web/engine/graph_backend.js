@@ -3,7 +3,7 @@
 import { reason } from './errors.js';
 import { ReplayedLoop, placeTogether } from './captured_graph.js';
 
-/** @import { Adapter, GraphCapture, Loop, Manifest, Values } from './types.js' */
+/** @import { Adapter, Denoising, GraphCapture, Manifest, Values } from './types.js' */
 /** @import { CapturedGraph } from './captured_graph.js' */
 /** @import { Wish } from './kernels/choices.js' */
 /** @import { Wanted } from './kernels/replacement.js' */
@@ -101,7 +101,7 @@ export class GraphBackend {
    * @param {Float32Array} _state
    * @param {Float32Array} _mask
    * @param {Float32Array} _maskedLatents
-   * @returns {Loop}
+   * @returns {Denoising}
    */
   loopUncaptured(_state, _mask, _maskedLatents) {
     throw new Error('a subclass runs what is not captured');
@@ -189,9 +189,10 @@ export class GraphBackend {
     const captured = this.capturedFor(graph, feeds);
     if (!captured) return this.runUncaptured(graph, feeds);
     for (const [name, { data }] of Object.entries(feeds)) captured.write(name, data);
-    await captured.run();
+    captured.run();
+    const values = await captured.values();
     this.throwDeviceError();
-    return captured.values();
+    return values;
   }
 
   /** @param {Float32Array} image (1, 3, S, S) in [-1, 1] */
@@ -212,7 +213,7 @@ export class GraphBackend {
    * @param {Float32Array} state
    * @param {Float32Array} mask
    * @param {Float32Array} maskedLatents
-   * @returns {Promise<Loop>}
+   * @returns {Promise<Denoising>}
    */
   async denoise(state, mask, maskedLatents) {
     const captured = this.captured.get(STEP);

@@ -18,12 +18,12 @@ import {
 import { Generator, randn } from './random.js';
 import { firstState, stepFeeds } from './sampler.js';
 import { checkSettings, guidances } from './settings.js';
-import { nextTask } from './turns.js';
+import { OneAhead, nextTask } from './turns.js';
 
 /** @import { Backend, Constants, Known, Pace, Settings, Step, StepProgress } from './types.js' */
 /** @import { Picture } from './engine.js' */
 
-const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews
+const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews, and one is asked for ahead
 const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
 
 const round = Math.fround;
@@ -113,9 +113,12 @@ class Times {
     this.all = { encode: [], guided: [], unguided: [], decode: [] };
     /** @type {number|undefined} ms */
     this.lastStep = undefined;
+    this.ended = 0; // when the last work was done
   }
 
   /**
+   * How long work takes, from when the work before it is done.
+   *
    * @template T
    * @param {keyof Pace} what
    * @param {Promise<T>} work
@@ -123,7 +126,9 @@ class Times {
   async of(what, work) {
     const began = performance.now();
     const value = await work;
-    const passed = performance.now() - began;
+    const ended = performance.now();
+    const passed = ended - Math.max(began, this.ended);
+    this.ended = ended;
     this.all[what].push(passed);
     if (what === 'guided' || what === 'unguided') this.lastStep = passed;
     return value;
@@ -219,19 +224,25 @@ async function sample({ backend, settings, constants, times, stopIfAsked }, know
   const denoising = await backend.denoise(firstState(start), known.mask, known.masked);
   const previews = new PreviewBudget(times.pace.encode, steps.length, constants.preview_share);
   const guided = guidances(settings, steps.length);
+  const finish = async (/** @type {number} */ i, /** @type {Promise<void>} */ work, /** @type {string} */ kind) => {
+    await times.of(guided[i] === 1 ? 'unguided' : 'guided', work);
+    let planes = null;
+    if (kind !== 'none') {
+      const clean = (await denoising.state()).subarray(start.length, 2 * start.length);
+      planes = kind === 'decoded' ? await previews.spend(() => decode(clean)) : sketch(clean, preview, constants);
+    }
+    report(i + 1, planes);
+  };
+  const queue = new OneAhead();
   try {
     for (const [i, step] of steps.entries()) {
       await stopIfAsked();
       const kind = i + 1 < steps.length ? previews.next(times.lastStep) : 'none';
-      const work = denoising.step(stepFeeds(step, guided[i], constants));
-      await times.of(guided[i] === 1 ? 'unguided' : 'guided', work);
-      let planes = null;
-      if (kind !== 'none') {
-        const clean = (await denoising.state()).subarray(start.length, 2 * start.length);
-        planes = kind === 'decoded' ? await previews.spend(() => decode(clean)) : sketch(clean, preview, constants);
-      }
-      report(i + 1, planes);
+      const brief = (times.lastStep ?? Infinity) < SLOW_STEP; // so that cancelling one more step takes no time
+      await queue.add(finish(i, denoising.step(stepFeeds(step, guided[i], constants)), kind));
+      if (kind !== 'none' || !denoising.queues || !brief) await queue.end();
     }
+    await queue.end();
     await stopIfAsked();
     const state = await denoising.state();
     if (!state.every(Number.isFinite)) {

@@ -14,6 +14,32 @@ export function nextTask() {
   });
 }
 
+/** Work of which one piece is asked for while the one before is still being done, so that what does it never waits. */
+export class OneAhead {
+  /** @type {Promise<unknown>|null} */
+  #before = null;
+
+  /**
+   * Wait for the piece before this one.
+   *
+   * @param {Promise<unknown>} piece that was asked for just now
+   * @throws what the piece before was rejected with
+   */
+  async add(piece) {
+    piece.catch(() => {}); // told when it is waited for
+    const before = this.#before;
+    this.#before = piece;
+    await before;
+  }
+
+  /** Wait for all pieces. */
+  async end() {
+    const before = this.#before;
+    this.#before = null;
+    await before;
+  }
+}
+
 /**
  * Do work that yields wherever it may be interrupted: short work at once, long work in as many tasks as it takes.
  *

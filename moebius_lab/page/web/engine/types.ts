@@ -265,7 +265,9 @@ export interface Program {
 export interface Denoising {
   /** takes `stepFeeds`, and ends when the step has been computed */
   step: (feeds: Record<string, Values>) => Promise<void>;
-  /** (3, 4, s, s) as it is now */
+  /** whether a step may be asked for while the one before is still being computed */
+  queues: boolean;
+  /** (3, 4, s, s) after all steps that were asked for */
   state: () => Promise<Float32Array>;
   close: () => void;
 }
@@ -317,13 +319,6 @@ export interface GraphCapture {
   inputs: Map<string, GPUBuffer>;
   outputs: Map<string, { buffer: Placeholder; dims: number[] }>;
   lifetimes: Lifetime[];
-}
-
-/** Steps whose state stays where it is computed */
-export interface Loop {
-  step: (feeds: Record<string, Values>) => Promise<void>;
-  state: () => Promise<Float32Array>;
-  close: () => void;
 }
 
 export type Dispatch = { pipeline: GPUComputePipeline; groups: GPUBindGroupDescriptor[]; workgroups: [number, number, number] };

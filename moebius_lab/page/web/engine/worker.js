@@ -4,7 +4,7 @@ import { EngineError, classify, toMessage } from './errors.js';
 import { inpaint } from './inpaint.js';
 import { BESIDE, GRAPHS, buildFor, filesOf } from './manifest.js';
 import { ModelCache } from './model_cache.js';
-import { nextTask } from './turns.js';
+import { OneAhead, nextTask } from './turns.js';
 
 /** @import { Files, Loaded, Manifest, Values } from './types.js' */
 /** @import { GraphBackend } from './graph_backend.js' */
@@ -184,13 +184,21 @@ const methods = {
   async timeSteps({ feeds, times }) {
     const { state, mask, masked_latents: maskedLatents, ...rest } = feeds;
     const loop = await loaded().denoise(state.data, mask.data, maskedLatents.data);
+    /** @type {number[]} */
     const milliseconds = [];
+    let last = performance.now();
+    const ended = () => {
+      const now = performance.now();
+      milliseconds.push(now - last);
+      last = now;
+    };
+    const queue = new OneAhead();
     try {
       for (let i = 0; i < times; i++) {
-        const began = performance.now();
-        await loop.step(rest);
-        milliseconds.push(performance.now() - began);
+        await queue.add(loop.step(rest).then(ended));
+        if (!loop.queues) await queue.end();
       }
+      await queue.end();
     } finally {
       loop.close();
     }

@@ -16,7 +16,7 @@ const BUDGET = 4000; // ms for one quantity, after a first run
 const MOST = 9; // repetitions
 const RUN_NAMES = { vae_encoder: 'encode', step: 'guided step', step_unguided: 'unguided step', vae_decoder: 'decode' };
 const METHOD =
-  'on a reader’s device, by the page: one run that does not count, then as many as fit into four seconds, at most nine; median and quartiles. A step ends when the device is done, and its state stays there; encode and decode go from array to array. Differences are taken at 64 numbers of every output, from PyTorch in float32 on the same inputs.';
+  'on a reader’s device, by the page: one run that does not count, then as many as fit into four seconds, at most nine; median and quartiles. A step ends when the device is done, and its state stays there; a captured one is asked for while the one before runs, as in a picture, and counts from that one’s end; encode and decode go from array to array. Differences are taken at 64 numbers of every output, from PyTorch in float32 on the same inputs.';
 
 /** Known names of browsers, in the order in which a user agent tells them apart. */
 const BROWSERS = /** @type {[string, RegExp][]} */ ([
