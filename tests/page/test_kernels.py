@@ -615,6 +615,26 @@ def test_the_softmax_of_columns_in_parts(kernels, T, C, per, half):
 
 
 @pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize(("T", "C", "N", "size"), [(4096, 4, 40, 8), (1200, 8, 12, 0), (60, 12, 256, 4)])
+def test_content_lambdas_behind_their_values(kernels, T, C, N, size, half):
+    B = 2
+    stored = (lambda array: array.half()) if half else (lambda array: array.float())
+    keys, values, between = stored(numbers(B, T, C) * 5 - 30), stored(numbers(B, T, N)), stored(numbers(B, max(size, 4)))
+    content = {"kind": "content lambda", "keys": "@keys", "values": "@values", "between": "@between", "y": "@y"}
+    content |= {"half": half, "B": B, "T": T, "C": C, "N": N, "size": size}
+    arrays, shape = {"keys": keys, "values": values, "between": between}, {"y": (B, (T + C) * N + size)}
+    kind = np.float16 if half else np.float32
+    got = kernels.run("rows.js", "launchContentLambda", [content], arrays, shape, kind)["y"]
+    made = keys.double().softmax(1).transpose(1, 2) @ values.double()
+    before = torch.cat([values.double().flatten(1), between.double()[:, :size]], 1)
+    assert torch.equal(got[:, : T * N + size], before)
+    got = got[:, T * N + size :].reshape(B, C, N)
+    if half:
+        return assert_rounded_once(got, made)
+    assert_close(got, made)
+
+
+@pytest.mark.parametrize("half", (False, True))
 @pytest.mark.parametrize("H, D, shared, sums", [(8, 40, True, 0), (3, 12, False, 2), (5, 160, False, 1)])
 def test_attention_to_the_vectors_of_a_condition(kernels, H, D, shared, sums, half):
     B, T, J, rows = 2, 7, 12, 3

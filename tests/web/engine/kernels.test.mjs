@@ -410,6 +410,59 @@ test('the softmax of columns is one, with the transpositions around it, where no
   assert.equal(optionsFor(long, DEFAULT).length, 0);
 });
 
+test('a content lambda is one: softmax, products of parts, their sum, put behind values and numbers between', () => {
+  const [B, T, C, N, parts, size] = [2, 32, 8, 12, 4, 24];
+  const softmax = program('Softmax', { x: four, result: four }, ['packedCols: i32']);
+  const sides = ['a_shape: vec3<u32>'];
+  const columns = program('Transpose', { a: 'f32', output: 'f32' }, sides, 'a[0]=i[0];\na[1]=i[2];\na[2]=i[1];');
+  const parted = program(
+    'Transpose',
+    { a: 'f32', output: 'f32' },
+    ['a_shape: vec4<u32>'],
+    'a[0]=i[0];\na[1]=i[2];\na[2]=i[1];\na[3]=i[3];',
+  );
+  const summing = (axis) =>
+    program(
+      'ReduceSum',
+      { input: 'f32', output: 'f32' },
+      ['input_shape: vec4<u32>', 'reduce_size: u32'],
+      `for (var i${axis} : u32 = 0; i${axis} < uniforms.input_shape[${axis}]; i${axis}++) {`,
+    );
+  const joined = program(
+    'Concat',
+    { input_0: 'f32', input_1: 'f32', input_2: 'f32', output: 'f32' },
+    ['input_0_shape: vec2<u32>', 'input_1_shape: vec2<u32>', 'input_2_shape: vec2<u32>', 'output_shape: vec2<u32>'],
+    '',
+    1,
+  );
+  const chain = (axis = 1, per = T / parts) => {
+    const [keys, values, between] = [B * T * C, B * T * N, B * size].map(given);
+    const [turnedKeys, shares, spread] = [1, 2, 3].map(() => tensor(B * T * C));
+    const [partial, sum, y] = [B * parts * C * N, B * C * N, B * ((T + C) * N + size)].map(tensor);
+    const rows = { ...dispatch(softmax, [turnedKeys, shares], [T / 4]), workgroups: [B * C, 1, 1] };
+    const commands = [
+      dispatch(columns, [keys, turnedKeys], [B, T, C]),
+      rows,
+      dispatch(parted, [shares, spread], [B, C, parts, per]),
+      dispatch(matmul, [spread, values, partial], [B * parts, C, per / 4, 0, B * parts, per, N / 4, B * parts, C, N, per, 1]),
+      dispatch(summing(axis), [partial, sum], [B, parts, C, N, parts]),
+      dispatch(joined, [values, between, sum, y], [B, T * N, B, size, B, C * N, B, (T + C) * N + size]),
+    ];
+    return { capture: captured(commands, y, keys, values, between), inputs: [keys, values, between], y };
+  };
+  const whole = chain();
+  const [node, ...others] = passed(whole.capture).nodes;
+  assert.equal(others.length, 0);
+  const { kind, keys, values, between, y, ...found } = node.operation;
+  assert.equal(kind, 'content lambda');
+  assert.deepEqual([keys, values, between, y], [...whole.inputs, whole.y]);
+  assert.deepEqual(found, { half: false, B, T, C, N, size });
+  assert.equal(optionsFor(node, DEFAULT).length, 1);
+  for (const other of [{ N: 260 }, { T: 4100 }, { size: 3 }])
+    assert.equal(optionsFor({ operation: { ...node.operation, ...other } }, DEFAULT).length, 0);
+  assert.ok(passed(chain(2).capture).nodes.length > 1); // a sum along another axis
+});
+
 test("a widened weight that others read too, or that is transposed otherwise, stays the runtime's", () => {
   const [A, halves] = [given(M * K), given((K * N) / 2)];
   const [B, C, y] = [tensor(K * N), tensor(M * N), tensor(M * N)];

@@ -70,6 +70,8 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'subtract row', x: Value, row: Value, width: number, y: Value}} SubtractRow likewise */
 /** @typedef {{kind: 'average', x: Value, y: Value, channels: number, pixels: number}} Average of windows that tile a picture whose channels
  *   come last; `pixels` are left */
+/** @typedef {{kind: 'sum parts', x: Value, y: Value, half: boolean, outer: number, parts: number, size: number}} SumParts y[outer] = sum of x[outer, part],
+ *   each of `size` numbers */
 /** @typedef {{kind: 'transpose', x: Value, y: Value, half: boolean, shape: number[], order: number[]}} Transpose axis i of y is axis order[i] of x */
 /** @typedef {{kind: 'gather', data: Value, indices: Value, words: 1|2, y: Value, axis: number, shape: number[], count: number}} Gather */
 /** @typedef {{kind: 'moments', x: Value, scale: Value, bias: Value, y: Value, batch: number, groups: number, size: number, epsilon: number}} Moments
@@ -85,7 +87,7 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'softmax', x: Value, y: Value, rows: number, size: number}} Softmax of each row */
 /** @typedef {{kind: 'concat', parts: Value[], y: Value, half: boolean, outer: number, sizes: number[]}} Concat sizes: numbers that each part gives for each of `outer` */
 /** @typedef {{kind: 'split', x: Value, parts: Value[], outer: number, sizes: number[]}} Split numbers that each part takes of each of `outer` */
-/** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|OuterAdd|SubtractRow|Average|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
+/** @typedef {Product|Vector|Widen|Rounded|Silu|Add|Multiply|AddRow|OuterAdd|SubtractRow|Average|SumParts|Transpose|Gather|Moments|Normalise|Affine|Depthwise|LayerNorm|Softmax|Concat|Split} Operation */
 /** @typedef {{program: Program, numbers: Numbers, values: Value[], workgroups: number[]}} Read a dispatch: `values` are its storage buffers by binding */
 
 // -- reading a dispatch -----------------------------------------------------------------------------------------------
@@ -168,6 +170,7 @@ const PROGRAMS = {
   Sub: subtract,
   Mul: multiply,
   Pool: average,
+  ReduceSum: sumParts,
   Transpose: transpose,
   DepthToSpace: transpose,
   Gather: gather,
@@ -424,6 +427,15 @@ function average({ program, numbers, values: [x, y] }) {
   const tiles = numbers.kernel_size[0] * pixels === height * width && numbers.pads.every((pad) => pad === 0);
   const averages = /\bvalue \/= f32\(count\);/.test(program.code) && to[3] === channels;
   return tiles && averages && batch === 1 ? { kind: 'average', x, y, channels, pixels } : null;
+}
+
+/** @param {Read} read @returns {Operation|null} */
+function sumParts({ program, numbers, values: [x, y] }) {
+  const [outer, parts, ...sides] = shape(numbers.input_shape);
+  const type = /\binput: array<(f32|f16)>/.exec(program.code)?.[1];
+  const summed = [...program.code.matchAll(/for \(var i(\d) : u32 = 0;/g)].map(([, axis]) => axis);
+  if (!type || summed.join() !== '1' || numbers.reduce_size[0] !== parts) return null;
+  return { kind: 'sum parts', x, y, half: type === 'f16', outer, parts, size: volume(sides) };
 }
 
 /** @param {Read} read @returns {Operation|null} */

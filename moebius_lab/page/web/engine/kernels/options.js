@@ -2,7 +2,8 @@
 
 import { launchDepthwise, launchLayerNormToPicture, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
 import { launchProduct, nameOf, tilesFor } from './product.js';
-import { ATTENDING, launchConcat, launchConditionAttention, launchLayerNorm, launchSoftmaxDown, launchVector } from './rows.js';
+import { ATTENDING, launchConcat, launchConditionAttention, launchContentLambda, launchLayerNorm } from './rows.js';
+import { SUMMING, launchSoftmaxDown, launchVector } from './rows.js';
 
 /** @typedef {import('./graph.js').Node} Node */
 /** @typedef {import('./launch.js').Launch} Launch */
@@ -37,6 +38,11 @@ const KERNELS = {
   'softmax down': (softmax) => {
     const { T, C, per } = softmax;
     return C % 4 || per % 4 || T > LONGEST ? [] : [{ name: '', launches: launchSoftmaxDown(softmax) }];
+  },
+  'content lambda': (content) => {
+    const { T, C, N, size } = content;
+    const even = [T, C, N, size].every((count) => count % 4 === 0);
+    return !even || T > LONGEST || N > SUMMING ? [] : [{ name: '', launches: launchContentLambda(content) }];
   },
   'condition attention': (attention) => {
     const { H, D, J } = attention;

@@ -48,7 +48,24 @@ import { HALVES, same, volume, weightsOf } from './operations.js';
  * @property {number} D
  * @property {number} J
  */
-/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast|SoftmaxDown|ConditionAttention} Merged */
+/**
+ * The content lambda (model/lambda_layer.py) behind the values that it is made of and numbers that stand between:
+ * y[b] = values[b], between[b], lambda[b], where lambda[b, c, n] is the sum over tokens t of softmax(keys[b, t, c] along t) values[b, t, n].
+ *
+ * @typedef {object} ContentLambda
+ * @property {'content lambda'} kind
+ * @property {Value} keys (B, T, C)
+ * @property {Value} values (B, T, N)
+ * @property {Value} between
+ * @property {Value} y
+ * @property {boolean} half
+ * @property {number} B
+ * @property {number} T
+ * @property {number} C
+ * @property {number} N
+ * @property {number} size of what is between, for each of B
+ */
+/** @typedef {NormDepthwise|Middle|Tokens|Products|NormLast|SoftmaxDown|ConditionAttention|ContentLambda} Merged */
 
 /** Every pass by its name, in the order in which they are made. @type {Record<string, (graph: Graph) => void>} */
 export const PASSES = {
@@ -67,6 +84,7 @@ export const PASSES = {
   'layer norms that give pictures': layerNormsToPictures,
   'norms with channels last': normsLast,
   'softmax of columns': softmaxDown,
+  'content lambdas': contentLambdas,
   'splits in stores': splitsInStores, // the last: no other pass is to take such a product for one of C
 };
 
@@ -724,4 +742,48 @@ function inParts(transposition, B, C) {
   const { shape, order } = simplified(transposition);
   const [batch, channels, parts] = order.join() === '1,0,2' ? [1, ...shape] : order.join() === '0,2,1,3' ? shape : [0, 0, 0];
   return batch === B && channels === C ? parts : 0;
+}
+
+/**
+ * Keys of tokens by channel, softmax of each, multiplied with the tokens' values, maybe in parts that are summed, and put behind the values.
+ *
+ * @param {Graph} graph
+ */
+function contentLambdas(graph) {
+  for (const node of [...graph.nodes]) {
+    const concat = as(node, 'concat');
+    if (!concat || concat.parts.length !== 3) continue;
+    const [values, between, made] = concat.parts;
+    const after = graph.writer(made);
+    const sum = as(after, 'sum parts');
+    const before = sum ? graph.writer(sum.x) : after;
+    const product = as(before, 'product');
+    const first = product && graph.writer(product.A);
+    const softmax = as(first, 'softmax down');
+    if (!after || !before || !product || !first || !softmax) continue;
+    const { x: keys, half, B, T, C, per } = softmax;
+    const { M, N, K } = product;
+    const parts = T / per;
+    const steps = sum ? [made, sum.x, product.A] : [made, product.A];
+    const alone = steps.every((value, i) => graph.onlyReader(value) === [node, ...(sum ? [after] : []), before][i]);
+    const whole = sum ? sum.outer === B && sum.parts === parts && sum.size === C * N && sum.half === half : parts === 1;
+    const fits = isBare(product) && !product.sums.length && M === C && K === per && product.outer * product.inner === B * parts;
+    const [size, second, third] = concat.sizes;
+    const behind = concat.outer === B && size === T * N && third === C * N && product.B === values;
+    if (!alone || !whole || !fits || !behind || product.half !== half || concat.half !== half) continue;
+    const operation = {
+      kind: /** @type {const} */ ('content lambda'),
+      keys,
+      values,
+      between,
+      y: concat.y,
+      half,
+      B,
+      T,
+      C,
+      N,
+      size: second,
+    };
+    graph.merge([first, before, ...(sum ? [after] : []), node], operation, [keys, values, between], [concat.y]);
+  }
 }

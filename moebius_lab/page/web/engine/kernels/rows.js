@@ -92,6 +92,69 @@ var<workgroup> s: array<vec4f, ${size}>;
 }
 
 /**
+ * Content lambdas behind the values that they are made of. A workgroup takes four channels of the keys, which stay in registers until their
+ * softmax is known but for its denominator; then, a thousand tokens at a time, it shares them in workgroup memory, and each thread sums four
+ * numbers of four rows over every so many tokens. Of what stands before, each workgroup copies a share.
+ *
+ * @param {import('./passes.js').ContentLambda} content whose T is 4096 at most, and N as many as a workgroup has threads
+ * @returns {Launch[]}
+ */
+export function launchContentLambda({ keys, values, between, y, half, B, T, C, N, size }) {
+  const stored = half ? HALVES : null;
+  const [input, other, kept] = [reading('K', 'four', stored), reading('V', 'four', stored), storing(half)];
+  const rounds = Math.ceil(T / (4 * SUMMING));
+  const [N4, groups] = [N / 4, Math.floor((4 * SUMMING) / N)];
+  const all = (/** @type {(v: string) => string} */ make) => repeat(4 * rounds, (i) => make(`v${i}`));
+  const types = { ...input.types, ...other.types, M: kept.type, '!Y': kept.type };
+  const { declared, numbers } = numbered(types, { tokens: T, between: size / 4, copying: (C / 4) * SUMMING });
+  const multiplied = (/** @type {number} */ round) => `workgroupBarrier();
+  if (f${round} < fours) { ${repeat(4, (r) => `s[4u * t + ${r}u] = v${4 * round + r};`)} }
+  workgroupBarrier();
+  if (t < ${groups * N4}u) {
+    let first = ${4 * SUMMING * round}u; let count = min(u.tokens - first, ${4 * SUMMING}u);
+    for (var j = t / ${N4}u; j < count; j += ${UNROLLED * groups}u) {
+      ${repeat(UNROLLED, (i) => `var x${i} = vec4f(0); var p${i} = vec4f(0); let j${i} = j + ${i * groups}u; if (j${i} < count) { x${i} = fourOfV((base + first + j${i}) * ${N4}u + n); p${i} = s[j${i}]; }`)}
+      ${repeat(UNROLLED, (i) => repeat(4, (c) => `sum${c} = fma(vec4f(p${i}[${c}]), x${i}, sum${c});`))}
+    }
+  }`;
+  const code = `${storage(types)}
+${declared}
+${lines([...new Set([input.code, other.code, kept.code])])}
+var<workgroup> s: array<vec4f, ${4 * SUMMING}>;
+@compute @workgroup_size(${SUMMING}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
+  let base = w.y * u.tokens; let fours = u.tokens / 4u; let n = t % ${N4}u;
+  let all = u.tokens * ${N4}u; let to = w.y * (all + u.between + ${C * N4}u);
+  for (var i = w.x * ${SUMMING}u + t; i < all; i += u.copying) { Y[to + i] = V[w.y * all + i]; }
+  for (var i = w.x * ${SUMMING}u + t; i < u.between; i += u.copying) { Y[to + all + i] = M[w.y * u.between + i]; }
+  ${all((v) => `var ${v} = vec4f(-3.4e38);`)}
+  ${repeat(rounds, (i) => `let f${i} = t + ${i * SUMMING}u; if (f${i} < fours) { ${repeat(4, (r) => `v${4 * i + r} = fourOfK((base + 4u * f${i} + ${r}u) * ${C / 4}u + w.x);`)} }`)}
+  var most = vec4f(-3.4e38); ${all((v) => `most = max(most, ${v});`)}
+  s[t] = most;
+  ${sumOver(SUMMING, (one, other) => `max(${one}, ${other})`)}
+  most = s[0]; var total = vec4f(0);
+  ${all((v) => `${v} = exp(${v} - most); total += ${v};`)}
+  workgroupBarrier();
+  s[t] = total;
+  ${sumOver(SUMMING)}
+  let share = 1.0 / s[0];
+  ${repeat(4, (c) => `var sum${c} = vec4f(0);`)}
+  ${repeat(rounds, multiplied)}
+  workgroupBarrier();
+  ${repeat(4, (c) => `s[${c * SUMMING}u + t] = sum${c} * share[${c}];`)}
+  workgroupBarrier();
+  if (t < ${N}u) {
+    let row = t / ${N4}u; var sum = vec4f(0);
+    for (var g = 0u; g < ${groups}u; g++) { sum += s[row * ${SUMMING}u + g * ${N4}u + n]; }
+    Y[to + all + u.between + (4u * w.x + row) * ${N4}u + n] = ${kept.of('sum')};
+  }
+}`;
+  return [{ code, values: [keys, values, between, y], numbers, workgroups: [C / 4, B, 1] }];
+}
+
+export const SUMMING = 256; // threads of a workgroup
+const UNROLLED = 8; // tokens that a thread reads at a time
+
+/**
  * y = W x + bias, then SiLU: a workgroup takes a row of W, of which all numbers are read once.
  *
  * @param {Vector} product
