@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .. import errors
+from .. import LabError, errors
 from ..config import CONDITIONAL_IDS, DEMO, FASTEST
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
@@ -48,9 +48,35 @@ METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
 MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
 
 
-def demo_backend(denoiser: str | Path = "demo") -> TorchBackend:
-    """Shipped weights of the demo network in PyTorch on the CPU, by name, or another file of its denoiser, with its autoencoder."""
-    return TorchBackend(load_checkpoint(denoiser, DEMO), load_vae("demo", DEMO))
+def exact_device(name: str) -> torch.device:
+    """The device of a command's `--device`: "cpu", "cuda", or one of several cards as in "cuda:1".
+
+    A card then computes convolutions and matrix products in float32, where PyTorch would take TF32 with its ten bits.
+
+    Raises:
+        LabError: another name, or a card that PyTorch does not find.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise LabError(f"--device takes cpu, cuda, or one of several cards as in cuda:1, not {name!r}")
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            cards = f"only cuda:0 to cuda:{found - 1}" if found else "no card"
+            raise LabError(
+                f"PyTorch finds {cards} here, not {name}: leave out --device to compute on the CPU, or install a driver "
+                "and a PyTorch for CUDA"
+            )
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def demo_backend(denoiser: str | Path = "demo", device: str | torch.device = "cpu") -> TorchBackend:
+    """Shipped weights of the demo network in PyTorch, by name, or another file of its denoiser, with its autoencoder."""
+    return TorchBackend(load_checkpoint(denoiser, DEMO).to(device), load_vae("demo", DEMO).to(device))
 
 
 def held_out_pairs(folder: Path = HELD_OUT_FOLDER) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -119,13 +145,15 @@ def reconstruction_psnr(backend: Backend, picture: np.ndarray) -> float:
 def noise_errors(
     network: MoebiusNet, latents: Tensor, mask: Tensor, masked: Tensor, timesteps: Sequence[int], seed: int
 ) -> Iterator[Tensor]:
-    """Squared error of the predicted noise (B, 4, s, s) at each of some timesteps; arguments as of `border_error`."""
+    """Squared error of the predicted noise (B, 4, s, s), on the CPU, at each of some timesteps; arguments as of `border_error`."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     generator, schedule = torch.Generator().manual_seed(seed), alphas_cumprod().float()
     ids = torch.tensor(CONDITIONAL_IDS).expand(len(latents), -1)
     for timestep in timesteps:
         noise = torch.randn(latents.shape, generator=generator)
         noisy = schedule[timestep].sqrt() * latents + (1 - schedule[timestep]).sqrt() * noise
-        predicted = network(torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids)
+        inputs = torch.cat([noisy, mask, masked], 1), torch.full((len(latents),), float(timestep)), ids
+        predicted = network(*(x.to(device) for x in inputs)).cpu()
         yield (predicted - noise) ** 2
 
 
@@ -139,7 +167,7 @@ def border_error(
     the network, not a hard picture.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode, on any device; all else is on the CPU.
         latents: (B, 4, s, s), scaled.
         mask: (B, 1, s, s), 1 in the hole.
         masked: (B, 4, s, s), scaled latents of the pictures without what is in the hole.
@@ -282,13 +310,21 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="default: evaluation.json beside the weights")
     parser.add_argument("--guidance", type=float, help="instead of the usual one")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument(
+        "--device", default="cpu", help="where the network fills: cpu, cuda or cuda:N (default: %(default)s)"
+    )
     args = parser.parse_args()
+    device = exact_device(args.device)
     presets = presets_of(args.weights)
     settings = preset("as-released", init="noise") if "as-released" in presets else preset(FASTEST, presets)
     if args.guidance is not None:
         settings = replace(settings, guidance=args.guidance)
     report, sheet = evaluate(
-        demo_backend(args.denoiser or args.weights), held_out_pairs(), settings, tuple(args.seeds), PerceptualDistance()
+        demo_backend(args.denoiser or args.weights, device),
+        held_out_pairs(),
+        settings,
+        tuple(args.seeds),
+        PerceptualDistance(),
     )
     file = args.report or SHIPPED[args.weights] / "evaluation.json"
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

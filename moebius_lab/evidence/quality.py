@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .. import errors
 from ..config import DEFAULT_PRESET, DEMO, PRESETS, STRAIGHTFORWARD
@@ -26,7 +28,7 @@ from ..inpainting.imaging import is_hole
 from ..inpainting.loop import Settings, inpaint, preset
 from ..port.graphs import Graphs
 from ..port.sessions import OnnxBackend, open_session
-from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, held_out_pairs
+from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, demo_backend, exact_device, held_out_pairs
 from .measures import hole_psnr, measures
 from .perceptual import PerceptualDistance
 
@@ -120,8 +122,23 @@ def measure_picture(
     return rows
 
 
-def _measure(name: str, folder: Path, names: list[str], known: list[dict]) -> tuple[str, list[dict]]:
-    backend = OnnxBackend(Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD), DEMO, partial(open_session, threads=1))
+@cache
+def filling_backend(device: str, folder: Path) -> Backend:
+    """What fills in this process: on the CPU the graphs of `folder` in ONNX Runtime, on a card PyTorch; one thread of the CPU each.
+
+    Args:
+        device: see `evaluation.exact_device`.
+        folder: has onnx/.
+    """
+    if exact_device(device).type == "cpu":
+        graphs = Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
+        return OnnxBackend(graphs, DEMO, partial(open_session, threads=1))
+    torch.set_num_threads(1)
+    return demo_backend("demo", device)
+
+
+def _measure(name: str, device: str, folder: Path, names: list[str], known: list[dict]) -> tuple[str, list[dict]]:
+    backend = filling_backend(device, folder)
     return name, measure_picture(backend, *held_out_pairs()[name], PerceptualDistance(), names, known)
 
 
@@ -210,17 +227,22 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=QUALITY)
     parser.add_argument("--output-dir", type=Path, default=Path("build"), help="has onnx/, which is made if missing")
     parser.add_argument("--jobs", type=int, default=1, help="pictures at once, one thread each")
+    words = "cpu: ONNX Runtime; cuda or cuda:N: PyTorch there, which needs no onnx/ (default: %(default)s)"
+    parser.add_argument("--device", default="cpu", help=words)
     options = parser.parse_args()
+    on_card = exact_device(options.device).type == "cuda"
     report = json.loads(options.report.read_text(encoding="utf-8")) if options.report.is_file() else {"pictures": {}}
     options.output_dir.mkdir(parents=True, exist_ok=True)
     folder = options.output_dir.resolve()
-    Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
+    if not on_card:
+        Graphs(DEMO, "demo", folder).stored(STRAIGHTFORWARD)
     presets = [*(name_of(name) for name in PRESETS), *LIKE.values()]
-    with ProcessPoolExecutor(options.jobs) as pool:
+    context = multiprocessing.get_context("spawn") if on_card else None  # CUDA does not work in a forked process
+    with ProcessPoolExecutor(options.jobs, context) as pool:
         for names in (presets, list(ways())):  # the most important first
             left = {name: report["pictures"].get(name, []) for name in held_out_pairs()}
             left = {name: rows for name, rows in left.items() if missing(rows, names)}
-            jobs = [pool.submit(_measure, name, folder, names, rows) for name, rows in left.items()]
+            jobs = [pool.submit(_measure, name, options.device, folder, names, rows) for name, rows in left.items()]
             for done, future in enumerate(as_completed(jobs), 1):
                 name, rows = future.result()
                 report["pictures"] = dict(sorted((report["pictures"] | {name: rows}).items()))

@@ -25,6 +25,7 @@ from moebius_lab.evidence.evaluation import (
     demo_backend,
     evaluate,
     evaluate_pair,
+    exact_device,
     greyed,
     held_out_latents,
     held_out_pairs,
@@ -187,6 +188,43 @@ def test_the_error_in_the_hole_is_of_the_hole_alone():
     assert list(found.values()) == pytest.approx([0.01] * len(found), abs=1e-4)  # its row is not in this hole
     mask[:, :, -1] = 1
     assert min(hole_error(_BlindInOneRow(latents), latents, mask, latents * (1 - mask)).values()) > 0.05
+
+
+class _Elsewhere(torch.nn.Module):
+    """Predicts no noise, and has its only weight on a device that has no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros((), device="meta"))
+
+    def forward(self, *inputs):
+        assert {x.device.type for x in inputs} == {"meta"}
+        return torch.zeros(len(inputs[0]), 4, *inputs[0].shape[2:])
+
+
+def test_errors_of_the_noise_are_measured_where_the_network_is():
+    torch.manual_seed(0)
+    latents, mask = torch.randn(3, 4, 32, 32), torch.zeros(3, 1, 32, 32)
+    mask[:, :, 10:20, :12] = 1
+    assert list(hole_error(_Elsewhere(), latents, mask, latents).values()) == pytest.approx([1] * 5, abs=0.15)
+    assert border_error(_Elsewhere(), latents, mask, latents)["inside"] == pytest.approx([1] * 4, abs=0.1)
+
+
+def test_a_device_that_is_not_there_is_refused_and_a_card_computes_in_float32(monkeypatch):
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    assert exact_device("cpu") == torch.device("cpu") and demo_backend().device == torch.device("cpu")
+    for name in ("gpu", "mps", "meta", "cuda:", ""):
+        with pytest.raises(LabError, match="--device takes cpu, cuda"):
+            exact_device(name)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(LabError, match="finds no card here, not cuda: leave out --device"):
+        exact_device("cuda")
+    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(LabError, match="only cuda:0 to cuda:1 here, not cuda:2"):
+        exact_device("cuda:2")
+    assert exact_device("cuda:1") == torch.device("cuda", 1)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.slow
