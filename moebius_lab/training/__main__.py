@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ class Plan:
     decoder_seconds: float
     decoder_steps: int
     decoder_batch: int
+    denoiser_rate: float = denoiser.PEAK_LR
 
 
 FULL = Plan(DEMO, 4096, 640, 10**9, 32, 16384, 128, 1440, 10**9, 128, 480, 10**9, 32)
@@ -170,7 +172,7 @@ def denoiser_stage(shop: Workshop) -> None:
     shop.say(f"denoiser: {plan.pool} latents, std {pool['latent'].float().std():.3f}")
     trainer, log = denoiser.train_denoiser(
         plan.network, pool, shop.work / "denoiser.pt", seconds=plan.denoiser_seconds, stop_after=shop.left,
-        max_steps=plan.denoiser_steps, batch=plan.denoiser_batch,
+        max_steps=plan.denoiser_steps, batch=plan.denoiser_batch, peak=plan.denoiser_rate,
     )  # fmt: skip
     shop.log["denoiser"] = log
     network = denoiser.averaged_network(plan.network, trainer)
@@ -307,9 +309,15 @@ def main() -> int:
         help="pictures or latents a step in each process (default: 32 for vae and decoder, 128 for denoiser)",
     )
     parser.add_argument(
+        "--denoiser-rate", type=float, default=denoiser.PEAK_LR, metavar="RATE",
+        help="learning rate of the denoiser between its rise and its fall (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
         "--smoke", action="store_true", help="a few steps of everything on synthetic pictures, on any machine"
     )
     args = parser.parse_args()
+    if not 0 < args.denoiser_rate < math.inf:
+        raise LabError(f"--denoiser-rate takes a number above 0, not {args.denoiser_rate}")
     parallel.start()
     if args.from_shipped and parallel.is_first():
         args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -320,6 +328,7 @@ def main() -> int:
         if args.smoke
         else replace(FULL, **by_stage("--seconds", args.seconds, float), **by_stage("--batch", args.batch, int))
     )
+    plan = replace(plan, denoiser_rate=args.denoiser_rate)
     run(plan, args.work_dir, tuple(args.stages), args.stop_after, args.smoke)
     parallel.stop()
     return 0

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from moebius_lab.config import DEMO, SMALL, TINY
 from moebius_lab.model.checkpoint import make_vae
 from moebius_lab.model.lambda_layer import CrossLambda, SelfLambda
 from moebius_lab.model.unet import MoebiusNet
+from moebius_lab.training import __main__ as recipe
 from moebius_lab.training import album, checkpoints, data, decoder, denoiser, generated, speed
 from moebius_lab.training.__main__ import (
     DEMO_FOLDER,
@@ -395,6 +397,21 @@ def test_numbers_by_stage_are_read_and_others_refused():
         by_stage("--batch", ["denoiser=1.5"], int)
 
 
+def test_the_denoiser_s_learning_rate_is_an_option(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(recipe, "run", lambda plan, *others: plans.append(plan))
+    common = ["training", "--work-dir", str(tmp_path), "--seconds", "denoiser=900"]
+    for more in ([], ["--denoiser-rate", "4e-4"], ["--denoiser-rate", "4e-4", "--smoke"]):
+        monkeypatch.setattr("sys.argv", common + more)
+        assert recipe.main() == 0
+    assert [plan.denoiser_rate for plan in plans] == [denoiser.PEAK_LR, 4e-4, 4e-4]
+    assert [plan.denoiser_seconds for plan in plans] == [900, 900, SMOKE.denoiser_seconds]
+    for rate in ("0", "-1", "nan", "inf"):
+        monkeypatch.setattr("sys.argv", [*common, "--denoiser-rate", rate])
+        with pytest.raises(LabError, match="--denoiser-rate takes a number above 0"):
+            recipe.main()
+
+
 def test_the_unconditional_row_sees_another_picture_in_its_own_colours():
     torch.manual_seed(0)
     latent = 1 + 2 * torch.randn(3, 4, 8, 8)
@@ -636,10 +653,11 @@ def test_smoke_recipe_runs_and_resumes(tmp_path):
     assert list(first) and all(torch.isfinite(v.float()).all() for v in first.values())
     again = run(SMOKE, tmp_path, STAGES, 1e9, smoke=True)  # nothing left to do
     assert again["denoiser"]["curve"] == log["denoiser"]["curve"]
-    further = copy.copy(SMOKE)
-    object.__setattr__(further, "denoiser_steps", SMOKE.denoiser_steps + 2)
+    further = replace(SMOKE, denoiser_steps=SMOKE.denoiser_steps + 2, denoiser_rate=1e-9)
     longer = run(further, tmp_path, ("denoiser",), 1e9, smoke=True)
     assert longer["denoiser"]["steps"] == SMOKE.denoiser_steps + 2
+    groups = torch.load(tmp_path / "denoiser.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert 0 < float(groups[0]["lr"]) < 1e-9  # behind its warm-up
     assert longer["denoiser"]["curve"][0] == log["denoiser"]["curve"][0]
 
 
