@@ -53,7 +53,8 @@ export const TILES = {
   tall: { M: 128, N: 64, K: 8, m: 16, n: 8 },
   square: { M: 64, N: 64, K: 16, m: 8, n: 8 },
   medium: { M: 64, N: 64, K: 16, m: 4, n: 8 },
-  narrow: { M: 128, N: 40, K: 8, m: 16, n: 4 },
+  narrow: { M: 128, N: 40, K: 16, m: 8, n: 4 },
+  low: { M: 32, N: 80, K: 16, m: 8, n: 4 },
   small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
 };
 /** What each reaches on one H100 in large products, in TFLOP/s. @type {Map<Tile, number>} */
@@ -63,7 +64,8 @@ const RATES = new Map([
   [TILES.tall, 38.5],
   [TILES.square, 36],
   [TILES.medium, 32],
-  [TILES.narrow, 25],
+  [TILES.narrow, 24],
+  [TILES.low, 24],
   [TILES.small, 20],
 ]);
 /** Likewise for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
