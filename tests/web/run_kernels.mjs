@@ -42,7 +42,8 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
   const capture = new Capture();
   const [, tile] = given;
   if (tile?.units) tile.core = (await import(`${base}engine/kernels/units.js`)).inUnits;
-  const plainly = tile?.units ? withoutUnits : tile?.half && !device.features.has(HALVES) ? inFull : (each) => each;
+  const { hasHalves } = await import(`${base}engine/kernels/product.js`);
+  const plainly = tile?.units ? withoutUnits : tile?.half && !(await hasHalves(device)) ? inFull : (each) => each;
   const launches = kernels[launch](...given).map(plainly);
   capture.commands = await Promise.all(launches.map((each) => programs.dispatch(each))).catch(async (error) => {
     throw new Error((await complaints(launches)) || ((await device.popErrorScope())?.message ?? error.message));
@@ -67,7 +68,9 @@ export async function run({ base, module, launch, args, arrays, outputs }) {
 
 /** A program that multiplies in 16 bits as one that does in 32. */
 function inFull(launch) {
-  return { ...launch, code: launch.code.replace('enable f16;', '').replaceAll('vec4<f16>', 'vec4f') };
+  const code = launch.code.replace('enable f16;', '').replaceAll('bitcast<vec4<f16>>', 'halves').replaceAll('vec4<f16>', 'vec4f');
+  const halves = 'fn halves(v: vec2u) -> vec4f { return vec4f(unpack2x16float(v.x), unpack2x16float(v.y)); }';
+  return { ...launch, code: `${code}\n${halves}` };
 }
 
 /**

@@ -763,8 +763,11 @@ test('what is multiplied in 16 bits has tiles of its own, of which no other prod
   const C = tensor(256 * 256);
   const product = (more) => plainProduct({ M: 256, N: 256, K: 320, A: null, B: null, C, half: true, ...more });
   const tiles = halfTilesFor(product(), DEFAULT);
-  assert.equal(tiles.length, 2);
+  assert.equal(tiles.length, 3);
   assert.ok(tiles.every(({ half, K }) => half && K === 32));
+  assert.ok(tiles.every(({ M, N, m, n }) => M % 64 === 0 && N % n === 0 && m % 8 === 0 && n % 4 === 0));
+  const slim = halfTilesFor(product(), DEFAULT, traitsOf({ vendor: 'apple' }));
+  assert.ok(slim.length > 0 && slim.every(({ m, n }) => m * n <= 32));
   assert.ok(tiles.every((tile) => 2 * memoryOf(tile) === memoryOf({ ...tile, half: false })));
   assert.match(launchProduct(product(), tiles[0])[0].code, /^enable f16;\n/);
   assert.deepEqual(halfTilesFor(product({ half: false }), DEFAULT), []);

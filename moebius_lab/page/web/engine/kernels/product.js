@@ -5,7 +5,8 @@
 // the next slab is on its way. docs/kernels.md says why a tile is what it is.
 //
 // A thread fetches a vector of each of four rows of A and stores four down the rows, so that all is read as vectors. (A single number
-// of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.)
+// of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.) Where numbers of 16 bits
+// are multiplied as such, it does so with eight rows: a read of 16 bytes then has eight of them.
 
 import { Placeholder } from '../capture.js';
 import { HALVES } from './operations.js';
@@ -19,10 +20,10 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @property {number} M rows of a workgroup's block, a multiple of 32
  * @property {number} N its columns
  * @property {number} K depth of a slab
- * @property {number} m rows of a thread's part, a multiple of 4
+ * @property {number} m rows of a thread's part, a multiple of 4; of 8 in 16 bits
  * @property {number} n its columns, a multiple of 4
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
- * @property {boolean} [half] numbers of 16 bits are multiplied and summed in 16 along a slab, and slabs' sums added in 32
+ * @property {boolean} [half] numbers that are stored in 16 bits are multiplied and summed in 16 along a slab, and slabs' sums added in 32
  * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
  * @property {number} [off] how far from the runtime's it may be: see `Option`
  * @property {(tile: Tile, end: End) => Core} [core] what a workgroup does with its slabs; its own by default: see `inRegisters`
@@ -32,7 +33,7 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @property {string} enabled what stands before all
  * @property {string} memory of the workgroup
  * @property {string} begin where a thread stands, and its sums
- * @property {(round: number) => string} keepA four vectors along K, `faROUND_0` to `_3`, of rows 4 `saROUND` on, at vector `kaROUND`
+ * @property {(round: number) => string} keepA vectors along K of four rows, `faROUND_0` to `_3`, from 4 `saROUND` on, at vector `kaROUND`; or of eight rows
  * @property {(round: number) => string} keepB `fbROUND`, at row `kbROUND` and vector `sbROUND`
  * @property {string} multiply a slab
  * @property {string} store
@@ -70,8 +71,9 @@ const RATES = new Map([
 ]);
 /** Likewise for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
 const HALF_RATES = new Map([
-  [{ M: 32, N: 64, K: 32, m: 8, n: 4, half: true }, 39],
-  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 37],
+  [{ M: 128, N: 64, K: 32, m: 8, n: 8, half: true }, 58],
+  [{ M: 64, N: 64, K: 32, m: 8, n: 8, half: true }, 55],
+  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 45],
 ]);
 
 /** What a device is taken for: sums that a thread has registers for, and cores. @typedef {{sums: number, cores: number}} Traits */
@@ -92,6 +94,17 @@ const BIASED = { '': 0, row: 1, column: 2 };
 /** @param {Tile} tile */
 export function threadsOf({ M, N, m, n, units }) {
   return (M / m) * (N / n) * (units?.lanes ?? 1);
+}
+
+/**
+ * What an element of a slab holds, which a thread reads at once: so many rows of A or columns of B, and of what type they are. Numbers of
+ * 16 bits lie there in pairs.
+ *
+ * @param {Tile} tile
+ */
+function elementsOf({ n, half }) {
+  const columns = half && n % 8 === 0 ? 8 : 4;
+  return half ? { rows: 8, columns, A: 'vec4u', B: `vec${columns / 2}u` } : { rows: 4, columns, A: 'vec4f', B: 'vec4f' };
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
@@ -224,6 +237,18 @@ export function halfTilesFor(product, limits, traits = CARD) {
 }
 
 /**
+ * Whether a device can multiply in 16 bits as such tiles do: its compiler must read a slab's bits as numbers, which Firefox's refuses.
+ *
+ * @param {GPUDevice} device
+ */
+export async function hasHalves(device) {
+  if (!device.features.has('shader-f16')) return false;
+  device.pushErrorScope('validation');
+  device.createShaderModule({ code: 'enable f16; fn read(v: vec2u) -> vec4<f16> { return bitcast<vec4<f16>>(v); }' });
+  return !(await device.popErrorScope());
+}
+
+/**
  * Whether a product is too small to be better off with a tile of ours, as far as is known before it is tried.
  *
  * @param {Product} product
@@ -241,6 +266,7 @@ const ADDING = 0.78; // what adding a part takes, as a share of a product with K
 const FILLED = 1.5; // at most so many times the arithmetic of the tile that fits best
 const TRIED = 3;
 const FEW_SUMS = 64; // of a thread: so few that a whole slab's code stands one after another
+const MOST = 32; // numbers along K for which it stands so
 const WRITTEN = 8; // numbers along K for which it does where there are more
 const HALF = 4; // numbers along K that come with the same vectors of A
 const TINY = 3e7; // operations
@@ -335,7 +361,7 @@ fn finish(sum: vec4f, o: u32) {
 }
 
 /**
- * How four rows of A are found, in vectors: where each begins, what is counted from slab to slab, and its vector at `kq` along K; and how
+ * How rows of A are found, in vectors: where each begins, what is counted from slab to slab, and its vector at `kq` along K; and how
  * far down a column of B that is stored by columns the number for `kk` is.
  *
  * A window keeps where its pixel begins and counts through channels, columns and rows of the kernel: a slab lies within the channels
@@ -365,7 +391,26 @@ const OPERAND = {
   },
 };
 
-const PIXEL = `fn pixel(inside: bool, at: i32) -> vec4f { return select(vec4f(0), fourOfA(u32(select(0, at, inside))), inside); }`;
+/** @param {string} vector the type of what `fourOfA` gives */
+function pixel(vector) {
+  return `fn pixel(inside: bool, at: i32) -> ${vector} { return select(${vector}(0), fourOfA(u32(select(0, at, inside))), inside); }`;
+}
+
+/**
+ * Functions as those of `reading`, also `eightOfNAME(at)`, for numbers that are stored in 16 bits: they give the bits, in pairs.
+ *
+ * @param {string} name of the binding
+ * @param {'one'|'four'|'eight'} width of what is read
+ */
+function bits(name, width) {
+  const [type, value] = {
+    one: ['u32', `(${name}[at / 2u] >> (16u * (at % 2u))) & 0xffffu`],
+    four: ['vec2u', `${name}[at]`],
+    eight: ['vec4u', `vec4u(${name}[at], ${name}[at + 1u])`],
+  }[width];
+  const types = { [name]: width === 'one' ? 'u32' : 'vec2u' };
+  return { types, code: `fn ${width}Of${name}(at: u32) -> ${type} { return ${value}; }` };
+}
 
 /** @type {Map<string, string>} programs by what they depend on: hundreds of products have the same */
 const texts = new Map();
@@ -400,15 +445,20 @@ function written(tile, product) {
 function program(tile, product) {
   const { window, gathered, narrow, turned } = product;
   const finish = finishing(product);
-  const { M, N, K, parts = 1 } = tile;
+  const { M, N, K, parts = 1, half } = tile;
   const whole = product.K % K === 0;
-  const [MQ, NQ] = [M / 4, N / 4]; // vectors along a block's sides
+  const { rows, columns, B: element } = elementsOf(tile);
+  const vector = half ? 'vec2u' : 'vec4f'; // four numbers of A
+  const [MQ, NQ] = [M / rows, N / columns]; // elements along a block's sides
   const T = threadsOf(tile);
   const operand = OPERAND[window ? 'window' : 'matrix'];
-  const [readA, readB] = [reading('A', 'four', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
+  const width = columns === 8 ? 'eight' : 'four';
+  const [readA, readB] = half
+    ? [bits('A', 'four'), bits('B', turned ? 'one' : width)]
+    : [reading('A', 'four', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
   const core = (tile.core ?? inRegisters)(tile, endOf(parts, turned));
 
-  // what a thread fetches of each slab: four vectors of four rows of A a round, or one of four columns of B
+  // what a thread fetches of each slab: a vector of each row of an element of A a round, or an element of B
   const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
     repeat(Math.ceil(vectors / T), (r) =>
       (r + 1) * T <= vectors ? `{ ${make(r)} }` : `if (tid + ${r * T}u < ${vectors}u) { ${make(r)} }`,
@@ -423,29 +473,32 @@ function program(tile, product) {
       r,
     ) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % 2u + 2u * (ia${r} / ${2 * MQ}u); let sa${r} = (ia${r} / 2u) % ${MQ}u;
   ${repeat(
-    4,
-    (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
-  var fa${r}_${x} = vec4f(0);`,
+    rows,
+    (x) => `let m${r}_${x} = min(m0 + ${rows}u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
+  var fa${r}_${x} = ${vector}(0);`,
   )}`,
   )}
   ${repeat(
     Math.ceil((K * NQ) / T),
     (
       r,
-    ) => `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = vec4f(0);
-  let q${r} = min(n0 + sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
+    ) => `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = ${element}(0);
+  let q${r} = min(n0 + ${columns === 8 ? '2u * ' : ''}sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
   )}`;
   const rowOfB = gathered ? 'I[u.words * ((z % u.inner) * u.K4 * 4u + kk)]' : 'kk';
+  const one = (/** @type {number} */ x) => `oneOfB(at + ${4 * x}u * u.K4)`;
+  const pair = (/** @type {number} */ x) => `${one(2 * x)} | (${one(2 * x + 1)} << 16u)`;
+  const across = Array.from({ length: half ? columns / 2 : 4 }, (_, x) => (half ? pair : one)(x)).join(', ');
   const ofColumns = (/** @type {number} */ r) =>
     turned
-      ? `let at = column${r} + ${operand.down}; fb${r} = vec4f(${[0, 1, 2, 3].map((x) => `oneOfB(at + ${4 * x}u * u.K4)`).join(', ')});`
-      : `fb${r} = fourOfB(column${r} + ${rowOfB} * u.N4);`;
+      ? `let at = column${r} + ${operand.down}; fb${r} = ${element}(${across});`
+      : `fb${r} = ${width}OfB(column${r} + ${rowOfB} * u.N4);`;
   const fetch = (/** @type {string} */ slab) => `${operand.slab}
     ${ofA((r) => {
       const at = `first / 4u + ${slab} * ${K / 4}u + ka${r}`;
-      const found = repeat(4, (x) => {
-        const vector = operand.vector(`${r}_${x}`, r);
-        return `fa${r}_${x} = ${whole ? vector : `select(vec4f(0), ${vector}, 4u * k < last)`};`;
+      const found = repeat(rows, (x) => {
+        const value = operand.vector(`${r}_${x}`, r);
+        return `fa${r}_${x} = ${whole ? value : `select(${vector}(0), ${value}, 4u * k < last)`};`;
       });
       return whole ? `let kq = ${at}; ${found}` : `let k = ${at}; let kq = min(k, u.K4 - 1u); ${found}`;
     })}
@@ -465,11 +518,11 @@ ${core.memory}
 ${ROWS}
 ${readA.code}
 ${readB.code}
-${window ? PIXEL : ''}
+${window ? pixel(vector) : ''}
 ${parts > 1 ? '' : finish.code}
 @compute @workgroup_size(${T})
 fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u32) {
-  let m0 = w.y * ${M}u; let n0 = w.x * ${NQ}u; let z = w.z / u.parts;
+  let m0 = w.y * ${M}u; let n0 = w.x * ${N / 4}u; let z = w.z / u.parts;
   let a0 = (z / u.inner) * u.a0 + (z % u.inner) * u.a1; let b0 = (z / u.inner) * u.b0 + (z % u.inner) * u.b1;
   let first = (w.z % u.parts) * u.part; let last = min(first + u.part, u.K4 * 4u); let slabs = (last - first + ${K - 1}u) / ${K}u;
   ${core.begin}
@@ -510,52 +563,70 @@ function endOf(parts, turned) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters({ M, N, K, m, n, half }, { turned, row, before, column, put }) {
-  const [MQ, NQ] = [M / 4, N / 4];
+function inRegisters(tile, { turned, row, before, column, put }) {
+  const { M, N, K, m, n, half } = tile;
+  const { rows: high, columns: wide, ...element } = elementsOf(tile);
+  const [MQ, NQ] = [M / high, N / wide];
   const [NX, NY] = [N / n, M / m]; // threads across and down
-  const along = m * n > FEW_SUMS ? Math.min(K, WRITTEN) : K; // rows of a group
+  const along = m * n > FEW_SUMS ? Math.min(K, WRITTEN) : Math.min(K, MOST); // rows of a group
   const groups = K / along;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
+  const apart = MQ % 8 ? 0 : HALF; // likewise where there are so many
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
-  const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
+  const columns = Array.from({ length: n / 4 }, (_, j) =>
+    wide === 8 ? `n0 + 2u * (${(j >> 1) * NX}u + tx) + ${j & 1}u` : `n0 + ${j * NX}u + tx`,
+  );
   const threads =
     NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
       ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
       : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
   const [four, sum] = half ? ['vec4<f16>', 'h'] : ['vec4f', 'c'];
+  const fours = (/** @type {string} */ x, /** @type {number} */ width, /** @type {number} */ i, /** @type {string} */ from) => {
+    if (width === 4) return `let ${x}${i} = ${half ? `bitcast<${four}>(${from})` : from};`;
+    const [one, two] = ['xy', 'zw'].map((pairs) => `bitcast<${four}>(${x}s${i}.${pairs})`);
+    return `let ${x}s${i} = ${from}; let ${x}${2 * i} = ${one}; let ${x}${2 * i + 1} = ${two};`;
+  };
   const group = repeat(
     along,
-    (k) => `{ ${repeat(m / 4, (i) => `let a${i} = As[g][${k}][ta${i}${k & HALF ? 'x' : ''}];`)}
-    ${repeat(n / 4, (j) => `let b${j} = Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}];`)}
+    (k) => `{ ${repeat(m / high, (i) => fours('a', high, i, `As[g][${k}][ta${i}${k & HALF ? 'x' : ''}]`))}
+    ${repeat(n / wide, (j) => fours('b', wide, j, `Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}]`))}
     ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
   );
   return {
     enabled: half ? 'enable f16;\n' : '',
     memory: lines(
       ['A', 'B'].map((side) => {
-        const vectors = `array<${four}, ${side === 'A' ? MQ : NQ}>`;
+        const vectors = side === 'A' ? `array<${element.A}, ${MQ}>` : `array<${element.B}, ${NQ}>`;
         return `var<workgroup> ${side}s: array<array<${vectors}, ${along}>, ${groups}>;`;
       }),
     ),
     begin: `${threads}
-  ${repeat(m / 4, (i) => `let ta${i} = ${i * NY}u + ty; let ta${i}x = ta${i} ^ ${HALF}u;`)}
-  ${repeat(n / 4, (j) => `let tb${j} = ${j * NX}u + tx;`)}
+  ${repeat(m / high, (i) => `let ta${i} = ${i * NY}u + ty; let ta${i}x = ta${i} ^ ${apart}u;`)}
+  ${repeat(n / wide, (j) => `let tb${j} = ${j * NX}u + tx;`)}
   ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
-    keepA: (r) =>
-      repeat(4, (x) => {
-        const down = [0, 1, 2, 3].map((y) => `fa${r}_${y}[${x}]`).join(', ');
+    keepA: (r) => {
+      const pairs = repeat(4, (y) => {
+        const [one, two] = [`fa${r}_${2 * y}`, `fa${r}_${2 * y + 1}`];
+        return `let low${y} = (${one} & vec2u(0xffff)) | (${two} << vec2u(16));
+    let high${y} = (${one} >> vec2u(16)) | (${two} & vec2u(0xffff0000));`;
+      });
+      const stores = repeat(4, (x) => {
+        const of = (/** @type {number} */ y) => (half ? `${x % 2 ? 'high' : 'low'}${y}[${x >> 1}]` : `fa${r}_${y}[${x}]`);
+        const down = [0, 1, 2, 3].map(of).join(', ');
         const k = `(4u * ka${r} + ${x}u)`;
-        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ (${k} & ${HALF}u)] = ${four}(vec4f(${down}));`;
-      }),
-    keepB: (r) => `Bs[kb${r} / ${along}u][kb${r} % ${along}u][sb${r} ^ (kb${r} & ${shift}u)] = ${four}(fb${r});`,
+        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ (${k} & ${apart}u)] = ${element.A}(${half ? down : `vec4f(${down})`});`;
+      });
+      return half ? lines([pairs, stores]) : stores;
+    },
+    keepB: (r) => `Bs[kb${r} / ${along}u][kb${r} % ${along}u][sb${r} ^ (kb${r} & ${shift}u)] = ${element.B}(fb${r});`,
     multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
     ${groups > 1 ? `for (var g = 0u; g < ${groups}u; g++) { ${group} }` : `{ let g = 0u; ${group} }`}
     ${half ? lines(own.map(({ i, j }) => `c${i}_${j} += vec4f(h${i}_${j});`)) : ''}`,
     store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
   ${repeat(m, (i) => {
     const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));
-    return `{ let m = m0 + 4u * (${(i >> 2) * NY}u + ty) + ${i % 4}u;
+    return `{ let m = m0 + ${high}u * (${Math.floor(i / high) * NY}u + ty) + ${i % high}u;
     if (m < u.M) { let o = ${row}; ${before} ${each} } }`;
   })}`,
   };

@@ -6,7 +6,7 @@ import { Programs } from './launch.js';
 import { RUNTIME } from './operations.js';
 import { Trial } from './trial.js';
 import { accepted, differences, timesOf } from './comparison.js';
-import { halfTilesFor, isTiny, tilesFor, traitsOf } from './product.js';
+import { halfTilesFor, hasHalves, isTiny, tilesFor, traitsOf } from './product.js';
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
 
@@ -100,7 +100,7 @@ export async function replaceKernels(device, captures, options) {
   const graphs = new Map([...captures].map(([name, captured]) => [name, understood(captured)]));
   const asked = wanted.startsWith('matrix');
   const units = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
-  const [traits, inHalves] = [traitsOf(device.adapterInfo), device.features.has('shader-f16')];
+  const [traits, inHalves] = [traitsOf(device.adapterInfo), await hasHalves(device)];
   const tiles = (/** @type {Product} */ product) => [
     ...(units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, traits) : [])),
     ...tilesFor(product, device.limits, traits),
