@@ -98,13 +98,16 @@ export function threadsOf({ M, N, m, n, units }) {
 
 /**
  * What an element of a slab holds, which a thread reads at once: so many rows of A or columns of B, and of what type they are. Numbers of
- * 16 bits lie there in pairs.
+ * 16 bits lie there in pairs. `near` threads, neighbours, fetch vectors of the same row of A, which lie next to each other
+ * in it. `along` elements along K are a group: see `inRegisters`.
  *
  * @param {Tile} tile
  */
-function elementsOf({ n, half }) {
+function elementsOf({ K, m, n, half }) {
+  const along = Math.min(K, m * n > FEW_SUMS ? WRITTEN : MOST);
   const columns = half && n % 8 === 0 ? 8 : 4;
-  return half ? { rows: 8, columns, A: 'vec4u', B: `vec${columns / 2}u` } : { rows: 4, columns, A: 'vec4f', B: 'vec4f' };
+  if (!half) return { along, rows: 4, columns, near: 2, A: 'vec4f', B: 'vec4f' };
+  return { along, rows: 8, columns, near: along / 4, A: 'vec4u', B: `vec${columns / 2}u` };
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
@@ -268,7 +271,6 @@ const TRIED = 3;
 const FEW_SUMS = 64; // of a thread: so few that a whole slab's code stands one after another
 const MOST = 32; // numbers along K for which it stands so
 const WRITTEN = 8; // numbers along K for which it does where there are more
-const HALF = 4; // numbers along K that come with the same vectors of A
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -447,7 +449,7 @@ function program(tile, product) {
   const finish = finishing(product);
   const { M, N, K, parts = 1, half } = tile;
   const whole = product.K % K === 0;
-  const { rows, columns, B: element } = elementsOf(tile);
+  const { rows, columns, near, B: element } = elementsOf(tile);
   const vector = half ? 'vec2u' : 'vec4f'; // four numbers of A
   const [MQ, NQ] = [M / rows, N / columns]; // elements along a block's sides
   const T = threadsOf(tile);
@@ -471,7 +473,7 @@ function program(tile, product) {
     Math.ceil(blocks / T),
     (
       r,
-    ) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % 2u + 2u * (ia${r} / ${2 * MQ}u); let sa${r} = (ia${r} / 2u) % ${MQ}u;
+    ) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % ${near}u + ${near}u * (ia${r} / ${near * MQ}u); let sa${r} = (ia${r} / ${near}u) % ${MQ}u;
   ${repeat(
     rows,
     (x) => `let m${r}_${x} = min(m0 + ${rows}u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
@@ -565,14 +567,13 @@ function endOf(parts, turned) {
  */
 function inRegisters(tile, { turned, row, before, column, put }) {
   const { M, N, K, m, n, half } = tile;
-  const { rows: high, columns: wide, ...element } = elementsOf(tile);
+  const { along, rows: high, columns: wide, near, ...element } = elementsOf(tile);
   const [MQ, NQ] = [M / high, N / wide];
   const [NX, NY] = [N / n, M / m]; // threads across and down
-  const along = m * n > FEW_SUMS ? Math.min(K, WRITTEN) : Math.min(K, MOST); // rows of a group
   const groups = K / along;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
   const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
-  const apart = MQ % 8 ? 0 : HALF; // likewise where there are so many
+  const apart = MQ % 8 ? 0 : 8 / near; // times a vector's number among those that neighbours fetch
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
   const columns = Array.from({ length: n / 4 }, (_, j) =>
     wide === 8 ? `n0 + 2u * (${(j >> 1) * NX}u + tx) + ${j & 1}u` : `n0 + ${j * NX}u + tx`,
@@ -587,9 +588,13 @@ function inRegisters(tile, { turned, row, before, column, put }) {
     const [one, two] = ['xy', 'zw'].map((pairs) => `bitcast<${four}>(${x}s${i}.${pairs})`);
     return `let ${x}s${i} = ${from}; let ${x}${2 * i} = ${one}; let ${x}${2 * i + 1} = ${two};`;
   };
+  const shifted = (/** @type {number} */ k) => {
+    const by = apart * ((k >> 2) % near);
+    return by ? (half ? ` ^ ${by}u` : 'x') : '';
+  };
   const group = repeat(
     along,
-    (k) => `{ ${repeat(m / high, (i) => fours('a', high, i, `As[g][${k}][ta${i}${k & HALF ? 'x' : ''}]`))}
+    (k) => `{ ${repeat(m / high, (i) => fours('a', high, i, `As[g][${k}][ta${i}${shifted(k)}]`))}
     ${repeat(n / wide, (j) => fours('b', wide, j, `Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}]`))}
     ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
   );
@@ -602,7 +607,7 @@ function inRegisters(tile, { turned, row, before, column, put }) {
       }),
     ),
     begin: `${threads}
-  ${repeat(m / high, (i) => `let ta${i} = ${i * NY}u + ty; let ta${i}x = ta${i} ^ ${apart}u;`)}
+  ${repeat(m / high, (i) => `let ta${i} = ${i * NY}u + ty;${half ? '' : ` let ta${i}x = ta${i} ^ ${apart}u;`}`)}
   ${repeat(n / wide, (j) => `let tb${j} = ${j * NX}u + tx;`)}
   ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
     keepA: (r) => {
@@ -615,7 +620,7 @@ function inRegisters(tile, { turned, row, before, column, put }) {
         const of = (/** @type {number} */ y) => (half ? `${x % 2 ? 'high' : 'low'}${y}[${x >> 1}]` : `fa${r}_${y}[${x}]`);
         const down = [0, 1, 2, 3].map(of).join(', ');
         const k = `(4u * ka${r} + ${x}u)`;
-        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ (${k} & ${apart}u)] = ${element.A}(${half ? down : `vec4f(${down})`});`;
+        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ ${half ? `(${apart}u * (ka${r} % ${near}u))` : `(${k} & ${apart}u)`}] = ${element.A}(${half ? down : `vec4f(${down})`});`;
       });
       return half ? lines([pairs, stores]) : stores;
     },
