@@ -426,7 +426,7 @@ def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
     # 4,800 for attention to conditions, stores of queries, keys and values, layer norms that give pictures, what is expected of tiles, and so
     # that one program does for all sizes
     units = {f"{KERNELS}units.js"}  # of these the experiment, which only who asks for it loads
-    assert bundle.page_bytes(kernels - units) < 62_500 and bundle.page_bytes(units) < 4_000
+    assert bundle.page_bytes(kernels - units) < 64_500 and bundle.page_bytes(units) < 4_000
     # in place of ONNX Runtime, likewise; 1,200 of it so that weights have a place before they are read, and are widened on the device
     assert bundle.page_bytes(recorded) < 9_500
 

@@ -71,9 +71,10 @@ const RATES = new Map([
 ]);
 /** Likewise for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
 const HALF_RATES = new Map([
-  [{ M: 128, N: 64, K: 32, m: 8, n: 8, half: true }, 58],
-  [{ M: 64, N: 64, K: 32, m: 8, n: 8, half: true }, 55],
-  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 45],
+  [{ M: 64, N: 64, K: 32, m: 8, n: 8, half: true }, 44],
+  [{ M: 64, N: 128, K: 32, m: 8, n: 8, half: true }, 43],
+  [{ M: 128, N: 64, K: 32, m: 8, n: 8, half: true }, 42],
+  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 38],
 ]);
 
 /** What a device is taken for: sums that a thread has registers for, and cores. @typedef {{sums: number, cores: number}} Traits */
@@ -236,7 +237,7 @@ function filling(tiles, product, limits, memoryOf) {
  */
 export function halfTilesFor(product, limits, traits = CARD) {
   if (!product.half) return [];
-  return promising(HALF_RATES, product, limits, traits, memoryOf);
+  return promising(HALF_RATES, product, limits, traits, memoryOf).slice(0, TRIED);
 }
 
 /**

@@ -101,10 +101,11 @@ export async function replaceKernels(device, captures, options) {
   const asked = wanted.startsWith('matrix');
   const units = asked ? (await import('./units.js')).tilesOn(device, wanted === 'matrix exact') : undefined;
   const [traits, inHalves] = [traitsOf(device.adapterInfo), await hasHalves(device)];
-  const tiles = (/** @type {Product} */ product) => [
-    ...(units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, traits) : [])),
-    ...tilesFor(product, device.limits, traits),
-  ];
+  const tiles = (/** @type {Product} */ product) => {
+    const special = units?.(product) ?? (inHalves ? halfTilesFor(product, device.limits, traits) : []);
+    const others = tilesFor(product, device.limits, traits);
+    return [...special, ...(special.length ? others.slice(0, 1) : others)]; // which are hardly ever faster, and programs take time
+  };
   const { ways, forms } = formsOf([...graphs.values()], device, tiles);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
   const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, there, report);
