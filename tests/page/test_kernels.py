@@ -672,26 +672,21 @@ def test_content_lambdas_behind_their_values(kernels, T, C, N, size, half):
     assert_close(got, made)
 
 
-@pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize(("half", "form"), [(False, None), (True, None), *((False, form) for form in NARROW)])
 @pytest.mark.parametrize("H, D, shared, sums", [(8, 40, True, 0), (3, 12, False, 2), (5, 160, False, 1)])
-def test_attention_to_the_vectors_of_a_condition(kernels, H, D, shared, sums, half):
+def test_attention_to_the_vectors_of_a_condition(kernels, H, D, shared, sums, half, form):
     B, T, J, rows = 2, 7, 12, 3
+    sums = 0 if form else sums  # as many buffers as every device binds
     stored = (lambda array: array.half()) if half else (lambda array: array.float())
     q, E = stored(numbers(1 if shared else B, T, H, D)), stored(numbers(T, D, J))
     k, v, rest = stored(numbers(rows, D, J)), stored(numbers(rows, J, D)), [stored(numbers(B, T, H, D)) for _ in range(sums)]
     indices = torch.tensor([2, 0])
-    attention = {
-        "kind": "condition attention",
-        "q": "@q",
-        "E": "@E",
-        "k": "@k",
-        "v": "@v",
-        "indices": "@indices",
-        "words": 1,
-    }
-    attention |= {"a": {"outer": 0 if shared else T * H * D // 4, "inner": H * D // 4}, "y": "@y", "half": half}
+    E, weights = narrowed(E, form) if form else (E, {"stored": E})
+    attention = {"kind": "condition attention", "q": "@q", "E": "@stored", "k": "@k", "v": "@v", "indices": "@indices"}
+    attention |= {"narrow": NARROW[form or "16 bits"] if form or half else None, "words": 1, "y": "@y", "half": half}
+    attention |= {"a": {"outer": 0 if shared else T * H * D // 4, "inner": H * D // 4}}
     attention |= {"sums": [f"@sum{i}" for i in range(sums)], "B": B, "T": T, "H": H, "D": D, "J": J}
-    arrays = {"q": q, "E": E, "k": k, "v": v, "indices": indices} | {f"sum{i}": array for i, array in enumerate(rest)}
+    arrays = weights | {"q": q, "k": k, "v": v, "indices": indices} | {f"sum{i}": array for i, array in enumerate(rest)}
     kind = np.float16 if half else np.float32
     got = kernels.run("rows.js", "launchConditionAttention", [attention], arrays, {"y": (B, T, H, D)}, kind)["y"]
     keys = E.double() + k.double()[indices][:, None]

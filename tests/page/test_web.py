@@ -424,9 +424,9 @@ def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
     # long, later ones go on and nothing is done twice, 1,900 so that a product's slabs can be multiplied in more than one way and short
     # kernels are timed fairly, 4,200 for norms, softmax and products in 16 bits and for devices with few registers,
     # 4,800 for attention to conditions, stores of queries, keys and values, layer norms that give pictures, what is expected of tiles, and so
-    # that one program does for all sizes
+    # that one program does for all sizes, 3,400 for content lambdas, elements of eight numbers of 16 bits and attention's weights as stored
     units = {f"{KERNELS}units.js"}  # of these the experiment, which only who asks for it loads
-    assert bundle.page_bytes(kernels - units) < 64_500 and bundle.page_bytes(units) < 4_000
+    assert bundle.page_bytes(kernels - units) < 66_000 and bundle.page_bytes(units) < 4_000
     # in place of ONNX Runtime, likewise; 1,200 of it so that weights have a place before they are read, and are widened on the device
     assert bundle.page_bytes(recorded) < 9_500
 

@@ -54,13 +54,23 @@ CHOOSING, KNOWN = "kernels, first visit", "kernels, later visit"  # chosen, or k
 DIFFERENCE = (
     "largest difference from PyTorch"  # of one of `RUNS`, which follows after a comma: of its outputs, in their own units
 )
-METHOD = (
+_MEASURED = (
     "one round that does not count, then the rounds, backends in turns; median and quartiles. A step ends when the card is done; "
     "its latents stay where they are, but for ONNX Runtime's native sessions, which take and give arrays. In Chromium the page's "
-    "worker measures: as in a picture, a captured step is asked for while the one before runs and counts from that one's end; a round of its "
-    "WebGPU step is the median of five. A whole picture goes from pixels to pixels."
+    "worker measures{}; a round of its WebGPU step is the median of {}. A whole picture goes from pixels to pixels."
+)
+METHOD = _MEASURED.format(
+    ": as in a picture, a captured step is asked for while the one before runs and counts from that one's end", "five"
 )
 """How `benchmark.run` measures; a file measured by another method states its own."""
+SHORT = {
+    METHOD: "",
+    _MEASURED.format(
+        "", "three"
+    ): "Method: as now, but in Chromium a step was asked for when the one before was done, and a round "
+    "was the median of three.",
+}
+"""What a table says of a method that is or was `METHOD`."""
 BEGIN, END = "<!-- made by `python -m moebius_lab results --readme README.md`: -->", "<!-- until here -->"
 
 
@@ -253,7 +263,7 @@ def readme_table(files: list[dict]) -> str:
 
 def section(data: dict) -> str:
     """One file in Markdown: its name, its times, fastest first, load and memory; its method too, if that differs."""
-    method = "" if data["method"] == METHOD else f"Method: {data['method']}"
+    method = SHORT.get(data["method"], f"Method: {data['method']}")
     parts = [f"**{run_name(data)}**", method, _times(data), _costs(data)]
     return "\n\n".join(part for part in parts if part)
 

@@ -486,18 +486,22 @@ test('attention to a condition is one: gathered keys and values, a sum over toke
     );
   const shapes = ['bcast_indices_shape', 'a_indices_shape', 'b_indices_shape'].map((name) => `${name}: vec4<u32>`);
   const spread = program('Add', { input_a: four, input_b: four, output: four }, shapes);
-  const chain = (axis = 0, other = [B, 1, D, J]) => {
-    const [q, E, k, v, indices] = [B * T * H * D, T * D * J, rows * D * J, rows * J * D, B].map(given);
+  const chain = (axis = 0, other = [B, 1, D, J], narrow = false) => {
+    const [q, wide, k, v, indices] = [B * T * H * D, T * D * J, rows * D * J, rows * J * D, B].map(given);
+    const [bytes, scale] = [given((T * D * J) / 4), given((T * D * J) / 8)];
+    const E = narrow ? tensor(T * D * J) : wide;
     const [ks, vs, keys, S, y] = [B * D * J, B * J * D, B * T * D * J, B * T * H * J, B * T * H * D].map(tensor);
     const product = (A, X, C, Z, m, n, d) => dispatch(matmul, [A, X, C], [Z, m, d / 4, 0, Z, d, n / 4, Z, m, n, d, 1]);
+    const widening = dispatch(dequantize, [bytes, scale, E], [(T * D * J) / 8, 8, 8, 0, 0, T * D * J]);
     const commands = [
+      ...(narrow ? [widening] : []),
       dispatch(gatherAlong(axis, 4), [k, indices, ks], [rows, 1, D, J, B]),
       dispatch(spread, [E, ks, keys], [B, T, D, J, T, D, J, 0, ...other]),
       product(q, keys, S, B * T, H, J, D),
       dispatch(gatherAlong(axis, 3), [v, indices, vs], [rows, J, D, B]),
       product(S, vs, y, B, T * H, D, J),
     ];
-    return { capture: captured(commands, y, q, E, k, v, indices), given: [q, E, k, v, indices] };
+    return { capture: captured(commands, y, q, E, k, v, indices), given: [q, E, k, v, indices], bytes, scale };
   };
   const whole = chain();
   const [node, ...others] = passed(whole.capture).nodes;
@@ -510,6 +514,12 @@ test('attention to a condition is one: gathered keys and values, a sum over toke
   assert.equal(optionsFor(node, DEFAULT).length, 1);
   assert.equal(optionsFor({ operation: { ...node.operation, D: 512 } }, DEFAULT).length, 0); // more than a workgroup keeps
   assert.ok(passed(chain(1).capture).nodes.length > 1); // gathered along another axis
+  const stored = chain(0, [B, 1, D, J], true); // weights of 8 bits, which the runtime widens in each run
+  const [narrow, ...more] = passed(stored.capture).nodes;
+  assert.deepEqual(
+    [more.length, narrow.operation.E, narrow.operation.narrow],
+    [0, stored.bytes, { scale: stored.scale, group: 8 }],
+  );
   assert.ok(passed(chain(0, [1, T, D, J]).capture).nodes.length > 1); // added to each condition alike
 });
 

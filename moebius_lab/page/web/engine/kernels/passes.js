@@ -35,13 +35,14 @@ import { HALVES, same, volume, weightsOf } from './operations.js';
  * @property {Value} q
  * @property {import('./operations.js').Strides} a of q: from condition to condition, and from token to token
  * @property {Value} E
+ * @property {Narrow|null} narrow how E is stored
  * @property {Value} k
  * @property {Value} v
  * @property {Value} indices
  * @property {1|2} words of an index
  * @property {Value[]} sums
  * @property {Value} y
- * @property {boolean} half all but the indices have 16 bits
+ * @property {boolean} half all but the indices and E have 16 bits
  * @property {number} B conditions
  * @property {number} T tokens
  * @property {number} H
@@ -442,10 +443,27 @@ function conditionAttention(graph) {
     const { A: q, a } = spread;
     const { sums, C: y } = second;
     const { words, indices } = k;
-    const of = { q, a, E: keys.x, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
-    const reads = [q, of.E, of.k, of.v, indices, ...sums];
-    graph.merge([names, values, adds, before, node], { kind: 'condition attention', ...of }, reads, [y]);
+    const { nodes, stored: E, narrow } = storedAs(graph, keys.x, half);
+    const of = { q, a, E, narrow, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
+    const reads = [q, E, ...(narrow?.scale ? [narrow.scale] : []), of.k, of.v, indices, ...sums];
+    graph.merge([...nodes, names, values, adds, before, node], { kind: 'condition attention', ...of }, reads, [y]);
   }
+}
+
+/**
+ * How a weight is stored that one node reads, and the node that widens it in each run, if one does.
+ *
+ * @param {Graph} graph
+ * @param {Value} value
+ * @param {boolean} half whether what is read has 16 bits itself
+ * @returns {{nodes: Node[], stored: Value, narrow: Narrow|null}}
+ */
+function storedAs(graph, value, half) {
+  const before = graph.onlyReader(value) && graph.writer(value);
+  const widen = as(before, 'widen');
+  if (before && widen && !half) return { nodes: [before], stored: widen.x, narrow: widen.narrow };
+  if (value instanceof Widened && !value.axes) return { nodes: [], stored: value.stored, narrow: HALVES };
+  return { nodes: [], stored: value, narrow: half ? HALVES : null };
 }
 
 /**

@@ -183,10 +183,10 @@ var<workgroup> s: array<f32, 64>;
  * @param {import('./passes.js').ConditionAttention} attention whose D and J are multiples of 4
  * @returns {Launch[]}
  */
-export function launchConditionAttention({ q, a, E, k, v, indices, words, sums, y, half, B, T, H, D, J }) {
+export function launchConditionAttention({ q, a, E, narrow, k, v, indices, words, sums, y, half, B, T, H, D, J }) {
   const stored = half ? HALVES : null;
   const names = ['Q', 'E', 'K', 'V', ...sums.map((_, i) => `R${i}`)];
-  const inputs = names.map((name) => reading(name, 'four', stored));
+  const inputs = names.map((name) => reading(name, 'four', name === 'E' ? narrow : stored));
   const kept = storing(half);
   const scores = (H * J) / 4; // vectors of four
   const parts = Math.floor(ATTENDING / scores);
@@ -223,7 +223,8 @@ var<workgroup> s: array<vec4f, ${scores * parts}>;
     Y[o] = ${kept.of('sum')};
   }
 }`;
-  return [{ code, values: [q, E, k, v, ...sums, indices, y], numbers, workgroups: [T, B, 1] }];
+  const values = [q, E, ...(narrow?.scale ? [narrow.scale] : []), k, v, ...sums, indices, y];
+  return [{ code, values, numbers, workgroups: [T, B, 1] }];
 }
 
 export const ATTENDING = 128; // threads of a workgroup
