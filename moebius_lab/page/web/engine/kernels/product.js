@@ -34,13 +34,14 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @property {string} memory of the workgroup
  * @property {string} begin where a thread stands, and its sums
  * @property {(round: number) => string} keepA vectors along K of four rows, `faROUND_0` to `_3`, from 4 `saROUND` on, at vector `kaROUND`; or of eight rows
- * @property {(round: number) => string} keepB `fbROUND`, at row `kbROUND` and vector `sbROUND`
+ * @property {(round: number) => string} keepB `fbROUND`, at row `kbROUND` and vector `sbROUND`; where B is blocked as `keepA`, of columns
  * @property {string} multiply a slab
  * @property {string} store
  */
 /**
  * @typedef {object} End of a product
- * @property {boolean} turned B is stored by columns
+ * @property {boolean} turned B is stored by columns, and a thread fetches a number of each of an element's
+ * @property {boolean} blocked B is stored by columns, and a thread fetches four numbers along K of each of four
  * @property {string} row where row `m` begins, as an expression
  * @property {string} before it, of the row
  * @property {(n: string) => string} column what is added to a vector at `n` of each row, as an expression
@@ -456,10 +457,13 @@ function program(tile, product) {
   const T = threadsOf(tile);
   const operand = OPERAND[window ? 'window' : 'matrix'];
   const width = columns === 8 ? 'eight' : 'four';
+  const even = !narrow.B?.scale || narrow.B.group % 4 === 0;
+  const blocked = turned && !window && !half && !tile.core && even;
+  const byOne = turned && !blocked;
   const [readA, readB] = half
     ? [bits('A', 'four'), bits('B', turned ? 'one' : width)]
-    : [reading('A', 'four', narrow.A), reading('B', turned ? 'one' : 'four', narrow.B)];
-  const core = (tile.core ?? inRegisters)(tile, endOf(parts, turned));
+    : [reading('A', 'four', narrow.A), reading('B', byOne ? 'one' : 'four', narrow.B)];
+  const core = (tile.core ?? inRegisters)(tile, endOf(parts, byOne, blocked));
 
   // what a thread fetches of each slab: a vector of each row of an element of A a round, or an element of B
   const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
@@ -468,24 +472,25 @@ function program(tile, product) {
     );
   const blocks = (MQ * K) / 4;
   const ofA = (/** @type {(r: number) => string} */ make) => rounds(blocks, make);
-  const ofB = (/** @type {(r: number) => string} */ make) => rounds(K * NQ, make);
+  const elements = blocked ? (NQ * K) / 4 : K * NQ;
+  const ofB = (/** @type {(r: number) => string} */ make) => rounds(elements, make);
   const [down, along, side] = turned ? ['sb', 'kb', K] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
+  const placed = (/** @type {'a'|'b'} */ x, /** @type {number} */ r, /** @type {number} */ count) =>
+    `let i${x}${r} = tid + ${r * T}u; let k${x}${r} = i${x}${r} % ${near}u + ${near}u * (i${x}${r} / ${near * count}u); let s${x}${r} = (i${x}${r} / ${near}u) % ${count}u;`;
   const places = `${repeat(
     Math.ceil(blocks / T),
-    (
-      r,
-    ) => `let ia${r} = tid + ${r * T}u; let ka${r} = ia${r} % ${near}u + ${near}u * (ia${r} / ${near * MQ}u); let sa${r} = (ia${r} / ${near}u) % ${MQ}u;
+    (r) => `${placed('a', r, MQ)}
   ${repeat(
     rows,
     (x) => `let m${r}_${x} = min(m0 + ${rows}u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
   var fa${r}_${x} = ${vector}(0);`,
   )}`,
   )}
-  ${repeat(
-    Math.ceil((K * NQ) / T),
-    (
-      r,
-    ) => `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = ${element}(0);
+  ${repeat(Math.ceil(elements / T), (r) =>
+    blocked
+      ? `${placed('b', r, NQ)} let column${r} = b0 + 4u * u.K4 * min(n0 + sb${r}, u.N4 - 1u);
+  ${repeat(4, (x) => `var fb${r}_${x} = vec4f(0);`)}`
+      : `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = ${element}(0);
   let q${r} = min(n0 + ${columns === 8 ? '2u * ' : ''}sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
   )}`;
   const rowOfB = gathered ? 'I[u.words * ((z % u.inner) * u.K4 * 4u + kk)]' : 'kk';
@@ -506,6 +511,10 @@ function program(tile, product) {
       return whole ? `let kq = ${at}; ${found}` : `let k = ${at}; let kq = min(k, u.K4 - 1u); ${found}`;
     })}
     ${ofB((r) => {
+      if (blocked) {
+        const at = `first / 4u + ${slab} * ${K / 4}u + kb${r}`;
+        return `let kq = column${r} + ${whole ? at : `min(${at}, u.K4 - 1u)`}; ${repeat(4, (x) => `fb${r}_${x} = fourOfB(kq + ${x}u * u.K4);`)}`;
+      }
       const at = `first + ${slab} * ${K}u + kb`;
       return `let kb = kb${r}; let kk = ${whole ? at : `min(${at}, u.K4 * 4u - 1u)`}; ${ofColumns(r)}`;
     })}
@@ -545,12 +554,19 @@ fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u
 }`;
 }
 
-/** @param {number} parts @param {boolean} turned @returns {End} */
-function endOf(parts, turned) {
+/** @param {number} parts @param {boolean} turned @param {boolean} blocked @returns {End} */
+function endOf(parts, turned, blocked) {
   if (parts > 1)
-    return { turned, row: '(w.z * u.M + m) * u.N4', before: '', column: () => 'vec4f(0)', put: (sum) => `P[o + n] = ${sum};` };
+    return {
+      turned,
+      blocked,
+      row: '(w.z * u.M + m) * u.N4',
+      before: '',
+      column: () => 'vec4f(0)',
+      put: (sum) => `P[o + n] = ${sum};`,
+    };
   return {
-    ...{ turned, row: 'rowC(z, m)', before: 'let bm = biasRow(m);', column: (n) => `biasColumn(${n})` },
+    ...{ turned, blocked, row: 'rowC(z, m)', before: 'let bm = biasRow(m);', column: (n) => `biasColumn(${n})` },
     put: (sum, column) => `finish(${sum} + bm + ${column}, o + n);`,
   };
 }
@@ -566,14 +582,14 @@ function endOf(parts, turned) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters(tile, { turned, row, before, column, put }) {
+function inRegisters(tile, { turned, blocked, row, before, column, put }) {
   const { M, N, K, m, n, half } = tile;
   const { along, rows: high, columns: wide, near, ...element } = elementsOf(tile);
   const [MQ, NQ] = [M / high, N / wide];
   const [NX, NY] = [N / n, M / m]; // threads across and down
   const groups = K / along;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
-  const shift = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
+  const shift = blocked ? (NQ % 8 ? 0 : 4) : !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
   const apart = MQ % 8 ? 0 : 8 / near; // times a vector's number among those that neighbours fetch
   const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
   const columns = Array.from({ length: n / 4 }, (_, j) =>
@@ -625,7 +641,12 @@ function inRegisters(tile, { turned, row, before, column, put }) {
       });
       return half ? lines([pairs, stores]) : stores;
     },
-    keepB: (r) => `Bs[kb${r} / ${along}u][kb${r} % ${along}u][sb${r} ^ (kb${r} & ${shift}u)] = ${element.B}(fb${r});`,
+    keepB: (r) => {
+      const kept = (/** @type {string} */ k, /** @type {string} */ value) =>
+        `Bs[${k} / ${along}u][${k} % ${along}u][sb${r} ^ (${k} & ${shift}u)] = ${element.B}(${value});`;
+      const across = (/** @type {number} */ x) => [0, 1, 2, 3].map((y) => `fb${r}_${y}[${x}]`).join(', ');
+      return blocked ? repeat(4, (x) => kept(`(4u * kb${r} + ${x}u)`, across(x))) : kept(`kb${r}`, `fb${r}`);
+    },
     multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
     ${groups > 1 ? `for (var g = 0u; g < ${groups}u; g++) { ${group} }` : `{ let g = 0u; ${group} }`}
     ${half ? lines(own.map(({ i, j }) => `c${i}_${j} += vec4f(h${i}_${j});`)) : ''}`,
