@@ -54,6 +54,30 @@ var<workgroup> s: array<f32, ${size}>;
 }
 
 /**
+ * WGSL: four columns of a matrix, of which each thread keeps four rows a round, in `v0`, `v1`, ...; these become exp(x - most of the column),
+ * and `share` one over their sums.
+ *
+ * @param {number} rounds
+ * @param {number} size threads of the workgroup, whose memory `s` has a vector for each
+ * @param {string} fours of rows
+ * @param {(row: string) => string} at the vector of a row
+ */
+function exponentials(rounds, size, fours, at) {
+  const all = (/** @type {(v: string) => string} */ make) => repeat(4 * rounds, (i) => make(`v${i}`));
+  return `${all((v) => `var ${v} = vec4f(-3.4e38);`)}
+  ${repeat(rounds, (i) => `let f${i} = t + ${i * size}u; if (f${i} < ${fours}) { ${repeat(4, (r) => `v${4 * i + r} = ${at(`4u * f${i} + ${r}u`)};`)} }`)}
+  var most = vec4f(-3.4e38); ${all((v) => `most = max(most, ${v});`)}
+  s[t] = most;
+  ${sumOver(size, (one, other) => `max(${one}, ${other})`)}
+  most = s[0]; var total = vec4f(0);
+  ${all((v) => `${v} = exp(${v} - most); total += ${v};`)}
+  workgroupBarrier();
+  s[t] = total;
+  ${sumOver(size)}
+  let share = 1.0 / s[0];`;
+}
+
+/**
  * The softmax of each column of a matrix (T, C), for each of B: of T tokens by channel. What it gives is stored by channel, `per` tokens
  * next to each other: (B, T / per, C, per). A workgroup takes four columns, which stay in registers; a thread takes four rows at a time.
  *
@@ -65,23 +89,13 @@ export function launchSoftmaxDown({ x, y, half, B, T, C, per }) {
   const size = fours >= 256 ? 256 : 64;
   const each = Math.ceil(fours / size);
   const [input, kept] = [reading('X', 'four', half ? HALVES : null), storing(half)];
-  const all = (/** @type {(v: string) => string} */ make) => repeat(4 * each, (i) => make(`v${i}`));
   const code = `${storage({ ...input.types, '!Y': kept.type })}
 ${input.code}
 ${kept.code}
 var<workgroup> s: array<vec4f, ${size}>;
 @compute @workgroup_size(${size}) fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) t: u32) {
-  let base = w.y * ${T}u; ${all((v) => `var ${v} = vec4f(-3.4e38);`)}
-  ${repeat(each, (i) => `let f${i} = t + ${i * size}u; if (f${i} < ${fours}u) { ${repeat(4, (r) => `v${4 * i + r} = fourOfX((base + 4u * f${i} + ${r}u) * ${C / 4}u + w.x);`)} }`)}
-  var most = vec4f(-3.4e38); ${all((v) => `most = max(most, ${v});`)}
-  s[t] = most;
-  ${sumOver(size, (one, other) => `max(${one}, ${other})`)}
-  most = s[0]; var total = vec4f(0);
-  ${all((v) => `${v} = exp(${v} - most); total += ${v};`)}
-  workgroupBarrier();
-  s[t] = total;
-  ${sumOver(size)}
-  let share = 1.0 / s[0];
+  let base = w.y * ${T}u;
+  ${exponentials(each, size, `${fours}u`, (row) => `fourOfX((base + ${row}) * ${C / 4}u + w.x)`)}
   ${repeat(
     each,
     (i) => `if (f${i} < ${fours}u) { let part = (4u * f${i}) / ${per}u; let at = f${i} % ${per / 4}u;
@@ -104,7 +118,6 @@ export function launchContentLambda({ keys, values, between, y, half, B, T, C, N
   const [input, other, kept] = [reading('K', 'four', stored), reading('V', 'four', stored), storing(half)];
   const rounds = Math.ceil(T / (4 * SUMMING));
   const [N4, groups] = [N / 4, Math.floor((4 * SUMMING) / N)];
-  const all = (/** @type {(v: string) => string} */ make) => repeat(4 * rounds, (i) => make(`v${i}`));
   const types = { ...input.types, ...other.types, M: kept.type, '!Y': kept.type };
   const { declared, numbers } = numbered(types, { tokens: T, between: size / 4, copying: (C / 4) * SUMMING });
   const multiplied = (/** @type {number} */ round) => `workgroupBarrier();
@@ -126,17 +139,7 @@ var<workgroup> s: array<vec4f, ${4 * SUMMING}>;
   let all = u.tokens * ${N4}u; let to = w.y * (all + u.between + ${C * N4}u);
   for (var i = w.x * ${SUMMING}u + t; i < all; i += u.copying) { Y[to + i] = V[w.y * all + i]; }
   for (var i = w.x * ${SUMMING}u + t; i < u.between; i += u.copying) { Y[to + all + i] = M[w.y * u.between + i]; }
-  ${all((v) => `var ${v} = vec4f(-3.4e38);`)}
-  ${repeat(rounds, (i) => `let f${i} = t + ${i * SUMMING}u; if (f${i} < fours) { ${repeat(4, (r) => `v${4 * i + r} = fourOfK((base + 4u * f${i} + ${r}u) * ${C / 4}u + w.x);`)} }`)}
-  var most = vec4f(-3.4e38); ${all((v) => `most = max(most, ${v});`)}
-  s[t] = most;
-  ${sumOver(SUMMING, (one, other) => `max(${one}, ${other})`)}
-  most = s[0]; var total = vec4f(0);
-  ${all((v) => `${v} = exp(${v} - most); total += ${v};`)}
-  workgroupBarrier();
-  s[t] = total;
-  ${sumOver(SUMMING)}
-  let share = 1.0 / s[0];
+  ${exponentials(rounds, SUMMING, 'fours', (row) => `fourOfK((base + ${row}) * ${C / 4}u + w.x)`)}
   ${repeat(4, (c) => `var sum${c} = vec4f(0);`)}
   ${repeat(rounds, multiplied)}
   workgroupBarrier();
