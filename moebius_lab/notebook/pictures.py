@@ -148,6 +148,7 @@ def page(bench: Workbench) -> Image.Image:
             tab = _tab(chromium, 1280, 800)
             tab.goto(server.url)
             tab.click("#samples button >> nth=0")
+            tab.wait_for_selector("text=/ is open: /")  # before, there is no hole to fill
             tab.click("#run")
             tab.click("#prompt-yes")
             tab.wait_for_selector("#keep:enabled")
