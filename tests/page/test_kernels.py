@@ -139,8 +139,7 @@ def test_a_product_whose_columns_are_split_over_three_tensors(kernels, tile, hal
     N, names = sum(sizes), ("q", "k", "v")
     A, B, bias = (array.half() if half else array.float() for array in (numbers(M, K), numbers(K, N), numbers(N)))
     split = {"parts": [f"@{name}" for name in names], "sizes": sizes}
-    halves = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}} if half else {}
-    operation = product(M, N, K, biased="column", bias="@bias", C="@q", split=split, **halves)
+    operation = product(M, N, K, biased="column", bias="@bias", C="@q", split=split, **(HALVES if half else {}))
     outputs = {name: (M, size) for name, size in zip(names, sizes, strict=True)}
     arrays, kind = {"A": A, "B": B, "bias": bias}, np.float16 if half else np.float32
     got = kernels.run("product.js", "launchProduct", [operation, tiles()[tile]], arrays, outputs, kind)
@@ -179,6 +178,7 @@ def test_a_product_of_gathered_rows(kernels, words):
 
 GROUP = 8  # numbers of one scale, so that a row of the tests' weights has several
 NARROW = {"16 bits": {"scale": None, "group": 1}, "8 bits": {"scale": "@scale", "group": GROUP}}
+HALVES = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}}
 
 
 def narrowed(array: Tensor, form: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -215,8 +215,7 @@ def test_a_product_in_16_bits_whose_sums_have_32(kernels, tile, biased):
     M, N, K, Z = 45, 52, 300, 3
     A, B, one, two = (numbers(*shape).half() for shape in ((Z, M, K), (Z, K, N), (Z, M, N), (Z, N, M)))
     bias, two = numbers(M if biased == "row" else N).half(), two.reshape(Z, M, N)
-    halves = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}}
-    operation = product(M, N, K, outer=Z, biased=biased, bias="@bias", silu=True, sums=["@one", "@two"], **halves)
+    operation = product(M, N, K, outer=Z, biased=biased, bias="@bias", silu=True, sums=["@one", "@two"], **HALVES)
     arrays = {"A": A, "B": B, "bias": bias, "one": one, "two": two}
     args = [operation, tiles()[tile]]
     got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (Z, M, N)}, np.float16)["C"]
@@ -324,15 +323,13 @@ def test_a_convolution_on_matrix_units_of_a_picture_whose_channels_come_last(ker
 def test_a_product_on_matrix_units_in_16_bits_is_rounded_once(kernels):
     M, N, K = 45, 52, 100
     A, B = numbers(M, K).half(), numbers(K, N).half()
-    operation = product(M, N, K, half=True, narrow={"A": NARROW["16 bits"], "B": NARROW["16 bits"]})
+    operation = product(M, N, K, **HALVES)
     args = [operation, unit_tiles(False)["plain"]]
     got = kernels.run("product.js", "launchProduct", args, {"A": A, "B": B}, {"C": (M, N)}, np.float16)["C"]
     assert_rounded_once(got, A.double() @ B.double())
 
 
 # -- products in 16-bit arithmetic --------------------------------------------------------------------------------------
-
-HALVES = {"half": True, "narrow": {"A": NARROW["16 bits"], "B": NARROW["16 bits"]}}
 
 
 def half_tiles() -> dict[str, dict]:
@@ -351,11 +348,13 @@ def half_tiles() -> dict[str, dict]:
     return {name: tile | {"half": True} for name, tile in tiles.items()}
 
 
-def assert_near_in_halves(got: Tensor, expected: Tensor) -> None:
-    """As far as sums of a slab in 16 bits go."""
+def assert_near_in_halves(got: Tensor, expected: Tensor, tile: dict) -> None:
+    """As far as sums of a tile's slab in 16 bits go."""
     far = float((got - expected).abs().max() / expected.abs().max())
     assert got.shape == expected.shape and far < 2.0**-9
-    assert float((got - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()) < 1.5e-3
+    assert float((got - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()) < (
+        1e-3 if tile["K"] <= 32 else 1.5e-3
+    )
 
 
 @pytest.mark.parametrize("tile", half_tiles())
@@ -367,7 +366,7 @@ def test_a_product_summed_in_16_bits_along_a_slab(kernels, tile, turned):
     arrays = {"A": A, "B": B.transpose(1, 2) if turned else B, "bias": bias, "one": one}
     args = [operation, half_tiles()[tile]]
     got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (Z, M, N)}, np.float16)["C"]
-    assert_near_in_halves(got, A.double() @ B.double() + bias.double() + one.double())
+    assert_near_in_halves(got, A.double() @ B.double() + bias.double() + one.double(), half_tiles()[tile])
 
 
 @pytest.mark.parametrize("tile", ("plain", "in parts", "four columns", "on a card"))
@@ -378,7 +377,7 @@ def test_rows_are_gathered_for_a_product_summed_in_16_bits(kernels, tile):
     operation = product(M, N, K, gathered={"indices": "@indices", "words": 1}, **HALVES)
     arrays = {"A": A, "B": B, "indices": indices}
     got = kernels.run("product.js", "launchProduct", [operation, half_tiles()[tile]], arrays, {"C": (M, N)}, np.float16)["C"]
-    assert_near_in_halves(got, A.double() @ B.double()[indices])
+    assert_near_in_halves(got, A.double() @ B.double()[indices], half_tiles()[tile])
 
 
 @pytest.mark.parametrize("tile", ("plain", "in parts", "four columns", "on a card"))
@@ -393,7 +392,7 @@ def test_a_convolution_summed_in_16_bits_along_a_slab(kernels, tile, turned):
     args = [operation, half_tiles()[tile]]
     got = kernels.run("product.js", "launchProduct", args, arrays, {"C": (height, width, N)}, np.float16)["C"]
     expected = F.conv2d(picture.double(), kernel.double(), bias.double(), padding=1).permute(1, 2, 0)
-    assert_near_in_halves(got, expected)
+    assert_near_in_halves(got, expected, half_tiles()[tile])
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ export const RUNTIME = '1.30.0';
 /** @typedef {{kind: 'add', x: Value, other: Value, y: Value}} Add of tensors of one shape */
 /** @typedef {{kind: 'multiply', x: Value, other: Value, y: Value}} Multiply likewise */
 /** @typedef {{kind: 'add row', x: Value, row: Value, width: number, y: Value}} AddRow `row` has one number for each of the last dimension */
-/** @typedef {{kind: 'outer add', x: Value, other: Value, y: Value, B: number, T: number, size: number}} OuterAdd y[b, t] = x[t] + other[b], each
+/** @typedef {{kind: 'outer add', x: Value, narrow: Narrow|null, other: Value, y: Value, B: number, T: number, size: number}} OuterAdd y[b, t] = x[t] + other[b], each
  *   of `size` numbers */
 /** @typedef {{kind: 'subtract row', x: Value, row: Value, width: number, y: Value}} SubtractRow likewise */
 /** @typedef {{kind: 'average', x: Value, y: Value, channels: number, pixels: number}} Average of windows that tile a picture whose channels
@@ -218,13 +218,24 @@ function shape(numbers) {
 }
 
 /**
+ * What is bound of numbers as they are stored: themselves, and their scales if they have some.
+ *
+ * @param {Value} stored
+ * @param {Narrow|null} narrow
+ * @returns {Value[]}
+ */
+export function boundOf(stored, narrow) {
+  return narrow?.scale ? [stored, narrow.scale] : [stored];
+}
+
+/**
  * What is bound of weights, in this order: the numbers, their scales if they have some, and what is added to what comes of them.
  *
  * @param {{W: Value, narrow: Narrow|null, bias: Value}} operation
  * @returns {Value[]}
  */
 export function weightsOf({ W, narrow, bias }) {
-  return narrow?.scale ? [W, narrow.scale, bias] : [W, bias];
+  return [...boundOf(W, narrow), bias];
 }
 
 /** @param {number[]} sides */
@@ -402,11 +413,13 @@ function silu({ program, numbers, values: [x, y] }) {
 
 /** @param {Read} read @returns {Operation|null} */
 function add({ program, numbers, values: [x, other, y] }) {
-  if (isHalf(program, ['input_a', 'input_b', 'output']) === null) return null;
+  const half = isHalf(program, ['input_a', 'input_b', 'output']);
+  if (half === null) return null;
   if (!numbers.bcast_indices_shape) return x.size === y.size && other.size === y.size ? { kind: 'add', x, other, y } : null;
   const [all, a, b] = [numbers.bcast_indices_shape, numbers.a_indices_shape, numbers.b_indices_shape].map(shape);
   const [B, T, ...row] = all;
-  if (same(a, [T, ...row]) && same(b, [B, 1, ...row])) return { kind: 'outer add', x, other, y, B, T, size: volume(row) };
+  if (same(a, [T, ...row]) && same(b, [B, 1, ...row]))
+    return { kind: 'outer add', x, narrow: half ? HALVES : null, other, y, B, T, size: volume(row) };
   const width = all.at(-1) ?? 0;
   if (b.length !== 1 || b[0] !== width || !same(a, all)) return null;
   return { kind: 'add row', x, row: other, width, y };

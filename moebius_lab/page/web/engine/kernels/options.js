@@ -2,8 +2,16 @@
 
 import { launchDepthwise, launchLayerNormToPicture, launchMiddle, launchNormLast, launchTokens } from './pictures.js';
 import { launchProduct, nameOf, tilesFor } from './product.js';
-import { ATTENDING, launchConcat, launchConditionAttention, launchContentLambda, launchLayerNorm } from './rows.js';
-import { SUMMING, launchSoftmaxDown, launchVector } from './rows.js';
+import {
+  ATTENDING,
+  SUMMING,
+  launchConcat,
+  launchConditionAttention,
+  launchContentLambda,
+  launchLayerNorm,
+  launchSoftmaxDown,
+  launchVector,
+} from './rows.js';
 
 /** @typedef {import('./graph.js').Node} Node */
 /** @typedef {import('./launch.js').Launch} Launch */

@@ -3,7 +3,7 @@
 // A pass looks for a pattern and merges its nodes. Nothing is merged whose values others need, unless the kernel writes them too.
 
 import { Widened } from '../capture.js';
-import { HALVES, same, volume, weightsOf } from './operations.js';
+import { HALVES, boundOf, same, volume, weightsOf } from './operations.js';
 
 /** @typedef {import('./graph.js').Graph} Graph */
 /** @typedef {import('./graph.js').Node} Node */
@@ -334,6 +334,9 @@ function readNarrow(graph, node, value, stored, narrow, transposition, before) {
     const narrowed = { ...matrix, W: stored, narrow };
     graph.merge(nodes, narrowed, [matrix.x, ...weightsOf(narrowed)], [matrix.y]);
   }
+  const adds = as(node, 'outer add');
+  if (adds?.x === value && !transposition)
+    graph.merge(nodes, { ...adds, x: stored, narrow }, [...boundOf(stored, narrow), adds.other], [adds.y]);
   const product = as(node, 'product');
   if (!product || product.narrow.A || product.narrow.B || product.A === product.B) return;
   if (product.A === value && !transposition)
@@ -443,27 +446,11 @@ function conditionAttention(graph) {
     const { A: q, a } = spread;
     const { sums, C: y } = second;
     const { words, indices } = k;
-    const { nodes, stored: E, narrow } = storedAs(graph, keys.x, half);
+    const { x: E, narrow } = keys;
     const of = { q, a, E, narrow, k: k.data, v: v.data, indices, words, sums, y, half, B, T, H, D, J };
-    const reads = [q, E, ...(narrow?.scale ? [narrow.scale] : []), of.k, of.v, indices, ...sums];
-    graph.merge([...nodes, names, values, adds, before, node], { kind: 'condition attention', ...of }, reads, [y]);
+    const reads = [q, ...boundOf(E, narrow), of.k, of.v, indices, ...sums];
+    graph.merge([names, values, adds, before, node], { kind: 'condition attention', ...of }, reads, [y]);
   }
-}
-
-/**
- * How a weight is stored that one node reads, and the node that widens it in each run, if one does.
- *
- * @param {Graph} graph
- * @param {Value} value
- * @param {boolean} half whether what is read has 16 bits itself
- * @returns {{nodes: Node[], stored: Value, narrow: Narrow|null}}
- */
-function storedAs(graph, value, half) {
-  const before = graph.onlyReader(value) && graph.writer(value);
-  const widen = as(before, 'widen');
-  if (before && widen && !half) return { nodes: [before], stored: widen.x, narrow: widen.narrow };
-  if (value instanceof Widened && !value.axes) return { nodes: [], stored: value.stored, narrow: HALVES };
-  return { nodes: [], stored: value, narrow: half ? HALVES : null };
 }
 
 /**
@@ -782,8 +769,8 @@ function contentLambdas(graph) {
     const { x: keys, half, B, T, C, per } = softmax;
     const { M, N, K } = product;
     const parts = T / per;
-    const steps = sum ? [made, sum.x, product.A] : [made, product.A];
-    const alone = steps.every((value, i) => graph.onlyReader(value) === [node, ...(sum ? [after] : []), before][i]);
+    const nodes = [first, before, ...(sum ? [after] : []), node];
+    const alone = [product.A, ...(sum ? [sum.x] : []), made].every((value, i) => graph.onlyReader(value) === nodes[i + 1]);
     const whole = sum ? sum.outer === B && sum.parts === parts && sum.size === C * N && sum.half === half : parts === 1;
     const fits = isBare(product) && !product.sums.length && M === C && K === per && product.outer * product.inner === B * parts;
     const [size, second, third] = concat.sizes;
@@ -802,6 +789,6 @@ function contentLambdas(graph) {
       N,
       size: second,
     };
-    graph.merge([first, before, ...(sum ? [after] : []), node], operation, [keys, values, between], [concat.y]);
+    graph.merge(nodes, operation, [keys, values, between], [concat.y]);
   }
 }

@@ -9,7 +9,7 @@
 // are multiplied as such, it does so with eight rows: a read of 16 bytes then has eight of them.
 
 import { Placeholder } from '../capture.js';
-import { HALVES } from './operations.js';
+import { HALVES, boundOf } from './operations.js';
 import { lines, reading, repeat, storage, storing, uniforms } from './launch.js';
 
 /** @typedef {import('./operations.js').Product} Product */
@@ -291,8 +291,7 @@ export function launchProduct(product, tile) {
   /** @type {[number, number, number]} */
   const workgroups = [Math.ceil(N / tile.N), Math.ceil(M / tile.M), outer * inner * parts];
   const code = written(tile, product);
-  const [scaleA, scaleB] = [narrow.A?.scale, narrow.B?.scale];
-  const operands = [A, ...(scaleA ? [scaleA] : []), B, ...(scaleB ? [scaleB] : []), ...(gathered ? [gathered.indices] : [])];
+  const operands = [...boundOf(A, narrow.A), ...boundOf(B, narrow.B), ...(gathered ? [gathered.indices] : [])];
   const made = split ? split.parts : [sums[0] ?? A, sums[1] ?? A, C]; // what is not there is not read
   const rest = [bias ?? A, ...made];
   if (parts === 1) return [{ code, values: [...operands, ...rest], numbers, workgroups }];

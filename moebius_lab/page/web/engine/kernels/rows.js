@@ -1,6 +1,6 @@
 // Kernels on rows of numbers: layer norm, softmax, a matrix times a vector, tensors side by side. All are limited by memory.
 
-import { HALVES, weightsOf } from './operations.js';
+import { HALVES, boundOf, weightsOf } from './operations.js';
 import { grid, lines, numbered, reading, repeat, storage, storing, sumOver } from './launch.js';
 
 /** @typedef {import('./operations.js').LayerNorm} LayerNorm */
@@ -226,7 +226,7 @@ var<workgroup> s: array<vec4f, ${scores * parts}>;
     Y[o] = ${kept.of('sum')};
   }
 }`;
-  const values = [q, E, ...(narrow?.scale ? [narrow.scale] : []), k, v, ...sums, indices, y];
+  const values = [q, ...boundOf(E, narrow), k, v, ...sums, indices, y];
   return [{ code, values, numbers, workgroups: [T, B, 1] }];
 }
 
