@@ -427,8 +427,9 @@ def test_the_page_is_small_and_what_is_not_needed_at_once_comes_later():
     # that one program does for all sizes, 3,400 for content lambdas, elements of eight numbers of 16 bits and attention's weights as stored
     units = {f"{KERNELS}units.js"}  # of these the experiment, which only who asks for it loads
     assert bundle.page_bytes(kernels - units) < 66_000 and bundle.page_bytes(units) < 4_000
-    # in place of ONNX Runtime, likewise; 1,200 of it so that weights have a place before they are read, and are widened on the device
-    assert bundle.page_bytes(recorded) < 9_500
+    # in place of ONNX Runtime, likewise; 1,200 of it so that weights have a place before they are read, and are widened on the device, 3,000
+    # so that what is made of weights alone is computed once
+    assert bundle.page_bytes(recorded) < 12_500
 
 
 def test_kernels_are_written_for_the_pinned_runtime():

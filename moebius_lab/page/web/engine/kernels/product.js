@@ -6,7 +6,7 @@
 //
 // A thread fetches a vector of each of four rows of A and stores four down the rows, so that all is read as vectors. (A single number
 // of a vector must not be stored by an index: in Direct3D's shaders threads that write to one vector would race.) Where numbers of 16 bits
-// are multiplied as such, it does so with eight rows: a read of 16 bytes then has eight of them.
+// are multiplied as such, two neighbours along K of one row or column lie in a word, and are multiplied and summed side by side.
 
 import { Placeholder } from '../capture.js';
 import { HALVES, boundOf } from './operations.js';
@@ -20,10 +20,10 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @property {number} M rows of a workgroup's block, a multiple of 32
  * @property {number} N its columns
  * @property {number} K depth of a slab
- * @property {number} m rows of a thread's part, a multiple of 4; of 8 in 16 bits
+ * @property {number} m rows of a thread's part, a multiple of 4
  * @property {number} n its columns, a multiple of 4
  * @property {number} [parts] that K is cut into, each for a workgroup of its own, where a product has few blocks
- * @property {boolean} [half] numbers that are stored in 16 bits are multiplied and summed in 16 along a slab, and slabs' sums added in 32
+ * @property {boolean} [half] numbers that are stored in 16 bits are multiplied and summed in 16 for a while, and these sums added in 32
  * @property {import('./units.js').Units} [units] what multiplies, where not the threads themselves: m and n are then a subgroup's
  * @property {number} [off] how far from the runtime's it may be: see `Option`
  * @property {(tile: Tile, end: End) => Core} [core] what a workgroup does with its slabs; its own by default: see `inRegisters`
@@ -33,7 +33,7 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @property {string} enabled what stands before all
  * @property {string} memory of the workgroup
  * @property {string} begin where a thread stands, and its sums
- * @property {(round: number) => string} keepA vectors along K of four rows, `faROUND_0` to `_3`, from 4 `saROUND` on, at vector `kaROUND`; or of eight rows
+ * @property {(round: number) => string} keepA vectors along K of four rows, `faROUND_0` to `_3`, from 4 `saROUND` on, at vector `kaROUND`
  * @property {(round: number) => string} keepB `fbROUND`, at row `kbROUND` and vector `sbROUND`; where B is blocked as `keepA`, of columns
  * @property {string} multiply a slab
  * @property {string} store
@@ -42,6 +42,7 @@ import { lines, reading, repeat, storage, storing, uniforms } from './launch.js'
  * @typedef {object} End of a product
  * @property {boolean} turned B is stored by columns, and a thread fetches a number of each of an element's
  * @property {boolean} blocked B is stored by columns, and a thread fetches four numbers along K of each of four
+ * @property {{A: number, B: number}} near see `nearOf`
  * @property {string} row where row `m` begins, as an expression
  * @property {string} before it, of the row
  * @property {(n: string) => string} column what is added to a vector at `n` of each row, as an expression
@@ -72,10 +73,9 @@ const RATES = new Map([
 ]);
 /** Likewise for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
 const HALF_RATES = new Map([
-  [{ M: 64, N: 64, K: 32, m: 8, n: 8, half: true }, 44],
-  [{ M: 64, N: 128, K: 32, m: 8, n: 8, half: true }, 43],
-  [{ M: 128, N: 64, K: 32, m: 8, n: 8, half: true }, 42],
-  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 38],
+  [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 44],
+  [{ M: 32, N: 64, K: 32, m: 8, n: 4, half: true }, 42],
+  [{ M: 128, N: 128, K: 32, m: 8, n: 8, half: true }, 48],
 ]);
 
 /** What a device is taken for: sums that a thread has registers for, and cores. @typedef {{sums: number, cores: number}} Traits */
@@ -99,17 +99,25 @@ export function threadsOf({ M, N, m, n, units }) {
 }
 
 /**
- * What an element of a slab holds, which a thread reads at once: so many rows of A or columns of B, and of what type they are. Numbers of
- * 16 bits lie there in pairs. `near` threads, neighbours, fetch vectors of the same row of A, which lie next to each other
- * in it. `along` elements along K are a group: see `inRegisters`.
+ * An element of a slab, which a thread reads at once, is a vector for four rows of A or four columns of B: of numbers, or in 16 bits of `deep`
+ * that are neighbours along K. `along` elements along K are a group: see `inRegisters`.
  *
  * @param {Tile} tile
  */
 function elementsOf({ K, m, n, half }) {
-  const along = Math.min(K, m * n > FEW_SUMS ? WRITTEN : MOST);
-  const columns = half && n % 8 === 0 ? 8 : 4;
-  if (!half) return { along, rows: 4, columns, near: 2, A: 'vec4f', B: 'vec4f' };
-  return { along, rows: 8, columns, near: along / 4, A: 'vec4u', B: `vec${columns / 2}u` };
+  const deep = half ? 2 : 1;
+  return { deep, along: Math.min(K / deep, m * n > FEW_SUMS ? WRITTEN : MOST), type: half ? 'vec4u' : 'vec4f' };
+}
+
+/**
+ * How many neighbours fetch vectors of the same row of A, or column of B, which lie next to each other in it.
+ *
+ * @param {Tile} tile
+ * @param {import('./operations.js').Narrow|null} narrow how it is stored
+ */
+function nearOf({ K }, narrow) {
+  const bytes = narrow ? (narrow.scale ? 4 : 8) : 16;
+  return Math.min(K / 4, FETCHED / bytes);
 }
 
 /** @param {Tile} tile @returns {number} bytes of workgroup memory */
@@ -273,6 +281,8 @@ const TRIED = 3;
 const FEW_SUMS = 64; // of a thread: so few that a whole slab's code stands one after another
 const MOST = 32; // numbers along K for which it stands so
 const WRITTEN = 8; // numbers along K for which it does where there are more
+const SUMMED_HALVES = 64; // numbers along K after which sums of 16 bits are added in 32: each has one of two
+const FETCHED = 32; // bytes of a row that neighbours fetch
 const TINY = 3e7; // operations
 const IDLE = 64; // blocks that leave a large card idle, which matters
 const LONG = 256; // where they take long
@@ -376,7 +386,8 @@ const OPERAND = {
     begin: '',
     slab: '',
     vector: (/** @type {string} */ x) => `fourOfA(row${x} + kq)`,
-    down: 'kk',
+    down: 'k0',
+    apart: '1u', // from a number of a column to the next
     next: () => '',
   },
   window: {
@@ -389,6 +400,7 @@ const OPERAND = {
     vector: (/** @type {string} */ x, /** @type {number} */ r) =>
       `pixel(u32(y${x} + down) < u.height && u32(x${x} + right) < u.width, row${x} + shift + i32(ka${r}))`,
     down: '(channel + kb) * u.taps + u32(down) * u.columns + u32(right)',
+    apart: 'u.taps',
     next: (/** @type {number} */ K) => `channel += ${K}u;
     if (channel >= 4u * u.channels4) { channel = 0u; right++; if (right == i32(u.columns)) { right = 0; down++; } }`,
   },
@@ -400,19 +412,15 @@ function pixel(vector) {
 }
 
 /**
- * Functions as those of `reading`, also `eightOfNAME(at)`, for numbers that are stored in 16 bits: they give the bits, in pairs.
+ * Functions as those of `reading`, for numbers that are stored in 16 bits: they give the bits, in pairs.
  *
  * @param {string} name of the binding
- * @param {'one'|'four'|'eight'} width of what is read
+ * @param {'one'|'four'} width of what is read
  */
 function bits(name, width) {
-  const [type, value] = {
-    one: ['u32', `(${name}[at / 2u] >> (16u * (at % 2u))) & 0xffffu`],
-    four: ['vec2u', `${name}[at]`],
-    eight: ['vec4u', `vec4u(${name}[at], ${name}[at + 1u])`],
-  }[width];
-  const types = { [name]: width === 'one' ? 'u32' : 'vec2u' };
-  return { types, code: `fn ${width}Of${name}(at: u32) -> ${type} { return ${value}; }` };
+  const one = width === 'one';
+  const [type, value] = one ? ['u32', `(${name}[at / 2u] >> (16u * (at % 2u))) & 0xffffu`] : ['vec2u', `${name}[at]`];
+  return { types: { [name]: type }, code: `fn ${width}Of${name}(at: u32) -> ${type} { return ${value}; }` };
 }
 
 /** @type {Map<string, string>} programs by what they depend on: hundreds of products have the same */
@@ -450,60 +458,65 @@ function program(tile, product) {
   const finish = finishing(product);
   const { M, N, K, parts = 1, half } = tile;
   const whole = product.K % K === 0;
-  const { rows, columns, near, B: element } = elementsOf(tile);
-  const vector = half ? 'vec2u' : 'vec4f'; // four numbers of A
-  const [MQ, NQ] = [M / rows, N / columns]; // elements along a block's sides
+  const { deep } = elementsOf(tile);
+  const vector = half ? 'vec2u' : 'vec4f'; // four numbers
+  const near = { A: nearOf(tile, narrow.A), B: nearOf(tile, narrow.B) };
+  const [MQ, NQ] = [M / 4, N / 4]; // elements along a block's sides
   const T = threadsOf(tile);
   const operand = OPERAND[window ? 'window' : 'matrix'];
-  const width = columns === 8 ? 'eight' : 'four';
   const even = !narrow.B?.scale || narrow.B.group % 4 === 0;
-  const blocked = turned && !window && !half && !tile.core && even;
+  const blocked = turned && !window && !tile.core && even;
   const byOne = turned && !blocked;
+  const width = byOne ? 'one' : 'four';
   const [readA, readB] = half
-    ? [bits('A', 'four'), bits('B', turned ? 'one' : width)]
-    : [reading('A', 'four', narrow.A), reading('B', byOne ? 'one' : 'four', narrow.B)];
-  const core = (tile.core ?? inRegisters)(tile, endOf(parts, byOne, blocked));
+    ? [bits('A', 'four'), bits('B', width)]
+    : [reading('A', 'four', narrow.A), reading('B', width, narrow.B)];
+  const core = (tile.core ?? inRegisters)(tile, endOf(parts, byOne, blocked, near));
 
-  // what a thread fetches of each slab: a vector of each row of an element of A a round, or an element of B
+  // what a thread fetches of each slab: a vector of each row of an element of A a round, or what makes an element of B
   const rounds = (/** @type {number} */ vectors, /** @type {(r: number) => string} */ make) =>
     repeat(Math.ceil(vectors / T), (r) =>
       (r + 1) * T <= vectors ? `{ ${make(r)} }` : `if (tid + ${r * T}u < ${vectors}u) { ${make(r)} }`,
     );
   const blocks = (MQ * K) / 4;
   const ofA = (/** @type {(r: number) => string} */ make) => rounds(blocks, make);
-  const elements = blocked ? (NQ * K) / 4 : K * NQ;
+  const elements = (NQ * K) / (blocked ? 4 : deep);
   const ofB = (/** @type {(r: number) => string} */ make) => rounds(elements, make);
-  const [down, along, side] = turned ? ['sb', 'kb', K] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
-  const placed = (/** @type {'a'|'b'} */ x, /** @type {number} */ r, /** @type {number} */ count) =>
-    `let i${x}${r} = tid + ${r * T}u; let k${x}${r} = i${x}${r} % ${near}u + ${near}u * (i${x}${r} / ${near * count}u); let s${x}${r} = (i${x}${r} / ${near}u) % ${count}u;`;
+  const [down, along, side] = turned ? ['sb', 'kb', K / deep] : ['kb', 'sb', NQ]; // neighbours fetch what lies next to each other
+  const placed = (/** @type {'a'|'b'} */ x, /** @type {number} */ r, /** @type {number} */ count) => {
+    const by = x === 'a' ? near.A : near.B;
+    return `let i${x}${r} = tid + ${r * T}u; let k${x}${r} = i${x}${r} % ${by}u + ${by}u * (i${x}${r} / ${by * count}u); let s${x}${r} = (i${x}${r} / ${by}u) % ${count}u;`;
+  };
+  const fb = (/** @type {number} */ r, /** @type {number} */ x) => (half ? `fb${r}_${x}` : `fb${r}`);
   const places = `${repeat(
     Math.ceil(blocks / T),
     (r) => `${placed('a', r, MQ)}
   ${repeat(
-    rows,
-    (x) => `let m${r}_${x} = min(m0 + ${rows}u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
+    4,
+    (x) => `let m${r}_${x} = min(m0 + 4u * sa${r} + ${x}u, u.M - 1u); ${operand.row(`m${r}_${x}`, `${r}_${x}`)}
   var fa${r}_${x} = ${vector}(0);`,
   )}`,
   )}
   ${repeat(Math.ceil(elements / T), (r) =>
     blocked
       ? `${placed('b', r, NQ)} let column${r} = b0 + 4u * u.K4 * min(n0 + sb${r}, u.N4 - 1u);
-  ${repeat(4, (x) => `var fb${r}_${x} = vec4f(0);`)}`
-      : `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u; var fb${r} = ${element}(0);
-  let q${r} = min(n0 + ${columns === 8 ? '2u * ' : ''}sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
+  ${repeat(4, (x) => `var fb${r}_${x} = ${vector}(0);`)}`
+      : `let ${down}${r} = (tid + ${r * T}u) / ${side}u; let ${along}${r} = (tid + ${r * T}u) % ${side}u;
+  ${repeat(deep, (x) => `var ${fb(r, x)} = ${byOne && half ? 'vec4u' : vector}(0);`)}
+  let q${r} = min(n0 + sb${r}, u.N4 - 1u); let column${r} = ${turned ? `4u * (b0 + 4u * u.K4 * q${r})` : `b0 + q${r}`};`,
   )}`;
   const rowOfB = gathered ? 'I[u.words * ((z % u.inner) * u.K4 * 4u + kk)]' : 'kk';
-  const one = (/** @type {number} */ x) => `oneOfB(at + ${4 * x}u * u.K4)`;
-  const pair = (/** @type {number} */ x) => `${one(2 * x)} | (${one(2 * x + 1)} << 16u)`;
-  const across = Array.from({ length: half ? columns / 2 : 4 }, (_, x) => (half ? pair : one)(x)).join(', ');
-  const ofColumns = (/** @type {number} */ r) =>
-    turned
-      ? `let at = column${r} + ${operand.down}; fb${r} = ${element}(${across});`
-      : `fb${r} = ${width}OfB(column${r} + ${rowOfB} * u.N4);`;
+  const four = [0, 1, 2, 3].map((x) => `oneOfB(at + ${4 * x}u * u.K4)`).join(', ');
+  const rowsOf = (/** @type {number} */ r) =>
+    repeat(deep, (x) =>
+      byOne
+        ? `{ let at = column${r} + ${operand.down}${x ? ` + ${operand.apart}` : ''}; ${fb(r, x)} = ${half ? 'vec4u' : 'vec4f'}(${four}); }`
+        : `{ let kk = k0${x ? ' + 1u' : ''}; ${fb(r, x)} = fourOfB(column${r} + ${rowOfB} * u.N4); }`,
+    );
   const fetch = (/** @type {string} */ slab) => `${operand.slab}
     ${ofA((r) => {
       const at = `first / 4u + ${slab} * ${K / 4}u + ka${r}`;
-      const found = repeat(rows, (x) => {
+      const found = repeat(4, (x) => {
         const value = operand.vector(`${r}_${x}`, r);
         return `fa${r}_${x} = ${whole ? value : `select(${vector}(0), ${value}, 4u * k < last)`};`;
       });
@@ -515,7 +528,7 @@ function program(tile, product) {
         return `let kq = column${r} + ${whole ? at : `min(${at}, u.K4 - 1u)`}; ${repeat(4, (x) => `fb${r}_${x} = fourOfB(kq + ${x}u * u.K4);`)}`;
       }
       const at = `first + ${slab} * ${K}u + kb`;
-      return `let kb = kb${r}; let kk = ${whole ? at : `min(${at}, u.K4 * 4u - 1u)`}; ${ofColumns(r)}`;
+      return `let kb = ${half ? '2u * ' : ''}kb${r}; let k0 = ${whole ? at : `min(${at}, u.K4 * 4u - ${deep}u)`}; ${rowsOf(r)}`;
     })}
     ${operand.next(K)}`;
   const keep = `${ofA(core.keepA)}
@@ -553,19 +566,18 @@ fn main(@builtin(workgroup_id) w: vec3u, @builtin(local_invocation_index) tid: u
 }`;
 }
 
-/** @param {number} parts @param {boolean} turned @param {boolean} blocked @returns {End} */
-function endOf(parts, turned, blocked) {
+/** @param {number} parts @param {boolean} turned @param {boolean} blocked @param {End['near']} near @returns {End} */
+function endOf(parts, turned, blocked, near) {
   if (parts > 1)
     return {
-      turned,
-      blocked,
+      ...{ turned, blocked, near },
       row: '(w.z * u.M + m) * u.N4',
       before: '',
       column: () => 'vec4f(0)',
       put: (sum) => `P[o + n] = ${sum};`,
     };
   return {
-    ...{ turned, blocked, row: 'rowC(z, m)', before: 'let bm = biasRow(m);', column: (n) => `biasColumn(${n})` },
+    ...{ turned, blocked, near, row: 'rowC(z, m)', before: 'let bm = biasRow(m);', column: (n) => `biasColumn(${n})` },
     put: (sum, column) => `finish(${sum} + bm + ${column}, o + n);`,
   };
 }
@@ -581,84 +593,99 @@ function endOf(parts, turned, blocked) {
  * @param {End} end
  * @returns {Core}
  */
-function inRegisters(tile, { turned, blocked, row, before, column, put }) {
+function inRegisters(tile, { turned, blocked, near, row, before, column, put }) {
   const { M, N, K, m, n, half } = tile;
-  const { along, rows: high, columns: wide, near, ...element } = elementsOf(tile);
-  const [MQ, NQ] = [M / high, N / wide];
+  const { along, deep, type } = elementsOf(tile);
+  const [MQ, NQ] = [M / 4, N / 4];
   const [NX, NY] = [N / n, M / m]; // threads across and down
-  const groups = K / along;
+  const groups = K / deep / along;
   // neighbours store one below another: what they shift their vectors by keeps them out of each other's banks
-  const shift = blocked ? (NQ % 8 ? 0 : 4) : !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
-  const apart = MQ % 8 ? 0 : 8 / near; // times a vector's number among those that neighbours fetch
-  const own = Array.from({ length: m * (n / 4) }, (_, i) => ({ i: Math.floor(i / (n / 4)), j: i % (n / 4) }));
-  const columns = Array.from({ length: n / 4 }, (_, j) =>
-    wide === 8 ? `n0 + 2u * (${(j >> 1) * NX}u + tx) + ${j & 1}u` : `n0 + ${j * NX}u + tx`,
-  );
+  const period = { A: Math.min(near.A, (along * deep) / 4), B: Math.min(near.B, (along * deep) / 4) }; // the same in all groups
+  const apart = { A: MQ % 8 ? 0 : 8 / period.A, B: NQ % 8 ? 0 : 8 / period.B };
+  const mask = !turned || NQ % 2 ? 0 : NQ % 8 ? 1 : 7;
+  const shiftOf = (/** @type {'A'|'B'} */ side, /** @type {number} */ k) =>
+    side === 'A' || blocked ? apart[side] * (((k * deep) >> 2) % period[side]) : k & mask;
+  const sums = (/** @type {number} */ width) =>
+    Array.from({ length: (m * n) / width }, (_, i) => ({ i: Math.floor(i / (n / width)), j: i % (n / width) }));
+  const [own, halves] = [sums(4), half ? sums(2) : []];
+  const columns = Array.from({ length: n / 4 }, (_, j) => `n0 + ${j * NX}u + tx`);
   const threads =
     NX % 8 === 0 && NY % 4 === 0 // 8 x 4 threads together read the fewest vectors of both slabs
       ? `let tx = ((tid / 32u) % ${NX / 8}u) * 8u + tid % 8u; let ty = ((tid / 32u) / ${NX / 8}u) * 4u + (tid % 32u) / 8u;`
       : `let tx = tid % ${NX}u; let ty = tid / ${NX}u;`;
-  const [four, sum] = half ? ['vec4<f16>', 'h'] : ['vec4f', 'c'];
-  const fours = (/** @type {string} */ x, /** @type {number} */ width, /** @type {number} */ i, /** @type {string} */ from) => {
-    if (width === 4) return `let ${x}${i} = ${half ? `bitcast<${four}>(${from})` : from};`;
-    const [one, two] = ['xy', 'zw'].map((pairs) => `bitcast<${four}>(${x}s${i}.${pairs})`);
-    return `let ${x}s${i} = ${from}; let ${x}${2 * i} = ${one}; let ${x}${2 * i + 1} = ${two};`;
+  const placesOf = (/** @type {'A'|'B'} */ side, /** @type {number} */ count) => {
+    const all = new Set(Array.from({ length: along }, (_, k) => shiftOf(side, k)));
+    const place = `t${side.toLowerCase()}`;
+    return repeat(count, (i) => lines([...all].map((by) => `let ${place}${i}_${by} = ${place}${i} ^ ${by}u;`)));
   };
-  const shifted = (/** @type {number} */ k) => {
-    const by = apart * ((k >> 2) % near);
-    return by ? (half ? ` ^ ${by}u` : 'x') : '';
+  const read = (/** @type {number} */ k) => `${repeat(m / 4, (i) => `let a${i} = As[g][${k}][ta${i}_${shiftOf('A', k)}];`)}
+    ${repeat(n / 4, (j) => `let b${j} = Bs[g][${k}][tb${j}_${shiftOf('B', k)}];`)}`;
+  const add = half
+    ? `${repeat(m, (i) => `let p${i} = bitcast<${FOUR_HALVES}>(a${i >> 2}.${'xyzw'[i % 4].repeat(2)});`)}
+    ${repeat(n / 2, (j) => `let q${j} = bitcast<${FOUR_HALVES}>(b${j >> 1}.${j % 2 ? 'zw' : 'xy'});`)}
+    ${lines(halves.map(({ i, j }) => `h${i}_${j} = fma(p${i}, q${j}, h${i}_${j});`))}`
+    : lines(own.map(({ i, j }) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i % 4}]), b${j}, c${i}_${j});`));
+  const group = repeat(along, (k) => `{ ${read(k)}\n    ${add} }`);
+  const last = `t % ${SUMMED_HALVES / K}u == ${SUMMED_HALVES / K - 1}u || t + 1u == slabs`;
+  const pairs = (/** @type {number} */ i, /** @type {number} */ j) => `vec2f(h${i}_${j}.xz) + vec2f(h${i}_${j}.yw)`;
+  const added = lines([
+    ...own.map(({ i, j }) => `c${i}_${j} += vec4f(${pairs(i, 2 * j)}, ${pairs(i, 2 * j + 1)});`),
+    ...halves.map(({ i, j }) => `h${i}_${j} = ${FOUR_HALVES}();`),
+  ]);
+  const kept = (
+    /** @type {'A'|'B'} */ side,
+    /** @type {number} */ r,
+    /** @type {string} */ k,
+    /** @type {string} */ by,
+    /** @type {string} */ value,
+  ) => `${side}s[${k} / ${along}u][${k} % ${along}u][s${side.toLowerCase()}${r} ^ ${by}] = ${value};`;
+  // what vectors along K have of four rows or columns
+  const across = (/** @type {'A'|'B'} */ side, /** @type {number} */ r) => {
+    const x = side.toLowerCase();
+    const by = `(${apart[side]}u * (k${x}${r} % ${period[side]}u))`;
+    return repeat(4 / deep, (i) => {
+      const value = [0, 1, 2, 3].map((y) => `f${x}${r}_${y}[${i}]`).join(', ');
+      return kept(side, r, `(${4 / deep}u * k${x}${r} + ${i}u)`, by, `${type}(${value})`);
+    });
   };
-  const group = repeat(
-    along,
-    (k) => `{ ${repeat(m / high, (i) => fours('a', high, i, `As[g][${k}][ta${i}${shifted(k)}]`))}
-    ${repeat(n / wide, (j) => fours('b', wide, j, `Bs[g][${k}][tb${j}${k & shift ? ` ^ ${k & shift}u` : ''}]`))}
-    ${lines(own.map(({ i, j }) => `${sum}${i}_${j} = fma(${four}(a${i >> 2}[${i % 4}]), b${j}, ${sum}${i}_${j});`))} }`,
-  );
+  // of two rows of B, a word for each column
+  const woven = (/** @type {number} */ r) => {
+    const [low, high] = [`fb${r}_0`, `fb${r}_1`];
+    if (turned) return `${low} | (${high} << vec4u(16))`;
+    const [first, second] = [
+      `(${low} & vec2u(0xffff)) | (${high} << vec2u(16))`,
+      `(${low} >> vec2u(16)) | (${high} & vec2u(0xffff0000))`,
+    ];
+    return `vec4u(${first}, ${second}).xzyw`;
+  };
   return {
     enabled: half ? 'enable f16;\n' : '',
-    memory: lines(
-      ['A', 'B'].map((side) => {
-        const vectors = side === 'A' ? `array<${element.A}, ${MQ}>` : `array<${element.B}, ${NQ}>`;
-        return `var<workgroup> ${side}s: array<array<${vectors}, ${along}>, ${groups}>;`;
-      }),
-    ),
+    memory: lines([
+      `var<workgroup> As: array<array<array<${type}, ${MQ}>, ${along}>, ${groups}>;`,
+      `var<workgroup> Bs: array<array<array<${type}, ${NQ}>, ${along}>, ${groups}>;`,
+    ]),
     begin: `${threads}
-  ${repeat(m / high, (i) => `let ta${i} = ${i * NY}u + ty;${half ? '' : ` let ta${i}x = ta${i} ^ ${apart}u;`}`)}
-  ${repeat(n / wide, (j) => `let tb${j} = ${j * NX}u + tx;`)}
-  ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}`,
-    keepA: (r) => {
-      const pairs = repeat(4, (y) => {
-        const [one, two] = [`fa${r}_${2 * y}`, `fa${r}_${2 * y + 1}`];
-        return `let low${y} = (${one} & vec2u(0xffff)) | (${two} << vec2u(16));
-    let high${y} = (${one} >> vec2u(16)) | (${two} & vec2u(0xffff0000));`;
-      });
-      const stores = repeat(4, (x) => {
-        const of = (/** @type {number} */ y) => (half ? `${x % 2 ? 'high' : 'low'}${y}[${x >> 1}]` : `fa${r}_${y}[${x}]`);
-        const down = [0, 1, 2, 3].map(of).join(', ');
-        const k = `(4u * ka${r} + ${x}u)`;
-        return `As[${k} / ${along}u][${k} % ${along}u][sa${r} ^ ${half ? `(${apart}u * (ka${r} % ${near}u))` : `(${k} & ${apart}u)`}] = ${element.A}(${half ? down : `vec4f(${down})`});`;
-      });
-      return half ? lines([pairs, stores]) : stores;
-    },
-    keepB: (r) => {
-      const kept = (/** @type {string} */ k, /** @type {string} */ value) =>
-        `Bs[${k} / ${along}u][${k} % ${along}u][sb${r} ^ (${k} & ${shift}u)] = ${element.B}(${value});`;
-      const across = (/** @type {number} */ x) => [0, 1, 2, 3].map((y) => `fb${r}_${y}[${x}]`).join(', ');
-      return blocked ? repeat(4, (x) => kept(`(4u * kb${r} + ${x}u)`, across(x))) : kept(`kb${r}`, `fb${r}`);
-    },
-    multiply: `${half ? lines(own.map(({ i, j }) => `var h${i}_${j} = vec4<f16>();`)) : ''}
-    ${groups > 1 ? `for (var g = 0u; g < ${groups}u; g++) { ${group} }` : `{ let g = 0u; ${group} }`}
-    ${half ? lines(own.map(({ i, j }) => `c${i}_${j} += vec4f(h${i}_${j});`)) : ''}`,
+  ${repeat(m / 4, (i) => `let ta${i} = ${i * NY}u + ty;`)}
+  ${placesOf('A', m / 4)}
+  ${repeat(n / 4, (j) => `let tb${j} = ${j * NX}u + tx;`)}
+  ${placesOf('B', n / 4)}
+  ${lines(own.map(({ i, j }) => `var c${i}_${j} = vec4f(0);`))}
+  ${lines(halves.map(({ i, j }) => `var h${i}_${j} = ${FOUR_HALVES}();`))}`,
+    keepA: (r) => across('A', r),
+    keepB: (r) => (blocked ? across('B', r) : kept('B', r, `kb${r}`, `(kb${r} & ${mask}u)`, half ? woven(r) : `fb${r}`)),
+    multiply: `${groups > 1 ? `for (var g = 0u; g < ${groups}u; g++) { ${group} }` : `{ let g = 0u; ${group} }`}
+    ${half ? `if (${last}) { ${added} }` : ''}`,
     store: `${lines(columns.map((at, j) => `let bn${j} = ${column(at)};`))}
   ${repeat(m, (i) => {
     const each = lines(columns.map((at, j) => `{ let n = ${at}; if (n < u.N4) { ${put(`c${i}_${j}`, `bn${j}`)} } }`));
-    return `{ let m = m0 + ${high}u * (${Math.floor(i / high) * NY}u + ty) + ${i % high}u;
+    return `{ let m = m0 + 4u * (${Math.floor(i / 4) * NY}u + ty) + ${i % 4}u;
     if (m < u.M) { let o = ${row}; ${before} ${each} } }`;
   })}`,
   };
 }
 
 const SUMMED = 128; // threads of a workgroup
+const FOUR_HALVES = 'vec4<f16>';
 
 /**
  * The program that adds the parts of a product.

@@ -4,7 +4,8 @@ import { EngineError, classify, reason } from '../errors.js';
 import { GraphBackend } from '../graph_backend.js';
 import { deviceFor } from '../device.js';
 import { capturesOf, makePipelines, readRecording } from './recording.js';
-import { fillWeights, placeWeights, widenWhatIsRead } from './weights.js';
+import { computeOnce } from './once.js';
+import { fillWeights, placeWeights } from './weights.js';
 
 /** @typedef {import('../capture.js').Widened} Widened */
 /** @typedef {import('../types.js').Values} Values */
@@ -78,7 +79,7 @@ export class RecordedBackend extends GraphBackend {
   async chosen(report) {
     const captures = await super.chosen(report);
     await this.filled;
-    return widenWhatIsRead(/** @type {GPUDevice} */ (this.device), captures, this.weights);
+    return computeOnce(/** @type {GPUDevice} */ (this.device), captures, this.weights, Boolean(this.kernels));
   }
 
   /**

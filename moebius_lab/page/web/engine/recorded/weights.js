@@ -3,9 +3,8 @@
 // On the device with which recordings are made the runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are
 // stored, so that is how they can be put on a device; what else reads them is known when kernels are chosen.
 
-import { Capture, Replay, Widened, renameIn, usesOf } from '../capture.js';
+import { Widened } from '../capture.js';
 
-/** @typedef {import('../captured_graph.js').GraphCapture} GraphCapture */
 /** @typedef {import('./recording.js').Recording} Recording */
 /**
  * @typedef {object} Stored
@@ -35,7 +34,6 @@ export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBuf
 const APART = 16; // bytes: the runtime's buffers are multiples of it
 const SQUARE = 32; // numbers each way that are transposed together: their lines fit the fastest cache
 const AHEAD = 3; // files that are read and checked at a time
-const TOGETHER = 2 ** 26; // bytes of weights that are widened at a time: until then both forms are there
 const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers copy what is larger once more
 
 // -- formulas ---------------------------------------------------------------------------------------------------------
@@ -300,49 +298,7 @@ function fileOf({ stored, of }) {
 }
 
 /** @param {GPUDevice} device @param {number} bytes */
-const room = (device, bytes) => device.createBuffer({ size: padded(bytes), usage: USAGE });
+export const room = (device, bytes) => device.createBuffer({ size: padded(bytes), usage: USAGE });
 
 /** @param {number} bytes */
 const padded = (bytes) => Math.ceil(bytes / APART) * APART;
-
-/**
- * Widen the weights that captures read in 32 bits, and give back all that they do not read.
- *
- * @param {GPUDevice} device
- * @param {Map<string, GraphCapture>} captures
- * @param {(GPUBuffer|Widened)[]} places of the weights
- * @returns {Promise<Map<string, GraphCapture>>}
- */
-export async function widenWhatIsRead(device, captures, places) {
-  const commands = [...captures.values()].flatMap(({ capture }) => capture.commands);
-  const read = new Set(commands.flatMap(usesOf).map(({ place }) => place));
-  /** @type {Map<unknown, GPUBuffer>} */
-  const made = new Map();
-  const gone = (/** @type {GPUBuffer} */ buffer) => read.has(buffer) || buffer.destroy();
-  const wide = places.filter((place) => place instanceof Widened && read.has(place));
-  for (const place of places) if (!wide.includes(place)) gone(place instanceof Widened ? place.stored : place);
-  const { Programs, widening } = wide.length ? await import('../kernels/launch.js') : /** @type {any} */ ({});
-  const programs = wide.length && new Programs(device);
-  while (wide.length) {
-    /** @type {Widened[]} */
-    const some = [];
-    const capture = new Capture();
-    for (let size = 0; wide.length && size < TOGETHER; size += some[some.length - 1].size)
-      some.push(/** @type {any} */ (wide.shift()));
-    for (const place of some) {
-      made.set(place, room(device, place.size));
-      capture.commands.push(renameIn(await programs.dispatch(widening(place)), made));
-    }
-    new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all that it needs is there
-    await device.queue.onSubmittedWorkDone();
-    for (const { stored } of some) gone(stored);
-  }
-  return new Map(
-    [...captures].map(([name, captured]) => {
-      const capture = new Capture();
-      capture.commands = captured.capture.commands.map((command) => renameIn(command, made));
-      const lifetimes = capture.lifetimes([...captured.outputs.values()].map(({ buffer }) => buffer));
-      return [name, { ...captured, capture, lifetimes }];
-    }),
-  );
-}

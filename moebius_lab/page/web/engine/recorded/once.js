@@ -1,0 +1,279 @@
+// What a graph computes of its weights alone is computed once, before it runs.
+//
+// A weight that is stored in 16 bits and read in 32 always is. What commands make of weights then has memory of its own for good, instead of a
+// part of what all runs share; so the smallest come first, and together they take no more than MOST.
+
+import { Capture, Placeholder, Replay, Widened, renameIn, usesOf } from '../capture.js';
+import { room } from './weights.js';
+
+/** @typedef {import('../types.js').Command} Command */
+/** @typedef {import('../types.js').GraphCapture} GraphCapture */
+/** @typedef {import('../types.js').Lifetime} Lifetime */
+/** @typedef {import('../types.js').Place} Place */
+/** @typedef {{place: Place, use: import('../types.js').Use, lifetime: Lifetime|undefined}} Used by a command */
+/** @typedef {{commands: Command[], own: GPUBuffer[]}} Task commands on buffers, of which some are only for what happens in between */
+
+const MOST = 2 ** 26; // bytes that commands make of weights, all together
+const TOGETHER = 2 ** 26; // bytes that are made at a time: until then what they are made of is there as well
+
+/**
+ * Compute what no input of a run has to do with, and give back all weights that nothing reads from then on.
+ *
+ * @param {GPUDevice} device
+ * @param {Map<string, GraphCapture>} captures
+ * @param {(GPUBuffer|Widened)[]} places of the weights, whose numbers are there
+ * @param {boolean} all what commands make of weights, too; otherwise all commands stay as they are
+ * @returns {Promise<Map<string, GraphCapture>>} without the commands for it
+ */
+export async function computeOnce(device, captures, places, all) {
+  /** @type {Map<unknown, number>} things and texts by their numbers: the same text is the same value */
+  const known = new Map();
+  const numberOf = (/** @type {unknown} */ thing) => known.get(thing) ?? (known.set(thing, known.size), known.size - 1);
+  const graphs = [...captures].map(([name, captured]) => ({ name, graph: new Constants(captured, numberOf) }));
+  /** @type {Map<number, {graph: Constants, lifetime: Lifetime}>} */
+  const wanted = new Map();
+  for (const { graph } of graphs) for (const lifetime of graph.wanted) wanted.set(graph.valueOf(lifetime), { graph, lifetime });
+
+  /** @type {Map<number, GPUBuffer>} */
+  const made = new Map();
+  const programs = new Widening(device);
+  /** @type {Task[]} */
+  const tasks = [];
+  let left = all ? MOST : 0;
+  for (const [value, { graph, lifetime }] of [...wanted].sort(([, a], [, b]) => sizeOf(a) - sizeOf(b))) {
+    const wide = lifetime.buffer instanceof Widened;
+    if (!wide && lifetime.buffer.size > left) continue;
+    if (!wide) left -= lifetime.buffer.size;
+    const buffer = room(device, lifetime.buffer.size);
+    made.set(value, buffer);
+    tasks.push(await graph.task(lifetime, buffer, programs));
+  }
+  const without = new Map(graphs.map(({ name, graph }) => [name, graph.without(made)]));
+  await inTurns(device, tasks, new Set([...without.values()].flatMap(({ capture }) => placesIn(capture.commands))), places);
+  return without;
+}
+
+/** @param {{lifetime: Lifetime}} wanted */
+const sizeOf = ({ lifetime }) => lifetime.buffer.size;
+
+/** @param {Command[]} commands */
+const placesIn = (commands) => commands.flatMap(usesOf).map(({ place }) => place);
+
+/** A capture, and what of it depends on no input. */
+class Constants {
+  /**
+   * @param {GraphCapture} captured
+   * @param {(thing: unknown) => number} numberOf a thing or a text
+   */
+  constructor(captured, numberOf) {
+    this.captured = captured;
+    this.numberOf = numberOf;
+    const { capture, inputs, lifetimes } = captured;
+    const of = Map.groupBy(lifetimes, ({ buffer }) => buffer);
+    const at = (/** @type {Place} */ place, /** @type {number} */ time) =>
+      of.get(/** @type {Placeholder} */ (place))?.find(({ from, to }) => from <= time && time <= to);
+    /** @type {Used[][]} by command */
+    this.uses = capture.commands.map((command, time) =>
+      usesOf(command).map(({ place, use }) => ({ place, use, lifetime: at(place, time) })),
+    );
+    this.inputs = new Set(inputs.values());
+    /** @type {Set<Lifetime|undefined>} */
+    this.varying = new Set(lifetimes.filter((lifetime) => lifetime.to === capture.commands.length || isMixed(lifetime)));
+    for (let before = -1; before < this.varying.size;) {
+      before = this.varying.size;
+      for (const uses of this.uses) if (this.#varies(uses)) for (const lifetime of written(uses)) this.varying.add(lifetime);
+    }
+    /** @type {Set<Lifetime>} constants that commands read which stay */
+    this.wanted = new Set(this.uses.filter((some) => this.#varies(some)).flatMap((uses) => this.#constants(uses)));
+    this.values = this.#values();
+  }
+
+  /** @param {Used[]} uses */
+  #varies(uses) {
+    return uses.some(({ place, lifetime }) => this.inputs.has(/** @type {any} */ (place)) || this.varying.has(lifetime));
+  }
+
+  /** @param {Used[]} uses @returns {Lifetime[]} constants that are read */
+  #constants(uses) {
+    return uses.flatMap(({ use, lifetime }) => (lifetime && use === 'read' && !this.varying.has(lifetime) ? [lifetime] : []));
+  }
+
+  /** A number for each constant: those that are computed from the same in the same way have the same, in all graphs. */
+  #values() {
+    /** @type {Map<Lifetime, number>} */
+    const values = new Map();
+    this.captured.capture.commands.forEach((command, time) => {
+      const uses = this.uses[time];
+      if (this.#varies(uses)) return;
+      const names = new Map(
+        uses.map(({ place, lifetime }) => [place, /** @type {any} */ (this.#nameOf(place, lifetime, values))]),
+      );
+      const own = (/** @type {string} */ key, /** @type {unknown} */ value) =>
+        key === 'pipeline' ? this.numberOf(value) : key === 'layout' ? undefined : value;
+      const text = JSON.stringify(renameIn(command, names), own);
+      written(uses).forEach((lifetime, i) => values.set(lifetime, this.numberOf(`${text} ${i}`)));
+    });
+    return values;
+  }
+
+  /** @param {Place} place @param {Lifetime|undefined} lifetime @param {Map<Lifetime, number>} values @returns {unknown} */
+  #nameOf(place, lifetime, values) {
+    if (lifetime && !(place instanceof Widened)) return values.get(lifetime) ?? lifetime.buffer.size;
+    return place instanceof Placeholder && place.uniform ? String(place.written) : this.numberOf(place);
+  }
+
+  /** @param {Lifetime} lifetime of a constant */
+  valueOf(lifetime) {
+    return /** @type {number} */ (this.values.get(lifetime) ?? this.numberOf(lifetime.buffer));
+  }
+
+  /**
+   * The commands that make some constants, or that run in any case.
+   *
+   * @param {Iterable<Lifetime>} constants
+   * @param {(uses: Used[]) => boolean} always
+   * @param {(lifetime: Lifetime) => boolean} there what is not to be made
+   * @returns {number[]} in their order
+   */
+  #making(constants, always, there) {
+    const needed = new Set(constants);
+    /** @type {number[]} */
+    const found = [];
+    for (let time = this.uses.length - 1; time >= 0; time--) {
+      const uses = this.uses[time];
+      if (!always(uses) && !written(uses).some((lifetime) => needed.has(lifetime))) continue;
+      found.unshift(time);
+      for (const lifetime of this.#constants(uses)) if (!there(lifetime)) needed.add(lifetime);
+    }
+    return found;
+  }
+
+  /**
+   * What computes one constant.
+   *
+   * @param {Lifetime} constant
+   * @param {GPUBuffer} buffer for it
+   * @param {Widening} programs
+   * @returns {Promise<Task>}
+   */
+  async task(constant, buffer, programs) {
+    /** @type {Task} */
+    const task = { commands: [], own: [] };
+    /** @type {Map<Lifetime, GPUBuffer>} */
+    const buffers = new Map([[constant, buffer]]);
+    if (constant.buffer instanceof Widened) task.commands.push(await programs.command(constant.buffer, buffer));
+    for (const time of this.#making(
+      [constant],
+      () => false,
+      () => false,
+    )) {
+      for (const { place, lifetime } of this.uses[time]) {
+        if (!lifetime || buffers.has(lifetime)) continue;
+        const own = room(programs.device, place.size);
+        task.own.push(own);
+        buffers.set(lifetime, own);
+        if (place instanceof Widened) task.commands.push(await programs.command(place, own));
+      }
+      task.commands.push(this.#on(time, (lifetime) => buffers.get(lifetime)));
+    }
+    return task;
+  }
+
+  /** A command on buffers. @param {number} time @param {(lifetime: Lifetime) => GPUBuffer|undefined} bufferOf @returns {Command} */
+  #on(time, bufferOf) {
+    const named = this.uses[time].map(({ place, lifetime }) => [place, (lifetime && bufferOf(lifetime)) ?? place]);
+    return renameIn(this.captured.capture.commands[time], new Map(/** @type {[unknown, Place][]} */ (named)));
+  }
+
+  /**
+   * The capture without what is there by now.
+   *
+   * @param {Map<number, GPUBuffer>} made by its value
+   * @returns {GraphCapture}
+   */
+  without(made) {
+    const bufferOf = (/** @type {Lifetime} */ lifetime) =>
+      this.varying.has(lifetime) ? undefined : made.get(this.valueOf(lifetime));
+    const times = this.#making(
+      [],
+      (uses) => this.#varies(uses),
+      (lifetime) => bufferOf(lifetime) !== undefined,
+    );
+    const capture = new Capture();
+    capture.commands = times.map((time) => this.#on(time, bufferOf));
+    const results = [...this.captured.outputs.values()].map(({ buffer }) => buffer);
+    return { ...this.captured, capture, lifetimes: capture.lifetimes(results) };
+  }
+}
+
+/** Whether something is written in part after it was read. @param {Lifetime} lifetime */
+function isMixed({ uses }) {
+  const [writes, reads] = [true, false].map((writing) =>
+    [...uses].flatMap(([time, writes]) => (writes === writing ? [time] : [])),
+  );
+  return Math.max(...writes) > Math.min(...reads);
+}
+
+/** @param {Used[]} uses @returns {Lifetime[]} */
+function written(uses) {
+  return uses.flatMap(({ use, lifetime }) => (lifetime && use !== 'read' ? [lifetime] : []));
+}
+
+/** What makes weights in 32 bits of those in 16; its module is fetched where there are any. */
+class Widening {
+  /** @param {GPUDevice} device */
+  constructor(device) {
+    this.device = device;
+    /** @type {import('../kernels/launch.js').Programs|null} */
+    this.programs = null;
+  }
+
+  /**
+   * @param {Widened} weight
+   * @param {GPUBuffer} buffer for it in 32 bits
+   */
+  async command(weight, buffer) {
+    const { Programs, widening } = await import('../kernels/launch.js');
+    this.programs ??= new Programs(this.device);
+    return renameIn(await this.programs.dispatch(widening(weight)), new Map([[weight, buffer]]));
+  }
+}
+
+/**
+ * Run tasks, some at a time, and give back each buffer that nothing reads any more: weights whose numbers are read in another form take memory in
+ * both for a short time only.
+ *
+ * @param {GPUDevice} device
+ * @param {Task[]} tasks
+ * @param {Set<unknown>} read what is read after them
+ * @param {(GPUBuffer|Widened)[]} weights
+ */
+async function inTurns(device, tasks, read, weights) {
+  const stored = new Set(weights.map((place) => (place instanceof Widened ? place.stored : place)));
+  const giveBack = (/** @type {Task[]} */ next) => {
+    const used = new Set(next.flatMap(({ commands }) => placesIn(commands)));
+    for (const buffer of stored) {
+      if (read.has(buffer) || used.has(buffer)) continue;
+      buffer.destroy();
+      stored.delete(buffer);
+    }
+  };
+  giveBack(tasks);
+  for (let rest = tasks; rest.length;) {
+    let size = 0;
+    const count = rest.findIndex(({ commands }) => (size += bytesIn(commands)) > TOGETHER);
+    const some = rest.slice(0, count < 0 ? rest.length : count + 1);
+    rest = rest.slice(some.length);
+    const capture = new Capture();
+    capture.commands = some.flatMap(({ commands }) => commands);
+    new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all that it needs is there
+    await device.queue.onSubmittedWorkDone();
+    for (const { own } of some) for (const buffer of own) buffer.destroy();
+    giveBack(rest);
+  }
+}
+
+/** Of what commands have to do with. @param {Command[]} commands */
+function bytesIn(commands) {
+  return [...new Set(placesIn(commands))].reduce((sum, { size }) => sum + size, 0);
+}

@@ -1,0 +1,171 @@
+// What is computed once of weights alone, on a device that adds numbers.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+Map.groupBy ??= (items, keyOf) => {
+  const groups = new Map(); // which Node 20 lacks
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return groups;
+};
+globalThis.GPUBufferUsage = { UNIFORM: 64, STORAGE: 128, COPY_DST: 8, COPY_SRC: 4, MAP_READ: 1, MAP_WRITE: 2 };
+globalThis.GPUShaderStage = { COMPUTE: 4 };
+
+/** Runs each dispatch as it is submitted: z = x + y + the first of its uniforms. */
+globalThis.GPUDevice = class {
+  limits = { minUniformBufferOffsetAlignment: 256 };
+  made = [];
+  ran = 0;
+  queue = {
+    writeBuffer: ({ content }, at, data) => new Uint8Array(content.buffer).set(data, at),
+    submit: (lists) => lists.flat().forEach((command) => (this.ran++, command())),
+    onSubmittedWorkDone: async () => {},
+  };
+
+  createBuffer({ size }) {
+    const buffer = { size, content: new Float32Array(size / 4), gone: false, destroy: () => (buffer.gone = true) };
+    this.made.push(buffer);
+    return buffer;
+  }
+
+  createBindGroup({ entries }) {
+    return entries.map(({ resource }) => resource);
+  }
+
+  createShaderModule() {
+    return {};
+  }
+
+  createComputePipeline() {
+    return {};
+  }
+
+  createCommandEncoder() {
+    const commands = [];
+    let bound = null;
+    const pass = {
+      setPipeline() {},
+      setBindGroup: (_, group) => (bound = group),
+      dispatchWorkgroups() {
+        const [x, y, z, u] = bound;
+        for (const { buffer } of [x, y, z]) assert.ok(!buffer.gone);
+        commands.push(() =>
+          z.buffer.content.forEach(
+            (_, i, all) => (all[i] = x.buffer.content[i] + y.buffer.content[i] + u.buffer.content[u.offset / 4]),
+          ),
+        );
+      },
+      end() {},
+    };
+    return { beginComputePass: () => pass, finish: () => commands };
+  }
+};
+const engine = '../../../moebius_lab/page/web/engine';
+const { Capture, Placeholder, Replay, watchPrograms } = await import(`${engine}/capture.js`);
+const { computeOnce } = await import(`${engine}/recorded/once.js`);
+watchPrograms();
+
+const SIZE = 16;
+const names = ['x', 'y', 'z'].map(
+  (name, i) => `@group(0) @binding(${i}) var<storage, ${i < 2 ? 'read' : 'read_write'}> ${name}: array<f32>;`,
+);
+const code = `${names.join('\n')}\n@group(0) @binding(3) var<uniform> u: f32;\nfn main() { z[0] = 1; }`;
+
+function setUp() {
+  const device = new GPUDevice();
+  const adding = device.createComputePipeline({ label: 'Add', compute: { module: device.createShaderModule({ code }) } });
+  const number = (value, size = SIZE) => {
+    const buffer = device.createBuffer({ size });
+    buffer.content.fill(value);
+    return buffer;
+  };
+  const between = (size = SIZE) => new Placeholder({ size, usage: 128 });
+  const sum = (x, y, z, more = 0) => {
+    const numbers = new Placeholder({ size: 16, usage: 64 });
+    numbers.written = new Uint8Array(Float32Array.of(more, 0, 0, 0).buffer);
+    const entries = [x, y, z, numbers].map((buffer, binding) => ({ binding, resource: { buffer } }));
+    return { pipeline: adding, groups: [{ layout: null, entries }], workgroups: [1, 1, 1] };
+  };
+  const captured = (input, commands, output) => {
+    const capture = new Capture();
+    capture.commands = commands;
+    return {
+      capture,
+      inputs: new Map([['x', input]]),
+      outputs: new Map([['y', { buffer: output, dims: [4] }]]),
+      lifetimes: capture.lifetimes([output]),
+    };
+  };
+  const result = ({ capture, lifetimes, outputs }) => {
+    const places = new Map(lifetimes.map((lifetime) => [lifetime, device.createBuffer({ size: lifetime.buffer.size })]));
+    new Replay(device, capture, lifetimes, (lifetime) => ({ buffer: places.get(lifetime), offset: 0 })).run();
+    const { buffer } = outputs.get('y');
+    return places.get(lifetimes.findLast((lifetime) => lifetime.buffer === buffer)).content[0];
+  };
+  return { device, number, between, sum, captured, result };
+}
+
+test('what depends on weights alone is computed once for all graphs, and weights that only it reads are given back', async () => {
+  const { device, number, between, sum, captured, result } = setUp();
+  const [input, a, b, c] = [1, 10, 100, 1000].map((value) => number(value));
+  const graph = (more) => {
+    const [once, twice, next, y] = [between(), between(), between(), between()];
+    const chain = [sum(a, b, once), sum(once, b, twice, 5)]; // 215
+    return captured(input, [...chain, sum(twice, input, next), sum(next, c, y, more)], y);
+  };
+  const graphs = new Map([
+    ['one', graph(0)],
+    ['other', graph(0.5)],
+  ]);
+  const before = [...graphs.values()].map(result);
+  assert.deepEqual(before, [1216, 1216.5]);
+  device.ran = 0;
+  const made = await computeOnce(device, graphs, [a, b, c], true);
+  assert.equal(device.ran, 2); // the chain, for both graphs
+  assert.deepEqual(
+    [a, b, c, input].map(({ gone }) => gone),
+    [true, true, false, false],
+  );
+  const left = [...made.values()].map(({ capture }) => capture.commands.length);
+  assert.deepEqual([left, [...made.values()].map(result)], [[2, 2], before]);
+});
+
+test('a buffer that later holds something else, numbers of a dispatch, and what a run gives are told apart', async () => {
+  const { device, number, between, sum, captured, result } = setUp();
+  const [input, a, b] = [1, 10, 100].map((value) => number(value));
+  const [held, other, sums, y] = [between(), between(), between(), between()];
+  const commands = [
+    sum(a, b, held), // 110
+    sum(held, input, sums), // 111
+    sum(a, b, other, 7), // 117: not the same
+    sum(sums, other, held), // 228, where 110 was
+    sum(held, b, y), // 328
+  ];
+  const graphs = new Map([['varies', captured(input, commands, y)]]);
+  const constant = captured(input, [sum(a, b, other), sum(other, a, y)], y); // a result: it is computed in each run
+  graphs.set('gives a constant', constant);
+  const made = await computeOnce(device, graphs, [a, b], true);
+  assert.deepEqual(
+    [...made.values()].map(({ capture }) => capture.commands.length),
+    [3, 1],
+  );
+  assert.deepEqual([...made.values()].map(result), [328, 120]);
+  assert.ok(!a.gone && !b.gone);
+});
+
+test('what would take too much memory stays, the smallest come first, and where all is to stay it does', async () => {
+  const { device, number, between, sum, captured, result } = setUp();
+  const LARGE = 2 ** 26;
+  const [input, a, wide] = [number(1), number(10), number(100, LARGE)];
+  const [large, small, next, y] = [between(LARGE), between(), between(), between()];
+  const graph = () =>
+    captured(input, [sum(wide, wide, large), sum(a, a, small), sum(large, input, next), sum(next, small, y)], y);
+  const kept = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], true);
+  assert.deepEqual(
+    [kept.get('graph').capture.commands.length, result(kept.get('graph')), a.gone, wide.gone],
+    [3, 221, true, false],
+  );
+  a.gone = false;
+  const none = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], false);
+  assert.deepEqual([none.get('graph').capture.commands.length, result(none.get('graph')), a.gone], [4, 221, false]);
+});
