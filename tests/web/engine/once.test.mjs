@@ -120,8 +120,8 @@ test('what depends on weights alone is computed once for all graphs, and weights
   const before = [...graphs.values()].map(result);
   assert.deepEqual(before, [1216, 1216.5]);
   device.ran = 0;
-  const made = await computeOnce(device, graphs, [a, b, c], true);
-  assert.equal(device.ran, 2); // the chain, for both graphs
+  const { captures: made, bytes } = await computeOnce(device, graphs, [a, b, c], true);
+  assert.deepEqual([device.ran, bytes], [2, SIZE]); // the chain, for both graphs
   assert.deepEqual(
     [a, b, c, input].map(({ gone }) => gone),
     [true, true, false, false],
@@ -144,7 +144,7 @@ test('a buffer that later holds something else, numbers of a dispatch, and what 
   const graphs = new Map([['varies', captured(input, commands, y)]]);
   const constant = captured(input, [sum(a, b, other), sum(other, a, y)], y); // a result: it is computed in each run
   graphs.set('gives a constant', constant);
-  const made = await computeOnce(device, graphs, [a, b], true);
+  const { captures: made } = await computeOnce(device, graphs, [a, b], true);
   assert.deepEqual(
     [...made.values()].map(({ capture }) => capture.commands.length),
     [3, 1],
@@ -160,12 +160,12 @@ test('what would take too much memory stays, the smallest come first, and where 
   const [large, small, next, y] = [between(LARGE), between(), between(), between()];
   const graph = () =>
     captured(input, [sum(wide, wide, large), sum(a, a, small), sum(large, input, next), sum(next, small, y)], y);
-  const kept = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], true);
+  const { captures: kept } = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], true);
   assert.deepEqual(
     [kept.get('graph').capture.commands.length, result(kept.get('graph')), a.gone, wide.gone],
     [3, 221, true, false],
   );
   a.gone = false;
-  const none = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], false);
+  const { captures: none } = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], false);
   assert.deepEqual([none.get('graph').capture.commands.length, result(none.get('graph')), a.gone], [4, 221, false]);
 });

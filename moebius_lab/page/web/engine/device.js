@@ -28,3 +28,14 @@ export async function deviceFor({ requires, options_require, needs }, kernels) {
   infos.set(device, adapter.info);
   return device;
 }
+
+/**
+ * Settled when the memory of what was destroyed is given back, so that what is allocated next does not come on top: browsers do so when
+ * something that is submitted afterwards is done.
+ *
+ * @param {GPUDevice} device
+ */
+export async function memoryBack(device) {
+  device.queue.submit([device.createCommandEncoder().finish()]);
+  await device.queue.onSubmittedWorkDone();
+}

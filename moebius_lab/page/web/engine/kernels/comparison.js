@@ -4,6 +4,7 @@
 // that no error of one reaches another. A third kernel keeps the largest difference and the largest magnitude.
 
 import { Placeholder, Replay, Widened, plan, usesOf } from '../capture.js';
+import { memoryBack } from '../device.js';
 import { HALVES } from './operations.js';
 import { reading, storage, widening } from './launch.js';
 
@@ -144,9 +145,9 @@ function replaysOf(device, captures) {
     return { buffer: memory[index], offset };
   };
   const replays = captures.map(({ capture, lifetimes }) => new Replay(device, capture, lifetimes, place));
-  const close = async () => {
+  const close = () => {
     for (const buffer of memory) buffer.destroy();
-    await device.queue.onSubmittedWorkDone(); // then it is given back: what is allocated next does not come on top
+    return memoryBack(device);
   };
   return { replays, close };
 }

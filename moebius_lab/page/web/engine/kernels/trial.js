@@ -1,6 +1,7 @@
 // Which of several ways to compute the same is fastest on this device.
 
 import { Capture, Placeholder, Replay, usesOf } from '../capture.js';
+import { memoryBack } from '../device.js';
 
 /** @typedef {import('../types.js').Command} Command */
 /** @typedef {import('../types.js').Lifetime} Lifetime */
@@ -150,6 +151,6 @@ export class Trial {
   async close() {
     for (const buffer of [...this.memory, this.times, this.read]) buffer?.destroy();
     this.queries?.destroy();
-    await this.device.queue.onSubmittedWorkDone();
+    await memoryBack(this.device);
   }
 }

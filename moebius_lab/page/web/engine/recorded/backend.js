@@ -61,6 +61,7 @@ export class RecordedBackend extends GraphBackend {
     this.runtime = runtime;
     /** @type {(GPUBuffer|Widened)[]} */
     this.weights = [];
+    this.once = 0; // bytes that are computed of the weights and kept beside them
   }
 
   /**
@@ -79,7 +80,9 @@ export class RecordedBackend extends GraphBackend {
   async chosen(report) {
     const captures = await super.chosen(report);
     await this.filled;
-    return computeOnce(/** @type {GPUDevice} */ (this.device), captures, this.weights, Boolean(this.kernels));
+    const made = await computeOnce(/** @type {GPUDevice} */ (this.device), captures, this.weights, Boolean(this.kernels));
+    this.once = made.bytes;
+    return made.captures;
   }
 
   /**

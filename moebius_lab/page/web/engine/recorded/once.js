@@ -4,6 +4,7 @@
 // part of what all runs share; so the smallest come first, and together they take no more than MOST.
 
 import { Capture, Placeholder, Replay, Widened, renameIn, usesOf } from '../capture.js';
+import { memoryBack } from '../device.js';
 import { room } from './weights.js';
 
 /** @typedef {import('../types.js').Command} Command */
@@ -23,7 +24,7 @@ const TOGETHER = 2 ** 26; // bytes that are made at a time: until then what they
  * @param {Map<string, GraphCapture>} captures
  * @param {(GPUBuffer|Widened)[]} places of the weights, whose numbers are there
  * @param {boolean} all what commands make of weights, too; otherwise all commands stay as they are
- * @returns {Promise<Map<string, GraphCapture>>} without the commands for it
+ * @returns {Promise<{captures: Map<string, GraphCapture>, bytes: number}>} captures without the commands for it; of what commands made, for good
  */
 export async function computeOnce(device, captures, places, all) {
   /** @type {Map<unknown, number>} things and texts by their numbers: the same text is the same value */
@@ -39,10 +40,10 @@ export async function computeOnce(device, captures, places, all) {
   const programs = new Widening(device);
   /** @type {Task[]} */
   const tasks = [];
-  let left = all ? MOST : 0;
+  let left = MOST;
   for (const [value, { graph, lifetime }] of [...wanted].sort(([, a], [, b]) => sizeOf(a) - sizeOf(b))) {
     const wide = lifetime.buffer instanceof Widened;
-    if (!wide && lifetime.buffer.size > left) continue;
+    if (!wide && (!all || lifetime.buffer.size > left)) continue;
     if (!wide) left -= lifetime.buffer.size;
     const buffer = room(device, lifetime.buffer.size);
     made.set(value, buffer);
@@ -50,7 +51,7 @@ export async function computeOnce(device, captures, places, all) {
   }
   const without = new Map(graphs.map(({ name, graph }) => [name, graph.without(made)]));
   await inTurns(device, tasks, new Set([...without.values()].flatMap(({ capture }) => placesIn(capture.commands))), places);
-  return without;
+  return { captures: without, bytes: MOST - left };
 }
 
 /** @param {{lifetime: Lifetime}} wanted */
@@ -259,6 +260,7 @@ async function inTurns(device, tasks, read, weights) {
     }
   };
   giveBack(tasks);
+  await memoryBack(device);
   for (let rest = tasks; rest.length;) {
     let size = 0;
     const count = rest.findIndex(({ commands }) => (size += bytesIn(commands)) > TOGETHER);
@@ -270,6 +272,7 @@ async function inTurns(device, tasks, read, weights) {
     await device.queue.onSubmittedWorkDone();
     for (const { own } of some) for (const buffer of own) buffer.destroy();
     giveBack(rest);
+    await memoryBack(device);
   }
 }
 
