@@ -30,8 +30,7 @@ export async function deviceFor({ requires, options_require, needs }, kernels) {
 }
 
 /**
- * Settled when the memory of what was destroyed is given back, so that what is allocated next does not come on top: browsers do so when
- * something that is submitted afterwards is done.
+ * Settled when the memory of what was destroyed is given back: browsers do so when something that is submitted afterwards is done.
  *
  * @param {GPUDevice} device
  */
