@@ -298,6 +298,7 @@ def write_bundle(
         if precision in precisions
     }
     others = _distilled_graphs(distilled, stored, on_file) if distilled else {}
+    names = {precision: f"{precision}{DISTILLED_FORM}" for precision in others}
     _require_room(folder, stored | others)
     (folder / "manifest.json").unlink(missing_ok=True)
     if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
@@ -319,7 +320,7 @@ def write_bundle(
             precision: _add_precision(writer, precision, graphs, bench.config) for precision, graphs in stored.items()
         }
         | {
-            f"{precision}{DISTILLED_FORM}": _add_precision(writer, precision, graphs, bench.config)
+            names[precision]: _add_precision(writer, precision, graphs, bench.config)
             | {"distilled": {"weights": distilled.weights_name, "preset": config.FASTEST, "like": precision}}
             for precision, graphs in others.items()
         },
@@ -329,7 +330,7 @@ def write_bundle(
     }
     found = recorded(bench, stored) if recordings and not replaced else {}
     if others and recordings:
-        found |= {f"{precision}{DISTILLED_FORM}": path for precision, path in recorded(distilled, others).items()}
+        found |= {names[precision]: path for precision, path in recorded(distilled, others).items()}
     for precision, path in found.items():
         name = f"recordings/{precision}-{file_sha256(path)[:12]}.bin"
         manifest["precisions"][precision]["recording"] = writer.add(path, name)
