@@ -775,6 +775,7 @@ test('what is multiplied in 16 bits has tiles of its own, of which no other prod
   const tiles = halfTilesFor(product(), DEFAULT);
   assert.equal(tiles.length, 3);
   assert.ok(tiles.every(({ half, K }) => half && K === 32));
+  assert.ok(tiles.every(({ M, N, m, n }) => M % 32 === 0 && N % 64 === 0 && N % n === 0 && m % 8 === 0 && n % 4 === 0));
   const slim = halfTilesFor(product(), DEFAULT, traitsOf({ vendor: 'apple' }));
   assert.ok(slim.length > 0 && slim.every(({ m, n }) => m * n <= 32));
   assert.ok(tiles.every((tile) => 2 * memoryOf(tile) === memoryOf({ ...tile, half: false })));
