@@ -14,8 +14,9 @@ globalThis.GPUShaderStage = { COMPUTE: 4 };
 /** Runs each dispatch as it is submitted: z = x + y + the first of its uniforms. */
 globalThis.GPUDevice = class {
   limits = { minUniformBufferOffsetAlignment: 256 };
-  made = [];
   ran = 0;
+  held = 0;
+  most = 0;
   queue = {
     writeBuffer: ({ content }, at, data) => new Uint8Array(content.buffer).set(data, at),
     submit: (lists) => lists.flat().forEach((command) => (this.ran++, command())),
@@ -23,8 +24,10 @@ globalThis.GPUDevice = class {
   };
 
   createBuffer({ size }) {
-    const buffer = { size, content: new Float32Array(size / 4), gone: false, destroy: () => (buffer.gone = true) };
-    this.made.push(buffer);
+    const destroy = () => ((buffer.gone = true), (this.held -= size));
+    const buffer = { size, content: new Float32Array(size / 4), gone: false, destroy };
+    this.held += size;
+    this.most = Math.max(this.most, this.held);
     return buffer;
   }
 
@@ -168,4 +171,19 @@ test('what would take too much memory stays, the smallest come first, and where 
   a.gone = false;
   const { captures: none } = await computeOnce(device, new Map([['graph', graph()]]), [a, wide], false);
   assert.deepEqual([none.get('graph').capture.commands.length, result(none.get('graph')), a.gone], [4, 221, false]);
+});
+
+test('what stands between takes memory in its turn only, and so do weights that nothing else reads', async () => {
+  const { device, number, between, sum, captured } = setUp();
+  const LARGE = 2 ** 26;
+  const [input, ...weights] = [number(1), ...[1, 2, 3].map((value) => number(value, LARGE))];
+  const [all, y] = [between(), between()];
+  const chains = weights.map((weight) => ({ weight, large: between(LARGE), small: between() }));
+  const made = chains.flatMap(({ weight, large, small }) => [sum(weight, weight, large), sum(large, large, small)]);
+  const [one, two, three] = chains.map(({ small }) => small);
+  const graph = captured(input, [...made, sum(one, input, all), sum(two, all, all), sum(three, all, y)], y);
+  device.most = 0;
+  await computeOnce(device, new Map([['graph', graph]]), weights, true);
+  assert.ok(device.most < 4.1 * LARGE, `${device.most / LARGE}`); // three weights and what the first becomes, then ever less
+  assert.ok(weights.every(({ gone }) => gone));
 });

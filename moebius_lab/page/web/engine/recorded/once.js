@@ -1,7 +1,6 @@
 // What a graph computes of its weights alone is computed once, before it runs.
 //
-// A weight that is stored in 16 bits and read in 32 always is. What commands make of weights then has memory of its own for good, instead of a
-// part of what all runs share; so the smallest come first, and together they take no more than MOST.
+// A weight that is stored in 16 bits and read in 32 always is. What commands make of weights has memory of its own from then on: the smallest come first.
 
 import { Capture, Placeholder, Replay, Widened, renameIn, usesOf } from '../capture.js';
 import { memoryBack } from '../device.js';
@@ -12,7 +11,7 @@ import { room } from './weights.js';
 /** @typedef {import('../types.js').Lifetime} Lifetime */
 /** @typedef {import('../types.js').Place} Place */
 /** @typedef {{place: Place, use: import('../types.js').Use, lifetime: Lifetime|undefined}} Used by a command */
-/** @typedef {{commands: Command[], own: GPUBuffer[]}} Task commands on buffers, of which some are only for what happens in between */
+/** @typedef {{value: number, graph: Constants, lifetime: Lifetime, times: number[]}} Task a constant, and which commands make it */
 
 const MOST = 2 ** 26; // bytes that commands make of weights, all together
 const TOGETHER = 2 ** 26; // bytes that are made at a time: until then what they are made of is there as well
@@ -35,9 +34,6 @@ export async function computeOnce(device, captures, places, all) {
   const wanted = new Map();
   for (const { graph } of graphs) for (const lifetime of graph.wanted) wanted.set(graph.valueOf(lifetime), { graph, lifetime });
 
-  /** @type {Map<number, GPUBuffer>} */
-  const made = new Map();
-  const programs = new Widening(device);
   /** @type {Task[]} */
   const tasks = [];
   let left = MOST;
@@ -45,20 +41,18 @@ export async function computeOnce(device, captures, places, all) {
     const wide = lifetime.buffer instanceof Widened;
     if (!wide && (!all || lifetime.buffer.size > left)) continue;
     if (!wide) left -= lifetime.buffer.size;
-    const buffer = room(device, lifetime.buffer.size);
-    made.set(value, buffer);
-    tasks.push(await graph.task(lifetime, buffer, programs));
+    tasks.push({ value, graph, lifetime, times: graph.making([lifetime]) });
   }
-  const without = new Map(graphs.map(({ name, graph }) => [name, graph.without(made)]));
-  await inTurns(device, tasks, new Set([...without.values()].flatMap(({ capture }) => placesIn(capture.commands))), places);
-  return { captures: without, bytes: MOST - left };
+  const there = new Set(tasks.map(({ value }) => value));
+  const staying = new Map(graphs.map(({ name, graph }) => [name, { graph, times: graph.staying(there) }]));
+  const read = new Set([...staying.values()].flatMap(({ graph, times }) => graph.placesIn(times)));
+  const made = await inTurns(device, tasks, read, places);
+  const without = [...staying].map(([name, { graph, times }]) => /** @type {const} */ ([name, graph.without(times, made)]));
+  return { captures: new Map(without), bytes: MOST - left };
 }
 
 /** @param {{lifetime: Lifetime}} wanted */
 const sizeOf = ({ lifetime }) => lifetime.buffer.size;
-
-/** @param {Command[]} commands */
-const placesIn = (commands) => commands.flatMap(usesOf).map(({ place }) => place);
 
 /** A capture, and what of it depends on no input. */
 class Constants {
@@ -99,7 +93,7 @@ class Constants {
     return uses.flatMap(({ use, lifetime }) => (lifetime && use === 'read' && !this.varying.has(lifetime) ? [lifetime] : []));
   }
 
-  /** A number for each constant: those that are computed from the same in the same way have the same, in all graphs. */
+  /** A number for each constant, the same for what is computed from the same in the same way. */
   #values() {
     /** @type {Map<Lifetime, number>} */
     const values = new Map();
@@ -132,11 +126,11 @@ class Constants {
    * The commands that make some constants, or that run in any case.
    *
    * @param {Iterable<Lifetime>} constants
-   * @param {(uses: Used[]) => boolean} always
-   * @param {(lifetime: Lifetime) => boolean} there what is not to be made
+   * @param {(uses: Used[]) => boolean} [always]
+   * @param {(lifetime: Lifetime) => boolean} [there] what is not to be made
    * @returns {number[]} in their order
    */
-  #making(constants, always, there) {
+  making(constants, always = () => false, there = () => false) {
     const needed = new Set(constants);
     /** @type {number[]} */
     const found = [];
@@ -149,35 +143,42 @@ class Constants {
     return found;
   }
 
+  /** The commands of each run. @param {Set<number>} there values that are computed once */
+  staying(there) {
+    const isThere = (/** @type {Lifetime} */ lifetime) => there.has(this.valueOf(lifetime));
+    return this.making([], (uses) => this.#varies(uses), isThere);
+  }
+
+  /** What commands use. @param {number[]} times @returns {Place[]} */
+  placesIn(times) {
+    return times.flatMap((time) => this.uses[time].map(({ place }) => place));
+  }
+
   /**
    * What computes one constant.
    *
-   * @param {Lifetime} constant
-   * @param {GPUBuffer} buffer for it
-   * @param {Widening} programs
-   * @returns {Promise<Task>}
+   * @param {GPUDevice} device
+   * @param {Task} task
+   * @param {GPUBuffer} buffer of the constant
+   * @param {(weight: Widened, buffer: GPUBuffer) => Promise<Command>} widened
+   * @returns {Promise<{commands: Command[], own: GPUBuffer[]}>} `own` is only for what happens in between
    */
-  async task(constant, buffer, programs) {
-    /** @type {Task} */
-    const task = { commands: [], own: [] };
+  async commands(device, { lifetime: constant, times }, buffer, widened) {
+    /** @type {Command[]} */
+    const commands = [];
     /** @type {Map<Lifetime, GPUBuffer>} */
     const buffers = new Map([[constant, buffer]]);
-    if (constant.buffer instanceof Widened) task.commands.push(await programs.command(constant.buffer, buffer));
-    for (const time of this.#making(
-      [constant],
-      () => false,
-      () => false,
-    )) {
+    if (constant.buffer instanceof Widened) commands.push(await widened(constant.buffer, buffer));
+    for (const time of times) {
       for (const { place, lifetime } of this.uses[time]) {
         if (!lifetime || buffers.has(lifetime)) continue;
-        const own = room(programs.device, place.size);
-        task.own.push(own);
+        const own = room(device, place.size);
         buffers.set(lifetime, own);
-        if (place instanceof Widened) task.commands.push(await programs.command(place, own));
+        if (place instanceof Widened) commands.push(await widened(place, own));
       }
-      task.commands.push(this.#on(time, (lifetime) => buffers.get(lifetime)));
+      commands.push(this.#on(time, (lifetime) => buffers.get(lifetime)));
     }
-    return task;
+    return { commands, own: [...buffers.values()].slice(1) };
   }
 
   /** A command on buffers. @param {number} time @param {(lifetime: Lifetime) => GPUBuffer|undefined} bufferOf @returns {Command} */
@@ -187,19 +188,15 @@ class Constants {
   }
 
   /**
-   * The capture without what is there by now.
+   * The capture of these commands alone.
    *
-   * @param {Map<number, GPUBuffer>} made by its value
+   * @param {number[]} times
+   * @param {Map<number, GPUBuffer>} made what is there, by its value
    * @returns {GraphCapture}
    */
-  without(made) {
+  without(times, made) {
     const bufferOf = (/** @type {Lifetime} */ lifetime) =>
       this.varying.has(lifetime) ? undefined : made.get(this.valueOf(lifetime));
-    const times = this.#making(
-      [],
-      (uses) => this.#varies(uses),
-      (lifetime) => bufferOf(lifetime) !== undefined,
-    );
     const capture = new Capture();
     capture.commands = times.map((time) => this.#on(time, bufferOf));
     const results = [...this.captured.outputs.values()].map(({ buffer }) => buffer);
@@ -209,10 +206,8 @@ class Constants {
 
 /** Whether something is written in part after it was read. @param {Lifetime} lifetime */
 function isMixed({ uses }) {
-  const [writes, reads] = [true, false].map((writing) =>
-    [...uses].flatMap(([time, writes]) => (writes === writing ? [time] : [])),
-  );
-  return Math.max(...writes) > Math.min(...reads);
+  const times = (/** @type {boolean} */ writing) => [...uses].flatMap(([time, writes]) => (writes === writing ? [time] : []));
+  return Math.max(...times(true)) > Math.min(...times(false));
 }
 
 /** @param {Used[]} uses @returns {Lifetime[]} */
@@ -220,63 +215,54 @@ function written(uses) {
   return uses.flatMap(({ use, lifetime }) => (lifetime && use !== 'read' ? [lifetime] : []));
 }
 
-/** What makes weights in 32 bits of those in 16; its module is fetched where there are any. */
-class Widening {
-  /** @param {GPUDevice} device */
-  constructor(device) {
-    this.device = device;
-    /** @type {import('../kernels/launch.js').Programs|null} */
-    this.programs = null;
-  }
-
-  /**
-   * @param {Widened} weight
-   * @param {GPUBuffer} buffer for it in 32 bits
-   */
-  async command(weight, buffer) {
-    const { Programs, widening } = await import('../kernels/launch.js');
-    this.programs ??= new Programs(this.device);
-    return renameIn(await this.programs.dispatch(widening(weight)), new Map([[weight, buffer]]));
-  }
-}
-
 /**
- * Run tasks, some at a time, and give back each buffer that nothing reads any more: weights whose numbers are read in another form take memory in
- * both for a short time only.
+ * Run tasks, some at a time, and give back what nothing reads any more.
  *
  * @param {GPUDevice} device
  * @param {Task[]} tasks
  * @param {Set<unknown>} read what is read after them
  * @param {(GPUBuffer|Widened)[]} weights
+ * @returns {Promise<Map<number, GPUBuffer>>} what was made, by its value
  */
 async function inTurns(device, tasks, read, weights) {
-  const stored = new Set(weights.map((place) => (place instanceof Widened ? place.stored : place)));
-  const giveBack = (/** @type {Task[]} */ next) => {
-    const used = new Set(next.flatMap(({ commands }) => placesIn(commands)));
+  const storedAt = (/** @type {Place} */ place) => (place instanceof Widened ? place.stored : place);
+  const readBy = (/** @type {Task} */ { graph, lifetime, times }) => [lifetime.buffer, ...graph.placesIn(times)].map(storedAt);
+  const stored = new Set(weights.map(storedAt));
+  const giveBack = async (/** @type {Task[]} */ next) => {
+    const used = new Set(next.flatMap(readBy));
     for (const buffer of stored) {
       if (read.has(buffer) || used.has(buffer)) continue;
       buffer.destroy();
       stored.delete(buffer);
     }
+    await memoryBack(device);
   };
-  giveBack(tasks);
-  await memoryBack(device);
-  for (let rest = tasks; rest.length;) {
-    let size = 0;
-    const count = rest.findIndex(({ commands }) => (size += bytesIn(commands)) > TOGETHER);
-    const some = rest.slice(0, count < 0 ? rest.length : count + 1);
-    rest = rest.slice(some.length);
+  /** @type {import('../kernels/launch.js').Programs|undefined} */
+  let programs;
+  const widened = async (/** @type {Widened} */ weight, /** @type {GPUBuffer} */ buffer) => {
+    const { Programs, widening } = await import('../kernels/launch.js'); // which is fetched only where there are such
+    programs ??= new Programs(device);
+    return renameIn(await programs.dispatch(widening(weight)), new Map([[weight, buffer]]));
+  };
+  /** @type {Map<number, GPUBuffer>} */
+  const made = new Map();
+  await giveBack(tasks);
+  for (let next = 0; next < tasks.length;) {
     const capture = new Capture();
-    capture.commands = some.flatMap(({ commands }) => commands);
+    /** @type {GPUBuffer[]} */
+    const between = [];
+    for (let size = 0; next < tasks.length && size < TOGETHER; next++) {
+      const { value, graph, lifetime } = tasks[next];
+      made.set(value, room(device, lifetime.buffer.size));
+      const { commands, own } = await graph.commands(device, tasks[next], /** @type {GPUBuffer} */ (made.get(value)), widened);
+      capture.commands.push(...commands);
+      between.push(...own);
+      size += [lifetime.buffer, ...own].reduce((sum, { size }) => sum + size, 0);
+    }
     new Replay(device, capture, [], () => ({ buffer: /** @type {any} */ (null), offset: 0 })).run(); // all that it needs is there
     await device.queue.onSubmittedWorkDone();
-    for (const { own } of some) for (const buffer of own) buffer.destroy();
-    giveBack(rest);
-    await memoryBack(device);
+    for (const buffer of between) buffer.destroy();
+    await giveBack(tasks.slice(next));
   }
-}
-
-/** Of what commands have to do with. @param {Command[]} commands */
-function bytesIn(commands) {
-  return [...new Set(placesIn(commands))].reduce((sum, { size }) => sum + size, 0);
+  return made;
 }
