@@ -1,11 +1,8 @@
 // What browser.py has done in a page of its own: calls of the shipped engine, with arrays as base64, each within a time limit.
 // Python hands this module to the page. It is no file of a bundle, and drives the engine of any version that was published.
 
-/** @typedef {import('./web/engine/engine.js').Engine} Engine */
-/** @typedef {import('./web/engine/engine.js').Loaded} Loaded */
-/** @typedef {import('./web/engine/engine.js').Result} Result */
-/** @typedef {import('./web/engine/engine.js').Settings} Settings */
-/** @typedef {import('./web/engine/engine.js').Values} Values */
+/** @import { Engine } from './web/engine/engine.js' */
+/** @import { Loaded, Result, Settings, Values } from './web/engine/types.js' */
 /** @typedef {{dims: number[], data: string}} Packed a float32 tensor, its bytes in base64 */
 
 const PIECE = 32768; // bytes that become text at once, each an argument of one call

@@ -1,20 +1,15 @@
 // What recording.py has done in a page of its own: ONNX Runtime Web is asked for each graph once, on a device with default limits and no
 // features, and what it asks of that device is told as data. Python hands this module to the page. It is no file of a bundle.
 
-/** @typedef {import('./web/engine/capture.js').Place} Place */
-/** @typedef {import('./web/engine/capture.js').Command} Command */
-/** @typedef {import('./web/engine/captured_graph.js').GraphCapture} GraphCapture */
-/** @typedef {import('./web/engine/manifest.js').Manifest} Manifest */
-/** @typedef {import('./web/engine/recorded/recording.js').Recording} Recording */
-/** @typedef {import('./web/engine/recorded/recording.js').RecordedPlace} RecordedPlace */
-/** @typedef {import('./web/engine/recorded/recording.js').RecordedRun} RecordedRun */
+/** @import { Command, GraphCapture, Manifest, Place } from './web/engine/types.js' */
+/** @import { RecordedPlace, RecordedRun, Recording } from './web/engine/recorded/recording.js' */
 /**
  * @typedef {object} Job
  * @property {string} engine URL of the folder of the engine's modules
  * @property {string} runtime URL of the folder of ONNX Runtime Web's files
  * @property {Record<'jspi'|'asyncify', [string, string]>} builds module and wasm of each build, in that folder
  * @property {string} version of ONNX Runtime Web
- * @property {import('./web/engine/manifest.js').Precision} form its files' names are URLs
+ * @property {import('./web/engine/types.js').Precision} form its files' names are URLs
  * @property {Manifest['runs']} runs
  * @property {Manifest['layouts']} layouts
  */
@@ -179,7 +174,7 @@ class Writer {
     return { run: this.#program(program), on: bound, workgroups };
   }
 
-  /** @param {import('./web/engine/capture.js').Program} program */
+  /** @param {import('./web/engine/types.js').Program} program */
   #program({ label, code, constants }) {
     const key = JSON.stringify([label, code, constants]);
     const known = this.known.get(key) ?? { label, code, constants, index: this.known.size };

@@ -574,7 +574,7 @@ CHANGES = {  # of all that is stored, after it was checked and before it is read
     "gone": "await store.delete(request)",
 }
 STORE = "const store = await caches.open(new ModelCache(page, manifest).name);"
-BETWEEN = "  report({ ...last, phase: 'session', secondsLeft: 0 });\n"
+BETWEEN = "    await whole;\n"
 EMPTY = "Blob.prototype.arrayBuffer = async () => new ArrayBuffer(0);"
 EMPTY_ONCE = """const [read, sizes] = [Blob.prototype.arrayBuffer, new Set()];
   Blob.prototype.arrayBuffer = function () {

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from moebius_lab.page.bundle import read_manifest, require_whole, shipped_files,
 from moebius_lab.page.driving import launch_options, session_of
 from moebius_lab.page.engines import ENGINES
 from moebius_lab.page.recording import find_weights, read_recording
-from moebius_lab.page.serve import Server
+from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.graphs import Graphs
 from moebius_lab.port.precision import STAMP, per_graph
 
@@ -460,6 +461,60 @@ def test_sizes_that_are_shown_are_those_that_are_fetched(bundle, tab):
         server.requests.clear()
         assert visit(tab, server)["recorded"]
         assert not [path for path in server.requests if path.endswith((".bin", ".onnx", ".wasm"))]  # all is kept
+
+
+LOAD = """async () => {
+  const { page } = await (await fetch('manifest.json')).json();
+  const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
+  const engine = await Engine.open(new URL('manifest.json', location));
+  const phases = [];
+  const onProgress = ({ phase }) => phases.at(-1) === phase || phases.push(phase);
+  try {
+    const { recorded } = await engine.load({ provider: 'webgpu', precision: 'fp32' }, { onProgress });
+    return { recorded, phases };
+  } catch ({ code, message }) {
+    return { code, message, kept: (await engine.stored()).length };
+  }
+}"""
+
+
+@pytest.mark.slow
+def test_a_model_is_started_while_its_weights_come(bundle, tab):
+    started, late = threading.Event(), []
+
+    class Held(Handler):
+        """Sends no weights before the modules that start a model are asked for."""
+
+        def do_GET(self) -> None:
+            if "/recorded/" in self.path:
+                started.set()
+            if self.path.endswith(".bin") and not started.wait(20):
+                late.append(self.path)
+            super().do_GET()
+
+    with Server(bundle, handler=Held) as server:
+        tab.goto(server.url + "manifest.json")
+        seen = tab.evaluate(LOAD)
+    assert seen["recorded"] and not late
+    assert seen["phases"][:2] == ["download", "session"]  # what is told is what a person waits for
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_come_are_told_as_such_and_the_others_are_kept(bundle, tab):
+    lacking = read_manifest(bundle)["precisions"]["fp32"]["graphs"]["step"][-1]["file"]
+
+    class Lacking(Handler):
+        def do_GET(self) -> None:
+            if self.path.endswith(lacking):
+                self.send_error(404)
+            else:
+                super().do_GET()
+
+    with Server(bundle, handler=Lacking) as server:
+        tab.goto(server.url + "manifest.json")
+        seen = tab.evaluate(LOAD)
+        assert seen["code"] == "not-found" and lacking in seen["message"] and not runtime_files(server)
+        assert seen["kept"] > 0
 
 
 DAMAGE = """async () => {

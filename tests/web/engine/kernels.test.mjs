@@ -837,15 +837,21 @@ test('in 16 bits a product may be as far off as the roundings of its sum add up 
 /**
  * A device with a clock of its own, which goes on while commands run: `cost` gives the milliseconds of a dispatch by its program's label.
  * `held` are the bytes of its storage buffers: as in browsers, those of one that was destroyed until what is submitted next is done.
+ * With `stamps` it tells times itself; where these are 'none' it does not, though it says that it can.
  */
-function timed(cost = () => 0) {
+function timed(cost = () => 0, stamps = '') {
   const clock = { now: 0, runs: 0, programs: 0, held: 0 };
+  let last = 0;
   let [destroyed, leaving] = [0, 0];
   const queue = {
     writeBuffer: () => {},
     submit: (buffers) => {
       [destroyed, leaving] = [0, leaving + destroyed];
-      buffers.forEach((costs) => ((clock.runs += costs.length), (clock.now += costs.reduce((a, b) => a + b, 0))));
+      buffers.forEach((costs) => {
+        last = costs.reduce((a, b) => a + b, 0);
+        clock.runs += costs.length;
+        clock.now += last;
+      });
     },
     onSubmittedWorkDone: async () => {
       clock.held -= leaving;
@@ -854,12 +860,15 @@ function timed(cost = () => 0) {
   };
   const made = Object.assign(new GPUDevice(), {
     queue,
-    features: new Set(),
+    features: new Set(stamps && ['timestamp-query']),
+    createQuerySet: () => ({ destroy() {} }),
     limits: { ...DEFAULT, minStorageBufferOffsetAlignment: 256, minUniformBufferOffsetAlignment: 256 },
     createBuffer: ({ size, usage }) => {
       const held = usage & GPUBufferUsage.STORAGE ? size : 0;
       clock.held += held;
-      return { size, destroy: () => (destroyed += held), mapAsync: async () => {}, getMappedRange: () => new ArrayBuffer(size) };
+      const told = () => new BigUint64Array([0n, BigInt(stamps === 'none' ? 0 : 1e6 * last)]).buffer;
+      const read = () => (usage & GPUBufferUsage.MAP_READ && stamps ? told() : new ArrayBuffer(size));
+      return { size, destroy: () => (destroyed += held), mapAsync: async () => {}, getMappedRange: read, unmap: () => {} };
     },
     createBindGroup: () => ({}),
     createComputePipelineAsync: async ({ label }) => (clock.programs++, { label, getBindGroupLayout: () => null }),
@@ -872,7 +881,8 @@ function timed(cost = () => 0) {
         dispatchWorkgroups: () => costs.push(cost(label)),
         end: () => {},
       };
-      return { beginComputePass: () => pass, copyBufferToBuffer: () => {}, finish: () => costs };
+      const others = { copyBufferToBuffer: () => {}, resolveQuerySet: () => {} };
+      return { beginComputePass: () => pass, ...others, finish: () => costs };
     },
   });
   return { device: made, clock };
@@ -987,6 +997,13 @@ test('a later visit runs nothing, compares what changed alone, and says again wh
   const changed = Object.keys(more.choices).filter((key) => more.choices[key] !== untried.choices[key]);
   assert.equal(changed.length, 1);
   assert.deepEqual(more.kept.tried.length, 3);
+  const runsWith = async (choices) => {
+    clock.runs = 0;
+    await replaceKernels(own, captures, { ...FAST, earlier: { ...untried, choices } });
+    return clock.runs;
+  };
+  const unknown = Object.fromEntries(Object.entries(untried.choices).filter(([key]) => !key.startsWith('all')));
+  assert.ok((await runsWith(untried.choices)) < (await runsWith(unknown))); // a graph that is faster with ours is not timed again
 
   const other = { ...first.kept, choices: {} }; // of another page's kernels
   assert.deepEqual((await replaceKernels(own, captures, { ...FAST, earlier: other })).choices, first.choices);
@@ -1008,6 +1025,53 @@ test('on a first visit nothing is run before the weights are there, and programs
   await assert.rejects(
     replaceKernels(own, new Map([['g', products([1024, 1024, 512])]]), { ...FAST, earlier: null, filled: refused }),
   );
+});
+
+test('where a device tells its own times, ways are tried while weights are read, and at later visits only then', async (t) => {
+  const sizes = [
+    [1024, 1024, 1024],
+    [512, 1024, 512],
+    [512, 512, 512],
+  ];
+  const captures = new Map([['g', products(...sizes)]]);
+  const visit = async (earlier, stamps, until, cost = 3) => {
+    const { device: own, clock } = timed((label) => (label === 'MatMul' ? cost : 1), stamps);
+    t.mock.method(performance, 'now', () => clock.now);
+    let there = () => {};
+    const filled = new Promise((resolve) => (there = resolve));
+    const made = replaceKernels(own, captures, { ...FAST, earlier, filled });
+    for (let i = 0; i < 400 && !until(clock); i++) await new Promise((resolve) => setTimeout(resolve, 2));
+    const [before, reached] = [clock.runs, clock.now];
+    there();
+    const { kept, took } = await made;
+    assert.equal(clock.held, 0);
+    return { kept, took, before, reached };
+  };
+  const quiet = () => {
+    let [seen, since] = [-1, 0]; // nothing has run for ten looks
+    return ({ runs }) => (runs === seen ? ++since : (since = 0), (seen = runs), since > 10);
+  };
+  const first = await visit(null, 'told', quiet());
+  assert.deepEqual([first.kept.tried.length, first.took.trying], [3, 0]);
+  assert.ok(first.before > 0);
+
+  const untried = { ...first.kept, tried: first.kept.tried.slice(0, 1) };
+  const later = await visit(untried, 'told', quiet());
+  assert.deepEqual([later.kept.tried.length, later.took.trying], [3, 0]);
+  const cached = await visit(untried, 'told', () => true); // weights are there before anything could be tried
+  assert.deepEqual(cached.kept.tried, first.kept.tried.slice(0, 2)); // one, so that visits come to an end
+  const whole = await visit(first.kept, 'told', quiet());
+  assert.equal(whole.before, 0);
+
+  for (const stamps of ['', 'none']) {
+    const { kept, before } = await visit(null, stamps, quiet(), 300); // a clock would time what else is done
+    assert.equal(kept.tried.length, 3);
+    assert.ok(before < 20, `${before}`); // what tells that there are no times
+    const next = await visit({ ...kept, tried: [] }, stamps, quiet(), 3000);
+    assert.ok(next.kept.tried.length > 0); // so that visits come to an end
+  }
+  const slow = await visit(null, 'told', ({ now }) => now > 400, 200);
+  assert.ok(slow.kept.tried.length > 0 && slow.took.trying < 1000); // the second counts from when trying began
 });
 
 test('products are tried on matrix units where they are asked for and a device has some, and else that is said', async (t) => {

@@ -47,9 +47,8 @@ const wanted = (...names) =>
 async function provide(items, signal = new AbortController().signal) {
   const seen = [];
   const cache = new ModelCache(new URL('manifest.json', base), { precisions: {}, runtime: { builds: {} } });
-  const files = await cache
-    .provide(items, (progress) => seen.push(progress), signal)
-    .catch((error) => Promise.reject(Object.assign(error, { seen })));
+  const files = await cache.provide(items, (progress) => seen.push(progress), signal);
+  await files.whole;
   return { files, seen };
 }
 
@@ -144,4 +143,32 @@ test('a stop is a stop, while a file comes and while the next attempt waits', as
     await assert.rejects(provide(wanted('0.bin'), stop.signal), { code: 'cancelled' });
     assert.ok(performance.now() - began < 400, 'before the pause is over');
   }
+});
+
+test('who reads a file waits for it alone, and for an error of any', async () => {
+  let release = () => {};
+  badly = (name, answer) => {
+    if (name === '1.bin') release = () => answer.end(FILES[name]);
+    if (name === '2.bin') setTimeout(() => answer.writeHead(404).end(), 60);
+    return name === '1.bin' || name === '2.bin';
+  };
+  const signal = new AbortController().signal;
+  const begun = (...names) => {
+    const cache = new ModelCache(new URL('manifest.json', base), { precisions: {}, runtime: { builds: {} } });
+    return cache.provide(wanted(...names), () => {}, signal, true);
+  };
+  const files = await begun('0.bin', '1.bin');
+  let whole = false;
+  files.whole.then(() => (whole = true));
+  assert.equal((await files.file(digest(FILES['0.bin']))).byteLength, 300_000);
+  assert.equal(whole, false);
+  const last = files.file(digest(FILES['1.bin']));
+  release();
+  assert.equal((await last).byteLength, 70_000);
+  await files.whole;
+
+  const failing = await begun('1.bin', '2.bin');
+  await assert.rejects(failing.file(digest(FILES['2.bin'])), { code: 'not-found' });
+  release();
+  await assert.rejects(failing.whole, { code: 'not-found' });
 });

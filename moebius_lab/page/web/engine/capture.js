@@ -1,19 +1,14 @@
 // The commands of a graph for the graphics device: captured once without being run, and replayed in memory that was planned for them.
 //
-// ONNX Runtime makes a buffer for every tensor, reuses it only for tensors of the same size, and keeps separate buffers for every
-// session that it captures itself. Once all commands are captured, every lifetime is known, so what is never alive at the same time,
-// in one graph or in several, shares memory (`plan`).
+// ONNX Runtime reuses a tensor's buffer only for tensors of the same size. Once all commands are captured, every lifetime is known, so
+// what is never alive at the same time, in one graph or in several, shares memory (`plan`).
 
 const { GPUBufferUsage, GPUShaderStage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const AT_ONCE = 64; // commands that are submitted together: the device starts on them while the next are encoded
 
-/** @import { Allocation, Guest, Lifetime, Region, Use } from './types.js' */
-/** @typedef {import('./types.js').Command} Command */
-/** @typedef {import('./types.js').Place} Place */
+/** @import { Allocation, Command, Guest, Lifetime, Place, Program, Region, Use } from './types.js' */
 
 // -- programs ---------------------------------------------------------------------------------------------------------
-
-/** @typedef {import('./types.js').Program} Program */
 
 /** @type {WeakMap<object, Program>} of modules and pipelines */
 const programs = new WeakMap();

@@ -3,7 +3,7 @@
 import { EngineError, classify, reason } from './errors.js';
 import { Capture, Replay, plan } from './capture.js';
 
-/** @import { Allocation, Lifetime, Region, Values } from './types.js' */
+/** @import { Allocation, GraphCapture, Lifetime, Region, Values } from './types.js' */
 /** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 
@@ -14,8 +14,6 @@ const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a 
 const WARNING = 2;
 const FAILS_ANYHOW = ['shader', 'device-lost', 'out-of-memory']; // codes of what would fail without a capture too
 
-/** @typedef {import('./types.js').GraphCapture} GraphCapture */
-
 /**
  * Capture a run of a session whose nodes are all on the device. Inputs of one size that another capture of the session has are shared.
  *
@@ -25,7 +23,7 @@ const FAILS_ANYHOW = ['shader', 'device-lost', 'out-of-memory']; // codes of wha
  * @param {Record<string, number>} sizes of the dimensions that the graph leaves free, by name
  * @param {GraphCapture} [other] an earlier capture of this session
  * @returns {Promise<GraphCapture>}
- * @throws {EngineError} what the device refuses; or code 'uncapturable': it does something that a capture cannot hold; the runtime may be broken now
+ * @throws {EngineError} what the device refuses; or code 'uncapturable': a capture cannot hold what it does, and the runtime may be broken now
  */
 export async function captureGraph(ort, session, device, sizes, other) {
   /** @type {GraphCapture['inputs']} */

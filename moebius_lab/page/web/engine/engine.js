@@ -12,12 +12,8 @@ const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: fals
 const STUCK = 10_000; // ms after which the worker is not waited for that makes a thread
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
-/** @import { CallOptions, Choice, Detected, LoadProgress, Manifest, StepProgress } from './types.js' */
+/** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
-/** @typedef {import('./types.js').Settings} Settings */
-/** @typedef {import('./types.js').Loaded} Loaded */
-/** @typedef {import('./types.js').Values} Values */
-/** @typedef {import('./types.js').Result} Result */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
 export class Engine extends EventTarget {
@@ -112,10 +108,7 @@ export class Engine extends EventTarget {
   /**
    * Fetch what is missing and start the model on one provider. A model that was loaded before is dropped first.
    *
-   * @param {{provider: 'webgpu'|'wasm', precision: string, capture?: boolean, recorded?: boolean,
-   *   kernels?: import('./kernels/replacement.js').Wanted, trying?: number}} choice `recorded`: from the bundle's recording, where there is one that this
-   *   device was not seen to refuse; `capture`: captured at all; `kernels` of our own in captured graphs: 'fastest', where they are faster
-   *   on this device, unless another is named; `trying`: seconds in which ways to compute are tried at this visit
+   * @param {ToLoad} choice
    * @param {{onProgress?: (progress: LoadProgress) => void, signal?: AbortSignal}} [options]
    * @param {boolean} [again] once more after an error that may pass
    * @returns {Promise<Loaded>}

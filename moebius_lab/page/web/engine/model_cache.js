@@ -27,9 +27,8 @@ export class ModelCache {
   }
 
   /**
-   * Have every wanted file: checked if it is stored, fetched and stored if not. Whoever reads one then gets as many bytes as the manifest
-   * says, whatever became of it meanwhile, or the error 'unreadable'. A stored one may be checked when it is read, once for both; until then
-   * only its length is known.
+   * Have every wanted file, one by one: checked if it is stored, fetched and stored if not. Who reads one waits for it and gets as many bytes
+   * as the manifest says, or the error 'unreadable'. A stored one may be checked when it is read; until then only its length is known.
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
@@ -62,8 +61,17 @@ export class ModelCache {
       await keep(item, await download(item, progress, signal));
     };
 
-    await inParallel(wanted, have, signal);
-    progress.report(true);
+    /** @type {Map<string, (done: Promise<void>) => void>} */
+    const tell = new Map();
+    const arrived = new Map(wanted.map(({ file: { sha256 } }) => [sha256, new Promise((resolve) => tell.set(sha256, resolve))]));
+    const had = (/** @type {Wanted} */ item) => {
+      const done = have(item);
+      tell.get(item.file.sha256)?.(done);
+      return done;
+    };
+    for (const promise of arrived.values()) promise.catch(() => {}); // who waits for a file, or for all, hears of an error
+    const whole = inParallel(wanted, had, signal).then(() => progress.report(true));
+    whole.catch(() => {});
     const read = async (/** @type {StoredFile} */ file) => {
       const blob = memory.get(file.sha256) ?? (await (await store?.match(this.#key(file.sha256)))?.blob());
       return blob ? intact(blob, file, whenRead) : null;
@@ -71,6 +79,7 @@ export class ModelCache {
     const file = async (/** @type {string} */ sha256) => {
       const item = wanted.find(({ file }) => file.sha256 === sha256);
       if (!item) throw new EngineError('bad-input', `No file ${sha256} of the model was asked for.`);
+      await Promise.race([arrived.get(sha256), whole]);
       for (let attempt = 0; attempt < READS; attempt++) {
         const found = await read(item.file).catch(() => null);
         if (found) return found;
@@ -89,6 +98,7 @@ export class ModelCache {
     };
     return {
       file,
+      whole,
       get storage() {
         return progress.storage; // which a file that is fetched again may change
       },

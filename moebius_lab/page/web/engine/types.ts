@@ -374,9 +374,24 @@ export type Known = { mask: Float32Array; image: Float32Array | null; masked: Fl
 
 export type Wanted = { graph: string; precision: string; file: StoredFile; url: URL };
 
+/** How a model is loaded; what is left out is chosen. */
+export type ToLoad = {
+  provider: 'webgpu' | 'wasm';
+  precision: string;
+  /** Graphs are captured, where that is possible. */
+  capture?: boolean;
+  /** From the bundle's recording, where there is one that this device was not seen to refuse. */
+  recorded?: boolean;
+  /** Of our own in captured graphs: 'fastest', where they are faster on this device, unless another is named. */
+  kernels?: import('./kernels/replacement.js').Wanted;
+  /** Seconds in which ways to compute are tried, those in which weights are read among them. */
+  trying?: number;
+};
+
 export type StoredEntry = { url: string; bytes: number; graph: string; precision: string; current: boolean };
 
-export type Files = { file: (sha256: string) => Promise<ArrayBuffer>; storage: 'cache' | 'memory' };
+/** `whole`: when all are there, which who reads one need not wait for */
+export type Files = { file: (sha256: string) => Promise<ArrayBuffer>; whole: Promise<void>; storage: 'cache' | 'memory' };
 
 /** (3, 3) and (3): a row for each tensor of the next state */
 export type Step = Level & { stateWeights: number[][]; noiseWeights: number[] };

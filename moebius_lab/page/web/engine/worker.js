@@ -6,9 +6,8 @@ import { BESIDE, GRAPHS, buildFor, filesOf } from './manifest.js';
 import { ModelCache } from './model_cache.js';
 import { OneAhead, nextTask } from './turns.js';
 
-/** @import { Files, Loaded, Manifest, Values } from './types.js' */
+/** @import { Files, Loaded, Manifest, ToLoad, Values } from './types.js' */
 /** @import { GraphBackend } from './graph_backend.js' */
-/** @import { Wanted } from './kernels/replacement.js' */
 /** @typedef {(progress: any) => void} Report */
 
 /** A thread of the runtime. In Firefox the constructor does not always return: the page, which waits for it, is told when it begins. */
@@ -29,7 +28,7 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {{manifest: Manifest, manifestUrl: string, provider: 'webgpu'|'wasm', precision: string, threads: number, recorded: boolean, capture?: boolean, kernels?: Wanted, trying?: number}} choice
+ * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
@@ -42,14 +41,17 @@ async function load(choice, report, signal) {
   let last = { doneBytes: 0, totalBytes: 0, cachedBytes: 0, rate: 0, secondsLeft: 0 };
   const onProgress = (/** @type {any} */ progress) => report((last = progress));
   const provide = (/** @type {boolean} */ recorded) => {
-    const graphs = recorded ? GRAPHS : Object.keys(manifest.precisions[precision].graphs); // those for measurements too
+    // as a recording's are read; or with those for measurements
+    const graphs = recorded ? GRAPHS.toReversed() : Object.keys(manifest.precisions[precision].graphs);
     const wanted = filesOf(manifest, precision, provider, { graphs, recorded }).map(({ graph, file }) => {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
     return new ModelCache(page, manifest).provide(wanted, onProgress, signal, recorded);
   };
-  const runtime = async (/** @type {Files} */ { file }, /** @type {boolean} */ capture) => {
+  const runtime = async (/** @type {Files} */ { file, whole }, /** @type {boolean} */ capture) => {
+    await whole;
+    signal.throwIfAborted();
     const build = manifest.runtime.builds[buildFor(provider)];
     const wasm = await file(build.wasm.sha256);
     const module = new URL(build.module, page);
@@ -62,9 +64,12 @@ async function load(choice, report, signal) {
     return RecordedBackend.start({ manifest, precision, kernels, trying, page, file, runtime: later });
   };
   const files = await provide(recorded);
-  signal.throwIfAborted();
-
-  report({ ...last, phase: 'session', secondsLeft: 0 });
+  let fetching = true;
+  const fetched = () => {
+    fetching = false;
+    report({ ...last, phase: 'session', secondsLeft: 0 });
+  };
+  files.whole.then(fetched, () => {}); // who waits for a file hears of an error
   const made = await (recorded ? player(files) : runtime(files, capture));
   /** @type {Loaded['placed']} */
   const placed = {};
@@ -73,7 +78,7 @@ async function load(choice, report, signal) {
     signal.throwIfAborted();
     checkFeatures(manifest, precision, made.device);
   }
-  await made.settle((share) => report({ ...last, phase: 'kernels', share, secondsLeft: 0 }));
+  await made.settle((share) => fetching || report({ ...last, phase: 'kernels', share, secondsLeft: 0 }));
   signal.throwIfAborted();
   made.device?.lost.then(({ message }) => {
     const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));

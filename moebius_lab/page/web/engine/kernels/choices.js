@@ -4,10 +4,8 @@ import { reason } from '../errors.js';
 import { Programs } from './launch.js';
 import { AT_ONCE, replaceKernels } from './replacement.js';
 
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./replacement.js').Kept} Kept */
-/** @typedef {import('./replacement.js').Wanted} Wanted */
-/** @typedef {import('./replacement.js').Replaced} Replaced */
+/** @import { GraphCapture } from '../types.js' */
+/** @import { Kept, Replaced, Wanted } from './replacement.js' */
 /** @typedef {{earlier: Kept|null, programs: Programs}} Begun what an earlier visit found, and its programs, which are being made */
 /** @typedef {Pick<Wish, 'wanted'|'page'|'precision'|'recorded'|'version'|'runtime'>} Beforehand what is known before there are captures */
 /**

@@ -8,16 +8,10 @@ import { memoryBack } from '../device.js';
 import { HALVES } from './operations.js';
 import { reading, storage, widening } from './launch.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').Lifetime} Lifetime */
-/** @typedef {import('../types.js').Allocation} Allocation */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./graph.js').Graph} Graph */
-/** @typedef {import('./graph.js').Node} Node */
-/** @typedef {import('./launch.js').Launch} Launch */
-/** @typedef {import('./operations.js').Narrow} Narrow */
-/** @typedef {import('./launch.js').Programs} Programs */
-/** @typedef {import('./operations.js').Value} Value */
+/** @import { Allocation, Command, GraphCapture, Lifetime } from '../types.js' */
+/** @import { Graph, Node } from './graph.js' */
+/** @import { Launch, Programs } from './launch.js' */
+/** @import { Narrow, Value } from './operations.js' */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const GROUPS = 64; // workgroups that compare one tensor

@@ -6,11 +6,9 @@
 import { Capture, Placeholder, Widened, programOf, renameIn, usesOf } from '../capture.js';
 import { operationOf, readDispatch } from './operations.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./operations.js').Operation} Operation */
-/** @typedef {import('./operations.js').Value} Value */
-/** @typedef {import('./passes.js').Merged} Merged */
+/** @import { Command, GraphCapture } from '../types.js' */
+/** @import { Operation, Value } from './operations.js' */
+/** @import { Merged } from './passes.js' */
 
 /**
  * One command of the runtime, or several that are merged into one operation.
@@ -131,7 +129,8 @@ export class Graph {
     const commands = this.#afterWriters(sorted).flatMap(({ commands }) => commands);
     const merged = { commands, operation, reads, writes, at: last.at };
     const gone = new Set(nodes);
-    this.nodes = this.nodes.flatMap((node) => (node === last ? [merged] : gone.has(node) ? [] : [node]));
+    this.nodes = this.nodes.filter((node) => node === last || !gone.has(node));
+    this.nodes[this.nodes.indexOf(last)] = merged;
     for (const index of [this.readersOf, this.writersOf])
       for (const value of new Set(nodes.flatMap(({ reads, writes }) => [...reads, ...writes])))
         if (index.has(value)) index.set(value, index.get(value)?.filter((node) => !gone.has(node)) ?? []);

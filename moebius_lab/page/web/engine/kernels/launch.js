@@ -3,9 +3,8 @@
 import { Placeholder, pipelineOf } from '../capture.js';
 import { HALVES, volume } from './operations.js';
 
-/** @typedef {import('./operations.js').Narrow} Narrow */
-/** @typedef {import('./operations.js').Value} Value */
-/** @typedef {import('../types.js').Dispatch} Dispatch */
+/** @import { Narrow, Value } from './operations.js' */
+/** @import { Dispatch } from '../types.js' */
 /**
  * @typedef {object} Launch
  * @property {string} code WGSL; its bindings are `values` in their order, then the numbers

@@ -8,10 +8,8 @@ import { Trial } from './trial.js';
 import { digest } from './replacement.js';
 import { plainProduct } from './operations.js';
 
-/** @typedef {import('../types.js').Dispatch} Dispatch */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./launch.js').Launch} Launch */
-/** @typedef {import('./product.js').Tile} Tile */
+/** @import { Dispatch, GraphCapture } from '../types.js' */
+/** @import { Launch } from './launch.js' */
 /** @typedef {{label: string, ours: boolean, count: number, milliseconds: number}} CommandTime of all dispatches of one program's name */
 /** @typedef {{name: string, gflops: number, fetches: number, reads: number, sums: number}} TileTime numbers that a product needs from memory,
  *   and from its workgroup's, for each multiplication; sums that a thread keeps */

@@ -4,8 +4,7 @@
 
 import { Placeholder, programOf } from '../capture.js';
 
-/** @typedef {import('../types.js').Dispatch} Dispatch */
-/** @typedef {import('../types.js').Program} Program */
+/** @import { Dispatch, Program } from '../types.js' */
 /** @typedef {GPUBuffer|Placeholder} Value a tensor: a placeholder is computed, a buffer is a weight or an input */
 /** @typedef {Record<string, number[]>} Numbers of a dispatch, by the names of its uniforms */
 /** @typedef {{outer: number, inner: number}} Strides of the two dimensions of a batch, in groups of four numbers */

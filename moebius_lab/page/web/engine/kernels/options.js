@@ -13,11 +13,9 @@ import {
   launchVector,
 } from './rows.js';
 
-/** @typedef {import('./graph.js').Node} Node */
-/** @typedef {import('./launch.js').Launch} Launch */
-/** @typedef {import('./operations.js').Operation} Operation */
-/** @typedef {import('./passes.js').Merged} Merged */
-/** @typedef {import('./product.js').Tile} Tile */
+/** @import { Node } from './graph.js' */
+/** @import { Launch } from './launch.js' */
+/** @import { Tile } from './product.js' */
 /** @typedef {(product: import('./operations.js').Product) => Tile[]} Tiles */
 /**
  * @typedef {object} Option one way of ours to compute a node

@@ -5,13 +5,9 @@
 import { Widened } from '../capture.js';
 import { HALVES, boundOf, same, volume, weightsOf } from './operations.js';
 
-/** @typedef {import('./graph.js').Graph} Graph */
-/** @typedef {import('./graph.js').Node} Node */
-/** @typedef {import('./operations.js').Value} Value */
-/** @typedef {import('./operations.js').Product} Product */
-/** @typedef {import('./operations.js').Depthwise} Depthwise */
-/** @typedef {import('./operations.js').Narrow} Narrow */
-/** @typedef {import('./pictures.js').Norm} Norm */
+/** @import { Graph, Node } from './graph.js' */
+/** @import { Depthwise, Narrow, Product, Value } from './operations.js' */
+/** @import { Norm } from './pictures.js' */
 /** @typedef {{kind: 'norm depthwise', depthwise: Depthwise, norm: Norm, kept: Value|null}} NormDepthwise a norm, SiLU, a depthwise convolution */
 /** @typedef {{kind: 'middle', value: Depthwise, gate: Depthwise, first: number, second: number, D: number, y: Value}} Middle */
 /** @typedef {{kind: 'tokens', x: Value, y: Value, half: boolean, shape: number[], back: boolean, norm: Norm|null}} Tokens */

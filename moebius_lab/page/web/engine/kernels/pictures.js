@@ -6,11 +6,8 @@ import { Placeholder } from '../capture.js';
 import { HALVES, weightsOf } from './operations.js';
 import { grid, lines, numbered, reading, repeat, storage, storing, sumOver } from './launch.js';
 
-/** @typedef {import('./operations.js').Value} Value */
-/** @typedef {import('./operations.js').Moments} Moments */
-/** @typedef {import('./operations.js').Affine} Affine */
-/** @typedef {import('./operations.js').Depthwise} Depthwise */
-/** @typedef {import('./launch.js').Launch} Launch */
+/** @import { Affine, Depthwise, Moments, Value } from './operations.js' */
+/** @import { Launch } from './launch.js' */
 /** @typedef {{moments: Moments, affine: Affine|null, half: boolean}} Norm of a picture, by group, then by channel; `half`: picture and channels have 16 bits */
 
 const PARTS = 8; // workgroups that share a large group's sums

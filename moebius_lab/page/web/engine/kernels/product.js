@@ -12,8 +12,8 @@ import { Placeholder } from '../capture.js';
 import { HALVES, boundOf } from './operations.js';
 import { lines, reading, repeat, storage, storing, uniforms } from './launch.js';
 
-/** @typedef {import('./operations.js').Product} Product */
-/** @typedef {import('./launch.js').Launch} Launch */
+/** @import { Product } from './operations.js' */
+/** @import { Launch } from './launch.js' */
 
 /**
  * @typedef {object} Tile

@@ -10,12 +10,11 @@ import { halfTilesFor, hasHalves, isTiny, tilesFor, traitsOf } from './product.j
 import { optionsFor } from './options.js';
 import { programOf } from '../capture.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('./graph.js').Node} Node */
-/** @typedef {import('./launch.js').Launch} Launch */
-/** @typedef {import('./operations.js').Product} Product */
-/** @typedef {import('./options.js').Option} Option */
+/** @import { Command, GraphCapture } from '../types.js' */
+/** @import { Node } from './graph.js' */
+/** @import { Launch } from './launch.js' */
+/** @import { Product } from './operations.js' */
+/** @import { Option } from './options.js' */
 /** @typedef {Record<string, string>} Choices the name of what was chosen, by the key of a form: a way of ours, or RUNTIMES */
 /**
  * @typedef {'fastest'|'matrix'|'matrix exact'|'all'|'none'} Wanted kernels of ours where they are faster, products on matrix units among them, in
@@ -74,13 +73,13 @@ const BYTE = 40; // arithmetic operations for which a byte of memory counts, whe
  * @param {Wanted} options.wanted
  * @param {Kept|null} options.earlier of an earlier visit; null: this is the first
  * @param {Programs} [options.programs] some of which may be under way
- * @param {number} [options.trying] seconds in which ways are tried
+ * @param {number} [options.trying] seconds in which ways are tried, those in which weights are read among them
  * @param {Promise<void>|null} [options.filled] when the weights are on the device; what needs none is done meanwhile. Null: they are
  * @param {(share: number) => void} options.report how much is done, from 0 to 1
  * @returns {Promise<Replaced>}
  */
 export async function replaceKernels(device, captures, options) {
-  const { version, wanted, earlier, programs = new Programs(device), trying = SECONDS, filled = null, report } = options;
+  const { version, wanted, earlier, programs = new Programs(device), trying, filled = null, report } = options;
   const commands = [...captures.values()].reduce((sum, { capture }) => sum + capture.commands.length, 0);
   let from = filled ? Infinity : performance.now();
   const there = Promise.resolve(filled).then(() => void (from = Math.min(from, performance.now())));
@@ -108,7 +107,7 @@ export async function replaceKernels(device, captures, options) {
   };
   const { ways, forms } = formsOf([...graphs.values()], device, tiles);
   const before = earlier && [...forms.keys()].every((key) => key in earlier.choices) ? earlier : null;
-  const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, there, report);
+  const { chosen, tried, left } = await choose(device, programs, [...forms.values()], wanted, before, trying, filled, report);
   const began = performance.now();
   const wrongs = before ? [...before.notes] : asked && !units ? ['this device or this browser gives no matrix units'] : [];
   const isNew = (/** @type {Node} */ node) => {
@@ -142,7 +141,8 @@ export async function replaceKernels(device, captures, options) {
     const count = runtimes.size - needed.filter((command) => runtimes.has(command)).length;
     const ours = graph.captured(needed);
     const whole = `${ENTIRE}${name}`;
-    if (changed.has(name)) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
+    const known = before?.choices[whole] === ''; // ways that are faster one by one do not make it slower
+    if (changed.has(name) && !known) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
     if (chosen[whole] === RUNTIMES) notes.push(`all of ${name} is faster with the runtime's`);
     else replaced += count;
     made.set(name, chosen[whole] === RUNTIMES ? /** @type {GraphCapture} */ (captures.get(name)) : ours);
@@ -261,12 +261,12 @@ function optionOf(way, chosen) {
  * @param {Form[]} forms
  * @param {Wanted} wanted
  * @param {Kept|null} before
- * @param {number} trying seconds
- * @param {Promise<void>} there when the weights are on the device: until then nothing is timed
+ * @param {number|undefined} trying seconds
+ * @param {Promise<void>|null} filled when the weights are on the device; null: they are
  * @param {(share: number) => void} report
  * @returns {Promise<{chosen: Choices, tried: string[], left: number}>} families that are tried by now, and how many are not
  */
-async function choose(device, programs, forms, wanted, before, trying, there, report) {
+async function choose(device, programs, forms, wanted, before, trying, filled, report) {
   const all = Map.groupBy(forms, ({ family }) => family);
   const certain = (/** @type {Form[]} */ [{ options }]) => Number(options.length === 1);
   const families = [...all.values()].sort((a, b) => certain(a) - certain(b) || workIn(b) - workIn(a));
@@ -285,8 +285,7 @@ async function choose(device, programs, forms, wanted, before, trying, there, re
   const tried = new Set(before?.tried.filter((family) => all.has(family)));
   const whole = workIn(forms);
   const open = first ? [] : families.filter((some) => !tried.has(some[0].family) && workIn(some) > NOTHING * whole);
-  const limit = { seconds: trying, least: before ? 1 : 0 };
-  if (open.length) await tryThese(device, programs, open, LITTLE * whole, limit, chosen, tried, there, report);
+  if (open.length) await tryThese(device, programs, open, LITTLE * whole, trying, Boolean(before), chosen, tried, filled, report);
   if (!before && !first) {
     const known = families.filter(([{ family }]) => tried.has(family)).map(largest);
     for (const form of forms) if (!tried.has(form.family)) chosen[form.key] = likeOthers(form, known, chosen);
@@ -300,14 +299,14 @@ async function choose(device, programs, forms, wanted, before, trying, there, re
  * @param {Programs} programs
  * @param {Form[][]} families in the order in which they are tried
  * @param {number} little work, up to which one way of ours is tried
- * @param {{seconds: number, least: number}} limit families that are tried in any case, so that visits come to an end: the first only tries
- *   what is ready in time
+ * @param {number|undefined} trying seconds
+ * @param {boolean} later whether an earlier visit tried some
  * @param {Choices} chosen what is found is put here
  * @param {Set<string>} tried and which families were, here
- * @param {Promise<void>} there
+ * @param {Promise<void>|null} filled
  * @param {(share: number) => void} report
  */
-async function tryThese(device, programs, families, little, limit, chosen, tried, there, report) {
+async function tryThese(device, programs, families, little, trying, later, chosen, tried, filled, report) {
   const made = families.map((family) => {
     const { options, node } = largest(family);
     const some = workIn(family) > little ? options : options.slice(0, 1);
@@ -324,28 +323,34 @@ async function tryThese(device, programs, families, little, limit, chosen, tried
     for (const make of made.slice(i, i + NEXT)) void make();
     return made[i]();
   };
-  let waiting = true;
-  const weights = there.finally(() => (waiting = false));
-  for (let i = 0; waiting && i < families.length; i++) await Promise.race([prepare(i), weights]);
-  await weights;
-  const end = performance.now() + 1000 * limit.seconds;
-  let timer = 0;
-  /** @type {Promise<null>} */
-  const late = new Promise((resolve) => (timer = /** @type {any} */ (setTimeout(resolve, 1000 * limit.seconds, null))));
   const trial = new Trial(device);
+  const busy = families[0][0].node.commands;
+  let waiting = true;
+  const ended = () => void (waiting = false);
+  const weights = Promise.resolve(filled).then(ended, ended);
+  // the device's own times tell nothing of what else is done while weights are read, but a clock would
+  for (let i = 0; filled && waiting && !trial.timestamps && i < families.length; i++) await Promise.race([prepare(i), weights]);
+  const meanwhile = filled && trial.timestamps;
+  if (!meanwhile) await filled;
   try {
-    await trial.wake(families[0][0].node.commands, AWAKE);
+    await trial.wake(busy, AWAKE);
+    const seconds = trying ?? (meanwhile && later ? 0 : SECONDS);
+    let end = performance.now() + 1000 * seconds;
+    let least = Number(later); // so that visits come to an end; the first only tries what is ready in time
     for (const [i, family] of families.entries()) {
-      const made = i < limit.least ? prepare(i) : Promise.race([prepare(i), late]);
-      const ways = await trial.meanwhile(made, families[0][0].node.commands);
-      if (!ways || (i && performance.now() > end)) break;
+      if (waiting && !trial.timestamps) {
+        await weights; // for there were no such times after all
+        [end, least] = [performance.now() + 1000 * seconds, i + Number(later)];
+      }
+      const isOver = () => !waiting && i >= least && performance.now() >= end;
+      const ways = isOver() ? null : await trial.meanwhile(prepare(i), busy, isOver);
+      if (!ways) break;
       const { best } = await trial.fastest(ways.map(({ commands }) => commands));
       for (const { key } of family) chosen[key] = ways[best].name;
       tried.add(family[0].family);
       report((i + 1) / families.length);
     }
   } finally {
-    clearTimeout(timer);
     await trial.close();
   }
 }

@@ -3,10 +3,8 @@
 import { HALVES, boundOf, weightsOf } from './operations.js';
 import { grid, lines, numbered, reading, repeat, storage, storing, sumOver } from './launch.js';
 
-/** @typedef {import('./operations.js').LayerNorm} LayerNorm */
-/** @typedef {import('./operations.js').Vector} Vector */
-/** @typedef {import('./operations.js').Concat} Concat */
-/** @typedef {import('./launch.js').Launch} Launch */
+/** @import { Concat, LayerNorm, Vector } from './operations.js' */
+/** @import { Launch } from './launch.js' */
 
 /**
  * The norm of each row of x, or of x + skip, whose sum is kept. A workgroup takes a row, which stays in registers:

@@ -3,8 +3,7 @@
 import { Capture, Placeholder, Replay, usesOf } from '../capture.js';
 import { memoryBack } from '../device.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').Lifetime} Lifetime */
+/** @import { Command, Lifetime } from '../types.js' */
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const LONG = 2; // ms that a measurement should take: browsers round times of the device to 0.1 ms, to keep them from spying
@@ -47,14 +46,16 @@ export class Trial {
    * @template T
    * @param {Promise<T>} promise
    * @param {Command[]} commands
+   * @param {() => boolean} isOver whether to wait no longer
+   * @returns {Promise<T|null>} null: it was not there in time
    */
-  async meanwhile(promise, commands) {
+  async meanwhile(promise, commands, isOver) {
     let waiting = true;
     const settled = promise.finally(() => (waiting = false));
     settled.catch(() => {}); // it is awaited below
     for (let i = 0; i < SOON && waiting; i++) await null;
-    while (waiting) await this.wake(commands, BUSY);
-    return settled;
+    while (waiting && !isOver()) await this.wake(commands, BUSY);
+    return waiting ? null : settled;
   }
 
   /**

@@ -10,10 +10,8 @@ import { MATRIX_UNITS, infos } from '../device.js';
 import { lines, repeat } from './launch.js';
 import { promising, traitsOf } from './product.js';
 
-/** @typedef {import('./product.js').Core} Core */
-/** @typedef {import('./product.js').End} End */
-/** @typedef {import('./product.js').Tile} Tile */
-/** @typedef {import('./operations.js').Product} Product */
+/** @import { Core, End, Tile } from './product.js' */
+/** @import { Product } from './operations.js' */
 /**
  * @typedef {object} Units what multiplies M x K by K x N numbers of 16 bits to sums of 32
  * @property {number} M

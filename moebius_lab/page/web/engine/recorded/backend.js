@@ -7,13 +7,10 @@ import { capturesOf, makePipelines, readRecording } from './recording.js';
 import { computeOnce } from './once.js';
 import { fillWeights, placeWeights } from './weights.js';
 
-/** @typedef {import('../capture.js').Widened} Widened */
-/** @typedef {import('../types.js').Values} Values */
-/** @typedef {import('../kernels/replacement.js').Wanted} Wanted */
-/** @typedef {import('../types.js').Files} Files */
-/** @typedef {import('../types.js').Manifest} Manifest */
-/** @typedef {import('../types.js').StoredFile} StoredFile */
-/** @typedef {import('./recording.js').Recording} Recording */
+/** @import { Widened } from '../capture.js' */
+/** @import { Files, Manifest, StoredFile, Values } from '../types.js' */
+/** @import { Wanted } from '../kernels/replacement.js' */
+/** @import { Recording } from './recording.js' */
 
 const ITS_OWN = ['shader', 'worker']; // codes of errors that the same graphs may not have on ONNX Runtime
 

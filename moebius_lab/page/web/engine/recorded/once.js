@@ -6,10 +6,7 @@ import { Capture, Placeholder, Replay, Widened, renameIn, usesOf } from '../capt
 import { memoryBack } from '../device.js';
 import { room } from './weights.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('../types.js').Lifetime} Lifetime */
-/** @typedef {import('../types.js').Place} Place */
+/** @import { Command, GraphCapture, Lifetime, Place } from '../types.js' */
 /** @typedef {{place: Place, use: import('../types.js').Use, lifetime: Lifetime|undefined}} Used by a command */
 /** @typedef {{value: number, graph: Constants, lifetime: Lifetime, times: number[]}} Task a constant, and which commands make it */
 

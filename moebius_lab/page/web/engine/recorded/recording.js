@@ -5,10 +5,9 @@
 import { Capture, Placeholder, pipelineOf } from '../capture.js';
 import { USAGE } from './weights.js';
 
-/** @typedef {import('../types.js').Command} Command */
-/** @typedef {import('../types.js').GraphCapture} GraphCapture */
-/** @typedef {import('../capture.js').Widened} Widened */
-/** @typedef {import('../manifest.js').Run} Run */
+/** @import { Command, GraphCapture } from '../types.js' */
+/** @import { Widened } from '../capture.js' */
+/** @import { Run } from '../manifest.js' */
 /**
  * @typedef {string} PlaceName of a buffer: a letter, then its index, or the name of an input
  *   i: input of the graph; v: computed; w: weight; n: numbers that go with a dispatch

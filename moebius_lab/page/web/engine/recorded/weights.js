@@ -1,11 +1,12 @@
 // The weights of a recording: each by a formula from the numbers that stand in the bundle's files.
 //
-// On the device with which recordings are made the runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are
-// stored, so that is how they can be put on a device; what else reads them is known when kernels are chosen.
+// The runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are stored, so that is how they can be put on a
+// device; what else reads them is known when kernels are chosen.
 
 import { Widened } from '../capture.js';
+import { nextTask } from '../turns.js';
 
-/** @typedef {import('./recording.js').Recording} Recording */
+/** @import { Recording } from './recording.js' */
 /**
  * @typedef {object} Stored
  * @property {string} file by its SHA-256; empty: the recording itself
@@ -32,8 +33,8 @@ import { Widened } from '../capture.js';
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBufferUsage?.COPY_DST;
 const APART = 16; // bytes: the runtime's buffers are multiples of it
-const SQUARE = 32; // numbers each way that are transposed together: their lines fit the fastest cache
-const AHEAD = 3; // files that are read and checked at a time
+const LINES = 32; // that are read together: they fit the fastest cache
+const AHEAD = 4; // files that are read and checked at a time
 const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers copy what is larger once more
 
 // -- formulas ---------------------------------------------------------------------------------------------------------
@@ -144,7 +145,9 @@ function joined(parts, axis) {
  * @param {number} count
  */
 function copyRows(source, from, apart, target, to, targetApart, count) {
-  for (; to < target.length; from += apart, to += targetApart) for (let n = 0; n < count; n++) target[to + n] = source[from + n];
+  for (let n = 0; n < count; n++)
+    // along the rows, which are many
+    for (let i = from + n, j = to + n; j < target.length; i += apart, j += targetApart) target[j] = source[i];
 }
 
 /** @param {Numbers} table @param {Numbers} indices @returns {Numbers} */
@@ -165,19 +168,15 @@ function turned({ dims, words }, order) {
   const near = order.indexOf(last); // its numbers lie next to each other in what is read, as the last axis' do in what is written
   const others = order.map((_, i) => i).filter((i) => i !== near && i !== last);
   const [a, b] = [from[last], to[near]];
-  const square = (/** @type {number} */ at, /** @type {number} */ into) => {
-    for (let i = 0; i < sides[near]; i += SQUARE)
-      for (let j = 0; j < sides[last]; j += SQUARE)
-        for (let y = i; y < Math.min(i + SQUARE, sides[near]); y++)
-          for (let x = j; x < Math.min(j + SQUARE, sides[last]); x++) target[into + y * b + x] = words[at + y + x * a];
-  };
-  const copy = (/** @type {number} */ which, /** @type {number} */ at, /** @type {number} */ into) => {
+  const copy = (/** @type {number} */ which, /** @type {number} */ at, /** @type {number} */ into, /** @type {number} */ j) => {
     const i = others[which];
-    if (i !== undefined) for (let n = 0; n < sides[i]; n++) copy(which + 1, at + n * from[i], into + n * to[i]);
+    if (i !== undefined) for (let n = 0; n < sides[i]; n++) copy(which + 1, at + n * from[i], into + n * to[i], j);
     else if (near === last) target.set(words.subarray(at, at + sides[last]), into);
-    else square(at, into);
+    else
+      for (let y = 0, end = Math.min(j + LINES, sides[last]); y < sides[near]; y++)
+        for (let x = j; x < end; x++) target[into + y * b + x] = words[at + y + x * a];
   };
-  copy(0, 0, 0);
+  for (let j = 0; j < (near === last ? 1 : sides[last]); j += LINES) copy(0, 0, 0, j);
   return { dims: sides, words: target };
 }
 
@@ -284,10 +283,13 @@ async function* numbersOf(formulas, own, bytes) {
     known.catch(() => {}); // it is awaited when its turn comes
     return known;
   };
-  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))];
+  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))].reverse(); // the decoder's are computed while others are read
   for (const [i, [sha256, some]] of groups.entries()) {
     for (const [next] of groups.slice(i, i + AHEAD)) void read(next);
-    for (const [key, formula] of some) yield [key, await derive(formula, read)];
+    for (const [key, formula] of some) {
+      yield [key, await derive(formula, read)];
+      if (!formula.stored) await nextTask(); // which lets the next files be read and checked
+    }
     if (sha256) coming.delete(sha256);
   }
 }
