@@ -230,7 +230,7 @@ def find_weights(weights: list[tuple[int, str]], graphs: dict[str, Path]) -> lis
             for order in _orders(array.ndim, turned):
                 key = size, _digest(array.transpose(order).tobytes())
                 if key in missing:
-                    said = {"transpose": order, "of": [formula]} if turned else formula
+                    said = _turned(formula, order) if turned else formula
                     found[key] = {"name": name, "formula": said}
                     missing.remove(key)
                     used.add(i)
@@ -363,6 +363,50 @@ def _formula(
             order = list(attributes.get("perm", range(len(shape))[::-1]))
             return {"transpose": order, "of": [own]}, tuple(shape[axis] for axis in order)
     return None
+
+
+def _turned(formula: dict, order: list[int]) -> dict:
+    """What a formula gives with its axes in another order: what is stored is turned first, wherever that comes to the same.
+
+    Of kernels (to, from, rows, columns) whose channels are to come last, taps then lie apart, each in one piece: their sums and parts
+    are read as they lie, and formulas that make several weights of one kernel have it turned once.
+    """
+    others = formula.get("of", ())
+    match formula:
+        case {"slice": [axis, start, end]}:
+            return {"slice": [order.index(axis), start, end], "of": [_turned(others[0], order)]}
+        case {"add": kind}:
+            return {"add": kind, "of": [_turned(other, order) for other in others]}
+        case {"concat": axis}:
+            return {"concat": order.index(axis), "of": [_turned(other, order) for other in others]}
+        case {"reshape": dims}:
+            before = _shape_of(others[0])
+            mine, its = ([axis for axis, side in enumerate(sides) if side != 1] for sides in (dims, before))
+            if [dims[axis] for axis in mine] == [before[axis] for axis in its]:  # only sides of 1 come or go
+                lone = [axis for axis, side in enumerate(before) if side == 1]
+                place = dict(zip(mine, its))
+                inner = lone + [place[axis] for axis in order if axis in place]
+                return {"reshape": [dims[axis] for axis in order], "of": [_turned(others[0], inner)]}
+    return {"transpose": order, "of": [formula]} if order != sorted(order) else formula
+
+
+def _shape_of(formula: dict) -> list[int]:
+    """The shape of what a formula of numbers of 32 bits gives."""
+    shapes = [_shape_of(other) for other in formula.get("of", ())]
+    match formula:
+        case {"stored": place}:
+            return place["dims"]
+        case {"slice": [axis, start, end]}:
+            return [*shapes[0][:axis], end - start, *shapes[0][axis + 1 :]]
+        case {"reshape": dims}:
+            return dims
+        case {"transpose": order}:
+            return [shapes[0][axis] for axis in order]
+        case {"concat": axis}:
+            return [*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :]]
+        case {"gather": _}:
+            return [*shapes[1], *shapes[0][1:]]
+    return shapes[0]
 
 
 def _has_words(formula: dict) -> bool:

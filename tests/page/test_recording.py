@@ -2,11 +2,13 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import struct
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from moebius_lab.evidence.benchmark.footprint import first_visit_bytes
 from moebius_lab.evidence.benchmark.profiles import operator_times
 from moebius_lab.files import file_sha256, write_json
 from moebius_lab.inpainting.loop import Settings
+from moebius_lab.page import recording
 from moebius_lab.page.browser import Browser
 from moebius_lab.page.bundle import read_manifest, require_whole, shipped_files, write_bundle
 from moebius_lab.page.driving import launch_options, session_of
@@ -165,9 +168,10 @@ def test_weights_are_found_bit_for_bit_in_every_form_of_theirs(tmp_path):
     wide, half = ({"stored": leaf} for leaf in (leaves(found[0]["formula"])[0], leaves(found[2]["formula"])[0]))
     parts = [{"slice": [1, *bounds], "of": [wide]} for bounds in ((0, 4), (4, 8), (8, 10))]
     assert computed[0]["formula"] == parts[0]
-    assert computed[1]["formula"] == {"transpose": [1, 0], "of": [{"concat": 1, "of": parts[1:]}]}
-    rest = {"slice": [0, 1, 4], "of": [{"cast": "float32", "of": [half]}]}
-    assert computed[2]["formula"] == {"transpose": [2, 3, 1, 0], "of": [rest]}
+    turned = [{"slice": [0, *part["slice"][1:]], "of": [{"transpose": [1, 0], "of": [wide]}]} for part in parts]
+    assert computed[1]["formula"] == {"concat": 0, "of": turned[1:]}
+    kernels = {"transpose": [2, 3, 1, 0], "of": [{"cast": "float32", "of": [half]}]}
+    assert computed[2]["formula"] == {"slice": [3, 1, 4], "of": [kernels]}
     assert [source["name"] for source in found] == ["wide", "wide", "half", "half", "half", "bytes"]
     orders, casts, stored_at = zip(*(taken_apart(source["formula"]) for source in found))
     assert orders == (None, [1, 0], None, [2, 3, 1, 0], None, None)
@@ -176,6 +180,51 @@ def test_weights_are_found_bit_for_bit_in_every_form_of_theirs(tmp_path):
         stored = arrays[source["name"]]
         assert body[leaf["from"] : leaf["from"] + leaf["length"]] == stored.tobytes()
         assert leaf["dims"] == list(stored.shape) and leaf["kind"] == stored.dtype and leaf["file"] == files[1]["sha256"]
+
+
+def test_a_formula_that_is_turned_gives_the_same_with_its_axes_in_that_order():
+    rng = np.random.default_rng(2)
+    array = rng.normal(size=(6, 5, 3, 3)).astype(np.float32)
+    place = {"file": "f", "from": 0, "length": array.nbytes, "dims": list(array.shape), "kind": "float32"}
+    kernels = {"stored": place}
+
+    def part(whole: dict, axis: int, start: int, end: int, *dims: int) -> dict:
+        return {"reshape": list(dims), "of": [{"slice": [axis, start, end], "of": [whole]}]}
+
+    def taps(whole: dict, axis: int, before: list[int], after: list[int]) -> dict:
+        """A kernel of two taps along an axis: the first, and the sum of the others."""
+        first, second, third = (part(whole, axis, i, i + 1, *before) for i in range(3))
+        pair = [first, {"add": "float32", "of": [second, third]}]
+        return {"concat": axis, "of": [{"reshape": after, "of": [each]} for each in pair]}
+
+    rows = taps(kernels, 2, [6, 5, 3], [6, 5, 1, 3])
+    both = taps(rows, 3, [6, 5, 2], [6, 5, 2, 1])
+    flat = {"reshape": [30, 9], "of": [kernels]}  # whose axes are made of several
+    for formula in (kernels, rows, both, part(kernels, 0, 1, 4, 3, 5, 3, 3), flat, {"slice": [0, 2, 9], "of": [flat]}):
+        value = recording._value(formula, {("f", 0): Held(array)})
+        assert recording._shape_of(formula) == list(value.shape)
+        for order in itertools.permutations(range(value.ndim)):
+            turned = recording._turned(formula, list(order))
+            found = recording._value(turned, {("f", 0): Held(array)})
+            assert np.array_equal(found, value.transpose(order)) and recording._shape_of(turned) == list(found.shape)
+    turned = recording._turned(both, [2, 3, 1, 0])
+    assert json.dumps(turned).count("transpose") == json.dumps(both).count("stored") and "transpose" not in turned
+    assert {json.dumps(each) for each in turned_leaves(turned)} == {json.dumps({"transpose": [2, 3, 1, 0], "of": [kernels]})}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A stored tensor that is here already."""
+
+    array: np.ndarray
+
+    def read(self) -> np.ndarray:
+        return self.array
+
+
+def turned_leaves(formula: dict) -> list[dict]:
+    """The transpositions of a formula."""
+    return [formula] if "transpose" in formula else [leaf for part in formula["of"] for leaf in turned_leaves(part)]
 
 
 def taken_apart(formula: dict) -> tuple[list[int] | None, str | None, dict]:

@@ -1,6 +1,6 @@
 // What a graph computes of its weights alone is computed once, before it runs.
 //
-// A weight that is stored in 16 bits and read in 32 always is. What commands make of weights has memory of its own from then on: the smallest come first.
+// A weight that is stored in 16 bits and read in 32 always is. What commands make of weights then has memory of its own: the smallest first.
 
 import { Capture, Placeholder, Replay, Widened, renameIn, usesOf } from '../capture.js';
 import { memoryBack } from '../device.js';

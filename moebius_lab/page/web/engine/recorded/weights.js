@@ -1,7 +1,7 @@
 // The weights of a recording: each by a formula from the numbers that stand in the bundle's files.
 //
-// The runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are stored, so that is how they can be put on a
-// device; what else reads them is known when kernels are chosen.
+// The runtime widens weights of 16 bits when it loads a graph. Our kernels read them as they are stored, so they can be put on a device like
+// that; what else reads them is known when kernels are chosen.
 
 import { Widened } from '../capture.js';
 import { nextTask } from '../turns.js';
@@ -33,7 +33,7 @@ import { nextTask } from '../turns.js';
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBufferUsage?.COPY_DST;
 const APART = 16; // bytes: the runtime's buffers are multiples of it
-const LINES = 32; // that are read together: they fit the fastest cache
+const LINES = 32; // read together: they fit the fastest cache
 const AHEAD = 4; // files that are read and checked at a time
 const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers copy what is larger once more
 
@@ -42,7 +42,7 @@ const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers cop
 /**
  * @param {Formula} formula
  * @param {Bytes} bytesOf
- * @param {Map<string, Numbers>} [known] what parts of it give: many stand in it several times
+ * @param {Map<string, Numbers>} [known] what parts give: many stand in it several times
  * @returns {Promise<Numbers>}
  */
 export async function derive(formula, bytesOf, known = new Map()) {
@@ -134,7 +134,7 @@ function joined(parts, axis) {
 }
 
 /**
- * Copy rows of `count` numbers, which are often one: each from and to so far behind the last.
+ * Copy rows of `count` numbers: each from and to so far behind the last.
  *
  * @param {Uint32Array} source
  * @param {number} from
@@ -145,9 +145,12 @@ function joined(parts, axis) {
  * @param {number} count
  */
 function copyRows(source, from, apart, target, to, targetApart, count) {
-  for (let n = 0; n < count; n++)
-    // along the rows, which are many
-    for (let i = from + n, j = to + n; j < target.length; i += apart, j += targetApart) target[j] = source[i];
+  if (count > LINES)
+    for (; to < target.length; from += apart, to += targetApart) target.set(source.subarray(from, from + count), to);
+  else
+    for (let n = 0; n < count; n++)
+      // along the rows, which are many
+      for (let i = from + n, j = to + n; j < target.length; i += apart, j += targetApart) target[j] = source[i];
 }
 
 /** @param {Numbers} table @param {Numbers} indices @returns {Numbers} */
@@ -266,7 +269,7 @@ export function storedNarrow(formula) {
 }
 
 /**
- * What formulas give, those that read one file after those that read another, while the next files are read and checked.
+ * What formulas give, file by file, while the next files are read and checked.
  *
  * @template K
  * @param {Map<K, Formula>} formulas
@@ -286,8 +289,10 @@ async function* numbersOf(formulas, own, bytes) {
   const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))].reverse(); // the decoder's are computed while others are read
   for (const [i, [sha256, some]] of groups.entries()) {
     for (const [next] of groups.slice(i, i + AHEAD)) void read(next);
+    /** @type {Map<string, Numbers>} */
+    const known = new Map(); // weights are made of the same
     for (const [key, formula] of some) {
-      yield [key, await derive(formula, read)];
+      yield [key, await derive(formula, read, known)];
       if (!formula.stored) await nextTask(); // which lets the next files be read and checked
     }
     if (sha256) coming.delete(sha256);
