@@ -1,4 +1,4 @@
-// The three graphs from a recording, without ONNX Runtime: it is fetched only for what a recording cannot do.
+// The three graphs from a recording: ONNX Runtime is fetched only for what that cannot do.
 
 import { EngineError, classify, reason } from '../errors.js';
 import { GraphBackend } from '../graph_backend.js';
@@ -32,8 +32,8 @@ export class RecordedBackend extends GraphBackend {
   static start({ manifest, precision, kernels, trying, page, file, runtime }) {
     return played(async () => {
       const form = manifest.precisions[precision];
-      const { recording, own } = await readRecording(await file(/** @type {StoredFile} */ (form.recording).sha256));
-      const device = await deviceFor(form, kernels);
+      const { sha256 } = /** @type {StoredFile} */ (form.recording);
+      const [{ recording, own }, device] = await Promise.all([file(sha256).then(readRecording), deviceFor(form, kernels)]);
       const made = new RecordedBackend(manifest, precision, device, recording, runtime);
       made.useKernels(kernels, page, manifest, precision, trying);
       made.weights = placeWeights(device, recording, Boolean(made.kernels));

@@ -1,4 +1,4 @@
-// A recording: what ONNX Runtime Web asked of a device for each run of the graphs, as recorder.js wrote it when the bundle was made.
+// A recording: what ONNX Runtime Web asked of a device for each run of the graphs, as recorder.js wrote it.
 //
 // It says how each weight is made from the files of the bundle, and holds itself what stands in none of them.
 

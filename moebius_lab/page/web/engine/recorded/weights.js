@@ -32,10 +32,10 @@ import { nextTask } from '../turns.js';
 
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBufferUsage?.COPY_DST;
-const APART = 16; // bytes: the runtime's buffers are multiples of it
+const APART = 16; // bytes, of which the runtime's buffers are multiples
 const LINES = 32; // read together: they fit the fastest cache
-const AHEAD = 4; // files that are read and checked at a time
-const PIECE = 2 ** 20; // bytes that are given to a device at once: browsers copy what is larger once more
+const AHEAD = 4; // files read and checked at a time
+const PIECE = 2 ** 20; // bytes given to a device at once: browsers copy what is larger once more
 
 // -- formulas ---------------------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ async function* numbersOf(formulas, own, bytes) {
     known.catch(() => {}); // it is awaited when its turn comes
     return known;
   };
-  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))].reverse(); // the decoder's are computed while others are read
+  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))].reverse(); // the decoder's, which are computed, come first
   for (const [i, [sha256, some]] of groups.entries()) {
     for (const [next] of groups.slice(i, i + AHEAD)) void read(next);
     /** @type {Map<string, Numbers>} */
