@@ -3,18 +3,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import '../group_by.mjs';
+
 globalThis.GPUBufferUsage = { MAP_READ: 1, MAP_WRITE: 2, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 };
 globalThis.GPUMapMode = { READ: 1 };
 globalThis.GPUCommandBuffer = class {
   constructor(copies) {
     this.copies = copies;
   }
-};
-Map.groupBy ??= (items, key) => {
-  // browsers have it; Node does from 21
-  const groups = new Map();
-  for (const item of items) groups.set(key(item), [...(groups.get(key(item)) ?? []), item]);
-  return groups;
 };
 
 const { ReplayedLoop, captureGraph, placeTogether } = await import('../../../moebius_lab/page/web/engine/captured_graph.js');

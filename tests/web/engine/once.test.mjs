@@ -3,11 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-Map.groupBy ??= (items, keyOf) => {
-  const groups = new Map(); // which Node 20 lacks
-  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
-  return groups;
-};
+import '../group_by.mjs';
+
 globalThis.GPUBufferUsage = { UNIFORM: 64, STORAGE: 128, COPY_DST: 8, COPY_SRC: 4, MAP_READ: 1, MAP_WRITE: 2 };
 globalThis.GPUShaderStage = { COMPUTE: 4 };
 

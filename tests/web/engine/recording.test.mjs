@@ -2,15 +2,12 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 
+import '../group_by.mjs';
+
 globalThis.GPUBufferUsage = { STORAGE: 128, COPY_SRC: 4, COPY_DST: 8 };
 const recorded = '../../../moebius_lab/page/web/engine/recorded';
 const { derive, fillWeights, placeWeights, storedNarrow } = await import(`${recorded}/weights.js`);
 const { readRecording } = await import(`${recorded}/recording.js`);
-Map.groupBy ??= (items, keyOf) => {
-  const groups = new Map(); // which Node 20 lacks
-  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
-  return groups;
-};
 
 /** What a formula makes of numbers that stand where no number of four bytes would begin. */
 async function made(stored, dims, formulaOf) {

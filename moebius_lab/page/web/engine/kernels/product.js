@@ -60,6 +60,7 @@ export const TILES = {
   low: { M: 32, N: 80, K: 16, m: 8, n: 4 },
   small: { M: 32, N: 32, K: 16, m: 4, n: 4 },
 };
+const FOUR_HALVES = 'vec4<f16>';
 /** What each reaches on one H100 in large products, in TFLOP/s. @type {Map<Tile, number>} */
 const RATES = new Map([
   [TILES.large, 41],
@@ -71,7 +72,7 @@ const RATES = new Map([
   [TILES.low, 24],
   [TILES.small, 20],
 ]);
-/** Likewise for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
+/** The same for products of 16-bit numbers that are summed in 16 bits along a slab. @type {Map<Tile, number>} */
 const HALF_RATES = new Map([
   [{ M: 64, N: 64, K: 32, m: 8, n: 4, half: true }, 44],
   [{ M: 32, N: 64, K: 32, m: 8, n: 4, half: true }, 42],
@@ -679,7 +680,6 @@ function inRegisters(tile, { turned, blocked, near, row, before, column, put }) 
 }
 
 const SUMMED = 128; // threads of a workgroup
-const FOUR_HALVES = 'vec4<f16>';
 
 /**
  * The program that adds the parts of a product.
