@@ -1067,6 +1067,18 @@ test('where a device tells its own times, ways are tried while weights are read,
     const next = await visit({ ...kept, tried: [] }, stamps, quiet(), 3000);
     assert.ok(next.kept.tried.length > 0); // so that visits come to an end
   }
+  const { device: own, clock } = timed(() => 300, 'told');
+  t.mock.method(performance, 'now', () => clock.now);
+  let refuse = () => {};
+  const filled = new Promise((_, reject) => (refuse = reject));
+  const many = new Map([['g', products(...Array.from({ length: 30 }, (_, i) => [1024, 1024, 512 + 64 * i]))]]);
+  const refused = replaceKernels(own, many, { ...FAST, trying: 60, earlier: null, filled });
+  while (clock.runs < 2) await null;
+  const { runs } = clock;
+  refuse(new Error('stopped'));
+  await assert.rejects(refused, /stopped/);
+  assert.ok(clock.runs - runs < 30, `${clock.runs - runs}`); // nothing is tried but what had begun
+
   const slow = await visit(null, 'told', ({ now }) => now > 400, 200);
   assert.ok(slow.kept.tried.length > 0 && slow.took.trying < 1000); // the second counts from when trying began
 });

@@ -325,8 +325,8 @@ async function tryThese(device, programs, families, little, trying, later, chose
   };
   const trial = new Trial(device);
   const busy = families[0][0].node.commands;
-  let waiting = true;
-  const ended = () => void (waiting = false);
+  let [waiting, failed] = [true, false];
+  const ended = (/** @type {unknown} */ error) => void ([waiting, failed] = [false, Boolean(error)]);
   const weights = Promise.resolve(filled).then(ended, ended);
   // the device's own times tell nothing of what else is done while weights are read, but a clock would
   for (let i = 0; filled && waiting && !trial.timestamps && i < families.length; i++) await Promise.race([prepare(i), weights]);
@@ -342,7 +342,7 @@ async function tryThese(device, programs, families, little, trying, later, chose
         await weights; // for there were no such times after all
         [end, least] = [performance.now() + 1000 * seconds, i + Number(later)];
       }
-      const isOver = () => !waiting && i >= least && performance.now() >= end;
+      const isOver = () => failed || (!waiting && i >= least && performance.now() >= end);
       const ways = isOver() ? null : await trial.meanwhile(prepare(i), busy, isOver);
       if (!ways) break;
       const { best } = await trial.fastest(ways.map(({ commands }) => commands));
