@@ -531,7 +531,7 @@ LOAD = """async () => {
 def test_a_model_is_started_while_its_weights_come(bundle, tab):
     started, late = threading.Event(), []
 
-    class Held(Handler):
+    class Late(Handler):
         """Sends no weights before the modules that start a model are asked for."""
 
         def do_GET(self) -> None:
@@ -541,7 +541,7 @@ def test_a_model_is_started_while_its_weights_come(bundle, tab):
                 late.append(self.path)
             super().do_GET()
 
-    with Server(bundle, handler=Held) as server:
+    with Server(bundle, handler=Late) as server:
         tab.goto(server.url + "manifest.json")
         seen = tab.evaluate(LOAD)
     assert seen["recorded"] and not late

@@ -141,7 +141,7 @@ export async function replaceKernels(device, captures, options) {
     const count = runtimes.size - needed.filter((command) => runtimes.has(command)).length;
     const ours = graph.captured(needed);
     const whole = `${ENTIRE}${name}`;
-    const known = before?.choices[whole] === ''; // ways that are faster one by one do not make it slower
+    const known = before?.choices[whole] === ''; // what changed since is at least faster by itself
     if (changed.has(name) && !known) chosen[whole] = wanted === 'all' || (await isFaster(device, graph, ours)) ? '' : RUNTIMES;
     if (chosen[whole] === RUNTIMES) notes.push(`all of ${name} is faster with the runtime's`);
     else replaced += count;
