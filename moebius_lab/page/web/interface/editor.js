@@ -1,7 +1,6 @@
 // The picture on the screen: zoom and pan, the tools with mouse, touch, pen and keys, and what lies over the picture.
 
 import { HOLE, KEEP, SmoothPath, union } from './mask.js';
-import { hasTransparency } from './picture_files.js';
 import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
 /** @import { Mask, Rect } from './mask.js' */
@@ -106,7 +105,8 @@ export class Editor extends EventTarget {
     this.#layer = this.#other = null;
     this.#split = null;
     this.#source = new OffscreenCanvas(picture.width, picture.height);
-    this.redrawPicture();
+    this.#checks = picture.translucent ? checkerboard() : null;
+    this.redrawPicture({ left: 0, top: 0, ...picture });
     this.fit();
   }
 
@@ -115,15 +115,13 @@ export class Editor extends EventTarget {
     if (this.#source) c.drawImage(this.#source, left, top, width, height, left, top, width, height);
   }
 
-  /** The picture's values, or those of `layer`, have changed. */
-  redrawPicture() {
+  /** The picture's values have changed. @param {{left: number, top: number, width: number, height: number}} part of it, px */
+  redrawPicture({ left, top, width, height }) {
     const { picture } = this;
     if (!picture || !this.#source) return;
-    const { width, height } = picture;
-    const pixels = new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (picture.data), width, height);
-    context(this.#source).putImageData(pixels, 0, 0);
+    const data = /** @type {Uint8ClampedArray<ArrayBuffer>} */ (picture.data);
+    context(this.#source).putImageData(new ImageData(data, picture.width), 0, 0, left, top, width, height);
     this.#reduced = null;
-    this.#checks = hasTransparency(picture.data) ? checkerboard() : null;
     this.#draw(true);
   }
 

@@ -202,7 +202,7 @@ async function extendWork(desk, extension) {
   const before = /** @type {Work} */ (desk.work);
   desk.editor.stop();
   desk.editor.locked = true;
-  const picture = extend(before.picture, extension);
+  const picture = { ...before.picture, ...extend(before.picture, extension) };
   await nextTask();
   const grown = {
     by: extension,
@@ -210,6 +210,7 @@ async function extendWork(desk, extension) {
     extension: before.extension,
     grown: before.extension && before.grown,
   };
+  await nextTask();
   desk.editor.locked = desk.busy;
   if (desk.work !== before || desk.busy) return false;
   const mask = new Mask(picture.width, picture.height, before.mask.level);
@@ -282,5 +283,6 @@ function ungrown(after, { by, extension, grown }, values, id) {
     values.reduce((sum, value) => sum + Number(value >= mask.level), 0),
   );
   const place = { left: after.place.left - by.left, top: after.place.top - by.top };
-  return { ...after, id, file: null, picture: { width, height, data }, mask, results: [], extension, grown, place };
+  const picture = { ...after.picture, width, height, data };
+  return { ...after, id, file: null, picture, mask, results: [], extension, grown, place };
 }

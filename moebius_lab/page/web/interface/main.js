@@ -692,7 +692,7 @@ function take(current, result, patch) {
     current.id = newId();
     current.file = null;
     outcome = '';
-    editor.redrawPicture();
+    editor.redrawPicture(other);
     editor.redrawMask('all');
     look(null);
     listResults();

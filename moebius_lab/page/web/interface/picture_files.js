@@ -5,7 +5,7 @@
 
 import { nextTask } from '../engine/turns.js';
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row, not premultiplied */
+/** @typedef {{width: number, height: number, data: Uint8ClampedArray, translucent?: boolean}} Picture RGBA, row by row, not premultiplied */
 /** @typedef {Picture & {exact: boolean}} FilePicture exact: with the file's very colours, also where they are translucent */
 /** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
 
@@ -54,7 +54,7 @@ export async function readPicture(file, maxMegapixels, { ownColours = false } = 
       throw new FileError(
         `${name} has 16 bits but no value above 255, where 65535 is white: all of it is black. Save it with 8 bits, and open that.`,
       );
-    return { ...turn(picture, orientation), exact: picture.exact };
+    return { ...picture, ...turn(picture, orientation) };
   } catch (error) {
     if (error instanceof FileError) throw error;
     throw new FileError(`${name} needs more memory than this browser gives. Make it smaller, or close other tabs.`);
@@ -294,6 +294,7 @@ export function sizeInHeader(b) {
 async function pixelsOf(bitmap) {
   const { width, height } = bitmap;
   const data = new Uint8ClampedArray(width * height * 4);
+  let translucent = false;
   const canvas = new OffscreenCanvas(width, Math.min(height, STRIP));
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
   for (let top = 0; top < height; top += STRIP) {
@@ -302,11 +303,13 @@ async function pixelsOf(bitmap) {
     context.clearRect(0, 0, width, STRIP);
     context.drawImage(part, 0, 0); // not the bitmap itself: Firefox premultiplies for good what was drawn once
     part.close();
-    data.set(context.getImageData(0, 0, width, rows).data, top * width * 4);
+    const strip = context.getImageData(0, 0, width, rows).data;
+    translucent ||= hasTransparency(strip); // over all at once it is a stall
+    data.set(strip, top * width * 4);
     await nextTask();
   }
-  const exact = !hasTransparency(data) || (await readWithoutPremultiplying(bitmap, data));
-  return { width, height, data, exact };
+  const exact = !translucent || (await readWithoutPremultiplying(bitmap, data));
+  return { width, height, data, exact, translucent };
 }
 
 /** @param {Uint8ClampedArray} data RGBA */
