@@ -416,19 +416,21 @@ def test_a_broken_download_goes_on_where_it_broke(bundle, tab, stuck):
 def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab, stuck):
     with Server(bundle, handler=stuck) as server:
         visit(tab, server)
-        code = tab.evaluate(
+        tab.evaluate(
             f"""async (choice) => {{
           const {{ page }} = await (await fetch('manifest.json')).json();
           const {{ Engine }} = await import(new URL(`${{page}}engine/engine.js`, location));
           globalThis.engine = await Engine.open(new URL('manifest.json', location));
-          const stop = new AbortController();
-          const loading = engine.load(choice, {{ signal: stop.signal }}).then(() => '', ({{ code }}) => code);
+          globalThis.stop = new AbortController();
+          globalThis.loading = engine.load(choice, {{ signal: stop.signal }}).then(() => '', ({{ code }}) => code);
           await ({STORED})();
-          stop.abort();
-          return loading;
         }}""",
             WASM,
         )
+        end = time.monotonic() + 60
+        while len(model_requests(server)) < 7 and time.monotonic() < end:  # one under way would count as the next load's
+            tab.wait_for_timeout(20)
+        code = tab.evaluate("stop.abort(), loading")
         assert code == "cancelled"
         kept = tab.evaluate("engine.stored()")
         stuck.left = 1000
