@@ -34,7 +34,7 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
   /** @type {typeof import('./web/engine/manifest.js')} */
   const { GRAPHS, buildFor } = await import(`${engine}manifest.js`);
   /** @type {typeof import('./web/engine/model_cache.js')} */
-  const { sha256 } = await import(`${engine}model_cache.js`);
+  const { hashed } = await import(`${engine}model_cache.js`);
   const adapter = await navigator.gpu.requestAdapter();
   if (!adapter) throw new Error('this browser offers no graphics device');
   const device = await adapter.requestDevice({ requiredLimits: form.needs.limits });
@@ -68,7 +68,10 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
   }
   last = { device, buffers: [...writer.weights.keys()] };
   const weights = [];
-  for (const buffer of last.buffers) weights.push({ bytes: buffer.size, sha256: await sha256(await contentOf(device, buffer)) });
+  for (const buffer of last.buffers) {
+    const [sha256] = await hashed(await contentOf(device, buffer));
+    weights.push({ bytes: buffer.size, sha256 });
+  }
   const { programs, numbers, runs: recorded } = writer;
   return { runtime: version, nodes, programs: [...programs.values()], numbers: [...numbers.keys()], weights, runs: recorded };
 }

@@ -570,6 +570,24 @@ def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab):
         assert any("damaged" in progress.get("message", "") for progress in got["seen"])
 
 
+def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
+    """Chromium hashes in the thread that asks, and the model's has programs to make and weights to hand over meanwhile."""
+    folder = tmp_path / "page"
+    shutil.copytree(tiny_bundle, folder)
+    engine = folder / read_manifest(folder)["page"] / ENGINE
+    code = (engine / "worker.js").read_text(encoding="utf-8")
+    busy = "crypto.subtle.digest = () => Promise.reject(new Error('this thread is busy'));"
+    (engine / "worker.js").write_text(code + busy, encoding="utf-8")
+    with Server(folder) as server:
+        for visit_ in ("download", "session"):
+            got = load(tab, server)
+            assert got["loaded"]["storage"] == "cache" and got["seen"][-1]["phase"] == "session"
+            assert visit_ in {progress["phase"] for progress in got["seen"]}
+        assert set(Counter(model_requests(server)).values()) == {1}
+        (engine / "hasher.js").unlink()
+        assert load(tab, server)["code"] == "worker"
+
+
 CHANGES = {  # of all that is stored, after it was checked and before it is read
     "emptied": "await store.put(request, new Response(''))",
     "cut short": "await store.put(request, new Response((await (await store.match(request)).blob()).slice(0, -1)))",

@@ -268,7 +268,6 @@ class TensorLoop {
     this.current = outputs[NEXT_STATE];
   }
 
-  /** @returns {Promise<Float32Array>} */
   async state() {
     return /** @type {Float32Array} */ (await this.current.getData(false)).slice();
   }

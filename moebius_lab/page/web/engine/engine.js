@@ -19,31 +19,31 @@ const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer
 export class Engine extends EventTarget {
   /**
    * @param {URL|string} manifestUrl
-   * @param {{workerUrl?: URL|string}} [options]
    * @returns {Promise<Engine>}
    * @throws {EngineError} code 'manifest', 'manifest-version' or 'network'
    */
-  static async open(manifestUrl, { workerUrl = new URL('worker.js', import.meta.url) } = {}) {
+  static async open(manifestUrl) {
     const url = new URL(manifestUrl, import.meta.url);
-    return new Engine(url, await readManifest(url), workerUrl);
+    const workers = ['worker.js', 'hasher.js'].map((name) => new URL(name, import.meta.url));
+    return new Engine(url, await readManifest(url), workers);
   }
 
   /**
    * @param {URL} url
    * @param {Manifest} manifest
-   * @param {URL|string} workerUrl
+   * @param {(URL|string)[]} workerUrls worker.js, hasher.js
    */
-  constructor(url, manifest, workerUrl) {
+  constructor(url, manifest, workerUrls) {
     super();
     this.manifest = manifest;
     /** @type {Loaded|null} */
     this.loaded = null;
     this.url = url;
-    this.workerUrl = workerUrl;
+    this.workerUrls = workerUrls;
     this.cache = new ModelCache(url, manifest);
     this.seen = new Seen('');
-    /** @type {Worker|null} */
-    this.worker = null;
+    /** @type {Worker[]} the model's and the hasher */
+    this.workers = [];
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
@@ -116,13 +116,20 @@ export class Engine extends EventTarget {
   async load(choice, options = {}, again = true) {
     void this.cache.open();
     this.close();
-    this.#startWorker();
+    const hasher = this.#startWorkers();
     navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
     const { provider, precision, capture = true, recorded = capture } = choice;
     const played = recorded && this.#isRecorded(provider, precision);
-    const args = { manifest: this.manifest, manifestUrl: this.url.href, threads: wasmThreads(), ...choice, recorded: played };
+    const args = {
+      manifest: this.manifest,
+      manifestUrl: this.url.href,
+      threads: wasmThreads(),
+      ...choice,
+      recorded: played,
+      hasher,
+    };
     try {
-      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options));
+      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, [hasher]));
     } catch (error) {
       this.close();
       if (!(error instanceof EngineError)) throw error;
@@ -218,15 +225,20 @@ export class Engine extends EventTarget {
     this.#drop(cancelled());
   }
 
-  #startWorker() {
-    const worker = new Worker(this.workerUrl, { type: 'module', name: 'model' });
-    worker.onmessage = ({ data }) => this.#receive(data);
-    worker.onerror = (event) => {
-      event.preventDefault();
-      const cause = event.message || 'worker.js could not be started';
-      this.#lose(new EngineError('worker', `The model's worker stopped (${cause}). Load the model again.`));
-    };
-    this.worker = worker;
+  #startWorkers() {
+    this.workers = this.workerUrls.map((url) => {
+      const worker = new Worker(url, { type: 'module' });
+      worker.onmessage = ({ data }) => this.#receive(data);
+      worker.onerror = (event) => {
+        event.preventDefault();
+        const cause = event.message || 'it could not be started';
+        this.#lose(new EngineError('worker', `The model's worker stopped (${cause}). Load the model again.`));
+      };
+      return worker;
+    });
+    const { port1, port2 } = new MessageChannel();
+    this.workers[1].postMessage(null, [port2]);
+    return port1;
   }
 
   /** @param {any} message */
@@ -260,8 +272,8 @@ export class Engine extends EventTarget {
   /** @param {EngineError} error of all that is under way */
   #drop(error) {
     clearTimeout(this.patience);
-    this.worker?.terminate();
-    this.worker = null;
+    for (const worker of this.workers) worker.terminate();
+    this.workers = [];
     this.loaded = null;
     for (const call of this.calls.values()) call.reject(error);
     this.calls.clear();
@@ -275,7 +287,7 @@ export class Engine extends EventTarget {
    * @returns {Promise<any>}
    */
   #call(method, args, { onProgress, signal }, handed = []) {
-    const { worker } = this;
+    const [worker] = this.workers;
     if (!worker) return Promise.reject(new EngineError('worker', 'No model is loaded. Load one first.'));
     if (signal?.aborted) return Promise.reject(cancelled());
     const id = this.nextCall++;
@@ -299,7 +311,6 @@ function stuck() {
   return new EngineError('stuck', 'The browser did not start a thread of the model. Reload the page, or restart the browser.');
 }
 
-/** @returns {number} */
 function wasmThreads() {
   return globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
 }

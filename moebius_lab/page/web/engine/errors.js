@@ -18,7 +18,7 @@ export class EngineError extends Error {
   }
 }
 
-/** @param {unknown} error @returns {string} */
+/** @param {unknown} error */
 export function reason(error) {
   return error instanceof Error ? error.message : String(error);
 }

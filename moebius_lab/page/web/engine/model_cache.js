@@ -8,8 +8,6 @@ import { EngineError, cancelled } from './errors.js';
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
 const FIRST_PAUSE = 500; // ms before the second attempt; doubles
-const READS = 2; // of a stored file that is not as long as it was when it was checked
-const DAMAGED = 'A stored file was damaged and is fetched again.';
 const RATE_WINDOW = 4000; // ms over which the rate is taken
 const REPORT_EVERY = 100; // ms
 
@@ -17,48 +15,50 @@ export class ModelCache {
   /**
    * @param {URL} manifestUrl files of one page are kept apart from those of another on the same host
    * @param {Manifest} manifest
+   * @param {MessagePort} [hasher] to hasher.js
    */
-  constructor(manifestUrl, manifest) {
+  constructor(manifestUrl, manifest, hasher) {
     this.manifestUrl = manifestUrl;
     this.manifest = manifest;
+    this.hasher = hasher;
     this.name = `moebius-model ${new URL('.', manifestUrl).pathname}`;
     /** @type {Cache|null} */
     this.opened = null;
   }
 
   /**
-   * Have every wanted file, one by one: checked if it is stored, fetched and stored if not. Who reads one waits for it and gets as many bytes
-   * as the manifest says, or the error 'unreadable'. A stored one may be checked when it is read; until then only its length is known.
+   * Have every wanted file, one by one, fetched and stored if it is not there. Who reads one waits for it, and gets what the manifest names
+   * or the error 'unreadable': what is stored is checked then.
    *
    * @param {Wanted[]} wanted
    * @param {(progress: LoadProgress) => void} onProgress
    * @param {AbortSignal} signal
-   * @param {boolean} [whenRead]
    * @returns {Promise<Files>}
    */
-  async provide(wanted, onProgress, signal, whenRead = false) {
+  async provide(wanted, onProgress, signal) {
     const store = await this.open();
     const progress = new Progress(wanted, onProgress);
     /** @type {Map<string, Blob>} */
     const memory = new Map();
+    /** @type {Set<string>} fetched, so checked, just now */
+    const checked = new Set();
     if (!store) progress.toMemory('This browser does not let the page keep files: the model will be fetched again next time.');
 
     /** @param {Wanted} item */
-    const keep = async (item, /** @type {Blob} */ blob) => {
-      if (store && progress.storage === 'cache') {
-        const refused = await this.#put(store, item, blob);
-        if (!refused) return;
-        progress.toMemory(refused);
-      }
-      memory.set(item.file.sha256, blob);
+    const fetched = async (item) => {
+      const blob = await download(item, progress, signal, this.hasher);
+      checked.add(item.file.sha256);
+      const refused = store && progress.storage === 'cache' && (await this.#put(store, item, blob));
+      if (refused) progress.toMemory(refused);
+      if (progress.storage === 'memory') memory.set(item.file.sha256, blob);
+      return blob;
     };
 
     /** @param {Wanted} item */
     const have = async (item) => {
-      const stored = whenRead && (await (await store?.match(this.#key(item.file.sha256)))?.blob());
-      if (stored && stored.size === item.file.bytes) return progress.found(item.file.bytes);
-      if (store && (await this.#isStored(store, item, progress))) return;
-      await keep(item, await download(item, progress, signal));
+      const stored = await (await store?.match(this.#key(item.file.sha256)))?.blob();
+      if (stored?.size === item.file.bytes) progress.found(item.file.bytes);
+      else await fetched(item);
     };
 
     /** @type {Map<string, (done: Promise<void>) => void>} */
@@ -74,22 +74,23 @@ export class ModelCache {
     whole.catch(() => {});
     const read = async (/** @type {StoredFile} */ file) => {
       const blob = memory.get(file.sha256) ?? (await (await store?.match(this.#key(file.sha256)))?.blob());
-      return blob ? intact(blob, file, whenRead) : null;
+      const bytes = await blob?.arrayBuffer(); // in two thirds of response.arrayBuffer's time
+      if (bytes?.byteLength !== file.bytes) return null;
+      if (checked.has(file.sha256)) return bytes;
+      const [hash, whole] = await hashed(bytes, this.hasher);
+      return hash === file.sha256 ? whole : null;
     };
     const file = async (/** @type {string} */ sha256) => {
       const item = wanted.find(({ file }) => file.sha256 === sha256);
       if (!item) throw new EngineError('bad-input', `No file ${sha256} of the model was asked for.`);
       await Promise.race([arrived.get(sha256), whole]);
-      for (let attempt = 0; attempt < READS; attempt++) {
-        const found = await read(item.file).catch(() => null);
-        if (found) return found;
-      }
+      const attempt = () => read(item.file).catch(() => null);
+      const found = (await attempt()) ?? (await attempt()); // some were read wrong once
+      if (found) return found;
       progress.found(-item.file.bytes);
-      progress.say(DAMAGED);
+      progress.say('A stored file was damaged and is fetched again.');
       try {
-        const blob = await download(item, progress, signal);
-        await keep(item, blob);
-        return await blob.arrayBuffer();
+        return await (await fetched(item)).arrayBuffer();
       } catch (error) {
         if (signal.aborted) throw error;
         const what = 'A stored file of the model cannot be read, and could not be fetched again.';
@@ -181,24 +182,6 @@ export class ModelCache {
   /**
    * @param {Cache} store
    * @param {Wanted} item
-   * @param {Progress} progress
-   */
-  async #isStored(store, item, progress) {
-    const response = await store.match(this.#key(item.file.sha256));
-    if (!response) return false;
-    const read = async () => intact(await response.blob(), item.file, true);
-    if (await read().catch(() => null)) {
-      progress.found(item.file.bytes);
-      return true;
-    }
-    progress.say(DAMAGED);
-    await store.delete(this.#key(item.file.sha256));
-    return false;
-  }
-
-  /**
-   * @param {Cache} store
-   * @param {Wanted} item
    * @param {Blob} blob
    * @returns {Promise<string>} empty, or why the browser refused
    */
@@ -227,18 +210,6 @@ export class ModelCache {
       return 'The browser has no more room for this page: the model runs from memory and will be fetched again next time.';
     }
   }
-}
-
-/**
- * What is in a blob, which takes two thirds of the time of response.arrayBuffer(); null where it is not the file.
- *
- * @param {Blob} blob
- * @param {StoredFile} file
- * @param {boolean} hashed or only as long
- */
-async function intact(blob, { sha256: hash, bytes }, hashed) {
-  const found = await blob.arrayBuffer();
-  return found.byteLength === bytes && (!hashed || (await sha256(found)) === hash) ? found : null;
 }
 
 /** What one download bar shows: bytes of all files together. */
@@ -319,17 +290,19 @@ class Progress {
  * @param {Wanted} item
  * @param {Progress} progress
  * @param {AbortSignal} signal
+ * @param {MessagePort} [hasher]
  * @returns {Promise<Blob>}
  */
-async function download(item, progress, signal) {
+async function download(item, progress, signal, hasher) {
   progress.active++;
   try {
     let wrong = false;
     for (let attempt = 1; ; attempt++) {
       try {
         const bytes = await fetchBytes(item, progress, signal);
-        if ((await sha256(bytes.buffer)) === item.file.sha256) return new Blob([bytes]);
-        progress.receive(-bytes.length);
+        const [hash, whole] = await hashed(bytes.buffer, hasher);
+        if (hash === item.file.sha256) return new Blob([whole]);
+        progress.receive(-whole.byteLength);
         if (wrong) throw corrupt(item);
         wrong = true;
         progress.say('A file arrived damaged and is fetched again.');
@@ -401,14 +374,22 @@ function cutShort(/** @type {Response} */ response, /** @type {number} */ length
 
 /**
  * @param {ArrayBuffer} bytes
- * @returns {Promise<string>} hexadecimal
+ * @param {MessagePort} [hasher]
+ * @returns {Promise<[string, ArrayBuffer]>} SHA-256, hexadecimal; and the bytes, which a hasher was given
  */
-export async function sha256(bytes) {
+export async function hashed(bytes, hasher) {
   if (!globalThis.crypto?.subtle) {
     throw new EngineError('worker', 'Open this page over https or from this computer: elsewhere browsers cannot check files.');
   }
-  const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
+  if (!hasher) {
+    const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+    return [Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join(''), bytes];
+  }
+  const { port1, port2 } = new MessageChannel();
+  hasher.postMessage(bytes, [bytes, port2]);
+  const { data } = await new Promise((done) => (port1.onmessage = done));
+  port1.close();
+  return data;
 }
 
 /**

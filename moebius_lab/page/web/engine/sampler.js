@@ -201,7 +201,7 @@ export function firstState(latent) {
   return state;
 }
 
-/** @param {number[]} dims @param {number[]} values @returns {Values} */
+/** @param {number[]} dims @param {number[]} values */
 function tensor(dims, values) {
   return { dims, data: Float32Array.from(values) };
 }

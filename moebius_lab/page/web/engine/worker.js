@@ -28,13 +28,24 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean}} choice
+ * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean, hasher: MessagePort}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
  */
 async function load(choice, report, signal) {
-  const { manifest, manifestUrl, provider, precision, threads, recorded, capture = true, kernels = 'fastest', trying } = choice;
+  const {
+    manifest,
+    manifestUrl,
+    provider,
+    precision,
+    threads,
+    recorded,
+    hasher,
+    capture = true,
+    kernels = 'fastest',
+    trying,
+  } = choice;
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -47,7 +58,7 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest).provide(wanted, onProgress, signal, recorded);
+    return new ModelCache(page, manifest, hasher).provide(wanted, onProgress, signal);
   };
   const runtime = async (/** @type {Files} */ { file, whole }, /** @type {boolean} */ capture) => {
     await whole;
@@ -153,7 +164,6 @@ function evidence({ precision, adapter, device, placed, captured, recorded, kern
   return `${device}; ${precision}${how}; nodes by ${log}: ${nodes.join('; ')}`;
 }
 
-/** @returns {GraphBackend} */
 function loaded() {
   if (!backend) throw new EngineError('worker', 'No model is loaded. Load one first.');
   return backend;

@@ -170,7 +170,6 @@ function key(kind, slot) {
   return slot ? `${kind} ${slot}` : kind;
 }
 
-/** @returns {Promise<IDBDatabase>} */
 function database() {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open('moebius-painting', 1);

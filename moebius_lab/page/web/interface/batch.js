@@ -10,7 +10,7 @@ import { readMask, readPicture } from './picture_files.js';
 
 const MASK_SUFFIXES = ['-mask', '_mask'];
 
-/** @param {File} file @returns {Named} */
+/** @param {File} file */
 function named(file) {
   return { file, stem: file.name.replace(/\.[^.]*$/, '') };
 }

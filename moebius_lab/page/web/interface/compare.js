@@ -2,6 +2,7 @@
 
 import { fileSize, notice, say } from './page.js';
 import { add, addButton, addSelect } from './parts.js';
+import { canvasOf } from './picture_files.js';
 import { put } from './regions.js';
 import { LIMIT, bringBack, earlier } from './session.js';
 
@@ -17,7 +18,7 @@ function words({ made: { settings, model }, seed }) {
   return [...parts, `from ${init}`, [model.backend, model.precision].filter(Boolean).join(' ')].join(', ');
 }
 
-/** @param {Work} work @returns {Entry[]} */
+/** @param {Work} work */
 const entriesOf = (work) => work.results.map((result, i) => ({ work, result, number: i + 1 }));
 
 /** @param {Desk} desk @param {HTMLElement} panel */
@@ -114,9 +115,7 @@ export function build(desk, panel) {
     const { width, height, data } = work.picture;
     const whole = { width, height, data: new Uint8ClampedArray(data) };
     put(whole, region);
-    const all = new OffscreenCanvas(width, height);
-    all.getContext('2d')?.putImageData(new ImageData(whole.data, width, height), 0, 0);
-    return { left: 0, top: 0, canvas: all };
+    return { left: 0, top: 0, canvas: canvasOf(whole) };
   }
 
   async function copySettings() {

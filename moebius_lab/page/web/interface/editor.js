@@ -687,7 +687,7 @@ function checkerboard() {
   return c.createPattern(canvas, 'repeat');
 }
 
-/** @template {keyof SVGElementTagNameMap} K @param {K} name @param {string} className @returns {SVGElementTagNameMap[K]} */
+/** @template {keyof SVGElementTagNameMap} K @param {K} name @param {string} className */
 function svg(name, className) {
   const node = document.createElementNS(SVG, name);
   node.setAttribute('class', className);

@@ -271,7 +271,7 @@ export async function recall(desk, work) {
   for (let i = 1; i < works.length; i++) remember(desk, work, works[i], works[i - 1]);
 }
 
-/** What a canvas was before it grew. @param {Work} after @param {Grown} grown @param {Uint8Array} values of its mask @param {string} id @returns {Work} */
+/** What a canvas was before it grew. @param {Work} after @param {Grown} grown @param {Uint8Array} values of its mask @param {string} id */
 function ungrown(after, { by, extension, grown }, values, id) {
   const { width: across, height: down } = after.picture;
   const [width, height] = [across - by.left - by.right, down - by.top - by.bottom];

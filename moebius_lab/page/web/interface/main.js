@@ -19,7 +19,7 @@ import {
   say,
   write,
 } from './page.js';
-import { FileError, maskToPng, readMask, readPicture, resizeMask } from './picture_files.js';
+import { FileError, canvasOf, maskToPng, readMask, readPicture, resizeMask } from './picture_files.js';
 import { cut, difference, put } from './regions.js';
 import { inTurns } from '../engine/turns.js';
 
@@ -57,7 +57,6 @@ let outcome = ''; // how the last run ended, for as long as that says something 
 
 // -- opening -----------------------------------------------------------------------------------------------------------
 
-/** @returns {Promise<number>} */
 async function largest() {
   await Promise.race([model.opened, new Promise((done) => setTimeout(done, 3000))]); // a silent server keeps no one from painting
   return model.engine?.manifest.constants.max_megapixels ?? Infinity;
@@ -574,13 +573,6 @@ function msLeft(settings, step, later) {
   const steps = stepCosts(settings, pace(), model.engine.manifest.constants);
   const rest = steps.slice(step).reduce((sum, ms) => sum + ms, 0) + decodingCost(pace());
   return later * whole + (step ? rest : whole);
-}
-
-/** @param {{width: number, height: number, data: Uint8ClampedArray}} region */
-function canvasOf({ width, height, data }) {
-  const canvas = new OffscreenCanvas(width, height);
-  canvas.getContext('2d')?.putImageData(new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (data), width, height), 0, 0);
-  return canvas;
 }
 
 // -- results -----------------------------------------------------------------------------------------------------------

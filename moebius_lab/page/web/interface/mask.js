@@ -236,14 +236,14 @@ export class Mask {
     return tiles;
   }
 
-  /** @param {number} index @returns {Rect} */
+  /** @param {number} index */
   #tile(index) {
     const left = (index % this.tilesAcross) * TILE;
     const top = Math.floor(index / this.tilesAcross) * TILE;
     return this.#clip({ left, top, right: left + TILE, bottom: top + TILE });
   }
 
-  /** @param {number} index @param {Uint8Array} [data] of this size, in place of this mask's @returns {Tile} */
+  /** @param {number} index @param {Uint8Array} [data] of this size, in place of this mask's */
   #read(index, data = this.data) {
     const { left, top, right, bottom } = this.#tile(index);
     const first = data[top * this.width + left];
@@ -270,7 +270,7 @@ export class Mask {
     }
   }
 
-  /** The pixels whose centres lie between the least and the largest of these. @param {number[]} xs @param {number[]} ys @returns {Rect} */
+  /** The pixels whose centres lie between the least and the largest of these. @param {number[]} xs @param {number[]} ys */
   #around(xs, ys) {
     return this.#clip({
       left: Math.ceil(least(xs) - 0.5),
@@ -280,7 +280,7 @@ export class Mask {
     });
   }
 
-  /** @param {Rect} rect @returns {Rect} */
+  /** @param {Rect} rect */
   #clip(rect) {
     const left = Math.min(Math.max(rect.left, 0), this.width);
     const top = Math.min(Math.max(rect.top, 0), this.height);
@@ -288,7 +288,7 @@ export class Mask {
     return { left, top, right, bottom: Math.max(top, Math.min(rect.bottom, this.height)) };
   }
 
-  /** @param {Map<number, Tile>} tiles @returns {Rect} */
+  /** @param {Map<number, Tile>} tiles */
   #boundsOf(tiles) {
     return [...tiles.keys()].map((index) => this.#tile(index)).reduce(union, { left: 0, top: 0, right: 0, bottom: 0 });
   }

@@ -125,7 +125,7 @@ export class ModelPanel extends EventTarget {
       .finally(() => signal.removeEventListener('abort', stop));
   }
 
-  /** @param {Choice} choice @returns {Promise<boolean>} */
+  /** @param {Choice} choice */
   #ask(choice) {
     const dialog = element('prompt', HTMLDialogElement);
     const slow = choice.provider === 'wasm';

@@ -82,7 +82,7 @@ export async function readMask(file, maxMegapixels) {
   return { width, height, data: grey };
 }
 
-/** A mask in another size, by nearest neighbour. @param {Grey} mask @param {number} width @param {number} height @returns {Grey} */
+/** A mask in another size, by nearest neighbour. @param {Grey} mask @param {number} width @param {number} height */
 export function resizeMask(mask, width, height) {
   const data = new Uint8Array(width * height);
   for (let y = 0, to = 0; y < height; y++) {
@@ -101,7 +101,7 @@ function checkSize(width, height, name, maxMegapixels) {
 
 // -- what a file says about itself -------------------------------------------------------------------------------------
 
-/** @param {Uint8Array} b @param {number} at @param {number} n @returns {string} */
+/** @param {Uint8Array} b @param {number} at @param {number} n */
 export const text = (b, at, n) => String.fromCharCode(...b.subarray(at, at + n));
 
 /** @param {Uint8Array<ArrayBuffer>} b a whole file @returns {Contents} */
@@ -241,7 +241,7 @@ export function orientationOf(block) {
   return 1;
 }
 
-/** Make a picture upright. @param {Picture} picture @param {number} orientation 1..8 @returns {Picture} */
+/** Make a picture upright. @param {Picture} picture @param {number} orientation 1..8 */
 export function turn({ width, height, data }, orientation) {
   if (orientation === 1) return { width, height, data };
   const from = new Uint32Array(data.buffer, data.byteOffset, width * height);
@@ -290,7 +290,7 @@ export function sizeInHeader(b) {
   return null;
 }
 
-/** @param {ImageBitmap} bitmap @returns {Promise<FilePicture>} */
+/** @param {ImageBitmap} bitmap */
 async function pixelsOf(bitmap) {
   const { width, height } = bitmap;
   const data = new Uint8ClampedArray(width * height * 4);
@@ -304,7 +304,7 @@ async function pixelsOf(bitmap) {
     context.drawImage(part, 0, 0); // not the bitmap itself: Firefox premultiplies for good what was drawn once
     part.close();
     const strip = context.getImageData(0, 0, width, rows).data;
-    translucent ||= hasTransparency(strip); // over all at once it is a stall
+    translucent ||= hasTransparency(strip);
     data.set(strip, top * width * 4);
     await nextTask();
   }
@@ -312,8 +312,15 @@ async function pixelsOf(bitmap) {
   return { width, height, data, exact, translucent };
 }
 
+/** @param {Picture} picture */
+export function canvasOf({ width, height, data }) {
+  const canvas = new OffscreenCanvas(width, height);
+  canvas.getContext('2d')?.putImageData(new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (data), width), 0, 0);
+  return canvas;
+}
+
 /** @param {Uint8ClampedArray} data RGBA */
-export function hasTransparency(data) {
+function hasTransparency(data) {
   for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return true;
   return false;
 }
@@ -414,7 +421,7 @@ export async function pictureToPng({ width, height, data }, more = [], colours =
   );
 }
 
-/** @param {Grey} mask @returns {Promise<Blob>} */
+/** @param {Grey} mask */
 export function maskToPng({ width, height, data }) {
   return encodePng(width, height, 1, (row) => data.subarray(row * width, (row + 1) * width));
 }

@@ -2,7 +2,7 @@
 
 import { madeChunk } from './metadata.js';
 import { add, addNumber, addSelect } from './parts.js';
-import { EXIF, blocksOf, chunk, pictureToPng, readPicture, text } from './picture_files.js';
+import { EXIF, blocksOf, canvasOf, chunk, pictureToPng, readPicture, text } from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
 /** @import { Picture } from './picture_files.js' */
@@ -115,10 +115,7 @@ async function encodeAs(picture, { source, made, profile }) {
       ending,
     };
   }
-  const canvas = new OffscreenCanvas(picture.width, picture.height);
-  const pixels = new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (picture.data), picture.width, picture.height);
-  canvas.getContext('2d')?.putImageData(pixels, 0, 0);
-  const blob = await canvas.convertToBlob({ type, quality: chosen.quality / 100 });
+  const blob = await canvasOf(picture).convertToBlob({ type, quality: chosen.quality / 100 });
   if (blob.type !== type) throw new Error(`this browser does not write ${name === 'webp' ? 'WebP' : 'JPEG'}; save a PNG`);
   const block = exif && exif.length <= LARGEST_EXIF ? exif : null;
   if (!block && !profile) return { blob, ending };
@@ -126,7 +123,7 @@ async function encodeAs(picture, { source, made, profile }) {
   return { blob: await put(blob, block, profile, picture), ending };
 }
 
-/** The EXIF block of a JPEG, PNG or WebP, without its header; empty where there is none. @param {Blob} file @returns {Promise<Uint8Array<ArrayBuffer>>} */
+/** The EXIF block of a JPEG, PNG or WebP, without its header; empty where there is none. @param {Blob} file */
 export async function exifOf(file) {
   for (const { kind, body } of blocksOf(new Uint8Array(await file.arrayBuffer()))) {
     const headed = text(body, 0, 6) === EXIF;

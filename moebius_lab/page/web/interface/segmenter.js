@@ -30,7 +30,7 @@ export async function openSegmenter(blobs, { model }) {
     for (const { reject } of waiting.values()) reject(new Error(event.message || 'its worker did not start'));
     waiting.clear();
   });
-  /** @param {object} request @param {Transferable[]} handed @returns {Promise<any>} */
+  /** @param {object} request @param {Transferable[]} handed */
   const ask = (request, handed) => {
     const id = next++;
     worker.postMessage({ ...request, id }, handed);

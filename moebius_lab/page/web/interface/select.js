@@ -37,7 +37,7 @@ class Selector {
     });
   }
 
-  /** @param {import('./types.js').Painting} work @param {Omit<Request, 'id'>} request @returns {Promise<Answer>} */
+  /** @param {import('./types.js').Painting} work @param {Omit<Request, 'id'>} request */
   async ask(work, request) {
     if (this.#picture !== work.id) {
       const { width, height, data } = work.picture;
@@ -51,7 +51,7 @@ class Selector {
     return reply;
   }
 
-  /** @param {Omit<Request, 'id'>} request @param {ArrayBufferLike[]} handed @returns {Promise<Answer>} */
+  /** @param {Omit<Request, 'id'>} request @param {ArrayBufferLike[]} handed */
   #send(request, handed) {
     const id = this.#next++;
     this.#worker.postMessage({ ...request, id }, /** @type {Transferable[]} */ (handed));
