@@ -34,18 +34,7 @@ const running = new Map();
  * @returns {Promise<Loaded>}
  */
 async function load(choice, report, signal) {
-  const {
-    manifest,
-    manifestUrl,
-    provider,
-    precision,
-    threads,
-    recorded,
-    hasher,
-    capture = true,
-    kernels = 'fastest',
-    trying,
-  } = choice;
+  const { manifest, manifestUrl, provider, precision, threads, recorded, capture = true, kernels = 'fastest', trying } = choice;
   if (!manifest.precisions[precision]) throw new EngineError('bad-input', `This bundle has no precision "${precision}".`);
   const page = new URL(manifestUrl);
   const base = new URL(manifest.weights_base, page);
@@ -58,7 +47,7 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest, hasher).provide(wanted, onProgress, signal);
+    return new ModelCache(page, manifest, choice.hasher).provide(wanted, onProgress, signal);
   };
   const runtime = async (/** @type {Files} */ { file, whole }, /** @type {boolean} */ capture) => {
     await whole;
