@@ -414,10 +414,15 @@ def test_a_start_can_be_cancelled(visit):
     expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
 
 
-def test_a_model_that_dies_is_reported_and_starts_again(visit):
+@pytest.mark.parametrize("which", (0, 1), ids=("model", "hasher"))
+def test_a_worker_that_dies_is_reported_and_starts_again(visit, which):
     page, mask = running(visit)
     page.evaluate(
-        "async () => (await import(document.querySelector('script[type=module]').src)).model.engine.worker.dispatchEvent(new ErrorEvent('error', { message: 'gone' }))"
+        """async (which) => {
+          const { model } = await import(document.querySelector('script[type=module]').src);
+          model.engine.workers[which].dispatchEvent(new ErrorEvent('error', { message: 'gone' }));
+        }""",
+        which,
     )
     alert = page.locator(".notice[role=alert]")
     expect(alert).to_contain_text("worker stopped (gone)")
