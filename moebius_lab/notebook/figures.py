@@ -213,7 +213,7 @@ def block_errors(errors: dict[str, pd.Series]) -> Figure:
         ax.semilogy(range(len(values)), values, marker="o", markersize=3, label=name)
         ax.set_xticks(range(len(values)), [block.removeprefix("noise.") for block in values.index], rotation=90, fontsize=7)
     ax.set(ylabel="relative error", title="Where the error is made: after each block")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -270,7 +270,7 @@ def guidance_gains(gains: dict[str, list[float]]) -> Figure:
     axes[0, 0].set(
         xlabel="share of the run", ylabel="RMS of the change", title="What guidance adds to the prediction, and when"
     )
-    axes[0, 0].legend(frameon=False)
+    axes[0, 0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -300,7 +300,7 @@ def download_times(sizes_mb: dict[str, float], lines_mbit: tuple[int, ...] = (10
         ax.bar_label(bars, fmt="%.2g", fontsize=7)
     ax.set_xticks(range(len(lines_mbit)), [f"{line} Mbit/s" for line in lines_mbit])
     ax.set(ylabel="seconds", title="First visit: time for the weights alone")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper right")
     return figure
 
 

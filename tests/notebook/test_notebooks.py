@@ -1,3 +1,4 @@
+import ast
 import html
 import inspect
 import json
@@ -15,6 +16,7 @@ from moebius_lab.evidence import parity
 from moebius_lab.evidence.benchmark import contenders
 from moebius_lab.notebook import report
 from moebius_lab.notebook.workbench import prepare
+from moebius_lab.provenance import package_files
 
 PARAMETERS = ("network", "weights", "precision", "backend", "image", "mask", "output_dir")
 
@@ -112,6 +114,22 @@ def test_a_second_run_repeats_nothing_and_a_cut_one_goes_on(finished, capsys):
     run()
     again = {name for name, path in executed.items() if path.stat().st_mtime_ns != before[name]}
     assert again == {"02_export"}
+
+
+def test_every_legend_is_told_where_to_lie():
+    """Matplotlib looks for the best place otherwise, and says so in red where that takes it a second."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in package_files() if path.suffix == ".py"}
+    for path in report.SOURCE_FOLDER.glob("*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        sources[path.name] = "\n".join(cells)
+    calls = [
+        (name, node)
+        for name, source in sources.items()
+        for node in ast.walk(compile(source, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "legend"
+    ]
+    assert len(calls) > 5
+    assert not [(name, node.lineno) for name, node in calls if "loc" not in {word.arg for word in node.keywords}]
 
 
 @pytest.mark.parametrize(
