@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,15 +16,20 @@ from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.photographs import demo_photographs
 from moebius_lab.notebook.workbench import Workbench
 from moebius_lab.page.bundle import WEB, page_files, write_bundle
-from moebius_lab.page.serve import Server
+from moebius_lab.page.serve import Handler, Server
 
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
 
 WATCH = """
-  window.shifts = [];
-  new PerformanceObserver((list) => window.shifts.push(...list.getEntries().map((entry) => entry.value)))
-    .observe({ type: 'layout-shift', buffered: true });
+  [window.shifts, window.moved] = [[], []];
+  new PerformanceObserver((list) => {
+    for (const { value, sources } of list.getEntries()) {
+      window.shifts.push(value);
+      for (const { node, previousRect: a, currentRect: b } of sources)
+        window.moved.push([node?.id || node?.outerHTML || node?.textContent, [a.x, a.y, a.width, a.height], [b.x, b.y, b.width, b.height]]);
+    }
+  }).observe({ type: 'layout-shift', buffered: true });
 """
 
 
@@ -1028,7 +1034,37 @@ def test_first_paint_waits_for_little_and_nothing_shifts(visit, record_property)
         waited = {url.rsplit("/", 1)[1]: size for url, size in page.evaluate(BLOCKING)}
         print(waited)
         assert set(waited) == {"", "style.css"} and 0 < min(waited.values()) and sum(waited.values()) < 13_000
-        assert page.evaluate("shifts") == []
+        assert page.evaluate("shifts") == [], page.evaluate("moved")
+
+
+class InTwo(Handler):
+    """Sends the page's document in two parts, as a slow line does: the second begins in what is in the middle of the page."""
+
+    def do_GET(self) -> None:
+        if self.path == "/":
+            del self.headers["Accept-Encoding"]
+        super().do_GET()
+
+    def copyfile(self, source, outputfile) -> None:
+        content = source.read()
+        half = content.index(b'<p><button id="start-open"') if self.path == "/" else len(content)
+        outputfile.write(content[:half])
+        outputfile.flush()
+        if half < len(content):
+            time.sleep(0.5)
+        outputfile.write(content[half:])
+
+
+def test_a_page_that_arrives_in_parts_is_shown_whole(tiny_bundle, chromium):
+    """What lies in the middle would move when the rest comes."""
+    with Server(tiny_bundle, handler=InTwo) as server:
+        page = chromium.new_page()
+        page.add_init_script(WATCH)
+        page.goto(server.url)
+        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+        settle(page)
+        assert page.evaluate("shifts") == [], page.evaluate("moved")
+        page.close()
 
 
 def test_what_leaves_the_page():

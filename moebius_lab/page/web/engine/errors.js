@@ -23,7 +23,6 @@ export function reason(error) {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** @returns {EngineError} */
 export function cancelled() {
   return new EngineError('cancelled', 'Stopped.');
 }

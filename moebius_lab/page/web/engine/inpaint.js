@@ -139,7 +139,6 @@ class Times {
     return median([...this.all.guided, ...this.all.unguided]);
   }
 
-  /** @returns {Pace} */
   get pace() {
     const { encode, guided, unguided, decode } = this.all;
     return { encode: median(encode), guided: median(guided), unguided: median(unguided), decode: median(decode) };
