@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import until
 
 from moebius_lab import errors
 from moebius_lab.__main__ import main
@@ -256,13 +256,6 @@ def write_cell(folder: Path, code: str) -> None:
     nbformat.write(notebook, folder / "notebooks" / "a.ipynb")
 
 
-def wait_until(holds) -> None:
-    deadline = time.monotonic() + 120
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert holds()
-
-
 def runs(process: str) -> bool:
     with contextlib.suppress(OSError):
         return Path("/proc", process, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
@@ -276,14 +269,14 @@ def test_a_signal_while_a_notebook_runs_ends_its_kernel_without_red_lines(tmp_pa
     code = f"import os, pathlib, time; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()), encoding='utf-8'); time.sleep(100)"
     write_cell(tmp_path, code)
     process = start(cwd=tmp_path, program=NOTEBOOK)
-    wait_until(lambda: marker.is_file() and marker.read_text(encoding="utf-8"))
+    until(lambda: marker.is_file() and marker.read_text(encoding="utf-8"))
     kernel = marker.read_text(encoding="utf-8")
     assert runs(kernel)
     process.send_signal(getattr(signal, name))
     said = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 128 + getattr(signal, name), said
     assert "what was finished is kept" in said.splitlines()[-1] and "Traceback" not in said and "ERROR" not in said
-    wait_until(lambda: not runs(kernel))
+    until(lambda: not runs(kernel))
 
 
 @pytest.mark.slow

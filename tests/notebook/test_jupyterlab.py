@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from waiting import until
 
 from moebius_lab import LabError
 from moebius_lab.notebook.lab import FAILED, jupyterlab, run_all, write_notebook
@@ -180,14 +181,6 @@ def kernel_mask(page: Page, folder) -> np.ndarray:
     until(path.is_file)  # the words of an earlier Save may stand there still
     expect(page.locator('[role="status"]:has-text("saved to")')).to_be_visible()
     return np.asarray(Image.open(path))
-
-
-def until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for what the page does not show."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
 
 
 def is_whole_with_widgets(notebook: Path) -> bool:

@@ -17,6 +17,7 @@ import torch
 from hub_server import unused_port
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page
+from waiting import until
 
 from moebius_lab import LabError
 from moebius_lab.config import GRAPHS, RUNS, SMALL, STEP_UNGUIDED
@@ -427,9 +428,7 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab, stuck):
         }}""",
             WASM,
         )
-        end = time.monotonic() + 60
-        while len(model_requests(server)) < 7 and time.monotonic() < end:  # one under way would count as the next load's
-            tab.wait_for_timeout(20)
+        until(lambda: len(model_requests(server)) == 7)  # one under way would count as the next load's
         code = tab.evaluate("stop.abort(), loading")
         assert code == "cancelled"
         kept = tab.evaluate("engine.stored()")
@@ -579,10 +578,10 @@ def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
     busy = "crypto.subtle.digest = () => Promise.reject(new Error('this thread is busy'));"
     (engine / "worker.js").write_text(code + busy, encoding="utf-8")
     with Server(folder) as server:
-        for visit_ in ("download", "session"):
+        for phase in ("download", "session"):
             got = load(tab, server)
             assert got["loaded"]["storage"] == "cache" and got["seen"][-1]["phase"] == "session"
-            assert visit_ in {progress["phase"] for progress in got["seen"]}
+            assert phase in {progress["phase"] for progress in got["seen"]}
         assert set(Counter(model_requests(server)).values()) == {1}
         (engine / "hasher.js").unlink()
         assert load(tab, server)["code"] == "worker"

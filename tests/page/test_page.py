@@ -1055,16 +1055,18 @@ class InTwo(Handler):
         outputfile.write(content[half:])
 
 
-def test_a_page_that_arrives_in_parts_is_shown_whole(tiny_bundle, chromium):
-    """What lies in the middle would move when the rest comes."""
+@pytest.fixture
+def visit_in_two(tiny_bundle, chromium):
     with Server(tiny_bundle, handler=InTwo) as server:
-        page = chromium.new_page()
-        page.add_init_script(WATCH)
-        page.goto(server.url)
-        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
-        settle(page)
-        assert page.evaluate("shifts") == [], page.evaluate("moved")
-        page.close()
+        yield from visits(server, chromium)
+
+
+def test_a_page_that_arrives_in_parts_is_shown_whole(visit_in_two):
+    """What lies in the middle would move when the rest comes."""
+    page = visit_in_two()
+    page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+    settle(page)
+    assert page.evaluate("shifts") == [], page.evaluate("moved")
 
 
 def test_what_leaves_the_page():
