@@ -684,7 +684,7 @@ def shipped_files(manifest: dict) -> pd.DataFrame:
     return frame[["file", "part", "precision", "MB", "sha256"]].set_index("file")
 
 
-ENTRIES = ("index.html", "service_worker.js", f"{ENGINE}worker.js", f"{ENGINE}hasher.js")
+ENTRIES = ("index.html", "service_worker.js", f"{ENGINE}worker.js", f"{ENGINE}helper.js")
 """What the page begins with: everything else is imported from there, at once or when it is first needed."""
 
 

@@ -34,7 +34,7 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
   /** @type {typeof import('./web/engine/manifest.js')} */
   const { GRAPHS, buildFor } = await import(`${engine}manifest.js`);
   /** @type {typeof import('./web/engine/model_cache.js')} */
-  const { hashed } = await import(`${engine}model_cache.js`);
+  const { examined } = await import(`${engine}model_cache.js`);
   const adapter = await navigator.gpu.requestAdapter();
   if (!adapter) throw new Error('this browser offers no graphics device');
   const device = await adapter.requestDevice({ requiredLimits: form.needs.limits });
@@ -53,7 +53,7 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
     capture: true,
     kernels: 'none',
     page: new URL(engine),
-    file: async (sha256) => (await fetch(/** @type {string} */ (files.get(sha256)))).arrayBuffer(),
+    file: async (sha256) => ({ bytes: await (await fetch(/** @type {string} */ (files.get(sha256)))).arrayBuffer() }),
     device,
   });
   /** @type {Recording['nodes']} */
@@ -69,7 +69,7 @@ export async function record({ engine, runtime, builds, version, form, runs, lay
   last = { device, buffers: [...writer.weights.keys()] };
   const weights = [];
   for (const buffer of last.buffers) {
-    const [sha256] = await hashed(await contentOf(device, buffer));
+    const { hash: sha256 } = await examined(await contentOf(device, buffer), true, []);
     weights.push({ bytes: buffer.size, sha256 });
   }
   const { programs, numbers, runs: recorded } = writer;

@@ -125,7 +125,8 @@ class Recorder:
                 size, _ = weights[i]
                 found[i] = {"name": "", "formula": _leaf("", len(own), size, (size // 4,), "uint32")}
                 own, content = own + content[:size], content[size:]
-        text = json.dumps(description | {"weights": found}, separators=(",", ":")).encode()
+        made = [source | {"bytes": size} for source, (size, _) in zip(found, weights)]
+        text = json.dumps(description | {"weights": made}, separators=(",", ":")).encode()
         return gzip.compress(struct.pack("<I", len(text)) + text + own, mtime=0)
 
     def _call(self, work: str, argument: object) -> Any:

@@ -583,7 +583,7 @@ def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
             assert got["loaded"]["storage"] == "cache" and got["seen"][-1]["phase"] == "session"
             assert phase in {progress["phase"] for progress in got["seen"]}
         assert set(Counter(model_requests(server)).values()) == {1}
-        (engine / "hasher.js").unlink()
+        (engine / "helper.js").unlink()
         assert load(tab, server)["code"] == "worker"
 
 

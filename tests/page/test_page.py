@@ -420,7 +420,7 @@ def test_a_start_can_be_cancelled(visit):
     expect(page.locator("#load-text")).to_contain_text("Ready", timeout=120_000)
 
 
-@pytest.mark.parametrize("which", (0, 1), ids=("model", "hasher"))
+@pytest.mark.parametrize("which", (0, 1), ids=("model", "helper"))
 def test_a_worker_that_dies_is_reported_and_starts_again(visit, which):
     page, mask = running(visit)
     page.evaluate(

@@ -29,6 +29,7 @@ from moebius_lab.page.browser import Browser
 from moebius_lab.page.bundle import read_manifest, require_whole, shipped_files, write_bundle
 from moebius_lab.page.driving import launch_options, session_of
 from moebius_lab.page.engines import ENGINES
+from moebius_lab.page.modules import ENGINE
 from moebius_lab.page.recording import find_weights, read_recording
 from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.graphs import Graphs
@@ -371,7 +372,7 @@ BY_HAND = """
   const places = new Map();
   for (const { graph, file } of filesOf(manifest, precision, 'webgpu'))
     places.set(file.sha256, new URL(file.file, BESIDE.includes(graph) ? url : new URL(manifest.weights_base, url)));
-  const file = async (sha256) => (await fetch(places.get(sha256))).arrayBuffer();
+  const file = async (sha256) => ({ bytes: await (await fetch(places.get(sha256))).arrayBuffer(), numbers: new Map() });
   // this adapter is taken for a card, or nothing would be tried on it
   Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', { get: () => false });
 """
@@ -590,6 +591,27 @@ def test_a_stored_file_is_checked_when_its_weights_are_read(bundle, tab):
         assert any("damaged" in message for message in seen["messages"])
         server.requests.clear()
         assert visit(tab, server)["recorded"] and not [path for path in server.requests if path.endswith(".bin")]
+
+
+MAKES = "contentOf, known) {\n  if (formula.stored)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", (True, False), ids=("beside the model's worker", "in it, where that fails"))
+def test_what_is_computed_of_weights_is(bundle, tab, tmp_path, beside):
+    folder = shutil.copytree(bundle, tmp_path / "page")
+    engine = folder / read_manifest(folder)["page"] / ENGINE
+    helper, weights = engine / "helper.js", engine / "recorded" / "weights.js"
+    helper.write_text("globalThis.helps = true;\n" + helper.read_text(encoding="utf-8"), encoding="utf-8")
+    code = weights.read_text(encoding="utf-8")
+    assert code.count(MAKES) == 1
+    refused = f"if (!formula.stored && Boolean(globalThis.helps) !== {str(beside).lower()}) throw new Error('not here');"
+    weights.write_text(code.replace(MAKES, MAKES.replace("\n", f"\n  {refused}\n")), encoding="utf-8")
+    with Server(folder) as server:
+        assert [visit(tab, server)["recorded"] for _ in range(2)] == [
+            True,
+            True,
+        ]  # with files that were just checked, and with others
 
 
 VISITS = (

@@ -57,7 +57,7 @@ test('every file arrives whole, at most four at a time, and the visit is told th
   const { files, seen } = await provide(all);
   assert.equal(files.storage, 'memory');
   for (const { file } of all) {
-    const bytes = Buffer.from(await files.file(file.sha256));
+    const bytes = Buffer.from((await files.file(file.sha256)).bytes);
     assert.equal(digest(bytes), file.sha256);
   }
   assert.deepEqual([...asked].sort(), Object.keys(FILES));
@@ -90,7 +90,7 @@ test('a connection that breaks is tried again, and what had come does not count 
   };
   const { files, seen } = await provide(wanted('0.bin'));
   assert.deepEqual(asked, ['0.bin', '0.bin']);
-  assert.equal((await files.file(digest(FILES['0.bin']))).byteLength, 300_000);
+  assert.equal((await files.file(digest(FILES['0.bin']))).bytes.byteLength, 300_000);
   assert.ok(seen.some(({ message }) => /connection broke/.test(message ?? '')));
   assert.equal(seen.at(-1).doneBytes, 300_000);
 });
@@ -160,11 +160,11 @@ test('who reads a file waits for it alone, and for an error of any', async () =>
   const files = await begun('0.bin', '1.bin');
   let whole = false;
   files.whole.then(() => (whole = true));
-  assert.equal((await files.file(digest(FILES['0.bin']))).byteLength, 300_000);
+  assert.equal((await files.file(digest(FILES['0.bin']))).bytes.byteLength, 300_000);
   assert.equal(whole, false);
   const last = files.file(digest(FILES['1.bin']));
   release();
-  assert.equal((await last).byteLength, 70_000);
+  assert.equal((await last).bytes.byteLength, 70_000);
   await files.whole;
 
   const failing = await begun('1.bin', '2.bin');

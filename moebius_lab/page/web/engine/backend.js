@@ -33,7 +33,7 @@ export class OrtBackend extends GraphBackend {
    * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands in captured graphs
    * @param {number} [options.trying] seconds in which they are tried
    * @param {URL} options.page the manifest's
-   * @param {(sha256: string) => Promise<ArrayBuffer>} options.file
+   * @param {(sha256: string) => Promise<{bytes: ArrayBuffer}>} options.file
    * @param {GPUDevice} [options.device] of WebGPU; one with all that is made use of where none is given
    */
   static async start({
@@ -74,7 +74,7 @@ export class OrtBackend extends GraphBackend {
    * @param {GPUDevice|null} device
    * @param {Record<string, string>} extra entries of the sessions' configuration
    * @param {boolean} capturing
-   * @param {(sha256: string) => Promise<ArrayBuffer>} file
+   * @param {(sha256: string) => Promise<{bytes: ArrayBuffer}>} file
    */
   constructor(ort, log, manifest, precision, device, extra, capturing, file) {
     super(manifest, precision, device);
@@ -137,7 +137,9 @@ export class OrtBackend extends GraphBackend {
     const files = this.form.graphs[graph];
     if (!files) throw new EngineError('bad-input', `There is no graph "${graph}" in this bundle.`);
     // as arrays: with Blobs one WebGPU session in six never came back from folding its constants (ONNX Runtime Web 1.30)
-    const [body, ...weights] = await Promise.all(files.map(async ({ sha256 }) => new Uint8Array(await this.file(sha256))));
+    const [body, ...weights] = await Promise.all(
+      files.map(async ({ sha256 }) => new Uint8Array((await this.file(sha256)).bytes)),
+    );
     const gpu = this.provider === 'webgpu';
     const options = {
       executionProviders: [

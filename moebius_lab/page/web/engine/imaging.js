@@ -290,13 +290,8 @@ function sideOf(box) {
 
 /** @param {Box} a @param {Box} b @returns {Box} with the label of `a` */
 function union(a, b) {
-  return {
-    left: Math.min(a.left, b.left),
-    top: Math.min(a.top, b.top),
-    right: Math.max(a.right, b.right),
-    bottom: Math.max(a.bottom, b.bottom),
-    label: a.label,
-  };
+  const [left, top] = [Math.min(a.left, b.left), Math.min(a.top, b.top)];
+  return { ...a, left, top, right: Math.max(a.right, b.right), bottom: Math.max(a.bottom, b.bottom) };
 }
 
 /** @param {number} start @param {number} stop @param {number} side @param {number} length */

@@ -3,24 +3,26 @@
 
 import { EngineError, cancelled } from './errors.js';
 
-/** @import { Files, LoadProgress, Manifest, StoredEntry, StoredFile, Wanted } from './types.js' */
+/** @import { Examined, Files, LoadProgress, Manifest, StoredEntry, StoredFile, Wanted } from './types.js' */
+/** @import { Formula } from './recorded/weights.js' */
 
 const PARALLEL = 4; // downloads at a time
 const ATTEMPTS = 4; // of one file, when the connection breaks
 const FIRST_PAUSE = 500; // ms before the second attempt; doubles
 const RATE_WINDOW = 4000; // ms over which the rate is taken
 const REPORT_EVERY = 100; // ms
+const UNKEPT = 'This browser does not let the page keep files: the model will be fetched again next time.';
 
 export class ModelCache {
   /**
    * @param {URL} manifestUrl files of one page are kept apart from those of another on the same host
    * @param {Manifest} manifest
-   * @param {MessagePort} [hasher] to hasher.js
+   * @param {MessagePort} [helper] to helper.js
    */
-  constructor(manifestUrl, manifest, hasher) {
+  constructor(manifestUrl, manifest, helper) {
     this.manifestUrl = manifestUrl;
     this.manifest = manifest;
-    this.hasher = hasher;
+    this.helper = helper;
     this.name = `moebius-model ${new URL('.', manifestUrl).pathname}`;
     /** @type {Cache|null} */
     this.opened = null;
@@ -42,11 +44,11 @@ export class ModelCache {
     const memory = new Map();
     /** @type {Set<string>} fetched, so checked, just now */
     const checked = new Set();
-    if (!store) progress.toMemory('This browser does not let the page keep files: the model will be fetched again next time.');
+    if (!store) progress.toMemory(UNKEPT);
 
     /** @param {Wanted} item */
     const fetched = async (item) => {
-      const blob = await download(item, progress, signal, this.hasher);
+      const blob = await download(item, progress, signal, this.helper);
       checked.add(item.file.sha256);
       const refused = store && progress.storage === 'cache' && (await this.#put(store, item, blob));
       if (refused) progress.toMemory(refused);
@@ -72,25 +74,24 @@ export class ModelCache {
     for (const promise of arrived.values()) promise.catch(() => {}); // who waits for a file, or for all, hears of an error
     const whole = inParallel(wanted, had, signal).then(() => progress.report(true));
     whole.catch(() => {});
-    const read = async (/** @type {StoredFile} */ file) => {
+    const read = async (/** @type {StoredFile} */ file, /** @type {Formula[]} */ formulas) => {
       const blob = memory.get(file.sha256) ?? (await (await store?.match(this.#key(file.sha256)))?.blob());
       const bytes = await blob?.arrayBuffer(); // in two thirds of response.arrayBuffer's time
       if (bytes?.byteLength !== file.bytes) return null;
-      if (checked.has(file.sha256)) return bytes;
-      const [hash, whole] = await hashed(bytes, this.hasher);
-      return hash === file.sha256 ? whole : null;
+      const found = await examined(bytes, !checked.has(file.sha256), formulas, this.helper);
+      return [file.sha256, ''].includes(found.hash) ? found : null;
     };
-    const file = async (/** @type {string} */ sha256) => {
+    const file = async (/** @type {string} */ sha256, /** @type {Formula[]} */ formulas = []) => {
       const item = wanted.find(({ file }) => file.sha256 === sha256);
       if (!item) throw new EngineError('bad-input', `No file ${sha256} of the model was asked for.`);
       await Promise.race([arrived.get(sha256), whole]);
-      const attempt = () => read(item.file).catch(() => null);
+      const attempt = () => read(item.file, formulas).catch(() => null);
       const found = (await attempt()) ?? (await attempt()); // some were read wrong once
       if (found) return found;
       progress.found(-item.file.bytes);
       progress.say('A stored file was damaged and is fetched again.');
       try {
-        return await (await fetched(item)).arrayBuffer();
+        return await examined(await (await fetched(item)).arrayBuffer(), false, formulas, this.helper);
       } catch (error) {
         if (signal.aborted) throw error;
         const what = 'A stored file of the model cannot be read, and could not be fetched again.';
@@ -194,20 +195,18 @@ export class ModelCache {
       'x-precision': precision,
     };
     const put = () => store.put(this.#key(file.sha256), new Response(blob, { headers }));
+    const isFull = (/** @type {unknown} */ error) => error instanceof DOMException && error.name === 'QuotaExceededError';
     try {
-      await put();
+      await put().catch(async (error) => {
+        if (!isFull(error)) throw error;
+        await this.clear({ onlyOld: true });
+        await put();
+      });
       return '';
     } catch (error) {
-      if (!(error instanceof DOMException) || error.name !== 'QuotaExceededError') {
-        return 'This browser does not let the page keep files: the model will be fetched again next time.';
-      }
-    }
-    await this.clear({ onlyOld: true });
-    try {
-      await put();
-      return '';
-    } catch {
-      return 'The browser has no more room for this page: the model runs from memory and will be fetched again next time.';
+      return isFull(error)
+        ? 'The browser has no more room for this page: the model runs from memory and will be fetched again next time.'
+        : UNKEPT;
     }
   }
 }
@@ -290,19 +289,19 @@ class Progress {
  * @param {Wanted} item
  * @param {Progress} progress
  * @param {AbortSignal} signal
- * @param {MessagePort} [hasher]
+ * @param {MessagePort} [helper]
  * @returns {Promise<Blob>}
  */
-async function download(item, progress, signal, hasher) {
+async function download(item, progress, signal, helper) {
   progress.active++;
   try {
     let wrong = false;
     for (let attempt = 1; ; attempt++) {
       try {
-        const bytes = await fetchBytes(item, progress, signal);
-        const [hash, whole] = await hashed(bytes.buffer, hasher);
-        if (hash === item.file.sha256) return new Blob([whole]);
-        progress.receive(-whole.byteLength);
+        const fetched = await fetchBytes(item, progress, signal);
+        const { hash, bytes } = await examined(fetched.buffer, true, [], helper);
+        if (hash === item.file.sha256) return new Blob([bytes]);
+        progress.receive(-bytes.byteLength);
         if (wrong) throw corrupt(item);
         wrong = true;
         progress.say('A file arrived damaged and is fetched again.');
@@ -373,23 +372,30 @@ function cutShort(/** @type {Response} */ response, /** @type {number} */ length
 }
 
 /**
+ * What a file is and, of a recording's, what weights it gives.
+ *
  * @param {ArrayBuffer} bytes
- * @param {MessagePort} [hasher]
- * @returns {Promise<[string, ArrayBuffer]>} SHA-256, hexadecimal; and the bytes, which a hasher was given
+ * @param {boolean} check whether to hash them
+ * @param {Formula[]} formulas that read this file alone
+ * @param {MessagePort} [helper] that does it
+ * @returns {Promise<Examined>}
  */
-export async function hashed(bytes, hasher) {
-  if (!globalThis.crypto?.subtle) {
+export async function examined(bytes, check, formulas, helper) {
+  if (check && !globalThis.crypto?.subtle) {
     throw new EngineError('worker', 'Open this page over https or from this computer: elsewhere browsers cannot check files.');
   }
-  if (!hasher) {
-    const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-    return [Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join(''), bytes];
+  if (helper) {
+    const { port1, port2 } = new MessageChannel();
+    helper.postMessage([bytes, check, formulas], [bytes, port2]);
+    const { data } = await new Promise((done) => (port1.onmessage = done));
+    port1.close();
+    return data;
   }
-  const { port1, port2 } = new MessageChannel();
-  hasher.postMessage(bytes, [bytes, port2]);
-  const { data } = await new Promise((done) => (port1.onmessage = done));
-  port1.close();
-  return data;
+  const digest = check ? new Uint8Array(await crypto.subtle.digest('SHA-256', bytes)) : [];
+  const hash = Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
+  const compute = async () => (await import('./recorded/weights.js')).derivedOf(bytes, formulas);
+  const numbers = formulas.length && (await compute().catch(() => null)); // who asked does it then, and tells why it fails
+  return { bytes, hash, numbers: numbers || new Map() };
 }
 
 /**

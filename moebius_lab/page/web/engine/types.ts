@@ -4,6 +4,7 @@ import type { Capture, Placeholder } from './capture.js';
 import type { Picture } from './engine.js';
 import type { Preset, Run } from './manifest.js';
 import type { Coverage } from './imaging.js';
+import type { Formula, Numbers } from './recorded/weights.js';
 
 /** Constants of config.py; see there */
 export interface Constants {
@@ -390,8 +391,15 @@ export type ToLoad = {
 
 export type StoredEntry = { url: string; bytes: number; graph: string; precision: string; current: boolean };
 
+/** Its SHA-256, empty where it was known; and what formulas give, by their JSON, or nothing */
+export type Examined = { bytes: ArrayBuffer; hash: string; numbers: Map<string, Numbers> };
+
 /** `whole`: when all are there, which who reads one need not wait for */
-export type Files = { file: (sha256: string) => Promise<ArrayBuffer>; whole: Promise<void>; storage: 'cache' | 'memory' };
+export type Files = {
+  file: (sha256: string, formulas?: Formula[]) => Promise<Examined>;
+  whole: Promise<void>;
+  storage: 'cache' | 'memory';
+};
 
 /** (3, 3) and (3): a row for each tensor of the next state */
 export type Step = Level & { stateWeights: number[][]; noiseWeights: number[] };

@@ -28,7 +28,7 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean, hasher: MessagePort}} choice
+ * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean, helper: MessagePort}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
@@ -47,13 +47,13 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest, choice.hasher).provide(wanted, onProgress, signal);
+    return new ModelCache(page, manifest, choice.helper).provide(wanted, onProgress, signal);
   };
   const runtime = async (/** @type {Files} */ { file, whole }, /** @type {boolean} */ capture) => {
     await whole;
     signal.throwIfAborted();
     const build = manifest.runtime.builds[buildFor(provider)];
-    const wasm = await file(build.wasm.sha256);
+    const { bytes: wasm } = await file(build.wasm.sha256);
     const module = new URL(build.module, page);
     const { OrtBackend } = await import('./backend.js');
     return OrtBackend.start({ provider, manifest, precision, module, wasm, threads, capture, kernels, trying, page, file });

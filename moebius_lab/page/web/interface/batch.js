@@ -1,8 +1,7 @@
 // Several pictures with one mask, or one each: filled one after another with the settings as they stand.
 
 import { looksLikeMask } from './dropped.js';
-import { download, isCancelled, say } from './page.js';
-import { add, addButton } from './parts.js';
+import { add, addButton, download, isCancelled, say } from './page.js';
 import { readMask, readPicture } from './picture_files.js';
 
 /** @import { Desk } from './main.js' */
@@ -41,12 +40,10 @@ export async function openBatch(desk, files) {
   const dialog = add(document.body, 'dialog', { id: 'batch' });
   dialog.setAttribute('aria-labelledby', 'batch-title');
   add(dialog, 'h2', { id: 'batch-title', textContent: 'Fill several pictures' });
-  const told = add(dialog, 'p', { textContent: 'Looking at the files…' });
-  told.setAttribute('role', 'status');
-  const bar = add(dialog, 'progress', { max: 1, value: 0 });
-  bar.setAttribute('aria-label', 'Pictures filled');
+  const told = add(dialog, 'p', { textContent: 'Looking at the files…', role: 'status' });
+  const bar = add(dialog, 'progress', { max: 1, value: 0, ariaLabel: 'Pictures filled' });
   const list = add(dialog, 'ul', { id: 'batch-list' });
-  const buttons = add(dialog, 'div', { class: 'pair' });
+  const buttons = add(dialog, 'div', { className: 'pair' });
   /** @type {AbortController | null} */
   let working = null;
   const go = addButton(buttons, 'Fill them', () => void fill(), 'batch-go');
@@ -74,7 +71,7 @@ export async function openBatch(desk, files) {
   const jobs = matched(files.map(named), ({ file }) => masks.has(file));
   const rows = jobs.map(({ picture, mask }) => {
     const words = mask ? `mask ${mask.file.name}` : `no mask; name it ${picture.stem}-mask`;
-    return add(list, 'li', { class: 'fine', textContent: `${picture.file.name}: ${words}` });
+    return add(list, 'li', { className: 'fine', textContent: `${picture.file.name}: ${words}` });
   });
   const ready = jobs.filter(({ mask }) => mask).length;
   told.textContent = `${jobs.length} pictures, ${ready} of them with a mask.`;
@@ -107,10 +104,10 @@ export async function openBatch(desk, files) {
           const { settings } = input;
           const result = await engine.inpaint({ image, mask: mask.data, settings }, { signal: abort.signal });
           const { blob, ending } = await encode(result.image, { source: named.file, made: desk.madeNow(settings) });
-          made.push({ blob, name: `${named.stem}-filled${ending}` });
           rows[i].textContent = `${named.file.name}: done`;
-          const save = addButton(rows[i], 'Save', () => download(blob, `${named.stem}-filled${ending}`));
-          save.setAttribute('aria-label', `Save ${named.stem}-filled${ending}`);
+          const name = `${named.stem}-filled${ending}`;
+          addButton(rows[i], 'Save', () => download(blob, name)).ariaLabel = `Save ${name}`;
+          made.push({ blob, name });
           done++;
         } catch (error) {
           if (isCancelled(error)) {

@@ -1,7 +1,6 @@
 // Every result of this session with its settings: copied back into the controls, and any two compared.
 
-import { fileSize, notice, say } from './page.js';
-import { add, addButton, addSelect } from './parts.js';
+import { add, addButton, addSelect, fileSize, notice, say } from './page.js';
 import { canvasOf } from './picture_files.js';
 import { put } from './regions.js';
 import { LIMIT, bringBack, earlier } from './session.js';
@@ -25,17 +24,17 @@ const entriesOf = (work) => work.results.map((result, i) => ({ work, result, num
 export function build(desk, panel) {
   const { editor } = desk;
   const list = add(panel, 'ol', { id: 'made' });
-  const none = add(panel, 'p', { textContent: 'No result of this picture yet.', class: 'fine' });
-  const fields = add(panel, 'div', { class: 'fields compared' });
+  const none = add(panel, 'p', { textContent: 'No result of this picture yet.', className: 'fine' });
+  const fields = add(panel, 'div', { className: 'fields compared' });
   const left = addSelect(fields, 'Left', 'compare-left', []);
   const right = addSelect(fields, 'Right', 'compare-right', []);
-  const buttons = add(panel, 'div', { class: 'pair' });
+  const buttons = add(panel, 'div', { className: 'pair' });
   const compare = addButton(buttons, 'Compare', act, 'compare-both');
   const copy = addButton(buttons, 'Copy settings', () => void copySettings(), 'copy-settings');
   copy.title = 'Those of the result on the right';
   const past = add(panel, 'ul', { id: 'earlier' });
   add(panel, 'p', {
-    class: 'fine',
+    className: 'fine',
     textContent: `Pictures that were open before stay here with their masks and results, up to ${fileSize(LIMIT)} together, the last one in any case; all of them go when you leave.`,
   });
   /** @type {Entry[]} */
@@ -68,7 +67,7 @@ export function build(desk, panel) {
     const others = earlier().filter((each) => each !== work);
     entries = [...own, ...others.flatMap(entriesOf)];
     list.replaceChildren();
-    for (const { result } of own) add(list, 'li', { textContent: words(result), class: 'fine' });
+    for (const { result } of own) add(list, 'li', { textContent: words(result), className: 'fine' });
     none.hidden = own.length > 0;
     past.replaceChildren();
     for (const each of others) addEarlier(each);
@@ -81,11 +80,10 @@ export function build(desk, panel) {
   /** @param {Work} work */
   function addEarlier(work) {
     const { width, height } = work.picture;
-    const item = add(past, 'li', { class: 'fine' });
+    const item = add(past, 'li', { className: 'fine' });
     const head = add(item, 'div');
     add(head, 'span', { textContent: `${work.name}, ${width} × ${height} px` });
-    const open = addButton(head, 'Bring back', () => bringBack(desk, work));
-    open.setAttribute('aria-label', `Bring back ${work.name}`);
+    addButton(head, 'Bring back', () => bringBack(desk, work)).ariaLabel = `Bring back ${work.name}`;
     const made = add(item, 'ol');
     for (const { result } of entriesOf(work)) add(made, 'li', { textContent: words(result) });
   }

@@ -3,8 +3,7 @@
 import { deflated, inflated } from './autosave.js';
 import { extend, extensionTo } from '../engine/extending.js';
 import { HOLE, Mask } from './mask.js';
-import { element, say } from './page.js';
-import { add, addButton, addNumber, addSelect } from './parts.js';
+import { add, addButton, addNumber, addSelect, element, say } from './page.js';
 import { cut } from './regions.js';
 import { nextTask } from '../engine/turns.js';
 
@@ -23,23 +22,23 @@ const ROOM = 24; // CSS px around what the canvas will be
 /** @param {Desk} desk @param {HTMLElement} panel */
 export function build(desk, panel) {
   const { editor } = desk;
-  const fields = add(panel, 'div', { class: 'fields' });
+  const fields = add(panel, 'div', { className: 'fields' });
   const ratio = addSelect(fields, 'To the ratio', 'extend-ratio', [
     ['', 'by pixels'],
     ...RATIOS.map((name) => /** @type {[string, string]} */ ([name, name])),
   ]);
   const inputs = /** @type {Record<Side, HTMLInputElement>} */ ({});
-  const sides = add(panel, 'div', { class: 'fields sides' });
+  const sides = add(panel, 'div', { className: 'fields sides' });
   for (const side of SIDES) {
     const label = `${side[0].toUpperCase()}${side.slice(1)}, px`;
     inputs[side] = addNumber(sides, label, { id: `extend-${side}`, value: 0, min: 0, max: MOST });
   }
-  const size = add(panel, 'p', { class: 'fine', id: 'extend-size' });
-  const buttons = add(panel, 'div', { class: 'pair' });
+  const size = add(panel, 'p', { className: 'fine', id: 'extend-size' });
+  const buttons = add(panel, 'div', { className: 'pair' });
   const apply = addButton(buttons, 'Extend', () => void act(), 'extend-apply');
   addButton(buttons, 'Reset', () => set({ left: 0, top: 0, right: 0, bottom: 0 }), 'extend-reset');
   add(panel, 'p', {
-    class: 'fine',
+    className: 'fine',
     textContent:
       'Drag the handles at the picture’s edges, or type. The new area is the hole; the old pixels stay exactly as they are.',
   });
@@ -52,12 +51,11 @@ export function build(desk, panel) {
   outline.setAttribute('fill-rule', 'evenodd'); // the new area alone
   const handles = /** @type {Record<Side, HTMLButtonElement>} */ ({});
   for (const side of SIDES) {
-    const handle = add(stage, 'button', { type: 'button', class: `edge ${side}` });
-    handle.setAttribute('role', 'slider');
-    handle.setAttribute('aria-label', `Extend the ${side} edge`);
-    handle.setAttribute('aria-orientation', side === 'left' || side === 'right' ? 'horizontal' : 'vertical');
-    handle.setAttribute('aria-valuemin', '0');
-    handle.setAttribute('aria-valuemax', String(MOST));
+    const handle = add(stage, 'button', { type: 'button', className: `edge ${side}`, role: 'slider' });
+    handle.ariaLabel = `Extend the ${side} edge`;
+    handle.ariaOrientation = side === 'left' || side === 'right' ? 'horizontal' : 'vertical';
+    handle.ariaValueMin = '0';
+    handle.ariaValueMax = String(MOST);
     handles[side] = handle;
     /** @type {{x: number, y: number, px: number} | null} */
     let from = null;
@@ -166,8 +164,8 @@ export function build(desk, panel) {
       handle.hidden = !shown;
       handle.style.left = `${inside(hx, clientWidth)}px`;
       handle.style.top = `${inside(hy, clientHeight)}px`;
-      handle.setAttribute('aria-valuenow', String(px[side]));
-      handle.setAttribute('aria-valuetext', `${px[side]} pixels`);
+      handle.ariaValueNow = String(px[side]);
+      handle.ariaValueText = `${px[side]} pixels`;
     }
   }
 

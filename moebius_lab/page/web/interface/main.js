@@ -7,6 +7,7 @@ import { HOLE, History, KEEP, Mask, firstBrush } from './mask.js';
 import { ModelPanel } from './model_panel.js';
 import {
   VERSION,
+  add,
   button,
   dismiss,
   download,
@@ -129,10 +130,8 @@ function show(next) {
   outcome = '';
   for (const subject of ['hole', 'compare']) dismiss(subject);
   element('start', HTMLElement).hidden = true;
-  element('mask', HTMLCanvasElement).setAttribute(
-    'aria-label',
-    `Mask of ${next.name}, ${next.picture.width} by ${next.picture.height} pixels`,
-  );
+  const { width, height } = next.picture;
+  element('mask', HTMLCanvasElement).ariaLabel = `Mask of ${next.name}, ${width} by ${height} pixels`;
   editor.open(next.picture, next.mask);
   look(null);
   listResults();
@@ -199,13 +198,9 @@ function fillSamples() {
   const list = element('samples', HTMLElement);
   for (const sample of model.engine?.manifest.samples ?? []) {
     const { name: title } = sample;
-    const item = list.appendChild(document.createElement('li')).appendChild(document.createElement('button'));
-    item.type = 'button';
-    item.title = sample.credit;
-    const image = item.appendChild(new Image());
-    image.alt = '';
-    image.src = sample.image;
-    item.appendChild(document.createElement('span')).textContent = title;
+    const item = add(add(list, 'li'), 'button', { type: 'button', title: sample.credit });
+    add(item, 'img', { alt: '', src: sample.image });
+    add(item, 'span', { textContent: title });
     item.addEventListener('click', async () => {
       try {
         const [picture, mask] = await Promise.all(
@@ -607,30 +602,18 @@ function showSplit() {
 function listResults() {
   const list = element('results', HTMLElement);
   const results = work?.results ?? [];
-  if (!results.length) {
-    const hint = document.createElement('p');
-    hint.className = 'fine';
-    hint.textContent = 'What the model makes of the hole appears here.';
-    list.replaceChildren(hint);
-    return;
+  list.replaceChildren();
+  if (!results.length) add(list, 'p', { className: 'fine', textContent: 'What the model makes of the hole appears here.' });
+  for (const [index, result] of results.entries()) {
+    const item = add(list, 'label');
+    const [value, checked, disabled] = [String(index), result === shown, running !== null];
+    const ariaLabel = `Result with seed ${result.seed}`;
+    const input = add(item, 'input', { type: 'radio', name: 'result', value, checked, disabled, ariaLabel });
+    input.addEventListener('change', () => look(result));
+    input.addEventListener('click', () => shown !== result && look(result));
+    item.append(thumbnail(result));
+    add(item, 'span', { textContent: `seed ${result.seed}` });
   }
-  list.replaceChildren(
-    ...results.map((result, index) => {
-      const item = document.createElement('label');
-      const input = item.appendChild(document.createElement('input'));
-      input.type = 'radio';
-      input.name = 'result';
-      input.value = String(index);
-      input.checked = result === shown;
-      input.disabled = running !== null;
-      input.setAttribute('aria-label', `Result with seed ${result.seed}`);
-      input.addEventListener('change', () => look(result));
-      input.addEventListener('click', () => shown !== result && look(result));
-      item.append(thumbnail(result));
-      item.appendChild(document.createElement('span')).textContent = `seed ${result.seed}`;
-      return item;
-    }),
-  );
 }
 
 /** What was filled, with some of its surroundings. @param {Result} result */
@@ -909,7 +892,7 @@ function showSize() {
   field('size').value = String((100 * Math.log(editor.size)) / Math.log(largestBrush()));
   const text = `${Math.round(editor.size)} px`;
   write('size-text', text);
-  field('size').setAttribute('aria-valuetext', text);
+  field('size').ariaValueText = text;
 }
 
 // -- wiring ------------------------------------------------------------------------------------------------------------

@@ -298,12 +298,8 @@ export class Mask {
 export function union(a, b) {
   if (a.right <= a.left || a.bottom <= a.top) return b;
   if (b.right <= b.left || b.bottom <= b.top) return a;
-  return {
-    left: Math.min(a.left, b.left),
-    top: Math.min(a.top, b.top),
-    right: Math.max(a.right, b.right),
-    bottom: Math.max(a.bottom, b.bottom),
-  };
+  const [left, top] = [Math.min(a.left, b.left), Math.min(a.top, b.top)];
+  return { left, top, right: Math.max(a.right, b.right), bottom: Math.max(a.bottom, b.bottom) };
 }
 
 /** Turns pointer positions into short pieces of a smooth curve: quadratic Beziers between the midpoints. */

@@ -2,7 +2,7 @@
 
 import { Engine, outdated } from '../engine/engine.js';
 import { instead } from '../engine/suited.js';
-import { VERSION, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
+import { VERSION, add, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
 
 /** @import { Choice, LoadProgress } from '../engine/types.js' */
 
@@ -353,13 +353,8 @@ export class ModelPanel extends EventTarget {
         const name = `${graph === 'runtime' ? 'ONNX Runtime' : `Model, ${precision}`}${current ? '' : ' (old version)'}`;
         groups.set(name, (groups.get(name) ?? 0) + bytes);
       }
-      const rows = [...groups].map(([name, bytes]) => {
-        const row = document.createElement('li');
-        row.append(name, document.createElement('span'));
-        row.children[0].textContent = fileSize(bytes);
-        return row;
-      });
-      list.replaceChildren(...rows);
+      list.replaceChildren();
+      for (const [name, bytes] of groups) add(add(list, 'li', { textContent: name }), 'span', { textContent: fileSize(bytes) });
       button('clear-all').disabled = !files.length;
       button('clear-old').disabled = files.every((file) => file.current);
     } catch {

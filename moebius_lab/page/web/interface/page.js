@@ -1,4 +1,4 @@
-// Parts of the page that its modules share: its elements, notices, and numbers as a person reads them.
+// Parts of the page that its modules share: its elements, controls of panels, notices, and numbers as a person reads them.
 
 /** The version of the page that this module is part of, which is the name of the folder above; empty outside a bundle. */
 export const VERSION = /\/page-(\w+)\/$/.exec(new URL('..', import.meta.url).pathname)?.[1] ?? '';
@@ -15,6 +15,36 @@ export const button = (id) => element(id, HTMLButtonElement);
 
 /** @param {string} id */
 export const field = (id) => element(id, HTMLInputElement);
+
+/** @template {keyof HTMLElementTagNameMap} K @param {Element} parent @param {K} name @param {Partial<HTMLElementTagNameMap[K]>} [values] @returns {HTMLElementTagNameMap[K]} */
+export function add(parent, name, values) {
+  const node = document.createElement(name);
+  Object.assign(node, values);
+  return parent.appendChild(node);
+}
+
+/** @param {Element} parent @param {string} label @param {() => void} action @param {string} [id] */
+export function addButton(parent, label, action, id = '') {
+  const button = add(parent, 'button', { type: 'button', textContent: label, ...(id && { id }) });
+  button.addEventListener('click', action);
+  return button;
+}
+
+/** A labelled number. @param {Element} parent @param {string} label @param {{id: string, value: number, min: number, max: number}} about */
+export function addNumber(parent, label, { id, value, min, max }) {
+  add(parent, 'label', { textContent: label, htmlFor: id });
+  const input = add(parent, 'input', { type: 'number', id, inputMode: 'numeric', step: '1' });
+  Object.assign(input, { min: String(min), max: String(max), value: String(value) });
+  return input;
+}
+
+/** A labelled choice. @param {Element} parent @param {string} label @param {string} id @param {[string, string][]} options value, text */
+export function addSelect(parent, label, id, options) {
+  add(parent, 'label', { textContent: label, htmlFor: id });
+  const select = add(parent, 'select', { id });
+  for (const [value, text] of options) select.add(new Option(text, value));
+  return select;
+}
 
 /** @param {string} id @param {string} text */
 export function write(id, text) {
@@ -41,22 +71,19 @@ export function say(text) {
  */
 export function notice(subject, text, { bad = true, actions = [] } = {}) {
   dismiss(subject);
-  const box = document.createElement('div');
-  box.className = bad ? 'notice bad' : 'notice';
+  const box = add(element('notices', HTMLElement), 'div', {
+    className: bad ? 'notice bad' : 'notice',
+    role: bad ? 'alert' : 'status',
+  });
   box.dataset.subject = subject;
-  box.setAttribute('role', bad ? 'alert' : 'status');
-  const words = box.appendChild(document.createElement('p'));
-  const buttons = box.appendChild(document.createElement('div'));
+  const words = add(box, 'p');
+  const buttons = add(box, 'div');
   for (const { label, run } of [...actions, { label: 'Close', run: () => {} }]) {
-    const each = buttons.appendChild(document.createElement('button'));
-    each.type = 'button';
-    each.textContent = label;
-    each.addEventListener('click', () => {
+    addButton(buttons, label, () => {
       dismiss(subject);
       run();
     });
   }
-  element('notices', HTMLElement).append(box);
   words.textContent = text;
 }
 

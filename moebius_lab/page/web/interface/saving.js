@@ -1,7 +1,7 @@
 // In what format a picture is saved, and what of its file is kept.
 
 import { madeChunk } from './metadata.js';
-import { add, addNumber, addSelect } from './parts.js';
+import { add, addNumber, addSelect } from './page.js';
 import { EXIF, blocksOf, canvasOf, chunk, pictureToPng, readPicture, text } from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
@@ -21,12 +21,12 @@ const chosen = { format: /** @type {keyof typeof FORMATS} */ ('png'), quality: 9
 
 /** @param {import('./main.js').Desk} _desk @param {HTMLElement} panel */
 export function build(_desk, panel) {
-  const fields = add(panel, 'div', { class: 'fields' });
+  const fields = add(panel, 'div', { className: 'fields' });
   const options = Object.entries(FORMATS).map(([name, { label }]) => /** @type {[string, string]} */ ([name, label]));
   const format = addSelect(fields, 'Format', 'save-format', options);
   const quality = addNumber(fields, 'Quality', { id: 'save-quality', value: chosen.quality, min: 1, max: 100 });
   const check = (/** @type {string} */ id, /** @type {string} */ words, /** @type {boolean} */ checked) => {
-    const label = add(panel, 'label', { class: 'check' });
+    const label = add(panel, 'label', { className: 'check' });
     const input = add(label, 'input', { type: 'checkbox', id, checked });
     label.append(` ${words}`);
     return input;
@@ -35,7 +35,7 @@ export function build(_desk, panel) {
   const profile = check('save-profile', 'Keep the colour profile (ICC)', chosen.profile);
   const made = check('save-made', 'Write the settings into a PNG', chosen.made);
   add(panel, 'p', {
-    class: 'fine',
+    className: 'fine',
     textContent:
       'PNG keeps every value; JPEG and WebP change every pixel a little. A picture that is opened with its settings brings them back.',
   });

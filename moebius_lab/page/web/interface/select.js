@@ -1,8 +1,7 @@
 // Selecting with a click: the panel, its tools on the canvas, and the worker that computes.
 
 import { TILE } from './mask.js';
-import { say, notice } from './page.js';
-import { add, addButton, addNumber } from './parts.js';
+import { add, addButton, addNumber, notice, say } from './page.js';
 
 /** @import { Desk } from './main.js' */
 /** @import { Answer, Request } from './selection_worker.js' */
@@ -67,9 +66,7 @@ export function build(desk, panel) {
   /** @type {import('./segmenter.js').Segmenter | null} */
   let segmenter = null;
 
-  const tools = add(panel, 'div', { class: 'picks' });
-  tools.setAttribute('role', 'radiogroup');
-  tools.setAttribute('aria-label', 'Tools that select');
+  const tools = add(panel, 'div', { className: 'picks', role: 'radiogroup', ariaLabel: 'Tools that select' });
   for (const [tool, label, key] of /** @type {const} */ ([
     ['wand', 'Magic wand', 'W'],
     ['wire', 'Edge lasso', 'K'],
@@ -89,27 +86,27 @@ export function build(desk, panel) {
     if (tool === 'object') input.disabled = true;
   }
 
-  const wandRow = add(panel, 'div', { class: 'fields' });
+  const wandRow = add(panel, 'div', { className: 'fields' });
   add(wandRow, 'label', { textContent: 'Tolerance', htmlFor: 'tolerance' });
   const tolerance = add(wandRow, 'input', { type: 'range', id: 'tolerance', min: '0', max: '255', step: '1' });
   tolerance.value = String(constants?.tolerance ?? 0);
-  const near = add(panel, 'label', { class: 'check' });
+  const near = add(panel, 'label', { className: 'check' });
   const contiguous = add(near, 'input', { type: 'checkbox', id: 'contiguous', checked: true });
   near.append(' Only what touches the point');
 
-  const fields = add(panel, 'div', { class: 'fields' });
+  const fields = add(panel, 'div', { className: 'fields' });
   const px = addNumber(fields, 'By, px', { id: 'refine-px', value: 5, min: 0, max: constants?.most_growth ?? 500 });
-  const refine = add(panel, 'div', { class: 'pair wrap' });
+  const refine = add(panel, 'div', { className: 'pair wrap' });
   for (const [how, label] of REFINE)
     addButton(refine, label, () => void change('refine', label.toLowerCase(), { how }), `refine-${how}`);
 
   add(panel, 'p', {
-    class: 'fine',
+    className: 'fine',
     textContent:
       'An object is selected by a segmentation model of your own, EfficientSAM or SAM, as one ONNX file or as encoder and decoder; none is part of this page.',
   });
   const file = add(panel, 'input', { type: 'file', accept: '.onnx', multiple: true, hidden: true, id: 'segmenter-file' });
-  file.setAttribute('aria-label', 'Segmentation model');
+  file.ariaLabel = 'Segmentation model';
   addButton(panel, 'Open a segmenter…', () => file.click(), 'segmenter');
   file.addEventListener('change', async () => {
     const chosen = [...(file.files ?? [])];

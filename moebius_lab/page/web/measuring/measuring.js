@@ -2,7 +2,7 @@
 // `python -m moebius_lab results add` takes. It is fetched when the button is pressed.
 
 import { median } from '../engine/inpaint.js';
-import { download } from '../interface/page.js';
+import { add, addButton, download } from '../interface/page.js';
 
 /** @import { Engine } from '../engine/engine.js' */
 /** @import { Detected, Values } from '../engine/types.js' */
@@ -186,22 +186,17 @@ export async function measured(engine, detected, signal, tell) {
 
 /** Show what was measured, and offer it as a file. @param {any} data of `measured` */
 export function show({ ...data }) {
-  const dialog = document.createElement('dialog');
-  const heading = dialog.appendChild(document.createElement('h2'));
-  heading.textContent = 'This browser, measured';
-  heading.id = 'measured-title';
-  heading.tabIndex = -1;
-  heading.autofocus = true;
-  dialog.setAttribute('aria-labelledby', heading.id);
+  const dialog = add(document.body, 'dialog');
+  const heading = { id: 'measured-title', textContent: 'This browser, measured', tabIndex: -1, autofocus: true };
+  dialog.setAttribute('aria-labelledby', add(dialog, 'h2', heading).id);
   const { machine, evidence } = data;
   const rows = /** @type {Row[]} */ (data.rows);
-  const about = dialog.appendChild(document.createElement('p'));
-  about.className = 'fine';
-  about.textContent = `${machine.browser.engine} ${machine.browser.version}; ${evidence[0].evidence}`;
-  const table = dialog.appendChild(document.createElement('table'));
+  const { engine, version } = machine.browser;
+  add(dialog, 'p', { className: 'fine', textContent: `${engine} ${version}; ${evidence[0].evidence}` });
+  const table = add(dialog, 'table');
   const line = (/** @type {string} */ name, /** @type {string} */ value) => {
     const row = table.insertRow();
-    row.appendChild(document.createElement('th')).textContent = name;
+    add(row, 'th', { textContent: name });
     row.insertCell().textContent = value;
   };
   for (const { what, median: middle, q1, q3, repeats } of rows.filter((each) => each.unit === 'ms')) {
@@ -213,24 +208,17 @@ export function show({ ...data }) {
     const { median: decibel } = rows.find((/** @type {Row} */ each) => each.what === NOISE + output) ?? {};
     line(`differs, ${output}`, `${digits(largest)} at most${decibel === undefined ? '' : `, ${digits(decibel)} dB`}`);
   }
-  const note = dialog.appendChild(document.createElement('p'));
-  note.className = 'fine';
-  note.textContent =
+  const note =
     'The file names browser, graphics device and their limits, and nothing of you or your pictures. It stays on this computer unless you send it to somebody.';
-  const form = dialog.appendChild(document.createElement('form'));
-  form.method = 'dialog';
-  form.className = 'pair';
-  const save = form.appendChild(document.createElement('button'));
-  save.type = 'button';
-  save.className = 'primary';
-  save.textContent = 'Save as a file';
-  save.addEventListener('click', () => {
-    const name = `${data.date.slice(0, 10)}-${machine.browser.engine}-${data.network}.json`.toLowerCase().replaceAll(' ', '-');
+  add(dialog, 'p', { className: 'fine', textContent: note });
+  const form = add(dialog, 'form', { className: 'pair', method: 'dialog' });
+  const save = () => {
+    const name = `${data.date.slice(0, 10)}-${engine}-${data.network}.json`.toLowerCase().replaceAll(' ', '-');
     download(new Blob([`${JSON.stringify(data, null, 1)}\n`], { type: 'application/json' }), name);
-  });
-  form.appendChild(document.createElement('button')).textContent = 'Close';
+  };
+  addButton(form, 'Save as a file', save).className = 'primary';
+  add(form, 'button', { textContent: 'Close' });
   dialog.addEventListener('close', () => dialog.remove());
-  document.body.append(dialog);
   dialog.showModal();
 }
 

@@ -33,7 +33,10 @@ export class RecordedBackend extends GraphBackend {
     return played(async () => {
       const form = manifest.precisions[precision];
       const { sha256 } = /** @type {StoredFile} */ (form.recording);
-      const [{ recording, own }, device] = await Promise.all([file(sha256).then(readRecording), deviceFor(form, kernels)]);
+      const [{ recording, own }, device] = await Promise.all([
+        file(sha256).then(({ bytes }) => readRecording(bytes)),
+        deviceFor(form, kernels),
+      ]);
       const made = new RecordedBackend(manifest, precision, device, recording, runtime);
       made.useKernels(kernels, page, manifest, precision, trying);
       made.weights = placeWeights(device, recording, Boolean(made.kernels));

@@ -28,6 +28,7 @@ import { USAGE } from './weights.js';
  * @typedef {object} RecordedWeight
  * @property {string} name of the initializer, or of what the graph computes; empty where its numbers stand in the recording alone
  * @property {import('./weights.js').Formula} formula how it is made
+ * @property {number} bytes of its buffer
  */
 /**
  * @typedef {object} Recording

@@ -4,8 +4,8 @@
 // that; what else reads them is known when kernels are chosen.
 
 import { Widened } from '../capture.js';
-import { nextTask } from '../turns.js';
 
+/** @import { Files } from '../types.js' */
 /** @import { Recording } from './recording.js' */
 /**
  * @typedef {object} Stored
@@ -28,7 +28,7 @@ import { nextTask } from '../turns.js';
  * @property {Formula[]} [of]
  */
 /** @typedef {{dims: number[], words: Uint32Array}} Numbers in words of 32 bits; the last is filled up with zeros */
-/** @typedef {(sha256: string) => Promise<Uint8Array>} Bytes of a file */
+/** @typedef {(sha256: string) => Uint8Array} ContentOf a file */
 
 const { GPUBufferUsage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 export const USAGE = GPUBufferUsage?.STORAGE | GPUBufferUsage?.COPY_SRC | GPUBufferUsage?.COPY_DST;
@@ -41,22 +41,21 @@ const PIECE = 2 ** 20; // bytes given to a device at once: browsers copy what is
 
 /**
  * @param {Formula} formula
- * @param {Bytes} bytesOf
+ * @param {ContentOf} contentOf
  * @param {Map<string, Numbers>} [known] what parts give: many stand in it several times
- * @returns {Promise<Numbers>}
+ * @returns {Numbers}
  */
-export async function derive(formula, bytesOf, known = new Map()) {
+export function derive(formula, contentOf, known = new Map()) {
   const key = JSON.stringify(formula);
-  const found = known.get(key) ?? (await computed(formula, bytesOf, known));
+  const found = known.get(key) ?? made(formula, contentOf, known);
   known.set(key, found);
   return found;
 }
 
-/** @param {Formula} formula @param {Bytes} bytesOf @param {Map<string, Numbers>} known @returns {Promise<Numbers>} */
-async function computed(formula, bytesOf, known) {
-  if (formula.stored) return read(formula.stored, bytesOf);
-  const given = [];
-  for (const other of formula.of ?? []) given.push(await derive(other, bytesOf, known));
+/** @param {Formula} formula @param {ContentOf} contentOf @param {Map<string, Numbers>} known @returns {Numbers} */
+function made(formula, contentOf, known) {
+  if (formula.stored) return read(formula.stored, contentOf(formula.stored.file));
+  const given = formula.of?.map((other) => derive(other, contentOf, known)) ?? [];
   const [first, second] = given;
   const { dims, words } = first ?? {};
   if (formula.cast === 'float32') return { dims, words: widened(new Uint16Array(words.buffer, words.byteOffset, product(dims))) };
@@ -70,9 +69,8 @@ async function computed(formula, bytesOf, known) {
   throw new Error('a weight is made in a way that this page does not know');
 }
 
-/** @param {Stored} stored @param {Bytes} bytesOf @returns {Promise<Numbers>} */
-async function read({ file, from, length, dims }, bytesOf) {
-  const bytes = await bytesOf(file);
+/** @param {Stored} stored @param {Uint8Array} bytes of its file @returns {Numbers} */
+function read({ from, length, dims }, bytes) {
   const at = bytes.byteOffset + from;
   if (at % 4 === 0 && length % 4 === 0) return { dims, words: new Uint32Array(bytes.buffer, at, length / 4) };
   const words = new Uint32Array(Math.ceil(length / 4));
@@ -202,11 +200,11 @@ function sum({ dims, words }, b) {
  * @returns {(GPUBuffer|Widened)[]} by their indices
  */
 export function placeWeights(device, { weights }, narrow) {
-  return weights.map(({ formula }) => {
+  return weights.map(({ formula, bytes }) => {
     const stored = narrow && storedNarrow(formula)?.stored;
-    if (!stored) return room(device, bytesOf(formula));
+    if (!stored) return room(device, bytes);
     const axes = formula.transpose ? { shape: stored.dims, order: formula.transpose } : null;
-    return new Widened(padded(4 * product(stored.dims)), room(device, stored.length), axes);
+    return new Widened(bytes, room(device, stored.length), axes);
   });
 }
 
@@ -217,9 +215,9 @@ export function placeWeights(device, { weights }, narrow) {
  * @param {Recording} recording
  * @param {(GPUBuffer|Widened)[]} places
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<ArrayBuffer>} bytes
+ * @param {Files['file']} file
  */
-export async function fillWeights(device, { weights }, places, own, bytes) {
+export async function fillWeights(device, { weights }, places, own, file) {
   /** @type {Map<GPUBuffer, Formula>} */
   const formulas = new Map();
   weights.forEach(({ formula }, i) => {
@@ -227,34 +225,12 @@ export async function fillWeights(device, { weights }, places, own, bytes) {
     if (place instanceof Widened) formulas.set(place.stored, /** @type {Formula} */ (storedNarrow(formula)));
     else formulas.set(place, formula);
   });
-  for await (const [buffer, { words }] of numbersOf(formulas, own, bytes)) {
+  for await (const [buffer, { words }] of numbersOf(formulas, own, file)) {
     for (let at = 0; at < words.byteLength; at += PIECE) {
       const size = Math.min(PIECE, words.byteLength - at);
       device.queue.writeBuffer(buffer, at, /** @type {ArrayBuffer} */ (words.buffer), words.byteOffset + at, size);
     }
   }
-}
-
-/** How many bytes a formula gives. @param {Formula} formula */
-function bytesOf(formula) {
-  return formula.stored ? formula.stored.length : 4 * product(sidesOf(formula));
-}
-
-/** The shape of what a formula gives. @param {Formula} formula @returns {number[]} */
-function sidesOf({ stored, cast, slice, reshape, transpose, concat, gather, of = [] }) {
-  const [first, ...others] = of.map(sidesOf);
-  if (stored) return stored.dims;
-  if (cast === 'int64') return [...first, 2];
-  if (slice) return first.with(slice[0], slice[2] - slice[1]);
-  if (reshape) return reshape;
-  if (transpose) return transpose.map((axis) => first[axis]);
-  if (gather !== undefined) return [...others[0], ...first.slice(1)];
-  return concat === undefined
-    ? first
-    : first.with(
-        concat,
-        others.reduce((sum, sides) => sum + sides[concat], first[concat]),
-      );
 }
 
 /**
@@ -274,38 +250,51 @@ export function storedNarrow(formula) {
  * @template K
  * @param {Map<K, Formula>} formulas
  * @param {Uint8Array} own
- * @param {(sha256: string) => Promise<ArrayBuffer>} bytes
+ * @param {Files['file']} file
  * @returns {AsyncGenerator<[K, Numbers]>}
  */
-async function* numbersOf(formulas, own, bytes) {
-  /** @type {Map<string, Promise<Uint8Array>>} */
-  const coming = new Map([['', Promise.resolve(own)]]);
+async function* numbersOf(formulas, own, file) {
+  const groups = Map.groupBy(formulas, ([, formula]) => filesOf(formula)[0]);
+  /** @param {string} sha256 */
+  const begin = async (sha256) => {
+    const some = (groups.get(sha256) ?? []).map(([, formula]) => formula);
+    const alone = some.filter((formula) => !formula.stored && !storedNarrow(formula) && new Set(filesOf(formula)).size === 1);
+    const { bytes, numbers } = await file(sha256, alone);
+    return { content: new Uint8Array(bytes), numbers };
+  };
+  const coming = new Map([['', Promise.resolve({ content: own, numbers: new Map() })]]);
   const read = (/** @type {string} */ sha256) => {
-    const known = coming.get(sha256) ?? bytes(sha256).then((content) => new Uint8Array(content));
+    const known = coming.get(sha256) ?? begin(sha256);
     coming.set(sha256, known);
     known.catch(() => {}); // it is awaited when its turn comes
     return known;
   };
-  const groups = [...Map.groupBy(formulas, ([, formula]) => fileOf(formula))].reverse(); // the decoder's, which are computed, come first
-  for (const [i, [sha256, some]] of groups.entries()) {
-    for (const [next] of groups.slice(i, i + AHEAD)) void read(next);
-    /** @type {Map<string, Numbers>} */
-    const known = new Map(); // weights are made of the same
-    for (const [key, formula] of some) {
-      yield [key, await derive(formula, read, known)];
-      if (!formula.stored) await nextTask(); // which lets the next files be read and checked
-    }
-    if (sha256) coming.delete(sha256);
+  const order = [...groups].reverse(); // the decoder's, which are computed, come first
+  const needed = order.map(([, some]) => new Set(some.flatMap(([, formula]) => filesOf(formula))));
+  for (const [i, [sha256, some]] of order.entries()) {
+    for (const [next] of order.slice(i, i + AHEAD)) void read(next);
+    const there = new Map();
+    for (const name of needed[i]) there.set(name, await read(name));
+    const { numbers } = there.get(sha256);
+    for (const [key, formula] of some) yield [key, derive(formula, (name) => there.get(name).content, numbers)];
+    for (const name of coming.keys()) if (!needed.some((names, j) => j > i && names.has(name))) coming.delete(name);
   }
 }
 
-/** The first file that a formula reads. @param {Formula} formula @returns {string} */
-function fileOf({ stored, of }) {
-  return stored ? stored.file : fileOf(/** @type {Formula[]} */ (of)[0]);
+/**
+ * @param {ArrayBuffer} bytes of a file
+ * @param {Formula[]} formulas that read no other
+ * @returns {Map<string, Numbers>} known to `derive`
+ */
+export function derivedOf(bytes, formulas) {
+  const [content, known] = [new Uint8Array(bytes), new Map()];
+  return new Map(formulas.map((formula) => [JSON.stringify(formula), derive(formula, () => content, known)]));
+}
+
+/** @param {Formula} formula @returns {string[]} a file as often as it is read */
+function filesOf({ stored, of = [] }) {
+  return stored ? [stored.file] : of.flatMap(filesOf);
 }
 
 /** @param {GPUDevice} device @param {number} bytes */
-export const room = (device, bytes) => device.createBuffer({ size: padded(bytes), usage: USAGE });
-
-/** @param {number} bytes */
-const padded = (bytes) => Math.ceil(bytes / APART) * APART;
+export const room = (device, bytes) => device.createBuffer({ size: Math.ceil(bytes / APART) * APART, usage: USAGE });

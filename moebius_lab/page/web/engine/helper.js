@@ -1,0 +1,14 @@
+// Helps the worker that runs a model: hashes files, which Chromium does in the thread that asks, and computes weights of them.
+
+import { examined } from './model_cache.js';
+
+let before = Promise.resolve(); // one file after the other: what waits for the first gets it soon
+
+addEventListener('message', ({ ports: [port] }) => {
+  port.onmessage = ({ data: [bytes, check, formulas], ports: [answer] }) => {
+    before = before.then(async () => {
+      const found = await examined(bytes, check, formulas);
+      answer.postMessage(found, [...new Set([bytes, ...[...found.numbers.values()].map(({ words }) => words.buffer)])]);
+    });
+  };
+});
