@@ -15,7 +15,7 @@ export async function openSegmenter(blobs, { model }) {
   const module = new URL(build.module, engine.url).href;
   const wanted = { graph: 'runtime', precision: '', file: build.wasm, url: new URL(build.wasm.file, engine.url) };
   const kept = await engine.cache.provide([wanted], () => {}, new AbortController().signal);
-  const wasm = await kept.file(build.wasm.sha256);
+  const { bytes: wasm } = await kept.file(build.wasm.sha256);
   const worker = new Worker(new URL('./segmenter_worker.js', import.meta.url), { type: 'module' });
   /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
   const waiting = new Map();
