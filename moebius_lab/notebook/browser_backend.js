@@ -80,6 +80,7 @@ class Runner {
     this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), this.manifest, [
       await this.files.module('engine/worker.js'),
       await this.files.module('engine/helper.js'),
+      await this.files.module('engine/helper.js'),
     ]);
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');

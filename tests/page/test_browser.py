@@ -1,5 +1,6 @@
 """The shipped modules in a real Chromium: numbers, downloads, storage, and everything that can go wrong with them."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -585,6 +586,29 @@ def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
         assert set(Counter(model_requests(server)).values()) == {1}
         (engine / "helper.js").unlink()
         assert load(tab, server)["code"] == "worker"
+
+
+HELP = """async (page) => {
+  const { examined } = await import(new URL(`${page}engine/model_cache.js`, location));
+  const asked = [0, 0];
+  const helpers = asked.map((_, i) => {
+    const { port1, port2 } = new MessageChannel();
+    new Worker(new URL(`${page}engine/helper.js`, location), { type: 'module' }).postMessage(null, [port2]);
+    const post = port1.postMessage.bind(port1);
+    port1.postMessage = (...what) => (asked[i]++, post(...what));
+    return port1;
+  });
+  const found = await Promise.all([0, 1, 2, 3].map((size) => examined(new ArrayBuffer(size), size < 3, [], helpers)));
+  return { asked, found: found.map(({ hash, bytes }) => [bytes.byteLength, hash]) };
+}"""
+
+
+def test_helpers_take_turns_and_give_back_what_they_were_handed(tiny_bundle, tab):
+    with Server(tiny_bundle) as server:
+        tab.goto(server.url + "manifest.json")
+        seen = tab.evaluate(HELP, read_manifest(tiny_bundle)["page"])
+    hashes = [hashlib.sha256(bytes(size)).hexdigest() for size in range(3)]
+    assert seen == {"asked": [2, 2], "found": [list(pair) for pair in enumerate([*hashes, ""])]}
 
 
 CHANGES = {  # of all that is stored, after it was checked and before it is read

@@ -24,14 +24,14 @@ export class Engine extends EventTarget {
    */
   static async open(manifestUrl) {
     const url = new URL(manifestUrl, import.meta.url);
-    const workers = ['worker.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
+    const workers = ['worker.js', 'helper.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
     return new Engine(url, await readManifest(url), workers);
   }
 
   /**
    * @param {URL} url
    * @param {Manifest} manifest
-   * @param {(URL|string)[]} workerUrls worker.js, helper.js
+   * @param {(URL|string)[]} workerUrls worker.js, and helper.js for each that helps
    */
   constructor(url, manifest, workerUrls) {
     super();
@@ -42,7 +42,7 @@ export class Engine extends EventTarget {
     this.workerUrls = workerUrls;
     this.cache = new ModelCache(url, manifest);
     this.seen = new Seen('');
-    /** @type {Worker[]} the model's and the helper */
+    /** @type {Worker[]} the model's and its helpers */
     this.workers = [];
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
@@ -116,7 +116,7 @@ export class Engine extends EventTarget {
   async load(choice, options = {}, again = true) {
     void this.cache.open();
     this.close();
-    const helper = this.#startWorkers();
+    const helpers = this.#startWorkers();
     navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
     const { provider, precision, capture = true, recorded = capture } = choice;
     const played = recorded && this.#isRecorded(provider, precision);
@@ -126,10 +126,10 @@ export class Engine extends EventTarget {
       threads: wasmThreads(),
       ...choice,
       recorded: played,
-      helper,
+      helpers,
     };
     try {
-      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, [helper]));
+      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, helpers));
     } catch (error) {
       this.close();
       if (!(error instanceof EngineError)) throw error;
@@ -236,9 +236,11 @@ export class Engine extends EventTarget {
       };
       return worker;
     });
-    const { port1, port2 } = new MessageChannel();
-    this.workers[1].postMessage(null, [port2]);
-    return port1;
+    return this.workers.slice(1).map((helper) => {
+      const { port1, port2 } = new MessageChannel();
+      helper.postMessage(null, [port2]);
+      return port1;
+    });
   }
 
   /** @param {any} message */

@@ -1,8 +1,8 @@
-// Helps the worker that runs a model: hashes files, which Chromium does in the thread that asks, and computes weights of them.
+// Helps the model's worker: hashes files, which Chromium does in the thread that asks, and computes weights.
 
 import { examined } from './model_cache.js';
 
-let before = Promise.resolve(); // one file after the other: what waits for the first gets it soon
+let before = Promise.resolve(); // one file is done before the next is begun
 
 addEventListener('message', ({ ports: [port] }) => {
   port.onmessage = ({ data: [bytes, check, formulas], ports: [answer] }) => {

@@ -15,7 +15,6 @@ const OVERLAY_LIMIT = 2.5e6; // px of the canvas that shows the mask
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 /** @type {Tool[]} */
 const PICKS = ['wand', 'wire', 'object']; // what they do with a point is not the editor's affair
-const SVG = 'http://www.w3.org/2000/svg';
 
 /**
  * Events: `edit` ({label, patch}: the mask was changed), `view`, `size`, `split`, `say` (a text for the status line); of the tools
@@ -688,8 +687,8 @@ function checkerboard() {
 }
 
 /** @template {keyof SVGElementTagNameMap} K @param {K} name @param {string} className */
-function svg(name, className) {
-  const node = document.createElementNS(SVG, name);
+export function svg(name, className) {
+  const node = document.createElementNS('http://www.w3.org/2000/svg', name);
   node.setAttribute('class', className);
   return node;
 }

@@ -2,6 +2,7 @@
 
 import { deflated, inflated } from './autosave.js';
 import { extend, extensionTo } from '../engine/extending.js';
+import { svg } from './editor.js';
 import { HOLE, Mask } from './mask.js';
 import { add, addButton, addNumber, addSelect, element, say } from './page.js';
 import { cut } from './regions.js';
@@ -46,8 +47,7 @@ export function build(desk, panel) {
   // -- handles on the stage ------------------------------------------------------------------------------------------
 
   const stage = element('stage', HTMLElement);
-  const outline = element('marks', SVGSVGElement).appendChild(document.createElementNS('http://www.w3.org/2000/svg', 'path'));
-  outline.setAttribute('class', 'band');
+  const outline = element('marks', SVGSVGElement).appendChild(svg('path', 'band'));
   outline.setAttribute('fill-rule', 'evenodd'); // the new area alone
   const handles = /** @type {Record<Side, HTMLButtonElement>} */ ({});
   for (const side of SIDES) {
