@@ -30,7 +30,7 @@ from .widgets import style_of
 
 SHOWN_WIDTH = 720  # px, of preview and result on screen
 NAMING = ("solver", "steps", "guidance", "harmonize")  # settings with a control of their own that a preset sets
-HARMONIZE = (("with the surroundings", True), ("no, as published", False))
+HARMONIZE = (("with the surroundings", True), ("no, as released", False))
 CUSTOM = "Custom"  # what the list of presets calls settings that are none of them
 
 

@@ -338,7 +338,7 @@ def test_too_little_memory_is_told(bundle, playwright):
     options["args"].append("--js-flags=--wasm-max-mem-pages=400")  # 26 MB
     with playwright.chromium.launch(**options) as browser, Server(bundle) as server:
         got = load(browser.new_page(), server)
-        assert got["code"] == "out-of-memory" and "smaller precision" in got["message"]
+        assert got["code"] == "out-of-memory" and "under Runs on" in got["message"]
 
 
 def test_bad_input_comes_back_as_a_sentence(bundle, tab):
@@ -584,8 +584,63 @@ def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
             assert got["loaded"]["storage"] == "cache" and got["seen"][-1]["phase"] == "session"
             assert phase in {progress["phase"] for progress in got["seen"]}
         assert set(Counter(model_requests(server)).values()) == {1}
-        (engine / "helper.js").unlink()
-        assert load(tab, server)["code"] == "worker"
+
+
+def test_where_helpers_do_not_start_the_model_does_and_is_not_called_lost(tiny_bundle, tab, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(tiny_bundle, folder)
+    (folder / read_manifest(folder)["page"] / ENGINE / "helper.js").unlink()
+    with Server(folder) as server:
+        visit(tab, server)
+        tab.evaluate("""async () => {
+          const { page } = await (await fetch('manifest.json')).json();
+          const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
+          globalThis.engine = await Engine.open(new URL('manifest.json', location));
+          globalThis.lost = 0;
+          engine.addEventListener('lost', () => lost++);
+        }""")
+        assert tab.evaluate(LOAD, WASM)["loaded"] and tab.evaluate(FILL, {"steps": 1})["changed"]
+        assert tab.evaluate("lost") == 0
+
+
+def test_a_second_load_ends_the_first_and_not_itself(tiny_bundle, tab):
+    with Server(tiny_bundle) as server:
+        visit(tab, server)
+        codes = tab.evaluate(
+            """async (choice) => {
+          const { page } = await (await fetch('manifest.json')).json();
+          const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
+          globalThis.engine = await Engine.open(new URL('manifest.json', location));
+          return Promise.all([1, 2].map(() => engine.load(choice).then(({ precision }) => precision, ({ code }) => code)));
+        }""",
+            WASM,
+        )
+        assert codes == ["cancelled", "fp32"] and tab.evaluate(FILL, {"steps": 1})["changed"]
+
+
+AT_ONCE = """async () => {
+  const side = 40, mask = new Uint8Array(side * side).fill(255, 0, side * 10);
+  const settings = { solver: 'ddim', steps: 3, strength: 1, guidance: 1, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
+    init: 'image', coverage: 'whole', harmonize: false };
+  let order = [];
+  const fill = async (value) => {
+    const image = { width: side, height: side, data: new Uint8ClampedArray(4 * side * side).fill(value) };
+    return String((await engine.inpaint({ image, mask, settings }, { onProgress: () => order.push(value) })).image.data);
+  };
+  const alone = [await fill(40), await fill(220)];
+  const one_by_one = order;
+  order = [];
+  const together = await Promise.all([fill(40), fill(220)]);
+  return { differ: alone[0] !== alone[1], same: String(together) === String(alone), order, one_by_one };
+}"""
+
+
+def test_pictures_that_are_asked_for_at_once_are_filled_one_after_another(tiny_bundle, tab):
+    """Captured, a picture's state is on the device, where there is room for one."""
+    with Server(tiny_bundle) as server:
+        assert load(tab, server)["loaded"]
+        got = tab.evaluate(AT_ONCE)
+    assert got["differ"] and got["same"] and got["order"] == got["one_by_one"] == sorted(got["order"])
 
 
 HELP = """async (page) => {
@@ -599,16 +654,41 @@ HELP = """async (page) => {
     return port1;
   });
   const found = await Promise.all([0, 1, 2, 3].map((size) => examined(new ArrayBuffer(size), size < 3, [], helpers)));
-  return { asked, found: found.map(({ hash, bytes }) => [bytes.byteLength, hash]) };
+  const { port1, port2 } = new MessageChannel();
+  MessagePort.prototype.postMessage.call(helpers[0], ['no bytes', true, []], [port2]);
+  const { data } = await new Promise((done) => (port1.onmessage = done));
+  const again = await examined(new ArrayBuffer(1), true, [], [helpers[0]]);
+  const told = [data instanceof Error, again.hash === found[1].hash];
+  return { asked, found: found.map(({ hash, bytes }) => [bytes.byteLength, hash]), told };
 }"""
 
 
-def test_helpers_take_turns_and_give_back_what_they_were_handed(tiny_bundle, tab):
+def test_helpers_take_turns_give_back_what_they_were_handed_and_go_on_after_an_error(tiny_bundle, tab):
     with Server(tiny_bundle) as server:
         tab.goto(server.url + "manifest.json")
         seen = tab.evaluate(HELP, read_manifest(tiny_bundle)["page"])
     hashes = [hashlib.sha256(bytes(size)).hexdigest() for size in range(3)]
-    assert seen == {"asked": [2, 2], "found": [list(pair) for pair in enumerate([*hashes, ""])]}
+    assert seen == {"asked": [3, 2], "found": [list(pair) for pair in enumerate([*hashes, ""])], "told": [True, True]}
+
+
+def test_a_store_that_cannot_be_read_is_passed_over(tiny_bundle, tab):
+    with Server(tiny_bundle) as server:
+        assert load(tab, server)["loaded"]
+        choices = len(tab.evaluate("engine.detect()")["choices"])
+        tab.evaluate("""() => {
+          for (const name of ['keys', 'match']) Cache.prototype[name] = () => Promise.reject(new Error('cannot be read'));
+        }""")
+        found = tab.evaluate("engine.detect()")["choices"]
+        assert len(found) == choices and not any(choice["cachedBytes"] for choice in found)
+        fetched = tab.evaluate("""async () => {
+          const { ModelCache } = await import(engine.workerUrls[0].href.replace('worker.js', 'model_cache.js'));
+          const { version, builds } = engine.manifest.runtime;
+          const item = { graph: 'runtime', precision: '', file: builds.wasm.wasm, url: new URL(builds.wasm.wasm.file, engine.url) };
+          const files = await new ModelCache(engine.url, engine.manifest).provide([item], () => {}, new AbortController().signal);
+          await files.whole;
+          return version !== '';
+        }""")
+        assert fetched
 
 
 CHANGES = {  # of all that is stored, after it was checked and before it is read

@@ -441,6 +441,41 @@ def test_a_worker_that_dies_is_reported_and_starts_again(visit, which):
     expect(page.locator("#keep")).to_be_enabled(timeout=120_000)
 
 
+LATE = """const [get, late] = [window.fetch, new Promise((done) => (window.answer = done))];
+window.fetch = async (...asked) => {
+  if (String(asked[0]).includes('manifest.json')) await late;
+  return get(...asked);
+};"""
+
+
+def test_cancelled_while_the_manifest_is_not_here_nothing_is_asked_or_loaded(visit):
+    page = visit(ready=False, init=LATE)
+    page.evaluate("document.getElementById('measure').click()")
+    page.click("#cancel")
+    expect(page.locator("#cancel")).to_be_hidden()
+    page.evaluate("answer()")
+    expect(page.locator("#samples img")).to_have_count(4)
+    settle(page)
+    assert not page.evaluate("document.getElementById('prompt').open")
+    expect(page.locator("#load")).to_be_enabled()
+
+
+def test_what_failed_is_what_ran_and_not_what_is_chosen_by_then(visit):
+    page = visit(init=ADAPTER % 2**27)
+    ran = page.locator("#choice option", has_text="Processor").first
+    page.select_option("#choice", ran.get_attribute("value"))
+    page.click("#load")
+    expect(page.locator("#load")).to_have_text("Loaded", timeout=120_000)
+    page.select_option("#choice", index=0)
+    seen = page.evaluate("""async () => {
+      const { model } = await import(document.querySelector('script[type=module]').src);
+      const error = Object.assign(new Error('The device is gone.'), { code: 'device-lost' });
+      model.engine.dispatchEvent(new CustomEvent('lost', { detail: error }));
+      return model.detected.choices.map((choice) => [choice.provider, model.engine.seen.of(choice)]);
+    }""")
+    assert ["wasm", "failed"] in seen and ["webgpu", "failed"] not in seen and len(seen) > 1
+
+
 def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
     page = visit(init="Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined });")
     expect(page.locator("#choice-note")).to_contain_text("This browser has no WebGPU.")
@@ -630,6 +665,29 @@ def test_masks_go_out_and_come_back(visit):
 
 
 # -- opening and keeping -----------------------------------------------------------------------------------------------
+
+
+def test_a_picture_with_its_mask_is_opened_while_the_model_runs(visit):
+    page, _ = running(visit)
+    photo, mask = map(Image.open, list(demo_photographs().values())[1])
+    page.evaluate("document.querySelectorAll('#samples button')[1].click()")
+    expect(page.locator("#facts")).to_contain_text(f"{photo.width} × {photo.height} px · hole ")
+    assert np.array_equal(mask_of(page) >= 128, np.asarray(mask.convert("L")) >= 128)
+    expect(page.locator("#run")).to_be_enabled(timeout=120_000)
+
+
+def test_a_picture_is_saved_as_it_was_when_that_was_asked_for(visit):
+    page = visit()
+    load_picture(page, photograph())
+    drag(page, (60, 60), (90, 60))
+    fill(page)
+    page.click("#keep")
+    kept = downloaded(page, "#save")
+    with page.expect_download() as download:
+        page.evaluate("for (const id of ['save', 'undo']) document.getElementById(id).click()")
+    assert (np.asarray(Image.open(download.value.path())) == kept).all()
+    expect(page.locator("#status")).to_contain_text("Saved as")
+    assert (downloaded(page, "#save") == np.asarray(photograph())).all()
 
 
 def test_samples_drop_and_paste(visit):

@@ -121,6 +121,39 @@ def test_a_wand_and_its_refinements_select_as_in_python(page, picture):
     assert np.array_equal(page.mask() == 255, expected)
 
 
+def test_while_something_is_selected_or_extended_nothing_else_changes(page, picture):
+    picture()
+    page.unfold("select")
+    page.press("w")
+    page.click_at(160, 200)
+    page.says("#status", "Magic wand: ", 60)
+    mask = page.mask()
+    page.read("['refine-grow', 'undo', 'clear', 'invert'].forEach((id) => document.getElementById(id).click())")
+    page.says("#status", "Grow: ", 60)
+    assert (page.mask() >= mask).all() and page.mask().any()
+    for expected in (mask, np.zeros_like(mask)):
+        page.click("#undo")
+        assert np.array_equal(page.mask(), expected)
+    page.unfold("extend")
+    page.write("#extend-left", 20)
+    page.read("['extend-apply', 'redo'].forEach((id) => document.getElementById(id).click())")
+    page.says("#facts", "340 × 240 px", 60)
+    page.click("#undo")
+    assert not page.mask().any()
+    page.write("#extend-left", 20)
+    page.read(
+        """{
+          const given = Uint8ClampedArray;
+          globalThis.Uint8ClampedArray = function () { throw new RangeError('no memory'); };
+          document.getElementById('extend-apply').click();
+          globalThis.Uint8ClampedArray = given;
+        }"""
+    )
+    page.says("#notices", "The picture was not extended: no memory. Choose fewer pixels.", 60)
+    page.click("#invert")
+    assert page.mask().all()
+
+
 def test_an_edge_lasso_follows_edges_by_mouse_and_by_keys(page, picture):
     image = picture()
     page.unfold("select")

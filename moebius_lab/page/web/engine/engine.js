@@ -24,7 +24,8 @@ export class Engine extends EventTarget {
    */
   static async open(manifestUrl) {
     const url = new URL(manifestUrl, import.meta.url);
-    const workers = ['worker.js', 'helper.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
+    // without a network WebKit starts but one worker of an address
+    const workers = ['worker.js', 'helper.js?1', 'helper.js?2'].map((name) => new URL(name, import.meta.url));
     return new Engine(url, await readManifest(url), workers);
   }
 
@@ -116,7 +117,8 @@ export class Engine extends EventTarget {
   async load(choice, options = {}, again = true) {
     void this.cache.open();
     this.close();
-    const helpers = this.#startWorkers();
+    const helpers = this.#startWorkers(again ? this.workerUrls : this.workerUrls.slice(0, 1));
+    const { workers } = this;
     navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
     const { provider, precision, capture = true, recorded = capture } = choice;
     const played = recorded && this.#isRecorded(provider, precision);
@@ -131,7 +133,7 @@ export class Engine extends EventTarget {
     try {
       this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, helpers));
     } catch (error) {
-      this.close();
+      if (this.workers === workers) this.close(); // else another load has begun
       if (!(error instanceof EngineError)) throw error;
       if (GONE.includes(error.code) && (await isOutdated(this.url, this.manifest))) throw outdated(error);
       if (again && mayPass(error)) return this.load(choice, options, false);
@@ -225,8 +227,9 @@ export class Engine extends EventTarget {
     this.#drop(cancelled());
   }
 
-  #startWorkers() {
-    this.workers = this.workerUrls.map((url) => {
+  /** @param {(URL|string)[]} urls @returns {MessagePort[]} to the helpers */
+  #startWorkers(urls) {
+    this.workers = urls.map((url) => {
       const worker = new Worker(url, { type: 'module' });
       worker.onmessage = ({ data }) => this.#receive(data);
       worker.onerror = (event) => {
@@ -267,8 +270,9 @@ export class Engine extends EventTarget {
 
   /** @param {EngineError} error */
   #lose(error) {
+    const had = this.loaded; // else `load` tells
     this.#drop(error);
-    this.dispatchEvent(new CustomEvent('lost', { detail: error }));
+    if (had) this.dispatchEvent(new CustomEvent('lost', { detail: error }));
   }
 
   /** @param {EngineError} error of all that is under way */
@@ -295,11 +299,9 @@ export class Engine extends EventTarget {
     const id = this.nextCall++;
     const stop = () => worker.postMessage({ cancel: id });
     signal?.addEventListener('abort', stop, { once: true });
-    /** @type {PromiseWithResolvers<any>} */
-    const { promise, resolve, reject } = Promise.withResolvers();
-    this.calls.set(id, { resolve, reject, onProgress });
+    const answer = new Promise((resolve, reject) => this.calls.set(id, { resolve, reject, onProgress }));
     worker.postMessage({ id, method, args }, handed);
-    return promise.finally(() => signal?.removeEventListener('abort', stop));
+    return answer.finally(() => signal?.removeEventListener('abort', stop));
   }
 }
 

@@ -74,14 +74,14 @@ export function classify(error) {
     );
   }
   if (is(TRAP) || is(/out.of.memory|bad_alloc|allocation failed|cannot enlarge memory|exceeds the max buffer/i)) {
-    const advice = 'Close other tabs, or choose a smaller precision.';
+    const advice = 'Close other tabs, or choose a smaller one under Runs on.';
     return new EngineError('out-of-memory', `There is not enough memory to run the model here. ${advice}`, error);
   }
   if (is(/GPU adapter|no available backend|webgpu is not/i)) {
-    return new EngineError('no-webgpu', 'WebGPU could not be started here. Choose the processor (wasm) instead.', error);
+    return new EngineError('no-webgpu', 'WebGPU could not be started here. Under Runs on, choose the processor.', error);
   }
   if (is(/shader|pipeline|WGSL|validation/i)) {
-    const advice = 'Update browser and driver, choose fp32, or choose the processor (wasm).';
+    const advice = 'Update browser and driver; or, under Runs on, choose fp32 or the processor.';
     return new EngineError('shader', `The graphics device refused a program of the model. ${advice}`, error);
   }
   return new EngineError('worker', `The model stopped: ${text.split('\n')[0]}. Load it again.`, error);

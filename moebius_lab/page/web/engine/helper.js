@@ -6,9 +6,11 @@ let before = Promise.resolve(); // one file is done before the next is begun
 
 addEventListener('message', ({ ports: [port] }) => {
   port.onmessage = ({ data: [bytes, check, formulas], ports: [answer] }) => {
-    before = before.then(async () => {
-      const found = await examined(bytes, check, formulas);
-      answer.postMessage(found, [...new Set([bytes, ...[...found.numbers.values()].map(({ words }) => words.buffer)])]);
-    });
+    before = before
+      .then(async () => {
+        const found = await examined(bytes, check, formulas);
+        answer.postMessage(found, [...new Set([bytes, ...[...found.numbers.values()].map(({ words }) => words.buffer)])]);
+      })
+      .catch((error) => answer.postMessage(error));
   };
 });

@@ -245,7 +245,10 @@ async function sample({ backend, settings, constants, times, stopIfAsked }, know
     await stopIfAsked();
     const state = await denoising.state();
     if (!state.every(Number.isFinite)) {
-      throw new EngineError('shader', 'The model returned numbers that are not finite. Choose another precision, or wasm.');
+      throw new EngineError(
+        'shader',
+        'The model returned numbers that are not finite. Under Runs on, choose another, or the processor.',
+      );
     }
     return await times.of('decode', decode(state.subarray(0, start.length)));
   } finally {

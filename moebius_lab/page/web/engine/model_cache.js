@@ -56,9 +56,12 @@ export class ModelCache {
       return blob;
     };
 
+    const kept = async (/** @type {StoredFile} */ { sha256 }) =>
+      memory.get(sha256) ?? (await (await store?.match(this.#key(sha256)))?.blob());
+
     /** @param {Wanted} item */
     const have = async (item) => {
-      const stored = await (await store?.match(this.#key(item.file.sha256)))?.blob();
+      const stored = await kept(item.file).catch(() => null);
       if (stored?.size === item.file.bytes) progress.found(item.file.bytes);
       else await fetched(item);
     };
@@ -75,8 +78,7 @@ export class ModelCache {
     const whole = inParallel(wanted, had, signal).then(() => progress.report(true));
     whole.catch(() => {});
     const read = async (/** @type {StoredFile} */ file, /** @type {Formula[]} */ formulas) => {
-      const blob = memory.get(file.sha256) ?? (await (await store?.match(this.#key(file.sha256)))?.blob());
-      const bytes = await blob?.arrayBuffer(); // in two thirds of response.arrayBuffer's time
+      const bytes = await (await kept(file))?.arrayBuffer(); // in two thirds of response.arrayBuffer's time
       if (bytes?.byteLength !== file.bytes) return null;
       const found = await examined(bytes, !checked.has(file.sha256), formulas, this.helpers);
       return [file.sha256, ''].includes(found.hash) ? found : null;
@@ -110,8 +112,8 @@ export class ModelCache {
   /** @returns {Promise<Set<string>>} hashes of the files that are stored */
   async held() {
     const store = await this.open();
-    const keys = store ? await store.keys() : [];
-    return new Set(keys.map((request) => request.url.split('/').pop() ?? ''));
+    const keys = await store?.keys().catch(() => null); // unreadable: fetched again
+    return new Set(keys?.map((request) => request.url.split('/').pop() ?? ''));
   }
 
   /** @returns {Promise<StoredEntry[]>} */
@@ -391,6 +393,7 @@ export async function examined(bytes, check, formulas, helpers = []) {
     helper.postMessage([bytes, check, formulas], [bytes, port2]);
     const { data } = await new Promise((done) => (port1.onmessage = done));
     port1.close();
+    if (data instanceof Error) throw data;
     return data;
   }
   const digest = check ? new Uint8Array(await crypto.subtle.digest('SHA-256', bytes)) : [];

@@ -118,7 +118,7 @@ function checkFeatures(manifest, precision, device) {
   if (missing.length) {
     throw new EngineError(
       'shader',
-      `This device lacks ${missing.join(', ')}, which ${precision} needs: choose fp32 or fp16-storage.`,
+      `This device lacks ${missing.join(', ')}, which ${precision} needs. Under Runs on, choose fp32 or fp16-storage.`,
     );
   }
 }
@@ -224,19 +224,23 @@ const methods = {
   },
 };
 
-addEventListener('message', async ({ data: { id, method, args, cancel } }) => {
+let before = Promise.resolve(); // one call after another: a picture's state is on the device, where there is room for one
+
+addEventListener('message', ({ data: { id, method, args, cancel } }) => {
   if (cancel) {
     running.get(cancel)?.abort();
     return;
   }
   const controller = new AbortController();
   running.set(id, controller);
-  try {
-    const result = await methods[method](args, (progress) => postMessage({ id, progress }), controller.signal);
-    postMessage({ id, result }, { transfer: result?.image ? [result.image.data.buffer] : [] }); // a filled picture is handed over
-  } catch (error) {
-    postMessage({ id, error: toMessage(classify(error)) });
-  } finally {
-    running.delete(id);
-  }
+  before = before.then(async () => {
+    try {
+      const result = await methods[method](args, (progress) => postMessage({ id, progress }), controller.signal);
+      postMessage({ id, result }, { transfer: result?.image ? [result.image.data.buffer] : [] }); // a filled picture is handed over
+    } catch (error) {
+      postMessage({ id, error: toMessage(classify(error)) });
+    } finally {
+      running.delete(id);
+    }
+  });
 });

@@ -1,5 +1,6 @@
 // Several pictures with one mask, or one each: filled one after another with the settings as they stand.
 
+import { reason } from '../engine/errors.js';
 import { looksLikeMask } from './dropped.js';
 import { add, addButton, download, isCancelled, say } from './page.js';
 import { readMask, readPicture } from './picture_files.js';
@@ -80,15 +81,22 @@ export async function openBatch(desk, files) {
 
   async function fill() {
     const input = desk.readSettings();
-    if (!input) return;
+    if (!input) {
+      told.textContent = 'The settings cannot be used. Close this, and see there.';
+      return;
+    }
     const abort = (working = new AbortController());
     made.length = 0;
     go.disabled = saveAll.disabled = true;
     close.textContent = 'Stop';
     close.focus();
+    told.textContent = 'Loading the model…';
     let [done, failed] = [0, 0];
     try {
       const engine = await desk.model.prepare(abort.signal);
+      told.textContent = abort.signal.aborted
+        ? 'Stopped.'
+        : 'The model was not loaded. Close this to see why, and what can be done.';
       if (!engine || abort.signal.aborted) return;
       const { encode } = await import('./saving.js');
       for (const [i, { picture: named, mask: of }] of jobs.entries()) {
@@ -115,14 +123,14 @@ export async function openBatch(desk, files) {
             break;
           }
           failed++;
-          rows[i].textContent = `${named.file.name}: ${error instanceof Error ? error.message : error}`;
+          rows[i].textContent = `${named.file.name}: ${reason(error)}`;
           rows[i].className = 'fine error';
         }
         bar.value = (done + failed) / jobs.length;
         told.textContent = `${done} of ${jobs.length} filled${failed ? `, ${failed} failed` : ''}.`;
       }
     } catch (error) {
-      told.textContent = `That did not work: ${error instanceof Error ? error.message : error}`;
+      told.textContent = `That did not work: ${reason(error)}`;
     } finally {
       working = null;
       saveAll.disabled = !made.length;

@@ -1,10 +1,11 @@
 // Extending the picture: numbers, an aspect ratio, and handles at the edges of the canvas.
 
+import { reason } from '../engine/errors.js';
 import { deflated, inflated } from './autosave.js';
 import { extend, extensionTo } from '../engine/extending.js';
 import { svg } from './editor.js';
 import { HOLE, Mask } from './mask.js';
-import { add, addButton, addNumber, addSelect, element, say } from './page.js';
+import { add, addButton, addNumber, addSelect, element, notice, say } from './page.js';
 import { cut } from './regions.js';
 import { nextTask } from '../engine/turns.js';
 
@@ -183,7 +184,13 @@ export function build(desk, panel) {
   show();
 
   async function act() {
-    if (!desk.work || desk.busy || editor.locked || !(await extendWork(desk, extension()))) return;
+    if (!desk.work || desk.busy || editor.locked) return;
+    try {
+      if (!(await extendWork(desk, extension()))) return;
+    } catch (error) {
+      notice('extend', `The picture was not extended: ${reason(error)}. Choose fewer pixels.`);
+      return;
+    }
     set({ left: 0, top: 0, right: 0, bottom: 0 });
     ratio.value = '';
     say('The picture is larger; the new area is the hole. Fill it, or undo.');
@@ -198,19 +205,17 @@ export function build(desk, panel) {
  */
 async function extendWork(desk, extension) {
   const before = /** @type {Work} */ (desk.work);
+  desk.look(null);
   desk.editor.stop();
-  desk.editor.locked = true;
-  const picture = { ...before.picture, ...extend(before.picture, extension) };
-  await nextTask();
-  const grown = {
-    by: extension,
-    mask: await deflated(before.mask.data),
-    extension: before.extension,
-    grown: before.extension && before.grown,
-  };
-  await nextTask();
-  desk.editor.locked = desk.busy;
-  if (desk.work !== before || desk.busy) return false;
+  const [picture, under] = await desk.alone(async () => {
+    const larger = { ...before.picture, ...extend(before.picture, extension) };
+    await nextTask();
+    const values = await deflated(before.mask.data);
+    await nextTask();
+    return [larger, values];
+  });
+  if (desk.work !== before) return false;
+  const grown = { by: extension, mask: under, extension: before.extension, grown: before.extension && before.grown };
   const mask = new Mask(picture.width, picture.height, before.mask.level);
   const values = mask.data.fill(HOLE);
   for (let y = 0; y < before.picture.height; y++) {

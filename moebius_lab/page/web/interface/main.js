@@ -1,5 +1,6 @@
 // The page: opening pictures, the mask's history, running the model, choosing among results, saving.
 
+import { reason } from '../engine/errors.js';
 import { Autosave } from './autosave.js';
 import { checkSettings, decodingCost, presetOf, stepCosts, windowCost } from '../engine/settings.js';
 import { Editor } from './editor.js';
@@ -140,8 +141,7 @@ function show(next) {
 
 /** Say what went wrong with a file. @param {unknown} error @param {import('./types.js').Action} action */
 function report(error, action) {
-  const text =
-    error instanceof FileError ? error.message : `That did not work: ${error instanceof Error ? error.message : error}`;
+  const text = error instanceof FileError ? error.message : `That did not work: ${reason(error)}`;
   notice('file', text, { actions: [action] });
   say(text);
 }
@@ -149,29 +149,34 @@ function report(error, action) {
 /** @param {Blob} file @param {string} [name] */
 async function importMask(file, name = 'The mask') {
   const target = work;
-  if (!target) return;
-  if (running) {
-    say('The mask cannot be changed while the model runs.');
-    return;
-  }
+  if (!target || refused()) return;
   const again = { label: 'Choose another', run: () => field('mask-file').click() };
   try {
     const grey = await readMask(file, await largest());
     const { width, height } = target.picture;
-    if (work !== target) return;
+    if (work !== target || refused()) return;
     if (grey.width === width && grey.height === height) {
       takeMask(grey);
       return;
     }
     const sizes = `“${name}” is ${grey.width} × ${grey.height} pixels, the picture ${width} × ${height}.`;
-    const stretch = { label: 'Stretch it', run: () => work === target && takeMask(resizeMask(grey, width, height)) };
+    const stretch = {
+      label: 'Stretch it',
+      run: () => work === target && !refused() && takeMask(resizeMask(grey, width, height)),
+    };
     notice('file', `${sizes} A mask must have the picture’s size.`, { actions: [stretch, again] });
   } catch (error) {
     report(error, again);
   }
 }
 
-/** @param {Grey} grey */
+/** Whether the mask cannot be changed now, which is said. */
+function refused() {
+  if (busy()) say('The mask cannot be changed now.');
+  return busy();
+}
+
+/** Take a mask, also where the model still runs on the picture before. @param {Grey} grey */
 function takeMask(grey) {
   const { mask } = /** @type {Work} */ (work);
   if (!grey.data.some((value) => value >= mask.level)) {
@@ -181,7 +186,7 @@ function takeMask(grey) {
     return;
   }
   dismiss('file');
-  changeWhole('mask import', () => mask.replace(grey.data));
+  rewrite('mask import', () => mask.replace(grey.data));
   say('The mask was imported.');
 }
 
@@ -196,6 +201,7 @@ async function takeFiles(files) {
 
 function fillSamples() {
   const list = element('samples', HTMLElement);
+  if (list.childElementCount) return;
   for (const sample of model.engine?.manifest.samples ?? []) {
     const { name: title } = sample;
     const item = add(add(list, 'li'), 'button', { type: 'button', title: sample.credit });
@@ -229,6 +235,17 @@ function busy() {
   return running !== null || changing;
 }
 
+/** Do what takes a while, and meanwhile change nothing. @template T @param {() => Promise<T>} act */
+async function alone(act) {
+  changing = editor.locked = true;
+  try {
+    return await act();
+  } finally {
+    changing = false;
+    editor.locked = running !== null;
+  }
+}
+
 /** Change the whole mask, in several tasks if it is large. @template T @param {Generator<void, T>} steps @param {(made: T) => void} done */
 function changeAll(steps, done) {
   changing = editor.locked = true;
@@ -253,8 +270,12 @@ function change(label, draw) {
 
 /** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, import('./mask.js').MaskPatch | null>} make */
 function changeWhole(label, make) {
-  if (!work || busy()) return;
-  const current = work;
+  if (work && !busy()) rewrite(label, make);
+}
+
+/** @type {typeof changeWhole} */
+function rewrite(label, make) {
+  const current = /** @type {Work} */ (work);
   editor.stop();
   look(null);
   changeAll(make(current.mask), (patch) => patch && record(label, patch, current));
@@ -697,9 +718,9 @@ async function save() {
   const { name, picture, source, place } = work;
   const result = shown;
   say('Saving…');
-  const whole = result ? { ...picture, data: picture.data.slice() } : picture;
-  if (result) put(whole, result.region);
   try {
+    const whole = { ...picture, data: picture.data.slice() }; // as it is now: a kept result can be undone meanwhile
+    if (result) put(whole, result.region);
     const { encode } = await import('./saving.js');
     const { blob, ending, colours } = await encode(whole, { source, made: result?.made ?? null, place });
     const file = `${name}${result ? '-filled' : ''}${ending}`;
@@ -712,8 +733,9 @@ async function save() {
 
 async function exportMask() {
   if (!work) return;
-  download(await maskToPng(work.mask), `${work.name}-mask.png`);
-  say(`Saved as ${work.name}-mask.png.`);
+  const { mask, name } = work;
+  download(await maskToPng({ width: mask.width, height: mask.height, data: mask.data.slice() }), `${name}-mask.png`);
+  say(`Saved as ${name}-mask.png.`);
 }
 
 // -- keeping the work --------------------------------------------------------------------------------------------------
@@ -831,6 +853,7 @@ export const desk = {
   importMask,
   show,
   look,
+  alone,
   change,
   record,
   update,
@@ -964,6 +987,7 @@ editor.addEventListener('view', () => write('zoom-text', `${Math.round(editor.vi
 model.addEventListener('change', () => {
   if (work && work.mask.level !== holeLevel()) work.mask.countFrom(holeLevel());
   offerSettings();
+  fillSamples();
   update();
 });
 autosave.addEventListener('state', showKeeping);

@@ -1,5 +1,6 @@
 // The panel of the model: what it runs on, loading it, and what is stored.
 
+import { reason } from '../engine/errors.js';
 import { Engine, outdated } from '../engine/engine.js';
 import { instead } from '../engine/suited.js';
 import { VERSION, add, button, dismiss, duration, element, isCancelled, fileSize, notice, onClick, say, write } from './page.js';
@@ -28,6 +29,8 @@ export class ModelPanel extends EventTarget {
   #timer = 0;
   #select = element('choice', HTMLSelectElement);
   #bar = element('load-bar', HTMLProgressElement);
+  /** @type {Choice | undefined} what was last loaded, whatever is chosen now */
+  #ran;
 
   constructor() {
     super();
@@ -51,7 +54,7 @@ export class ModelPanel extends EventTarget {
       this.detected = await this.engine.detect();
     } catch (error) {
       const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, RELOAD];
-      notice('model', `${message(error)} You can paint meanwhile; nothing gets lost.`, { actions });
+      notice('model', `${reason(error)} You can paint meanwhile; nothing gets lost.`, { actions });
       write('choice-note', 'The model could not be found.');
       return;
     }
@@ -108,7 +111,8 @@ export class ModelPanel extends EventTarget {
    * @returns {Promise<Engine | null>} null where the person said no, or loading failed (which has been shown)
    */
   async prepare(signal) {
-    await this.opened;
+    await Promise.race([this.opened, new Promise((done) => signal.addEventListener('abort', done, { once: true }))]);
+    if (signal.aborted) return null;
     if (!this.engine || !this.choice) {
       if (this.engine)
         this.#fail(new Error('This browser offers neither WebGPU nor WebAssembly for the model. Use a current one.'));
@@ -178,6 +182,7 @@ export class ModelPanel extends EventTarget {
     const { engine, choice } = this;
     if (!engine || !choice) throw new Error('no model is known yet');
     const abort = (this.#abort = new AbortController());
+    this.#ran = choice;
     dismiss('model');
     this.#show();
     button('load').hidden = true;
@@ -271,23 +276,24 @@ export class ModelPanel extends EventTarget {
       return;
     }
     text.classList.add('error');
-    text.textContent = message(error);
+    text.textContent = reason(error);
     const code = error instanceof Error && 'code' in error ? String(error.code) : '';
     const actions = [code === 'outdated' ? RELOAD : { label: 'Try again', run: again }];
-    const { choice, detected } = this;
+    const { detected } = this;
+    const choice = this.#ran;
     if (ANOTHER_WAY.includes(code) && choice && detected) {
       if (choice.seen !== 'works' || !TOO_HEAVY.includes(code)) this.#note('failed'); // a device is lost by sleep as well
       const others = instead(detected.choices, choice, TOO_HEAVY.includes(code));
       actions.push(...others.map((other) => ({ label: offer(other), run: () => this.#use(other, again) })));
     }
-    notice('model', message(error), { actions });
+    notice('model', reason(error), { actions });
   }
 
   /** Remember what came of the choice, for its place among the offers. @param {import('../engine/types.js').Verdict} verdict */
   #note(verdict) {
-    if (!this.choice) return;
-    this.choice.seen = verdict;
-    this.engine?.seen.note(this.choice, verdict);
+    if (!this.#ran) return;
+    this.#ran.seen = verdict;
+    this.engine?.seen.note(this.#ran, verdict);
   }
 
   /** @param {Choice} choice @param {() => void} then */
@@ -370,7 +376,7 @@ export class ModelPanel extends EventTarget {
       await this.#count();
       say(onlyOld ? 'Old versions were removed.' : 'The stored model was removed; what is loaded keeps working until you leave.');
     } catch (error) {
-      notice('storage', `The browser did not remove the files (${message(error)}). Clear this site’s data in its settings.`);
+      notice('storage', `The browser did not remove the files (${reason(error)}). Clear this site’s data in its settings.`);
     }
     this.#show();
     await this.#showStored();
@@ -392,9 +398,4 @@ function experience({ seen, tight, memory }) {
 function offer({ provider, precision, bytes, cachedBytes }) {
   const size = bytes > cachedBytes ? `${fileSize(bytes - cachedBytes)} to download` : 'nothing to download';
   return provider === 'wasm' ? `Use the processor (slow, ${size})` : `Use ${precision} (${size})`;
-}
-
-/** @param {unknown} error */
-function message(error) {
-  return error instanceof Error ? error.message : String(error);
 }

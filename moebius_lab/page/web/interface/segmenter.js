@@ -1,7 +1,7 @@
 // A segmentation model that the person opens, in one ONNX file or two; see segmenter.py for which.
 
 /** @import { Picture } from './picture_files.js' */
-/** @typedef {{select: (picture: Picture, id: string, point: [number, number]) => Promise<Uint8Array>}} Segmenter */
+/** @typedef {{select: (picture: Picture, id: string, point: [number, number]) => Promise<Uint8Array>, close: () => void}} Segmenter */
 
 /**
  * @param {Blob[]} blobs @param {import('./main.js').Desk} desk @returns {Promise<Segmenter>}
@@ -45,6 +45,7 @@ export async function openSegmenter(blobs, { model }) {
   }
   let shown = '';
   return {
+    close: () => worker.terminate(),
     async select(picture, id, point) {
       const copy = shown === id ? null : { ...picture, data: picture.data.slice() };
       shown = id;

@@ -1,5 +1,7 @@
 // Runs a segmentation model in a thread of its own, on the processor; which models, and the arithmetic around them, is segmenter.py's.
 
+import { reason } from '../engine/errors.js';
+
 const POINTS = ['batched_point_coords', 'point_coords', 'input_points'];
 const OWN_SIZE = 'batched_images';
 const MASKS = ['low_res_masks', 'pred_masks', 'output_masks', 'masks'];
@@ -153,6 +155,6 @@ addEventListener('message', async ({ data: { id, what, ...request } }) => {
     const value = await (what === 'open' ? open(request) : select(request));
     /** @type {any} */ (globalThis).postMessage({ id, value }, value ? [value.buffer] : []);
   } catch (error) {
-    postMessage({ id, error: error instanceof Error ? error.message : String(error) });
+    postMessage({ id, error: reason(error) });
   }
 });

@@ -1,5 +1,6 @@
 // Selecting with a click: the panel, its tools on the canvas, and the worker that computes.
 
+import { reason } from '../engine/errors.js';
 import { TILE } from './mask.js';
 import { add, addButton, addNumber, notice, say } from './page.js';
 
@@ -116,16 +117,15 @@ export function build(desk, panel) {
     say(`Opening ${names}…`);
     try {
       const { openSegmenter } = await import('./segmenter.js');
-      segmenter = await openSegmenter(chosen, desk);
+      const opened = await openSegmenter(chosen, desk);
+      segmenter?.close();
+      segmenter = opened;
       const input = /** @type {HTMLInputElement} */ (tools.querySelector('[value=object]'));
       input.disabled = false;
       input.click();
       say(`${names} ${chosen.length > 1 ? 'are' : 'is'} ready: click on what should go.`);
     } catch (error) {
-      notice(
-        'segmenter',
-        `“${names}” cannot be used: ${String(error instanceof Error ? error.message : error).replace(/\.$/, '')}.`,
-      );
+      notice('segmenter', `“${names}” cannot be used: ${reason(error).replace(/\.$/, '')}.`);
     }
   });
 
@@ -135,19 +135,17 @@ export function build(desk, panel) {
     if (!work || desk.busy || editor.locked) return;
     editor.stop();
     desk.look(null);
-    editor.locked = true;
     say('Selecting…');
     try {
       const { mask } = work;
       const settings = { tolerance: tolerance.valueAsNumber, contiguous: contiguous.checked, px: px.valueAsNumber || 0 };
-      const reply = await selector.ask(work, { what, ...settings, mask: mask.data.slice(), level: mask.level, ...request });
-      if (desk.work !== work || desk.busy) return;
+      const asked = { what, ...settings, mask: mask.data.slice(), level: mask.level, ...request };
+      const reply = await desk.alone(() => selector.ask(work, asked));
+      if (desk.work !== work) return;
       take(label, reply);
       say(`${label[0].toUpperCase()}${label.slice(1)}: ${mask.holes.toLocaleString('en')} pixels are selected.`);
     } catch (error) {
-      notice('select', `That did not work: ${error instanceof Error ? error.message : error}`);
-    } finally {
-      if (!desk.busy) editor.locked = false;
+      notice('select', `That did not work: ${reason(error)}`);
     }
   }
 
@@ -269,15 +267,12 @@ export function build(desk, panel) {
     const { work } = desk;
     if (!work || !segmenter || desk.busy) return;
     say('Looking for the object…');
-    editor.locked = true;
+    const { select } = segmenter;
     try {
-      const selection = await segmenter.select(work.picture, work.id, at);
-      editor.locked = false;
+      const selection = await desk.alone(() => select(work.picture, work.id, at));
       if (desk.work === work) await change('object', NAMES.object, { selection, takesAway: takes });
     } catch (error) {
-      notice('segmenter', `The segmenter failed: ${error instanceof Error ? error.message : error}`);
-    } finally {
-      if (!desk.busy) editor.locked = false;
+      notice('segmenter', `The segmenter failed: ${reason(error)}`);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Selections away from the page's own thread: a picture comes once, and each request answers with the whole new mask.
 
+import { reason } from '../engine/errors.js';
 import { TILE, union } from './mask.js';
 import { feather, fillHoles, grow, keepLargest, shrink, wand, wire } from './selection.js';
 
@@ -94,7 +95,7 @@ addEventListener('message', ({ data: request }) => {
   try {
     reply = { id: request.id, ...answer(request) };
   } catch (error) {
-    reply = { id: request.id, error: error instanceof Error ? error.message : String(error) };
+    reply = { id: request.id, error: reason(error) };
   }
   /** @type {any} */ (globalThis).postMessage(
     reply,

@@ -113,7 +113,7 @@ function address(page, { adapterInfo: { vendor, architecture, device, descriptio
  */
 async function recall(page, device, version, form) {
   const found = await (await open(page))?.match(address(page, device, form));
-  return found?.headers.get(HEADER) === version ? found.json() : null;
+  return found?.headers.get(HEADER) === version ? found.json().catch(() => null) : null;
 }
 
 /**
