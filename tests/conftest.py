@@ -171,13 +171,13 @@ def demo(kept_graphs) -> Workbench:
 @pytest.fixture(scope="session")
 def small_bundle(small, tmp_path_factory) -> Path:
     """SMALL as a page's static folder."""
-    return bundled(small, tmp_path_factory, ("fp16", "fp16-storage", "fp32"))
+    return bundled(small, tmp_path_factory, ("fp16-storage", "fp16", "fp32"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny, tmp_path_factory) -> Path:
     """TINY as a page's static folder."""
-    return bundled(tiny, tmp_path_factory, ("fp16", "fp16-storage", "fp32"))
+    return bundled(tiny, tmp_path_factory, ("fp16-storage", "fp16", "fp32"))
 
 
 def bundled(bench: Workbench, tmp_path_factory, precisions: tuple[str, ...]) -> Path:

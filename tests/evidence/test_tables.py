@@ -48,7 +48,7 @@ def test_a_precision_that_is_added_is_measured_and_told_of(small, added, tmp_pat
 
 @pytest.mark.slow
 def test_a_precision_that_is_added_is_offered_and_runs_on_the_page(small, added, tmp_path):
-    assert list(config.offered()) == ["fp16", "fp16-storage", "fp32", "int8", added]
+    assert list(config.offered()) == ["fp16-storage", "fp16", "fp32", "int8", added]
     write_bundle(small, tmp_path / "page", ("int8", added))
     entries = read_manifest(tmp_path / "page")["precisions"]
     assert list(entries) == ["int8", added] and entries[added]["note"] == PRECISIONS[added].note
@@ -92,6 +92,10 @@ def test_no_backend_is_recognised_by_its_name(monkeypatch):
 def test_the_tables_hold_together():
     assert {entry.autoencoder for entry in PRECISIONS.values()} <= {"", *PRECISIONS}
     assert len({entry.place for entry in config.offered().values()}) == len(config.offered()) and config.bundled()
+    favourite = PRECISIONS[config.bundled()[0]]
+    assert favourite.place == 1 and not favourite.requires, (
+        "every device can be asked for it, so a recording stands for the runtime"
+    )
     labels = [way.label for contender in CONTENDERS.values() for way in contender.ways]
     assert len(labels) == len(set(labels))
     for contender in CONTENDERS.values():

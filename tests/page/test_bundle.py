@@ -23,7 +23,7 @@ from moebius_lab.page.serve import Server
 from moebius_lab.port.export import operator_counts
 from moebius_lab.port.precision import CHUNK_BYTES
 
-PRECISIONS = ("fp16", "fp16-storage", "fp32")
+PRECISIONS = ("fp16-storage", "fp16", "fp32")
 CPU_OPERATORS = {"Attention", "GridSample", "Mod", "GroupNormalization"}
 """Operators that ONNX Runtime Web 1.30 hands to the CPU beside its WebGPU provider, wholly or in part, as seen running."""
 

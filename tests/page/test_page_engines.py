@@ -188,15 +188,15 @@ def test_a_precision_that_the_device_refuses_is_told_replaced_and_remembered(eng
     """As Firefox refused fp16 before its graphs were without a 16-bit Pad."""
     engine_here("firefox", "webgpu")
     folder = tmp_path / "page"
-    write_bundle(tiny, folder, ("fp16", "fp16-storage", "fp32", "int8"))
+    write_bundle(tiny, folder, ("fp16-storage", "fp16", "fp32", "int8"))
     padded_in_16_bits(folder)
     session = session_of(ENGINES["firefox"], "webgpu", "software")
     try:
         with Server(folder) as server:
             hands = opened(session.new_tab(), server.url)
             on_gpu = "[...document.querySelector('#choice').options].map((option) => option.text.split(' · ').slice(0, 2).join(' '))"
-            assert hands.read(on_gpu)[:3] == ["WebGPU fp16", "WebGPU fp16-storage", "WebGPU fp32"]
-            hands.write("#choice", 0)
+            assert hands.read(on_gpu)[:3] == ["WebGPU fp16-storage", "WebGPU fp16", "WebGPU fp32"]
+            hands.write("#choice", 1)
             hands.click("#load")
             hands.says(".notice[data-subject=model]", "refused a program of the model")
             assert offers(hands) == [
@@ -213,7 +213,7 @@ def test_a_precision_that_the_device_refuses_is_told_replaced_and_remembered(eng
             assert offers(hands) == ["Try again", "Use int8", "Use the processor", "Close"]
             hands = opened(session.new_tab(), server.url)
             ways = hands.read(on_gpu)
-            assert ways[:2] == ["WebGPU fp32", "WebGPU int8"] and ways[-2:] == ["WebGPU fp16", "WebGPU fp16-storage"]
+            assert ways[:2] == ["WebGPU fp32", "WebGPU int8"] and ways[-2:] == ["WebGPU fp16-storage", "WebGPU fp16"]
             hands.write("#choice", len(ways) - 1)
             hands.says("#choice-note", "It did not work here before.")
     finally:
