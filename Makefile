@@ -1,5 +1,5 @@
 # run: notebooks and report.  test: all tests.  test-fast: those that start no browser, notebook or command.  lab: JupyterLab.
-# demo: the page.  Each makes .venv first if it is missing; run and test also bring the browsers that are missing.
+# demo: the page.  Each makes .venv first if it is missing; run, test and demo also bring the browsers that are missing.
 PYTHON ?= python3
 NETWORK ?= demo
 WEIGHTS ?= demo
@@ -24,7 +24,7 @@ test-fast: $(INSTALLED)
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
 
-demo: $(INSTALLED)
+demo: browser
 	$(VENV)/bin/python -m moebius_lab bundle $(CHOSEN)
 	$(VENV)/bin/python -m moebius_lab serve $(call quoted,$(OUTPUT)/bundle)
 

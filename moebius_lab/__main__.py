@@ -118,8 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     words = "shares of the run between which steps are guided, as in 0.5 1"
     fill.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
     fill.add_argument("--init", choices=("image", "noise"), help="where denoising starts")
-    fill.add_argument("--noise-offset", type=float, help=f"default: {NOISE_OFFSET}")
-    fill.add_argument("--seed", type=int, help="default: 0")
+    fill.add_argument(
+        "--noise-offset",
+        type=float,
+        help=f"weight of the one random number per channel that is added to the starting noise (default: {NOISE_OFFSET}, as released)",
+    )
+    fill.add_argument("--seed", type=int, help="of the noise; another seed gives another fill (default: 0)")
     words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
     fill.add_argument("--coverage", choices=COVERAGES, help=words)
     words = "keep the fill's colours within those around it, and bring its fine texture nearer to theirs"
@@ -139,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("url", metavar="URL", help="address of the page")
     check.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
     check.add_argument("--provider", choices=config.PROVIDERS, default="webgpu", help="default: webgpu")
-    check.add_argument("--adapter", default="auto", help="auto, nvidia or software (default: auto)")
+    check.add_argument("--adapter", default="auto", help="auto, nvidia, software or none (default: auto)")
     check.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
     check.set_defaults(command=_check)
 

@@ -159,9 +159,9 @@ def test_every_file_of_the_package_is_in_the_wheel():
     assert tracked and not [name for name in tracked.split("\0") if name and package / name not in shipped]
 
 
-def test_the_readme_tree_names_every_module():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, tree = readme.partition("\nmoebius_lab/ ")
+def test_the_layout_names_every_module():
+    layout = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    _, _, tree = layout.partition("\nmoebius_lab/ ")
     named = re.findall(r"(?<![\w/.])(\w+\.py)\b", tree.partition("```")[0])
     kept = [
         path.name

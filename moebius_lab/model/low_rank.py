@@ -67,7 +67,7 @@ def largest_rank(shapes: Mapping[str, tuple[int, ...]], most_bytes: float) -> in
         fitting = of_rank(shapes, rank)
         if fitting and BYTES * rank * sum(n + m for n, m in fitting.values()) <= most_bytes:
             return rank
-    raise LabError(f"no difference fits into {most_bytes / 1e6:.1f} MB: allow more")
+    raise LabError(f"no difference fits into {most_bytes / 1e6:.1f} MB; allow more (`--most-bytes`)")
 
 
 def change(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:

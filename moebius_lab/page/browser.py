@@ -230,7 +230,7 @@ class Browser:
     def process_ids(self) -> dict[int, str]:
         """Chromium's own processes: the kind of each ("browser", "renderer", "GPU", ...) by its id; without a profile's folder."""
         if not isinstance(self.session, PlaywrightSession):
-            raise LabError(f"{self.engine.label} does not tell its processes")
+            raise LabError(f"{self.engine.label} does not tell its processes; measure memory in Chromium")
         return self._do(self.session.process_ids)
 
     def inpaint(

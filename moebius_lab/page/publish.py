@@ -152,7 +152,9 @@ def _require_parity(parity: dict, manifest: dict) -> None:
     rows = parity.get("rows", [])
     bad = [f"{row['graph']}.{row['output']} in {row['precision']}" for row in rows if row["verdict"] != "ok"]
     if bad:
-        raise PublishError(f"parity failed: {'; '.join(bad)}; nothing is published until it holds")
+        raise PublishError(
+            f"parity failed: {'; '.join(bad)}; nothing is published until it holds. Notebook 3 and `bisect` show where it breaks"
+        )
     shown = {(row["precision"], row["graph"]) for row in rows}
     missing = [
         f"{form} {graph}"

@@ -127,4 +127,6 @@ def webgpu_session(
     try:
         return onnxruntime.InferenceSession(model.SerializeToString() if model else str(path), options)
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
-        raise LabError(f"{path}: the native WebGPU provider cannot load it ({str(error).splitlines()[0]})") from None
+        raise LabError(
+            f"{path}: the native WebGPU provider cannot load it ({str(error).splitlines()[0]}); use the backend onnx, or export again"
+        ) from None

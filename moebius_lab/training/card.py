@@ -39,7 +39,7 @@ def numbers(report: dict, distilled: dict, measured: dict) -> str:
     settings, mean, wins, count = report["settings"], report["mean"], report["texture_wins"], report["count"]
     nearer, seeds = report["wins_over_patchmatch"], ", ".join(map(str, report["seeds"]))
     lines = [
-        f"{count} held-out pictures (`heldout/`), {settings['steps']} steps, guidance {settings['guidance']}, started from noise, seed {seeds}; "
+        f"{count} held-out pictures (`heldout/`), {report['evaluations']} evaluations ({settings['steps']} DDIM steps, strength {settings['strength']}, guidance {settings['guidance']}), started from noise, seed {seeds}; "
         "means, all pictures in `evaluation.json`. Texture:",
         "Laplacian energy in the hole over that around it, 1 is right where hole and surroundings are of one kind. Perceptual: distance to the",
         "truth by the features of EfficientNet-lite0 (`perceptual.py`), 0 is equal.",
@@ -73,12 +73,12 @@ def numbers(report: dict, distilled: dict, measured: dict) -> str:
         "",
         f"Nearer to the truth than PatchMatch: perceptual on {nearer['perceptual']} of {count} (the aim was 3 of 4: "
         f"{_reached(nearer['perceptual'] >= PATCHMATCH_AIM * count)}), PSNR on {nearer['psnr_db']},",
-        f"SSIM on {nearer['ssim']}; its texture is nearer to 1 on {count - nearer['texture_error']}. The truth itself has an abs log2 texture of "
+        f"SSIM on {nearer['ssim']}; texture on {nearer['texture_error']} (PatchMatch's is nearer on {count - nearer['texture_error']}). The truth itself has an abs log2 texture of "
         f"{mean['truth_texture_error']:.2f}, because holes hide things.",
         f"*{DEFAULT_PRESET}*: perceptual on {default_nearer}: {_reached(default_nearer >= PATCHMATCH_AIM * count)}. The distilled weights "
         f"(`demo-fast`, {few['steps']} steps of {few['solver']} without guidance): perceptual on {few_nearer['perceptual']}: "
         f"{_reached(few_nearer['perceptual'] >= PATCHMATCH_AIM * count)},",
-        f"PSNR on {few_nearer['psnr_db']}, SSIM on {few_nearer['ssim']}; texture on {count - few_nearer['texture_error']}. An abs log2 texture "
+        f"PSNR on {few_nearer['psnr_db']}, SSIM on {few_nearer['ssim']}; texture on {few_nearer['texture_error']} (PatchMatch's on {count - few_nearer['texture_error']}). An abs log2 texture "
         f"of at most {TEXTURE_ERROR_AIM} was the aim: {_reached(distilled['mean']['ours']['texture_error'] <= TEXTURE_ERROR_AIM)} by `demo-fast`.",
         f"Pictures made grey and filled, chroma in the hole (root mean square, levels; 0 is right): as released {greyed}; harmonized "
         f"{max(distilled['chroma_of_greyed'].values()):g}.",
@@ -125,7 +125,7 @@ def training(log: dict) -> str:
     for part, batch in (("vae", 32), ("denoiser", 128), ("decoder", 32)):
         name = {"vae": "autoencoder"}.get(part, part)
         lines.append(
-            f"| {name} | {log[part]['steps']:,} of {batch} | {log[part]['seconds']:.0f} | {log[part]['curve'][-1][1]} |"
+            f"| {name} | {log[part]['steps']:,} (batch {batch}) | {log[part]['seconds']:.0f} | {log[part]['curve'][-1][1]} |"
         )
     return "\n".join([*lines, "", f"The last training: {log['hardware']}, PyTorch {log['torch']}; seed {log['seed']}."])
 

@@ -142,6 +142,12 @@ def test_the_model_card_says_what_was_measured():
     report, text = card.read_json("evaluation.json"), card.CARD.read_text(encoding="utf-8")
     assert report["texture_wins"] >= card.TEXTURE_AIM * report["count"]
     assert f"on {report['texture_wins']} of {report['count']}" in text and f"{report['mean']['ours']['psnr_db']:.2f}" in text
+    for found in (report, card.read_json("evaluation.json", SHIPPED["demo-fast"])):
+        nearer, pictures = found["wins_over_patchmatch"], found["pictures"].values()
+        assert nearer["texture_error"] == sum(
+            p["ours"]["texture_error"] < p["patchmatch"]["texture_error"] for p in pictures
+        )
+        assert f"SSIM on {nearer['ssim']}; texture on {nearer['texture_error']} (PatchMatch's " in text
 
 
 def test_model_card_is_what_its_command_writes():

@@ -254,7 +254,7 @@ def readme_table(files: list[dict]) -> str:
     parts = [section(data) for data in shown]
     if before:
         parts += [
-            "<details><summary>Before that, on other hosts or with other code</summary>",
+            "<details><summary>Other runs: on other hosts, with other code, or without whole pictures</summary>",
             *map(section, before),
             "</details>",
         ]
