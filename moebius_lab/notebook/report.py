@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from ..files import (
     write_whole,
 )
 from ..model.checkpoint import find_weights
-from ..page.engines import NoBrowser, find
+from ..page.engines import ENGINES
 from ..provenance import PACKAGE, facts_digest, libraries, package_files
 
 NOTEBOOKS = ("01_feasibility", "02_export", "03_parity", "04_webgpu_bundle", "05_benchmark", "B_evaluation")
@@ -128,30 +127,15 @@ def _signatures(parameters: dict[str, object], names: tuple[str, ...]) -> dict[s
 
 
 def machine_offers() -> dict[str, object]:
-    """What decides which parts of a notebook run here, and how fast: browser, cards, providers, processor."""
+    """What decides which parts of a notebook run here, and how fast: browsers, cards, providers, processor."""
     here = machine()
     return {
         "processor": [here["processor"], here["cores"]],
         "cards": here["cards"],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "providers": onnxruntime.get_available_providers(),
-        "browser": _browser(),
+        "browsers": {name: engine.here() for name, engine in ENGINES.items()},
     }
-
-
-def _browser() -> str:
-    """The Chromium that notebooks would use, in its own words; "none" without one."""
-    try:
-        path = find()
-    except NoBrowser:
-        return "none"
-    try:
-        said = subprocess.run(
-            [path, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=60
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said = type(error).__name__
-    return f"{path}: {said}"
 
 
 def _named_files(parameters: dict[str, object]) -> dict[str, list[str]]:

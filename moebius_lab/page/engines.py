@@ -84,6 +84,18 @@ class Engine:
             raise NoBrowser(f"{self.label} lacks {what} for {provider or 'any work'}: {HOW_TO_GET}")
         return path
 
+    def here(self) -> dict[str, str]:
+        """By the page's provider: the program, the first line of its answer and when it was installed; or why there is none."""
+        found = {}
+        for provider in self.providers:
+            try:
+                path = self.find(provider)
+                answer = (_answer(path, self.asked) or "").partition("\n")[0].strip()
+                found[provider] = f"{path}, {Path(path).stat().st_mtime:.0f}: {answer}"
+            except NoBrowser as reason:
+                found[provider] = str(reason)
+        return found
+
     def _named(self) -> str:
         if not (named := os.environ.get(self.named_by)):
             return ""
@@ -166,15 +178,20 @@ def find(name: str = MAIN, provider: str = "") -> str:
     return engine_of(name).find(provider)
 
 
+def _answer(path: str, asked: str) -> str | None:
+    """What a program answers; None where it does not get so far: libraries may be missing, and Ubuntu's package is a word on a snap."""
+    if os.name != "posix":  # elsewhere it would open a window
+        return ""
+    try:
+        done = subprocess.run([path, asked], capture_output=True, encoding="utf-8", errors="replace", timeout=STARTS_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 @lru_cache
 def _starts(path: str, asked: str) -> bool:
-    """Whether a program gets as far as an answer: libraries may be missing, and Ubuntu's package is a word on a snap."""
-    if os.name != "posix":  # elsewhere it would open a window
-        return True
-    try:
-        return subprocess.run([path, asked], capture_output=True, timeout=STARTS_SECONDS).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    return _answer(path, asked) is not None
 
 
 def with_playwright(use: Callable) -> object:

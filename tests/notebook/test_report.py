@@ -18,6 +18,7 @@ from moebius_lab import provenance
 from moebius_lab.notebook import report
 from moebius_lab.notebook.inpaint_panel import Inpaint
 from moebius_lab.notebook.mask_painter import MaskPainter, jpeg
+from moebius_lab.page.engines import ENGINES
 from moebius_lab.page.links import broken_links
 
 
@@ -223,21 +224,24 @@ def test_parameters_and_the_files_that_they_name_date_notebooks(signatures, tmp_
         before = after
 
 
-def test_a_browser_that_is_installed_later_dates_notebooks(signatures, tmp_path, monkeypatch):
-    """After a run without Chromium that says how to get one, the next run found every notebook finished."""
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_browser_that_is_installed_later_or_anew_dates_notebooks(name, signatures, tmp_path, monkeypatch):
+    """After a run without a browser that says how to get one, the next run found every notebook finished."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv(ENGINES[name].named_by, raising=False)
     without = signatures()
-    assert report.machine_offers()["browser"] == "none"
+    assert not any(str(tmp_path) in said for said in report.machine_offers()["browsers"][name].values())
     seen = [without]
     for version in ("156", "157"):
-        program = tmp_path / "chromium"
-        program.write_text(f"#!/bin/sh\necho Chromium {version}\n", encoding="utf-8")
-        program.chmod(0o755)
-        assert report.machine_offers()["browser"].endswith(f"Chromium {version}")
+        for program in (ENGINES[name].programs[0], "Xvfb"):
+            (tmp_path / program).write_text(f"#!/bin/sh\necho A browser {version}\n", encoding="utf-8")
+            (tmp_path / program).chmod(0o755)
+        assert report.machine_offers()["browsers"][name]["wasm"].endswith(f"A browser {version}")
         seen.append(signatures())
         assert changed(seen[-2], seen[-1]) == list(report.NOTEBOOKS)
-    program.unlink()
+    (tmp_path / ENGINES[name].programs[0]).unlink()
+    (tmp_path / "Xvfb").unlink()
     assert signatures() == without
 
 

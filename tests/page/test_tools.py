@@ -373,6 +373,14 @@ def test_a_picture_is_saved_in_its_own_format_with_the_camera_s_data_turned_once
         assert np.abs(np.asarray(saved.convert("RGB")) - upright).mean() < 4
     page.check("#save-exif", False)
     assert not dict(Image.open(io.BytesIO(page.given("#save"))).getexif())
+    photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    photo.save(tmp_path / "seen-through.png")
+    page.open_picture(tmp_path / "seen-through.png", 180, 120)
+    page.write("#save-format", "jpeg")
+    page.click("#save")
+    page.says("#notices", "a JPEG keeps no transparency; choose PNG or WebP under Saving", 60)
+    page.write("#save-format", "webp")
+    assert Image.open(io.BytesIO(page.given("#save"))).mode == "RGBA"
 
 
 def test_a_picture_keeps_its_colour_profile_as_in_python(page, tmp_path):

@@ -94,7 +94,7 @@ async function inItsProfile(picture, source, { left, top }) {
       else convert(data, to, 4 * i);
     }
   }
-  return { profile, pixels: { width, height, data: to }, colours: 'in its own colour profile' };
+  return { profile, pixels: { ...picture, data: to }, colours: 'in its own colour profile' };
 }
 
 /** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Uint8Array<ArrayBuffer> | null}} about */
@@ -107,6 +107,7 @@ async function encodeAs(picture, { source, made, profile }) {
       : 'png';
   const name = chosen.format === 'original' ? own : chosen.format;
   const { ending, type } = FORMATS[name];
+  if (name === 'jpeg' && picture.translucent) throw new Error('a JPEG keeps no transparency; choose PNG or WebP under Saving');
   const exif = chosen.exif ? upright(await exifOf(source)) : null;
   if (name === 'png') {
     const more = [...(exif ? chunk('eXIf', exif) : []), ...(made && chosen.made ? madeChunk(made) : [])];
