@@ -78,10 +78,10 @@ export function classify(error) {
     return new EngineError('out-of-memory', `There is not enough memory to run the model here. ${advice}`, error);
   }
   if (is(/GPU adapter|no available backend|webgpu is not/i)) {
-    return new EngineError('no-webgpu', 'WebGPU could not be started here. Under Runs on, choose the processor.', error);
+    return new EngineError('no-webgpu', 'WebGPU could not be started here. Under Runs on, choose the processor (wasm).', error);
   }
   if (is(/shader|pipeline|WGSL|validation/i)) {
-    const advice = 'Update browser and driver; or, under Runs on, choose fp32 or the processor.';
+    const advice = 'Update browser and driver; or, under Runs on, choose fp32 or the processor (wasm).';
     return new EngineError('shader', `The graphics device refused a program of the model. ${advice}`, error);
   }
   return new EngineError('worker', `The model stopped: ${text.split('\n')[0]}. Load it again.`, error);
