@@ -60,7 +60,7 @@ def visit(site, chromium):
 def test_the_form_has_a_step_of_its_own_and_shares_the_rest(folder):
     manifest = read_manifest(folder)
     require_whole(folder, manifest)
-    assert list(manifest["precisions"]) == ["fp16", FORM, "fp32", f"{FORM}{bundle.DISTILLED_FORM}"]
+    assert list(manifest["precisions"]) == [FORM, "fp16", "fp32", f"{FORM}{bundle.DISTILLED_FORM}"]
     own, other = (manifest["precisions"][name] for name in (FORM, f"{FORM}{bundle.DISTILLED_FORM}"))
     assert (
         other["distilled"] | {"weights": ""} == {"weights": "", "preset": FASTEST, "like": FORM} and "distilled" not in own
