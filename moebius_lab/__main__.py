@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
     fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="which weights")
-    words = "forget the pinned or recorded revision and hashes, and take what the hub has now"
+    words = "forget the pinned or recorded revision and hashes, and take what the Hugging Face Hub has now"
     fetch.add_argument("--unpinned", action="store_true", help=words)
     fetch.set_defaults(command=_fetch)
 
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     fill.set_defaults(command=_inpaint)
 
     publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
-    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the hub, created if missing")
+    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the Hugging Face Hub, created if missing")
     _add_network(publish)
     publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="folder of the run (default: build)")
     publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's folder (default: the run's bundle/)")

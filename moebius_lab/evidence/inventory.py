@@ -7,7 +7,6 @@ from collections import Counter
 
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
@@ -88,7 +87,7 @@ def network_inventory(config: NetworkConfig, batch: int = 2) -> tuple[pd.DataFra
             net(*inputs)
         with recorder.tracker, recorder:
             net(*inputs)
-    work = _flops_by_part(net, flops)
+    work = _flops_by_part(flops)
     total = sum(parameters.values())
     rows = [
         {
@@ -127,7 +126,7 @@ def least_step_seconds(config: NetworkConfig) -> float:
     return graph_gflop(config)["step"] * min(seconds) / (2 * 1024**3 / 1e9)
 
 
-def _flops_by_part(net: nn.Module, counter: FlopCounterMode) -> Counter[str]:
+def _flops_by_part(counter: FlopCounterMode) -> Counter[str]:
     """Sum the counter's totals over the outermost modules that belong to a part; what is left is `OTHER`."""
     counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     work: Counter[str] = Counter()

@@ -299,7 +299,7 @@ def download_times(sizes_mb: dict[str, float], lines_mbit: tuple[int, ...] = (10
         bars = ax.bar(x, [size * 8 / line for line in lines_mbit], width=0.8 / len(sizes_mb), label=f"{name}, {size:.0f} MB")
         ax.bar_label(bars, fmt="%.2g", fontsize=7)
     ax.set_xticks(range(len(lines_mbit)), [f"{line} Mbit/s" for line in lines_mbit])
-    ax.set(ylabel="seconds", title="First visit: time for the weights alone")
+    ax.set(ylabel="seconds", title="First visit: time for the download")
     ax.legend(frameon=False, loc="upper right")
     return figure
 

@@ -188,7 +188,7 @@ def model_card(bench: Graphs, manifest: dict, results: dict[str, dict], repo: st
         f"Image inpainting with the Moebius network ({bench.config.name}, {image} x {image} px windows, pictures of any size) "
         "as three ONNX graphs that ONNX Runtime runs on WebGPU, WebAssembly or natively. The mask's white is what gets filled.",
         "## Licence\n\n" + _licence(weights),
-        "## How it was converted\n\n" + _conversion(bench, results[PARITY]),
+        "## How it was converted\n\n" + _conversion(bench),
         "## Parity\n\nAgainst PyTorch in float32, same inputs and the same noise. `results.json` has every number.\n\n"
         + _parity_table(results[PARITY]["rows"]),
         "## Sizes\n\n" + _size_table(manifest),
@@ -235,7 +235,7 @@ WEIGHTS_LICENCE_READ = (
 """Who read what about the licence of the published weights: no hub was reachable for this project."""
 
 
-def _conversion(bench: Graphs, parity: dict) -> str:
+def _conversion(bench: Graphs) -> str:
     lines = [
         f"`moebius_lab` {__version__}: PyTorch's exporter, opset {OPSET}, after exact rewrites of the lambda layers; each is "
         "compared with the published form by a test. Guidance and the DDIM step are part of the step graph.",

@@ -12,6 +12,7 @@ from ..evidence import quality
 from ..evidence.evaluation import DEMO_FOLDER, MEASURES
 from ..inpainting.loop import preset
 from ..model.checkpoint import SHIPPED
+from ..model.sampler import solver_steps
 
 CARD = DEMO_FOLDER / "README.md"
 TEXTURE_AIM = 0.9  # share of the held-out pictures on which the texture must be better than both OpenCV methods'
@@ -38,8 +39,9 @@ def numbers(report: dict, distilled: dict, measured: dict) -> str:
     """What the `evaluation.json` of the demo and of its distilled weights say, and `quality.json` of the default preset, as Markdown."""
     settings, mean, wins, count = report["settings"], report["mean"], report["texture_wins"], report["count"]
     nearer, seeds = report["wins_over_patchmatch"], ", ".join(map(str, report["seeds"]))
+    run = len(solver_steps(settings["solver"], settings["steps"], settings["strength"]))
     lines = [
-        f"{count} held-out pictures (`heldout/`), {report['evaluations']} evaluations ({settings['steps']} DDIM steps, strength {settings['strength']}, guidance {settings['guidance']}), started from noise, seed {seeds}; "
+        f"{count} held-out pictures (`heldout/`), {report['evaluations']} evaluations ({run} of {settings['steps']} DDIM steps at strength {settings['strength']}, guidance {settings['guidance']}), started from noise, seed {seeds}; "
         "means, all pictures in `evaluation.json`. Texture:",
         "Laplacian energy in the hole over that around it, 1 is right where hole and surroundings are of one kind. Perceptual: distance to the",
         "truth by the features of EfficientNet-lite0 (`perceptual.py`), 0 is equal.",

@@ -1,4 +1,4 @@
-"""How far the canvas is behind the pointer, in a real JupyterLab: `python tests/measure_painting.py [Hz] [seconds]`.
+"""How far the canvas is behind the pointer, in a real JupyterLab: `PYTHONPATH=tests/notebook python tests/support/measure_painting.py [Hz] [seconds]`.
 
 A 4000 x 3000 picture is painted at a steady rate. A hook in the page reads the canvas back after every redraw and notes
 when the pixel under each pointer position has become part of the mask; the lag is that moment less the event's own time

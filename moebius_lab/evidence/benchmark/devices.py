@@ -41,7 +41,6 @@ _KNOWN = [
     *TIMES.values(),
     *(f"{kind}{run}.{name}" for run in RUNS for name in OUTPUT_NAMES[RUNS[run]] for kind in (DIFFERENCE, SIGNAL)),
 ]
-_LENGTH = {"type": "number", "minimum": 0}
 SHAPE = _only(
     format={"const": results.FORMAT},
     source=TEXT,
