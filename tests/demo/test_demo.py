@@ -147,7 +147,14 @@ def test_the_model_card_says_what_was_measured():
         assert nearer["texture_error"] == sum(
             p["ours"]["texture_error"] < p["patchmatch"]["texture_error"] for p in pictures
         )
-        assert f"SSIM on {nearer['ssim']}; texture on {nearer['texture_error']} (PatchMatch's " in text
+        worse = found["count"] - nearer["texture_error"]
+        assert re.search(
+            rf"SSIM on {nearer['ssim']}; texture on {nearer['texture_error']} \(PatchMatch's( is nearer)? on {worse}\)", text
+        )
+    assert (
+        f"{report['evaluations']} evaluations ({report['evaluations'] // 2} of {report['settings']['steps']} DDIM steps"
+        in text
+    )
 
 
 def test_model_card_is_what_its_command_writes():
