@@ -68,7 +68,7 @@ def test_the_benchmark_measures_it_beside_the_others(runner, small, tmp_path):
 def test_what_cannot_work_is_said_with_advice(small_bundle, tmp_path):
     with pytest.raises(LabError, match="holds the small network, not demo"):
         BrowserRunner(small_bundle, DEMO)
-    with pytest.raises(LabError, match="no precision 'fp64'; choose from fp16, fp16-storage, fp32"):
+    with pytest.raises(LabError, match="no precision 'fp64'; choose from fp16-storage, fp16, fp32"):
         BrowserRunner(small_bundle, SMALL, precision="fp64")
     with pytest.raises(LabError, match="not a complete bundle"):
         BrowserRunner(tmp_path, SMALL)
