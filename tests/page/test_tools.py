@@ -3,6 +3,7 @@
 test_large.py has what Chromium's own driver alone can do.
 """
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -226,6 +227,19 @@ def test_a_segmenter_of_the_person_s_own_selects_an_object(page, tmp_path):
         assert np.array_equal(page.mask() == 255, expected) and expected[30, 40] and not expected[5, 5], form
     page.choose_file("#segmenter-file", paths[1])
     page.says("#notices", "it asks for image_embeddings, image_positional_embeddings")
+    reply = page.tab.evaluate(
+        f"""async (model) => {{
+          const page = {PAGE};
+          const script = document.querySelector('script[type=module]').src;
+          const {{ openSegmenter }} = await import(new URL('segmenter.js', script));
+          const opened = await openSegmenter([new Blob([Uint8Array.from(atob(model), (c) => c.charCodeAt(0))])], page);
+          const reply = opened.select(page.editor.picture, 'red', [40, 30]).catch((error) => error.message);
+          opened.close();
+          return reply;
+        }}""",
+        base64.b64encode((tmp_path / "red.onnx").read_bytes()).decode(),
+    )
+    assert reply == "another one was opened", "a page that waited on would stay locked"
 
 
 # -- extending ---------------------------------------------------------------------------------------------------------
@@ -454,10 +468,24 @@ def test_several_pictures_are_filled_with_one_mask_each(page):
     page.click(".notice button")
     page.says("#batch", "3 pictures, 3 of them with a mask.", 60)
     assert not page.poor_controls()
+    page.read(
+        """{
+          const told = document.querySelector('#batch [role=status]');
+          globalThis.told = [];
+          new MutationObserver(() => globalThis.told.push(told.textContent)).observe(told, { childList: true });
+        }"""
+    )
     page.click("#batch-go")
     page.until("document.querySelector('#prompt').open")
     page.click("#prompt-yes")
     page.says("#batch", "2 of 3 filled, 1 failed.")
+    assert page.read("told") == [
+        "Loading the model…",
+        "0 of 3 filled.",
+        "1 of 3 filled.",
+        "2 of 3 filled.",
+        "2 of 3 filled, 1 failed.",
+    ]
     page.says("#batch-list li:nth-child(3)", "the mask is 180 × 50, the picture 180 × 120 pixels")
     name, content = page.file("#batch-list li:first-child button")
     assert name == "a-filled.png"

@@ -92,12 +92,18 @@ export async function openBatch(desk, files) {
     close.focus();
     told.textContent = 'Loading the model…';
     let [done, failed] = [0, 0];
+    const tell = () => {
+      bar.value = (done + failed) / jobs.length;
+      told.textContent = `${done} of ${jobs.length} filled${failed ? `, ${failed} failed` : ''}.`;
+    };
     try {
       const engine = await desk.model.prepare(abort.signal);
-      told.textContent = abort.signal.aborted
-        ? 'Stopped.'
-        : 'The model was not loaded. Close this to see why, and what can be done.';
-      if (!engine || abort.signal.aborted) return;
+      if (!engine || abort.signal.aborted) {
+        const why = 'The model was not loaded. Close this to see why, and what can be done.';
+        told.textContent = abort.signal.aborted ? 'Stopped.' : why;
+        return;
+      }
+      tell();
       const { encode } = await import('./saving.js');
       for (const [i, { picture: named, mask: of }] of jobs.entries()) {
         if (abort.signal.aborted) break;
@@ -126,8 +132,7 @@ export async function openBatch(desk, files) {
           rows[i].textContent = `${named.file.name}: ${reason(error)}`;
           rows[i].className = 'fine error';
         }
-        bar.value = (done + failed) / jobs.length;
-        told.textContent = `${done} of ${jobs.length} filled${failed ? `, ${failed} failed` : ''}.`;
+        tell();
       }
     } catch (error) {
       told.textContent = `That did not work: ${reason(error)}`;

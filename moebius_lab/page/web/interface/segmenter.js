@@ -26,10 +26,12 @@ export async function openSegmenter(blobs, { model }) {
     if (error) call?.reject(new Error(error));
     else call?.resolve(value);
   });
-  worker.addEventListener('error', (event) => {
-    for (const { reject } of waiting.values()) reject(new Error(event.message || 'its worker did not start'));
+  /** @param {string} why */
+  const giveUp = (why) => {
+    for (const { reject } of waiting.values()) reject(new Error(why));
     waiting.clear();
-  });
+  };
+  worker.addEventListener('error', (event) => giveUp(event.message || 'its worker did not start'));
   /** @param {object} request @param {Transferable[]} handed */
   const ask = (request, handed) => {
     const id = next++;
@@ -45,7 +47,10 @@ export async function openSegmenter(blobs, { model }) {
   }
   let shown = '';
   return {
-    close: () => worker.terminate(),
+    close() {
+      worker.terminate();
+      giveUp('another one was opened');
+    },
     async select(picture, id, point) {
       const copy = shown === id ? null : { ...picture, data: picture.data.slice() };
       shown = id;
