@@ -86,12 +86,16 @@ class Engine:
 
     def here(self) -> dict[str, str]:
         """By the page's provider: the program, the first line of its answer and when it was installed; or why there is none."""
+
+        @cache
+        def said(path: str) -> str:
+            answer = (_answer(path, self.asked) or "").partition("\n")[0].strip()
+            return f"{path}, {Path(path).stat().st_mtime:.0f}: {answer}"
+
         found = {}
         for provider in self.providers:
             try:
-                path = self.find(provider)
-                answer = (_answer(path, self.asked) or "").partition("\n")[0].strip()
-                found[provider] = f"{path}, {Path(path).stat().st_mtime:.0f}: {answer}"
+                found[provider] = said(self.find(provider))
             except NoBrowser as reason:
                 found[provider] = str(reason)
         return found

@@ -35,15 +35,24 @@ from moebius_lab.page.modules import ENGINE
 from moebius_lab.page.serve import Handler, Server
 from moebius_lab.port.export import OUTPUT_NAMES, example_inputs, torch_graphs
 
-LOAD = """async ({provider, precision}) => {
+OPEN = """async () => {
   const { page } = await (await fetch('manifest.json')).json();
   const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
-  globalThis.seen = [];
   globalThis.engine ??= await Engine.open(new URL('manifest.json', location));
+}"""
+
+LOAD = (
+    f"async ({{provider, precision}}) => {{ await ({OPEN})();"
+    + """
+  globalThis.seen = [];
   const outcome = await engine.load({ provider, precision }, { onProgress: (progress) => seen.push(progress) }).then(
     (loaded) => ({ loaded }), ({ code, message }) => ({ code, message }));
   return { ...outcome, seen };
 }"""
+)
+
+SETTINGS = """{ solver: 'ddim', strength: 1, guidance: 2, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
+  init: 'image', coverage: 'whole', harmonize: false }"""
 
 FILL = """async ({steps, stopAfter}) => {
   const side = 40, image = { width: side, height: side, data: new Uint8ClampedArray(4 * side * side).fill(90) };
@@ -51,13 +60,12 @@ FILL = """async ({steps, stopAfter}) => {
   const stop = new AbortController();
   let done = 0;
   const onProgress = ({ step }) => { done = step; if (step === stopAfter) stop.abort(); };
-  const settings = { solver: 'ddim', steps, strength: 1, guidance: 2, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
-    init: 'image', coverage: 'whole', harmonize: false };
+  const settings = { ...SETTINGS, steps };
   const outcome = await engine.inpaint({ image, mask, settings }, { onProgress, signal: stop.signal }).then(
     ({ image, timings }) => ({ changed: image.data.some((v, i) => i % 4 < 3 && v !== 90), timings }),
     ({ code, message }) => ({ code, message }));
   return { ...outcome, done };
-}"""
+}""".replace("SETTINGS", SETTINGS)
 
 WASM = {"provider": "wasm", "precision": "fp32"}
 
@@ -420,9 +428,7 @@ def test_a_download_can_be_stopped_and_keeps_what_it_has(bundle, tab, stuck):
         visit(tab, server)
         tab.evaluate(
             f"""async (choice) => {{
-          const {{ page }} = await (await fetch('manifest.json')).json();
-          const {{ Engine }} = await import(new URL(`${{page}}engine/engine.js`, location));
-          globalThis.engine = await Engine.open(new URL('manifest.json', location));
+          await ({OPEN})();
           globalThis.stop = new AbortController();
           globalThis.loading = engine.load(choice, {{ signal: stop.signal }}).then(() => '', ({{ code }}) => code);
           await ({STORED})();
@@ -584,6 +590,8 @@ def test_files_are_hashed_in_a_worker_of_their_own(tiny_bundle, tab, tmp_path):
             assert got["loaded"]["storage"] == "cache" and got["seen"][-1]["phase"] == "session"
             assert phase in {progress["phase"] for progress in got["seen"]}
         assert set(Counter(model_requests(server)).values()) == {1}
+        (engine / "helper.js").unlink()
+        assert load(tab, server)["code"] == "unreadable"  # the model's worker would have to do it
 
 
 def test_where_helpers_do_not_start_the_model_does_and_is_not_called_lost(tiny_bundle, tab, tmp_path):
@@ -592,13 +600,8 @@ def test_where_helpers_do_not_start_the_model_does_and_is_not_called_lost(tiny_b
     (folder / read_manifest(folder)["page"] / ENGINE / "helper.js").unlink()
     with Server(folder) as server:
         visit(tab, server)
-        tab.evaluate("""async () => {
-          const { page } = await (await fetch('manifest.json')).json();
-          const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
-          globalThis.engine = await Engine.open(new URL('manifest.json', location));
-          globalThis.lost = 0;
-          engine.addEventListener('lost', () => lost++);
-        }""")
+        tab.evaluate(OPEN)
+        tab.evaluate("void (globalThis.lost = 0, engine.addEventListener('lost', () => lost++))")
         assert tab.evaluate(LOAD, WASM)["loaded"] and tab.evaluate(FILL, {"steps": 1})["changed"]
         assert tab.evaluate("lost") == 0
 
@@ -606,13 +609,10 @@ def test_where_helpers_do_not_start_the_model_does_and_is_not_called_lost(tiny_b
 def test_a_second_load_ends_the_first_and_not_itself(tiny_bundle, tab):
     with Server(tiny_bundle) as server:
         visit(tab, server)
+        tab.evaluate(OPEN)
         codes = tab.evaluate(
-            """async (choice) => {
-          const { page } = await (await fetch('manifest.json')).json();
-          const { Engine } = await import(new URL(`${page}engine/engine.js`, location));
-          globalThis.engine = await Engine.open(new URL('manifest.json', location));
-          return Promise.all([1, 2].map(() => engine.load(choice).then(({ precision }) => precision, ({ code }) => code)));
-        }""",
+            """(choice) => Promise.all([1, 2].map(() =>
+              engine.load(choice).then(({ precision }) => precision, ({ code }) => code)))""",
             WASM,
         )
         assert codes == ["cancelled", "fp32"] and tab.evaluate(FILL, {"steps": 1})["changed"]
@@ -620,8 +620,7 @@ def test_a_second_load_ends_the_first_and_not_itself(tiny_bundle, tab):
 
 AT_ONCE = """async () => {
   const side = 40, mask = new Uint8Array(side * side).fill(255, 0, side * 10);
-  const settings = { solver: 'ddim', steps: 3, strength: 1, guidance: 1, guidance_interval: [0, 1], seed: 1, noise_offset: 0.0357,
-    init: 'image', coverage: 'whole', harmonize: false };
+  const settings = { ...SETTINGS, steps: 3 };
   let order = [];
   const fill = async (value) => {
     const image = { width: side, height: side, data: new Uint8ClampedArray(4 * side * side).fill(value) };
@@ -632,7 +631,7 @@ AT_ONCE = """async () => {
   order = [];
   const together = await Promise.all([fill(40), fill(220)]);
   return { differ: alone[0] !== alone[1], same: String(together) === String(alone), order, one_by_one };
-}"""
+}""".replace("SETTINGS", SETTINGS)
 
 
 def test_pictures_that_are_asked_for_at_once_are_filled_one_after_another(tiny_bundle, tab):
@@ -680,15 +679,14 @@ def test_a_store_that_cannot_be_read_is_passed_over(tiny_bundle, tab):
         }""")
         found = tab.evaluate("engine.detect()")["choices"]
         assert len(found) == choices and not any(choice["cachedBytes"] for choice in found)
-        fetched = tab.evaluate("""async () => {
+        server.requests.clear()
+        tab.evaluate("""async () => {
           const { ModelCache } = await import(engine.workerUrls[0].href.replace('worker.js', 'model_cache.js'));
-          const { version, builds } = engine.manifest.runtime;
-          const item = { graph: 'runtime', precision: '', file: builds.wasm.wasm, url: new URL(builds.wasm.wasm.file, engine.url) };
-          const files = await new ModelCache(engine.url, engine.manifest).provide([item], () => {}, new AbortController().signal);
-          await files.whole;
-          return version !== '';
+          const file = engine.manifest.runtime.builds.wasm.wasm;
+          const item = { graph: 'runtime', precision: '', file, url: new URL(file.file, engine.url) };
+          await (await new ModelCache(engine.url, engine.manifest).provide([item], () => {}, new AbortController().signal)).whole;
         }""")
-        assert fetched
+        assert [Path(name).suffix for name in model_requests(server)] == [".wasm"]
 
 
 CHANGES = {  # of all that is stored, after it was checked and before it is read

@@ -184,7 +184,7 @@ export function build(desk, panel) {
   show();
 
   async function act() {
-    if (!desk.work || desk.busy || editor.locked) return;
+    if (!desk.work || desk.busy) return;
     try {
       if (!(await extendWork(desk, extension()))) return;
     } catch (error) {

@@ -235,23 +235,27 @@ function busy() {
   return running !== null || changing;
 }
 
+/** @param {boolean} on */
+function hold(on) {
+  changing = on;
+  editor.locked = busy();
+}
+
 /** Do what takes a while, and meanwhile change nothing. @template T @param {() => Promise<T>} act */
 async function alone(act) {
-  changing = editor.locked = true;
+  hold(true);
   try {
     return await act();
   } finally {
-    changing = false;
-    editor.locked = running !== null;
+    hold(false);
   }
 }
 
 /** Change the whole mask, in several tasks if it is large. @template T @param {Generator<void, T>} steps @param {(made: T) => void} done */
 function changeAll(steps, done) {
-  changing = editor.locked = true;
+  hold(true);
   inTurns(steps, (made) => {
-    changing = false;
-    editor.locked = running !== null;
+    hold(false);
     editor.redrawMask('all');
     done(made);
   });
@@ -1125,7 +1129,5 @@ showSize();
 void bringBack();
 await model.opened;
 document.body.classList.remove('looking');
-offerSettings();
 update();
-fillSamples();
 void keepPage();

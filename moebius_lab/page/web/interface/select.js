@@ -132,7 +132,7 @@ export function build(desk, panel) {
   /** Change the mask by what the worker makes of it. @param {'wand'|'object'|'refine'} what @param {string} label @param {Partial<Request>} request */
   async function change(what, label, request) {
     const { work } = desk;
-    if (!work || desk.busy || editor.locked) return;
+    if (!work || desk.busy) return;
     editor.stop();
     desk.look(null);
     say('Selecting…');
