@@ -667,13 +667,57 @@ def test_masks_go_out_and_come_back(visit):
 # -- opening and keeping -----------------------------------------------------------------------------------------------
 
 
+def facts(photo: Image.Image, hole: np.ndarray) -> str:
+    """What the page says of a picture with its mask."""
+    return f"{photo.width} × {photo.height} px · hole {100 * hole.mean():.1f} %"
+
+
 def test_a_picture_with_its_mask_is_opened_while_the_model_runs(visit):
     page, _ = running(visit)
     photo, mask = map(Image.open, list(demo_photographs().values())[1])
     page.evaluate("document.querySelectorAll('#samples button')[1].click()")
-    expect(page.locator("#facts")).to_contain_text(f"{photo.width} × {photo.height} px · hole ")
-    assert np.array_equal(mask_of(page) >= 128, np.asarray(mask.convert("L")) >= 128)
+    hole = np.asarray(mask.convert("L")) >= 128
+    expect(page.locator("#facts")).to_contain_text(facts(photo, hole))
+    assert np.array_equal(mask_of(page) >= 128, hole)
     expect(page.locator("#run")).to_be_enabled(timeout=120_000)
+
+
+# What takes longer than opening the picture that has just arrived.
+DECODE = """async (url) => {
+    for (let i = 0; i < 10; i++) {
+        await createImageBitmap(await (await fetch(url)).blob());
+        await new Promise(requestAnimationFrame);
+    }
+}"""
+
+
+def test_of_two_samples_the_one_that_was_wanted_last_is_opened(visit):
+    page = visit()
+    photo, mask = map(Image.open, list(demo_photographs().values())[1])
+    held, samples = [], page.locator("#samples button")
+    first, second = (samples.nth(i).locator("img").get_attribute("src") for i in (0, 1))
+    page.route(f"**/{first}", lambda route: held.append(route), times=1)
+    with page.expect_request(f"**/{first}"):
+        samples.first.click()
+    samples.nth(1).click()
+    wanted = facts(photo, np.asarray(mask.convert("L")) >= 128)
+    expect(page.locator("#facts")).to_contain_text(wanted)
+    with page.expect_response(f"**/{first}") as answer:
+        held[0].continue_()
+    answer.value.finished()
+    page.evaluate(DECODE, first)
+    expect(page.locator("#facts")).to_contain_text(wanted)
+    expect(page.locator(".notice")).to_have_count(0)
+
+    page.route(f"**/{second}", lambda route: route.fulfill(status=500))
+    load_picture(page, photograph())
+    page.evaluate("document.querySelectorAll('#samples button')[1].click()")
+    notice = page.locator(".notice", has_text=f"The server did not hand over {second} (500).")
+    expect(notice).to_be_visible()
+    assert visit.troubles.pop().startswith("Failed to load")
+    page.unroute(f"**/{second}")
+    notice.get_by_role("button", name="Try again").click()
+    expect(page.locator("#facts")).to_contain_text(wanted)
 
 
 def test_a_picture_is_saved_as_it_was_when_that_was_asked_for(visit):
@@ -694,10 +738,7 @@ def test_samples_drop_and_paste(visit):
     page = visit()
     photo, mask = map(Image.open, list(demo_photographs().values())[1])
     page.click("#samples button >> nth=1")
-    share = (np.asarray(mask.convert("L")) >= 128).mean()
-    expect(page.locator("#facts")).to_contain_text(
-        f"{photo.width} × {photo.height} px · hole {share:.1%}".replace("%", " %")
-    )
+    expect(page.locator("#facts")).to_contain_text(facts(photo, np.asarray(mask.convert("L")) >= 128))
     expect(page.locator("#start")).to_be_hidden()
     for kind, width in (("drop", 200), ("paste", 100)):
         give(page, kind, given=photograph(width, 90))

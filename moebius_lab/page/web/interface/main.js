@@ -71,14 +71,18 @@ function holeLevel() {
 }
 
 /**
- * @param {Blob} file @param {string} name @param {{mask?: Blob, credit?: string}} [more]
+ * Open a picture, with its mask where there is one. Of several that are asked for, the last is opened.
+ *
+ * @param {Blob | Promise<Blob>} from @param {string} name
+ * @param {{mask?: Promise<Blob>, credit?: string, again?: import('./types.js').Action}} [more]
  */
-async function open(file, name, { mask, credit = '' } = {}) {
+async function open(from, name, { mask, credit = '', again = { label: 'Choose another', run: choosePicture } } = {}) {
   const turn = ++opening;
   say('Opening…');
   try {
+    const [file, drawn] = await Promise.all([from, mask]);
     const limit = await largest();
-    const picture = await readPicture(file, limit);
+    const [picture, grey] = await Promise.all([readPicture(file, limit), drawn && readMask(drawn, limit)]);
     const session = (work?.mask.holes || work?.results.length) && (await import('./session.js'));
     if (turn !== opening) return;
     const before = work;
@@ -91,11 +95,11 @@ async function open(file, name, { mask, credit = '' } = {}) {
     }
     if (session && before) session.retire(desk, before);
     if (!picture.exact) notice('colours', ROUNDED, { bad: false });
-    if (mask) takeMask(await readMask(mask, limit));
+    if (grey) takeMask(grey);
     if (work) autosave.save(work);
     say(`${name} is open: ${picture.width} by ${picture.height} pixels. Paint over what should go.`);
   } catch (error) {
-    report(error, { label: 'Choose another', run: () => field('picture-file').click() });
+    if (turn === opening) report(error, again);
   }
 }
 
@@ -207,22 +211,19 @@ function fillSamples() {
     const item = add(add(list, 'li'), 'button', { type: 'button', title: sample.credit });
     add(item, 'img', { alt: '', src: sample.image });
     add(item, 'span', { textContent: title });
-    item.addEventListener('click', async () => {
-      try {
-        const [picture, mask] = await Promise.all(
-          [sample.image, sample.mask].map(async (url) => {
-            const response = await fetch(url);
-            if (!response.ok)
-              throw new FileError(`The server did not hand over ${url} (${response.status}). Try another picture.`);
-            return response.blob();
-          }),
-        );
-        await open(picture, sample.name, { mask, credit: sample.credit });
-      } catch (error) {
-        report(error, { label: 'Try again', run: () => item.click() });
-      }
+    item.addEventListener('click', () => {
+      const [picture, mask] = [sample.image, sample.mask].map(handedOver);
+      const again = { label: 'Try again', run: () => item.click() };
+      void open(picture, sample.name, { mask, credit: sample.credit, again });
     });
   }
+}
+
+/** A file of this page's server. @param {string} url */
+async function handedOver(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new FileError(`The server did not hand over ${url} (${response.status}). Try another picture.`);
+  return response.blob();
 }
 
 // -- the mask ----------------------------------------------------------------------------------------------------------
