@@ -9,7 +9,7 @@ export { EngineError };
 
 /** @type {{[code: string]: {recorded?: false, capture?: false}}} another way to load, by the code of the error that asks for it */
 const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: false } };
-const STUCK = 10_000; // ms after which the worker is not waited for that makes a thread
+const STUCK = 20_000; // ms after which helpers and threads are not waited for of which none has begun since
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
 /** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
@@ -48,7 +48,8 @@ export class Engine extends EventTarget {
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
-    this.patience = 0; // the timer of a thread that is being made
+    this.silent = 0; // helpers and threads that were begun and have not spoken yet
+    this.patience = 0; // the timer of the wait for them
   }
 
   /**
@@ -239,18 +240,26 @@ export class Engine extends EventTarget {
       };
       return worker;
     });
-    return this.workers.slice(1).map((helper) => {
+    const helpers = this.workers.slice(1);
+    this.#await(helpers.length);
+    return helpers.map((helper) => {
       const { port1, port2 } = new MessageChannel();
       helper.postMessage(null, [port2]);
       return port1;
     });
   }
 
+  /** @param {number} more helpers and threads that were begun; less than 0 where one has spoken */
+  #await(more) {
+    clearTimeout(this.patience);
+    this.silent += more;
+    if (this.silent) this.patience = setTimeout(() => this.#drop(stuck()), STUCK);
+  }
+
   /** @param {any} message */
   #receive(message) {
     if (message.thread) {
-      clearTimeout(this.patience);
-      if (message.thread === 'begun') this.patience = setTimeout(() => this.#drop(stuck()), STUCK);
+      this.#await(message.thread === 'begun' ? 1 : -1);
       return;
     }
     if (message.lost) {
@@ -278,6 +287,7 @@ export class Engine extends EventTarget {
   /** @param {EngineError} error of all that is under way */
   #drop(error) {
     clearTimeout(this.patience);
+    this.silent = 0;
     for (const worker of this.workers) worker.terminate();
     this.workers = [];
     this.loaded = null;

@@ -14,3 +14,5 @@ addEventListener('message', ({ ports: [port] }) => {
       .catch((error) => answer.postMessage(error));
   };
 });
+
+postMessage({ thread: 'speaks' });

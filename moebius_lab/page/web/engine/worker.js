@@ -10,13 +10,16 @@ import { OneAhead, nextTask } from './turns.js';
 /** @import { GraphBackend } from './graph_backend.js' */
 /** @typedef {(progress: any) => void} Report */
 
-/** A thread of the runtime. In Firefox the constructor does not always return: the page, which waits for it, is told when it begins. */
+/**
+ * A thread of the runtime. In Firefox the constructor does not always return, nor may a thread that was made ever begin: the page, which
+ * waits for neither, is told of each and when it speaks first.
+ */
 class Thread extends Worker {
   /** @param {string|URL} url @param {WorkerOptions} [options] */
   constructor(url, options) {
     postMessage({ thread: 'begun' });
     super(url, options);
-    postMessage({ thread: 'made' });
+    this.addEventListener('message', () => postMessage({ thread: 'speaks' }), { once: true });
   }
 }
 globalThis.Worker = Thread;
