@@ -27,6 +27,15 @@ export function cancelled() {
   return new EngineError('cancelled', 'Stopped.');
 }
 
+/** @param {unknown} cause */
+export function deviceLost(cause) {
+  return new EngineError(
+    'device-lost',
+    'The graphics device was lost. Load the model again; nothing you painted is gone.',
+    cause,
+  );
+}
+
 /**
  * An error as plain data, to cross from the worker to the page.
  *
@@ -67,11 +76,7 @@ export function classify(error) {
   const is = (/** @type {RegExp} */ pattern) => pattern.test(text);
   if (error instanceof Error && error.name === 'AbortError') return cancelled();
   if (is(/device (is|was) lost|device.lost|lost.*device|GPUDevice.*destroyed/i)) {
-    return new EngineError(
-      'device-lost',
-      'The graphics device was lost. Load the model again; nothing you painted is gone.',
-      error,
-    );
+    return deviceLost(error);
   }
   if (is(TRAP) || is(/out.of.memory|bad_alloc|allocation failed|cannot enlarge memory|exceeds the max buffer/i)) {
     const advice = 'Close other tabs, or choose a smaller one under Runs on.';

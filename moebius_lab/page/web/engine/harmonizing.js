@@ -29,10 +29,10 @@ export function harmonized(made, { rgb, hole }, constants) {
   for (const { left, top, right, bottom, label } of boxes) {
     const [x, y] = [Math.max(left - reach, 0), Math.max(top - reach, 0)];
     const [width, height] = [Math.min(right + reach, size) - x, Math.min(bottom + reach, size) - y];
-    const used = new Uint8Array(width * height);
-    region(labels, size, x, y, width, height).forEach((value, i) => (used[i] = value === label ? 1 : 0));
-    const [of, saw] = [made, rgb].map((all) => region(all, 3 * size, 3 * x, y, 3 * width, height));
-    const part = oneHole(of, saw, region(hole, size, x, y, width, height), used, width, constants);
+    const area = { left: x, top: y, width, height };
+    const used = Uint8Array.from(region(labels, size, area), (value) => (value === label ? 1 : 0));
+    const [of, saw] = [made, rgb].map((all) => region(all, size, area, 3));
+    const part = oneHole(of, saw, region(hole, size, area), used, width, constants);
     for (let row = 0; row < height; row++) {
       for (let i = row * width, at = 3 * ((y + row) * size + x); i < (row + 1) * width; i++, at += 3) {
         if (used[i]) for (let c = 0; c < 3; c++) result[at + c] = part[3 * i + c];

@@ -301,7 +301,7 @@ function place(start, stop, side, length) {
 }
 
 /** Indices start..start+side into an axis, reflected at both ends with the edge pixel repeated. */
-function mirror(/** @type {number} */ start, /** @type {number} */ side, /** @type {number} */ length) {
+export function mirror(/** @type {number} */ start, /** @type {number} */ side, /** @type {number} */ length) {
   const period = 2 * length;
   return Int32Array.from({ length: side }, (_, k) => {
     const i = (((start + k) % period) + period) % period;
@@ -465,7 +465,7 @@ export function pasting(mask, width, height, window, coverage, constants) {
   const seen = visible(window, { width, height });
   if (coverage === 'as-released') {
     const area = painted(mask, width, seen, blurReach(constants));
-    const values = region(mask, width, area.left, area.top, area.width, area.height);
+    const values = region(mask, width, area);
     const own = ownValues(values, ownHole(window, width, area), area.width, area.height, constants);
     return { ...area, weights: blur(own, area.width, area.height, constants), coverage };
   }
@@ -557,18 +557,16 @@ function enlarge(rgb, size, window, area) {
 /**
  * @template {Uint8Array|Uint8ClampedArray|Uint32Array} T
  * @param {T} all
- * @param {number} stride numbers a row
- * @param {number} left
- * @param {number} top
- * @param {number} width
- * @param {number} height
- * @returns {T}
+ * @param {number} stride px of a row
+ * @param {Area} area
+ * @param {number} [channels] numbers a pixel
+ * @returns {T} a copy of that part
  */
-export function region(all, stride, left, top, width, height) {
-  const part = /** @type {T} */ (new /** @type {any} */ (all.constructor)(width * height));
+export function region(all, stride, { left, top, width, height }, channels = 1) {
+  const part = /** @type {T} */ (new /** @type {any} */ (all.constructor)(width * height * channels));
   for (let y = 0; y < height; y++) {
     const start = (top + y) * stride + left;
-    part.set(all.subarray(start, start + width), y * width);
+    part.set(all.subarray(start * channels, (start + width) * channels), y * width * channels);
   }
   return part;
 }

@@ -100,8 +100,9 @@ export async function inpaint(backend, { image, mask, settings, extension = null
  * @param {Constants} constants
  */
 function previewOf(planes, picture, window, paste, constants) {
-  const { left, top, width, height } = visible(window, picture);
-  const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
+  const area = visible(window, picture);
+  const { left, top, width, height } = area;
+  const part = { width, height, data: region(picture.data, picture.width, area, 4) };
   const moved = (/** @type {{left: number, top: number}} */ place) => ({ left: place.left - left, top: place.top - top });
   uncrop(toBytes(planes), part, { ...window, ...moved(window) }, { ...paste, ...moved(paste) }, constants);
   return { left, top, ...part };

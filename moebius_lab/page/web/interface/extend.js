@@ -3,7 +3,7 @@
 import { reason } from '../engine/errors.js';
 import { deflated, inflated } from './autosave.js';
 import { extend, extensionTo } from '../engine/extending.js';
-import { svg } from './editor.js';
+import { ARROWS, svg } from './editor.js';
 import { HOLE, Mask } from './mask.js';
 import { add, addButton, addNumber, addSelect, element, notice, say } from './page.js';
 import { cut } from './regions.js';
@@ -76,7 +76,7 @@ export function build(desk, panel) {
         bringInSight();
       });
     handle.addEventListener('keydown', (event) => {
-      const more = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const more = ARROWS[event.key];
       if (!more && event.key !== 'Home') return;
       event.preventDefault();
       event.stopPropagation();

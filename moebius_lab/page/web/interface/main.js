@@ -154,7 +154,7 @@ function report(error, action) {
 async function importMask(file, name = 'The mask') {
   const target = work;
   if (!target || refused()) return;
-  const again = { label: 'Choose another', run: () => field('mask-file').click() };
+  const again = { label: 'Choose another', run: chooseMask };
   try {
     const grey = await readMask(file, await largest());
     const { width, height } = target.picture;
@@ -185,7 +185,7 @@ function takeMask(grey) {
   const { mask } = /** @type {Work} */ (work);
   if (!grey.data.some((value) => value >= mask.level)) {
     notice('file', 'That mask has no white: white marks what should be filled. Nothing was changed.', {
-      actions: [{ label: 'Choose another', run: () => field('mask-file').click() }],
+      actions: [{ label: 'Choose another', run: chooseMask }],
     });
     return;
   }
@@ -888,9 +888,8 @@ for (const [id, load] of Object.entries(panels)) {
 }
 
 function showTool() {
-  const brush = editor.tool === 'brush' || editor.tool === 'eraser';
-  const shape = !brush && editor.tool !== 'hand';
-  element('size-row', HTMLElement).hidden = !brush;
+  const shape = !editor.brushes && editor.tool !== 'hand';
+  element('size-row', HTMLElement).hidden = !editor.brushes;
   element('shape-row', HTMLElement).hidden = !shape;
   const hints = {
     hand: 'Drag the picture; wheel to zoom.',
@@ -912,12 +911,8 @@ function chooseTool(tool) {
 }
 
 /** The slider is logarithmic: 0..100 are 1 px and half the picture. */
-function largestBrush() {
-  return work ? Math.max(work.picture.width, work.picture.height) / 2 : 500;
-}
-
 function showSize() {
-  field('size').value = String((100 * Math.log(editor.size)) / Math.log(largestBrush()));
+  field('size').value = String((100 * Math.log(editor.size)) / Math.log(editor.largestSize));
   const text = `${Math.round(editor.size)} px`;
   write('size-text', text);
   field('size').ariaValueText = text;
@@ -926,13 +921,14 @@ function showSize() {
 // -- wiring ------------------------------------------------------------------------------------------------------------
 
 const choosePicture = () => field('picture-file').click();
+const chooseMask = () => field('mask-file').click();
 
 /** @type {Record<string, () => void>} */
 const clicks = {
   open: choosePicture,
   'start-open': choosePicture,
   save: () => void save(),
-  'import-mask': () => field('mask-file').click(),
+  'import-mask': chooseMask,
   'export-mask': () => void exportMask(),
   undo: () => travel('undo'),
   redo: () => travel('redo'),
@@ -971,7 +967,7 @@ for (const [id, use] of /** @type {const} */ ([
     input.value = '';
   });
 }
-field('size').addEventListener('input', () => editor.resizeBrush(largestBrush() ** (field('size').valueAsNumber / 100)));
+field('size').addEventListener('input', () => editor.resizeBrush(editor.largestSize ** (field('size').valueAsNumber / 100)));
 field('split').addEventListener('input', () => {
   editor.split = field('split').valueAsNumber;
   showSplit();

@@ -50,7 +50,7 @@ export class ModelPanel extends EventTarget {
       const engine = await Engine.open(new URL(`manifest.json?version=${VERSION}`, document.baseURI));
       if (engine.manifest.version !== VERSION) throw outdated();
       this.engine = engine;
-      this.engine.addEventListener('lost', (event) => this.#lost(/** @type {CustomEvent} */ (event).detail));
+      this.engine.addEventListener('lost', (event) => this.failed(/** @type {CustomEvent} */ (event).detail));
       this.detected = await this.engine.detect();
     } catch (error) {
       const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, RELOAD];
@@ -308,16 +308,10 @@ export class ModelPanel extends EventTarget {
     this.#note('works');
   }
 
-  /** Show why a run failed. @param {unknown} error @param {() => void} again */
+  /** Show why a run failed, or what was loaded is gone. @param {unknown} error @param {() => void} [again] */
   failed(error, again) {
     this.#show();
     this.#fail(error, again);
-  }
-
-  /** @param {unknown} error */
-  #lost(error) {
-    this.#show();
-    this.#fail(error);
   }
 
   #show() {

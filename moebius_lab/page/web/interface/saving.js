@@ -2,7 +2,17 @@
 
 import { madeChunk } from './metadata.js';
 import { add, addNumber, addSelect } from './page.js';
-import { EXIF, blocksOf, canvasOf, chunk, pictureToPng, readPicture, text } from './picture_files.js';
+import {
+  EXIF,
+  blocksOf,
+  canvasOf,
+  chunk,
+  formatOf,
+  orientationEntries,
+  pictureToPng,
+  readPicture,
+  text,
+} from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
 /** @import { Picture } from './picture_files.js' */
@@ -99,12 +109,7 @@ async function inItsProfile(picture, source, { left, top }) {
 
 /** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Uint8Array<ArrayBuffer> | null}} about */
 async function encodeAs(picture, { source, made, profile }) {
-  const original = text(new Uint8Array(await source.slice(0, 12).arrayBuffer()), 0, 12);
-  const own = original.startsWith('\xff\xd8')
-    ? 'jpeg'
-    : original.startsWith('RIFF') && original.endsWith('WEBP')
-      ? 'webp'
-      : 'png';
+  const own = formatOf(new Uint8Array(await source.slice(0, 12).arrayBuffer())) || 'png';
   const name = chosen.format === 'original' ? own : chosen.format;
   const { ending, type } = FORMATS[name];
   if (name === 'jpeg' && picture.translucent) throw new Error('a JPEG keeps no transparency; choose PNG or WebP under Saving');
@@ -135,20 +140,15 @@ export async function exifOf(file) {
 
 /** An EXIF block that says that the picture is upright, which it is; null for one that cannot be read. @param {Uint8Array<ArrayBuffer>} block */
 export function upright(block) {
-  const order = text(block, 0, 4);
-  if (block.length < 14 || (order !== 'II*\0' && order !== 'MM\0*')) return null;
-  const little = order[0] === 'I';
   const copy = block.slice();
-  const view = new DataView(copy.buffer);
-  const directory = view.getUint32(4, little);
-  if (directory + 2 > copy.length) return null;
-  const end = Math.min(directory + 2 + 12 * view.getUint16(directory, little), copy.length - 12 + 1);
-  for (let at = directory + 2; at < end; at += 12) {
-    if (view.getUint16(at, little) !== 0x0112) continue;
-    view.setUint16(at + 2, 3, little);
-    view.setUint32(at + 4, 1, little);
-    view.setUint16(at + 8, 1, little);
-    view.setUint16(at + 10, 0, little);
+  const found = orientationEntries(copy);
+  if (!found) return null;
+  const { little, entries } = found;
+  for (const entry of entries) {
+    entry.setUint16(2, 3, little);
+    entry.setUint32(4, 1, little);
+    entry.setUint16(8, 1, little);
+    entry.setUint16(10, 0, little);
   }
   return copy;
 }

@@ -1,7 +1,6 @@
 // Selecting with a click: the panel, its tools on the canvas, and the worker that computes.
 
 import { reason } from '../engine/errors.js';
-import { TILE } from './mask.js';
 import { add, addButton, addNumber, notice, say } from './page.js';
 
 /** @import { Desk } from './main.js' */
@@ -150,20 +149,11 @@ export function build(desk, panel) {
   }
 
   /** @param {string} label @param {Answer} reply */
-  function take(label, { mask: values, old, tiles = [], rect, holes = 0 }) {
+  function take(label, { mask: values, tiles = new Map(), holes = 0 }) {
     const { work } = desk;
-    if (!work || !values || !old || !rect) return;
-    const { width, height, tilesAcross } = work.mask;
-    /** @type {Map<number, Uint8Array>} */
-    const before = new Map();
-    let from = 0;
-    for (const index of tiles) {
-      const across = Math.min(TILE, width - (index % tilesAcross) * TILE);
-      const down = Math.min(TILE, height - Math.floor(index / tilesAcross) * TILE);
-      before.set(index, old.subarray(from, (from += across * down)));
-    }
-    const patch = work.mask.adopt(values, before, holes);
-    editor.redrawMask(rect);
+    if (!work || !values) return;
+    const patch = work.mask.adopt(values, tiles, holes);
+    editor.redrawMask('all');
     if (patch) desk.record(label, patch);
   }
 
