@@ -12,8 +12,7 @@ const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: fals
 const STUCK = 10_000; // ms after which the worker is not waited for that makes a thread
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
-/** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
+/** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Picture, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
 export class Engine extends EventTarget {

@@ -1,9 +1,6 @@
 // The one kind of error that the page shows: a code for the program, a plain sentence for the person.
 
-/**
- * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
- *   'out-of-memory'|'shader'|'uncapturable'|'unplayable'|'cancelled'|'bad-input'|'worker'|'stuck'|'unreadable'} ErrorCode
- */
+/** @import { ErrorCode } from './types.js' */
 
 export class EngineError extends Error {
   /**

@@ -5,8 +5,7 @@
 import { boxSum } from './boxes.js';
 import { feather, mirror, planWindows, region, visible } from './imaging.js';
 
-/** @import { Constants, Extension, Piece, Window } from './types.js' */
-/** @import { Picture } from './imaging.js' */
+/** @import { Constants, Coverage, Extension, Paste, Picture, Piece, Window } from './types.js' */
 
 /**
  * The canvas of an extended picture: the old pixels where the extension says, the new area mirrors them and is opaque.
@@ -49,7 +48,7 @@ export function extensionTo(across, down, width, height) {
  * The windows that fill an extended picture, in order: those of holes in the old picture, then those of the new area.
  *
  * @param {Uint8Array} hole 0 or 1 @param {number} width px, of the canvas @param {number} height @param {Extension} extension
- * @param {import('./imaging.js').Coverage} coverage for holes in the old picture @param {Constants} constants
+ * @param {Coverage} coverage for holes in the old picture @param {Constants} constants
  * @returns {Window[]}
  */
 export function planFilling(hole, width, height, extension, coverage, constants) {
@@ -153,7 +152,7 @@ export function hideBeyond({ hole }, { left, top, side, newCanvas = [] }, { widt
  * Where and how much of a window of new canvas is pasted: it fades into earlier pieces, and the old pixels stay.
  *
  * @param {Window} window @param {{width: number, height: number}} picture @param {Constants} constants
- * @returns {import('./types.js').Paste}
+ * @returns {Paste}
  */
 export function joining(window, picture, constants) {
   const area = visible(window, picture);

@@ -5,9 +5,7 @@
 
 import { EngineError } from './errors.js';
 
-/** @import { Area, Blend, Box, Constants, Filter, Paste, Taps, Window } from './types.js' */
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
-/** @typedef {import('./types.js').Settings['coverage']} Coverage see COVERAGES in config.py */
+/** @import { Area, Blend, Box, Constants, Coverage, Filter, Paste, Picture, Taps, Window } from './types.js' */
 
 const round = Math.fround;
 
@@ -656,7 +654,7 @@ export function feather(hole, width, height, { feather_width: reach }) {
  * @param {number} reach px
  * @returns {Uint8Array}
  */
-export function nearness(ones, width, height, reach) {
+function nearness(ones, width, height, reach) {
   const far = reach * reach;
   const along = new Uint8Array(ones.length).fill(far); // along the row alone
   const spread = (/** @type {number} */ start, /** @type {number} */ stride, /** @type {number} */ count) => {

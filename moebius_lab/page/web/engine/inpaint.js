@@ -20,8 +20,7 @@ import { firstState, stepFeeds } from './sampler.js';
 import { checkSettings, guidances } from './settings.js';
 import { OneAhead, nextTask } from './turns.js';
 
-/** @import { Backend, Constants, Known, Pace, Settings, Step, StepProgress } from './types.js' */
-/** @import { Picture } from './engine.js' */
+/** @import { Backend, Constants, Known, Pace, Picture, Settings, Step, StepProgress } from './types.js' */
 
 const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews, and one is asked for ahead
 const BRIEF = 2000; // ms; a window that is finished sooner needs no preview

@@ -3,9 +3,8 @@
 import { HOLE, KEEP, SmoothPath, union } from './mask.js';
 import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
-/** @import { Mask, Rect } from './mask.js' */
-/** @import { Picture } from './picture_files.js' */
-/** @import { Layer, Picked, Tool } from './types.js' */
+/** @import { Mask } from './mask.js' */
+/** @import { Layer, Picked, Picture, Rect, Tool } from './types.js' */
 
 /** @type {Partial<Record<Tool, string>>} */
 const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };

@@ -26,8 +26,7 @@ import { cut, difference, put } from './regions.js';
 import { inTurns } from '../engine/turns.js';
 
 /** @import { Pace, Settings, StepProgress } from '../engine/types.js' */
-/** @import { Grey, Picture } from './picture_files.js' */
-/** @import { Result, Tool, Work } from './types.js' */
+/** @import { Action, Grey, Made, MaskPatch, Picture, Rect, Result, Tool, Work } from './types.js' */
 
 /** What was measured, by what the model ran on. @type {Map<string, Pace>} */
 const paces = new Map();
@@ -74,7 +73,7 @@ function holeLevel() {
  * Open a picture, with its mask where there is one. Of several that are asked for, the last is opened.
  *
  * @param {Blob | Promise<Blob>} from @param {string} name
- * @param {{mask?: Promise<Blob>, credit?: string, again?: import('./types.js').Action}} [more]
+ * @param {{mask?: Promise<Blob>, credit?: string, again?: Action}} [more]
  */
 async function open(from, name, { mask, credit = '', again = { label: 'Choose another', run: choosePicture } } = {}) {
   const turn = ++opening;
@@ -143,7 +142,7 @@ function show(next) {
   update();
 }
 
-/** Say what went wrong with a file. @param {unknown} error @param {import('./types.js').Action} action */
+/** Say what went wrong with a file. @param {unknown} error @param {Action} action */
 function report(error, action) {
   const text = error instanceof FileError ? error.message : `That did not work: ${reason(error)}`;
   notice('file', text, { actions: [action] });
@@ -262,7 +261,7 @@ function changeAll(steps, done) {
   });
 }
 
-/** Change the mask by drawing, as one step of the history. @param {string} label @param {(mask: Mask) => import('./mask.js').Rect} draw */
+/** Change the mask by drawing, as one step of the history. @param {string} label @param {(mask: Mask) => Rect} draw */
 function change(label, draw) {
   if (!work || busy()) return;
   const { mask } = work;
@@ -273,7 +272,7 @@ function change(label, draw) {
   });
 }
 
-/** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, import('./mask.js').MaskPatch | null>} make */
+/** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, MaskPatch | null>} make */
 function changeWhole(label, make) {
   if (work && !busy()) rewrite(label, make);
 }
@@ -286,7 +285,7 @@ function rewrite(label, make) {
   changeAll(make(current.mask), (patch) => patch && record(label, patch, current));
 }
 
-/** @param {string} label @param {import('./mask.js').MaskPatch} patch @param {Work} [painting] whose mask was changed */
+/** @param {string} label @param {MaskPatch} patch @param {Work} [painting] whose mask was changed */
 function record(label, patch, painting = /** @type {Work} */ (work)) {
   const { mask, history } = painting;
   history.push({
@@ -540,7 +539,7 @@ async function measure() {
   }
 }
 
-/** What a result is saved with. @param {Settings} settings @returns {import('./types.js').Made} */
+/** What a result is saved with. @param {Settings} settings @returns {Made} */
 function madeNow(settings) {
   const { network = '', weights = '' } = model.engine?.manifest ?? {};
   const { provider = '', precision = '', distilled } = model.choice ?? {};
@@ -671,7 +670,7 @@ function keep({ again = false } = {}) {
   else changeAll(current.mask.fill(KEEP), (patch) => take(current, result, patch));
 }
 
-/** @param {Work} current @param {Result} result that becomes its picture @param {import('./mask.js').MaskPatch | null} patch which cleared the mask */
+/** @param {Work} current @param {Result} result that becomes its picture @param {MaskPatch | null} patch which cleared the mask */
 function take(current, result, patch) {
   const { mask, picture } = current;
   let other = result.region;

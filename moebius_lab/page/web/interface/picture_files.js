@@ -5,11 +5,7 @@
 
 import { nextTask } from '../engine/turns.js';
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray, translucent?: boolean}} Picture RGBA, row by row, not premultiplied */
-/** @typedef {Picture & {exact: boolean}} FilePicture exact: with the file's very colours, also where they are translucent */
-/** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
-
-/** @import { Contents } from './types.js' */
+/** @import { Contents, FilePicture, Grey, Picture, Reader } from './types.js' */
 
 /** A file that cannot be used; the message says why and what to do. */
 export class FileError extends Error {}
@@ -334,8 +330,6 @@ function hasTransparency(data) {
   for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return true;
   return false;
 }
-
-/** @typedef {(bitmap: ImageBitmap, data: Uint8ClampedArray<ArrayBuffer>) => Promise<void>} Reader puts a bitmap's RGBA into an array */
 
 /**
  * A 2D canvas rounds the colours of translucent pixels and forgets those of invisible ones; WebGL hands them over as they are, and in

@@ -3,8 +3,8 @@
 import { region } from '../engine/imaging.js';
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Picture } from './picture_files.js' */
-/** @import { Region } from './types.js' */
+/** @import { Area } from '../engine/types.js' */
+/** @import { Picture, Region } from './types.js' */
 
 const AT_ONCE = 2e6; // px that are compared in one task
 
@@ -36,7 +36,7 @@ export async function difference(picture, filled) {
   return { ...part, data: cut(filled, part) };
 }
 
-/** @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} region */
+/** @param {Picture} picture @param {Area} area of it */
 export function cut(picture, area) {
   return region(picture.data, picture.width, area, 4);
 }

@@ -15,8 +15,7 @@ import {
 } from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Picture } from './picture_files.js' */
-/** @import { Coloured, Made, Place } from './types.js' */
+/** @import { Coloured, Made, Picture, Place } from './types.js' */
 
 const FORMATS = /** @type {const} */ ({
   png: { ending: '.png', type: 'image/png', label: 'PNG' },
@@ -130,7 +129,7 @@ async function encodeAs(picture, { source, made, profile }) {
 }
 
 /** The EXIF block of a JPEG, PNG or WebP, without its header; empty where there is none. @param {Blob} file */
-export async function exifOf(file) {
+async function exifOf(file) {
   for (const { kind, body } of blocksOf(new Uint8Array(await file.arrayBuffer()))) {
     const headed = text(body, 0, 6) === EXIF;
     if (kind === 'eXIf' || kind === 'EXIF' || (kind === 'e1' && headed)) return headed ? body.subarray(6) : body;

@@ -4,33 +4,15 @@ import { reason } from '../engine/errors.js';
 import { Mask } from './mask.js';
 import { feather, fillHoles, grow, keepLargest, shrink, wand, wire } from './selection.js';
 
-/**
- * What the page asks for.
- *
- * @typedef {object} Request
- * @property {number} id
- * @property {'picture'|'wand'|'wire'|'object'|'refine'} what
- * @property {{width: number, height: number, data: Uint8ClampedArray}} [picture] to be kept
- * @property {[number, number][]} [points] whole px: of the wand one, of a wire its two ends
- * @property {number} [tolerance] @property {boolean} [contiguous] @property {number} [room] of the wire
- * @property {string} [how] key of `REFINE` @property {number} [px] @property {Uint8Array} [selection] made elsewhere
- * @property {Uint8Array} [mask] as it is now @property {number} [level] the lowest value that is hole
- * @property {boolean} [takesAway]
- */
+/** @import { Picture, SelectionAnswer, SelectionRequest } from './types.js' */
 
-/**
- * The whole new mask, and what undoes it: the tiles of the old one that differ, for `Mask.adopt`.
- *
- * @typedef {{id: number, mask?: Uint8Array, tiles?: Map<number, import('./mask.js').Tile>, holes?: number, way?: [number, number][], error?: string}} Answer
- */
-
-/** @type {{width: number, height: number, data: Uint8ClampedArray} | null} */
+/** @type {Picture | null} */
 let kept = null;
 
 /** @type {Record<string, (selection: Uint8Array, width: number, height: number, px: number) => Uint8Array>} */
 const REFINE = { grow, shrink, feather, 'fill-holes': fillHoles, largest: keepLargest };
 
-/** @param {Request} request @returns {Omit<Answer, 'id'>} */
+/** @param {SelectionRequest} request @returns {Omit<SelectionAnswer, 'id'>} */
 function answer(request) {
   if (request.what === 'picture') {
     kept = request.picture ?? null;
@@ -75,7 +57,7 @@ function changed(before, after, width, height, level) {
 }
 
 addEventListener('message', ({ data: request }) => {
-  /** @type {Answer} */
+  /** @type {SelectionAnswer} */
   let reply;
   try {
     reply = { id: request.id, ...answer(request) };
