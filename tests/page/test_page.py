@@ -997,6 +997,57 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 # -- access ------------------------------------------------------------------------------------------------------------
 
 
+def test_the_focus_passes_on_when_what_has_it_hides_or_is_disabled(visit):
+    """To the nearest control that can be used, and only from the one that went."""
+    page = visit()
+
+    def press(control: str, then: str) -> None:
+        page.locator(control).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(then)).to_be_focused()
+
+    with page.expect_file_chooser() as chooser:
+        page.locator("#start-open").focus()
+        page.keyboard.press("Enter")
+    chooser.value.set_files([upload(photograph())])
+    expect(page.locator("#mask")).to_be_focused()
+    press("#run", "#run")
+    press(".notice button", "#mask")  # Close, and the notice goes
+    drag(page, (60, 60), (90, 60))
+    press("#undo", "#redo")
+    press("#redo", "#undo")
+
+    slow = "**/weights/step*.bin"
+    page.context.route(slow, lambda route: None)
+    press("#load", "#load-cancel")
+    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"))
+    press("#load-cancel", "#load")
+    page.context.unroute(slow)
+    press("#load", "#load-cancel")
+    expect(page.locator("#load")).to_have_text("Loaded", timeout=120_000)
+    expect(page.locator("#choice")).to_be_focused()
+
+    more_settings(page)
+    page.fill("#steps", "200")
+    press("#run", "#cancel")
+    press("#cancel", "#run")
+    page.fill("#steps", "2")
+    press("#run", "#cancel")
+    page.locator("#seed").focus()
+    expect(page.locator("#keep")).to_be_enabled(timeout=240_000)
+    expect(page.locator("#seed")).to_be_focused()
+    press("#edit", "[name=result]")
+    page.keyboard.press("Space")
+    press("#keep", "#run")
+
+    page.locator("#storage summary").click()
+    expect(page.locator("#clear-all")).to_be_enabled()
+    press("#clear-all", "#storage summary")
+    page.locator("#extend summary").click()
+    page.fill("#extend-left", "32")
+    press("#extend-apply", "#extend-reset")
+
+
 def test_everything_works_from_the_keyboard(visit):
     page = visit()
     page.on("filechooser", lambda chooser: None)  # Playwright begins to catch choosers without waiting until it does:

@@ -549,14 +549,12 @@ function madeNow(settings) {
 
 /** @param {Result | null} result */
 function finish(result) {
-  const hadFocus = document.activeElement === button('cancel');
   running = null;
   editor.locked = false;
   runBar.value = 0;
   look(result);
   update();
   if (result) button('keep').scrollIntoView({ block: 'nearest' });
-  if (hadFocus) button('run').focus();
 }
 
 /** @param {StepProgress} progress @param {Settings} settings @param {number} variant @param {number} variants */
@@ -1122,6 +1120,7 @@ element('incomplete', HTMLElement).remove();
 rememberLetters();
 showTool();
 showSize();
+void import('./focus.js').then(({ watchFocus }) => watchFocus()); // nothing has to be watched before a person does something
 void bringBack();
 await model.opened;
 document.body.classList.remove('looking');
