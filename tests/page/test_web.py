@@ -40,10 +40,10 @@ from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER
 from moebius_lab.page.modules import KERNELS, RECORDED, WEB
-from moebius_lab.page.recording import SCRIPT
 from moebius_lab.page.reference import described_inputs, made
 
 HERE = Path(__file__).parents[1]
+PACKAGE = Path(bundle.__file__).parents[1]
 SIZE = 64  # of the windows in these fixtures: Python's window logic takes any
 
 
@@ -370,11 +370,10 @@ def test_javascript_computes_what_python_does(fixtures):
 
 
 def test_types(tmp_path):
+    """Of every JavaScript file of the package."""
     modules = bundle.npm_packages(development=True)
     (tmp_path / "node_modules").symlink_to(modules)
-    (tmp_path / "web").symlink_to(bundle.WEB)
-    for script in (DRIVER, SCRIPT):  # which use the page's modules from outside
-        (tmp_path / script.name).symlink_to(script)
+    (tmp_path / PACKAGE.name).symlink_to(PACKAGE)
     common = {
         "strict": True,
         "checkJs": True,
@@ -384,10 +383,11 @@ def test_types(tmp_path):
         "preserveSymlinks": True,
     }
     common |= {"moduleResolution": "bundler", "skipLibCheck": True, "types": [], "noUnusedLocals": True}
-    page = [f"web/{name}" for name in bundle.page_files() if name.endswith(".js") and name != "service_worker.js"]
+    files = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.js")}
+    workers = {path for path in files if path.endswith("/service_worker.js")}
     programs = {
-        "page": ([*page, DRIVER.name, SCRIPT.name], ["es2024", "dom", "dom.iterable"]),
-        "worker": (["web/service_worker.js"], ["es2024", "webworker"]),
+        "page": (sorted(files - workers), ["es2024", "dom", "dom.iterable"]),
+        "worker": (sorted(workers), ["es2024", "webworker"]),
     }
     for name, (files, libraries) in programs.items():
         settings = {"compilerOptions": common | {"lib": libraries}, "files": files}
@@ -399,7 +399,7 @@ def test_types(tmp_path):
 def test_javascript_stands_in_files_that_are_checked():
     """What stands in a Python string is an expression of one line."""
     found = {}
-    for path in Path(bundle.__file__).parents[1].rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         parts = [
             node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)
         ]
