@@ -476,6 +476,25 @@ def test_what_failed_is_what_ran_and_not_what_is_chosen_by_then(visit):
     assert ["wasm", "failed"] in seen and ["webgpu", "failed"] not in seen and len(seen) > 1
 
 
+def test_what_failed_is_known_at_the_next_visit_though_no_device_was_to_be_had_after_it(visit):
+    page = visit(init=ADAPTER % 2**27)
+    model = "(await import(document.querySelector('script[type=module]').src)).model"
+    verdicts = (
+        f"async () => {model}.detected.choices.filter(({{ provider }}) => provider === 'webgpu').map(({{ seen }}) => seen)"
+    )
+    assert set(page.evaluate(verdicts)) == {""}
+    page.evaluate(f"""async () => {{
+      const {{ engine, detected }} = {model};
+      const failed = detected.choices.filter(({{ provider }}) => provider === 'webgpu');
+      navigator.gpu.requestAdapter = async () => null;
+      await engine.detect();
+      for (const choice of failed) engine.seen.note(choice, 'failed');
+    }}""")
+    page.reload()
+    expect(page.locator("#choice")).to_be_enabled()
+    assert set(page.evaluate(verdicts)) == {"failed"}
+
+
 def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
     page = visit(init="Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined });")
     expect(page.locator("#choice-note")).to_contain_text("This browser has no WebGPU.")

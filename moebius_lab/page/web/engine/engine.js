@@ -66,8 +66,9 @@ export class Engine extends EventTarget {
     /** @type {Detected['withheld']} */
     const withheld = [];
     const held = await this.cache.held();
-    const here = [navigator.userAgent, JSON.stringify(webgpu.adapter), this.manifest.version].join(' ');
-    if (this.seen.key !== here) this.seen = new Seen(here);
+    const place = `${navigator.userAgent} ${this.manifest.version}`;
+    const device = webgpu.adapter ? JSON.stringify(webgpu.adapter) : '';
+    if (this.seen.place !== place || (device && this.seen.device !== device)) this.seen = new Seen(place, device);
     for (const provider of /** @type {const} */ (['webgpu', 'wasm'])) {
       if (provider === 'webgpu' && !webgpu.available) continue;
       for (const [precision, form] of Object.entries(this.manifest.precisions)) {
@@ -138,7 +139,7 @@ export class Engine extends EventTarget {
       if (again && mayPass(error)) return this.load(choice, options, false);
       const instead = INSTEAD[error.code];
       if (!instead) throw error;
-      if (played && this.seen.key) this.seen.note({ provider: 'recording', precision }, 'failed');
+      if (played && this.seen.place) this.seen.note({ provider: 'recording', precision }, 'failed');
       // in a new worker, for a capture that failed may have left the runtime half-way
       const loaded = await this.load({ ...choice, ...instead }, options, again);
       loaded.evidence += `. ${error.message}`;
