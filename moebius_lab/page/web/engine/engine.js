@@ -12,7 +12,7 @@ const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: fals
 const STUCK = 10_000; // ms after which the worker is not waited for that makes a thread
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
-/** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Picture, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
+/** @import { CallOptions, Choice, Detected, Job, Loaded, LoadProgress, Manifest, Result, StepProgress, ToLoad, Values } from './types.js' */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
 export class Engine extends EventTarget {
@@ -151,7 +151,7 @@ export class Engine extends EventTarget {
   /**
    * Fill the hole of a picture of any size; `mask` is a byte a pixel, 128 and more is the hole.
    *
-   * @param {{image: Picture, mask: Uint8Array, settings: Settings, extension?: import('./types.js').Extension | null}} job
+   * @param {Job} job
    * @param {{onProgress?: (progress: StepProgress) => void, signal?: AbortSignal}} [options]
    * @returns {Promise<Result>}
    */

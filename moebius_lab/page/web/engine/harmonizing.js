@@ -5,7 +5,7 @@
 import { boxSum } from './boxes.js';
 import { labelHoles, region } from './imaging.js';
 
-/** @import { Constants } from './types.js' */
+/** @import { Constants, Seen } from './types.js' */
 
 const MOST = 510; // largest difference of colours
 const FLAT = 8; // added to both energies, so that nothing is made of rounding
@@ -17,7 +17,7 @@ const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
  * What the model made of a window, each hole with no colours that are not around it and with as much fine detail.
  *
  * @param {Uint8Array} made (size, size, 3), left as it is
- * @param {{rgb: Uint8Array, hole: Uint8Array}} seen what the model saw, and 1 in the hole
+ * @param {Seen} seen
  * @param {Constants} constants
  * @returns {Uint8Array} as `made`
  */

@@ -5,7 +5,7 @@
 
 import { EngineError } from './errors.js';
 
-/** @import { Area, Blend, Box, Constants, Coverage, Filter, Paste, Picture, Taps, Window } from './types.js' */
+/** @import { Area, Blend, Box, Constants, Coverage, Filter, Paste, Picture, Seen, Taps, Window } from './types.js' */
 
 const round = Math.fround;
 
@@ -314,7 +314,7 @@ export function mirror(/** @type {number} */ start, /** @type {number} */ side, 
  * @param {Uint8Array} hole 0 or 1 a pixel of the picture: everything that is not to be seen
  * @param {Window} window
  * @param {number} size px, side of the model's input
- * @returns {{rgb: Uint8Array, hole: Uint8Array}} of size x size pixels
+ * @returns {Seen} of size x size pixels
  */
 export function crop(image, hole, window, size) {
   const { side } = window;
@@ -356,7 +356,7 @@ function readLine(image, hole, start, step, at, rgb, seen) {
  * @param {Int32Array} rows
  * @param {Int32Array} cols
  * @param {number} size px
- * @returns {{rgb: Uint8Array, hole: Uint8Array}} of size x size pixels
+ * @returns {Seen} of size x size pixels
  */
 function shrink(image, hole, rows, cols, size) {
   const side = cols.length;

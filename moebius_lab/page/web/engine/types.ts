@@ -362,6 +362,12 @@ export type Result = { image: Picture; timings: Pace & { step: number; total: nu
 
 export type CallOptions = { onProgress?: (progress: any) => void; signal?: AbortSignal };
 
+/** A picture whose hole is filled; `extension`: how it was extended, where it was */
+export type Job = { image: Picture; mask: Uint8Array; settings: Settings; extension?: Extension | null };
+
+/** What the model sees of a picture through a window: (size, size, 3), and 1 in the hole */
+export type Seen = { rgb: Uint8Array; hole: Uint8Array };
+
 /** Right and bottom exclusive */
 export type Box = { left: number; top: number; right: number; bottom: number; label: number };
 

@@ -3,8 +3,9 @@
 import { HOLE, KEEP, SmoothPath, union } from './mask.js';
 import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
+/** @import { Area } from '../engine/types.js' */
 /** @import { Mask } from './mask.js' */
-/** @import { Layer, Picked, Picture, Rect, Tool } from './types.js' */
+/** @import { Layer, Picked, Picture, Point, Rect, Tool } from './types.js' */
 
 /** @type {Partial<Record<Tool, string>>} */
 const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };
@@ -53,7 +54,7 @@ export class Editor extends EventTarget {
   #imageDirty = true;
   /** @type {Rect | 'all' | null} px of the picture */
   #maskDirty = 'all';
-  /** @type {Map<number, {x: number, y: number}>} pointers on the canvas, CSS px */
+  /** @type {Map<number, Point>} pointers on the canvas, CSS px */
   #pointers = new Map();
   /** @type {{kind: 'paint'|'pan'|'pinch'|'split'|'pick', id: number, picked?: Picked} | null} */
   #gesture = null;
@@ -62,9 +63,9 @@ export class Editor extends EventTarget {
   #path = null;
   /** @type {[number, number][]} corners of the rectangle or lasso being drawn, px of the picture */
   #points = [];
-  /** @type {{x: number, y: number} | null} the keyboard's cursor, px of the picture */
+  /** @type {Point | null} the keyboard's cursor, px of the picture */
   #cursor = null;
-  /** @type {{x: number, y: number} | null} where the mouse is, CSS px */
+  /** @type {Point | null} where the mouse is, CSS px */
   #hover = null;
   #panHeld = false;
 
@@ -118,12 +119,12 @@ export class Editor extends EventTarget {
     this.fit();
   }
 
-  /** Draw a part of the picture where it is in the picture. @param {CanvasRenderingContext2D} c @param {{left: number, top: number, width: number, height: number}} part px */
+  /** Draw a part of the picture where it is in the picture. @param {CanvasRenderingContext2D} c @param {Area} part px */
   drawPart(c, { left, top, width, height }) {
     if (this.#source) c.drawImage(this.#source, left, top, width, height, left, top, width, height);
   }
 
-  /** The picture's values have changed. @param {{left: number, top: number, width: number, height: number}} part of it, px */
+  /** The picture's values have changed. @param {Area} part of it, px */
   redrawPicture({ left, top, width, height }) {
     const { picture } = this;
     if (!picture || !this.#source) return;
@@ -371,13 +372,13 @@ export class Editor extends EventTarget {
 
   // -- pointers --------------------------------------------------------------------------------------------------------
 
-  /** @param {PointerEvent} event @returns {{x: number, y: number}} CSS px of the stage */
+  /** @param {PointerEvent} event @returns {Point} CSS px of the stage */
   #local(event) {
     const box = this.maskCanvas.getBoundingClientRect();
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
-  /** @param {{x: number, y: number}} point CSS px @returns {[number, number]} px of the picture */
+  /** @param {Point} point CSS px @returns {[number, number]} px of the picture */
   #toPicture(point) {
     return toPicture(this.view, point);
   }
@@ -457,7 +458,7 @@ export class Editor extends EventTarget {
     this.#marks();
   }
 
-  /** @param {number} id @param {{x: number, y: number}} point */
+  /** @param {number} id @param {Point} point */
   #pinch(id, point) {
     const [a, b] = [...this.#pointers.keys()];
     const before = [this.#pointers.get(a), this.#pointers.get(b)];
@@ -467,14 +468,14 @@ export class Editor extends EventTarget {
     this.#moved();
   }
 
-  /** @param {{x: number, y: number} | null} point */
+  /** @param {Point | null} point */
   #setHover(point) {
     this.#hover = point;
     if (point && this.#cursor && !this.mask?.editing && !this.#points.length) this.#cursor = null;
     this.#marks();
   }
 
-  /** @param {{x: number, y: number}} point */
+  /** @param {Point} point */
   #moveSplit(point) {
     if (this.picture) this.split = this.#toPicture(point)[0] / this.picture.width;
     this.#emit('split');
@@ -627,14 +628,14 @@ export class Editor extends EventTarget {
     this.#marks();
   }
 
-  /** @returns {{x: number, y: number}} the middle of what is in sight, px of the picture */
+  /** @returns {Point} the middle of what is in sight, px of the picture */
   #middle() {
     const { width, height } = /** @type {Picture} */ (this.picture);
     const [x, y] = this.#toPicture({ x: this.#width / 2, y: this.#height / 2 });
     return { x: Math.round(Math.min(Math.max(x, 0), width)), y: Math.round(Math.min(Math.max(y, 0), height)) };
   }
 
-  /** @param {{x: number, y: number} | null} cursor */
+  /** @param {Point | null} cursor */
   #setCursor(cursor) {
     if (!cursor && this.#cursor && (this.mask?.editing || this.#points.length)) this.stop();
     this.#cursor = cursor;

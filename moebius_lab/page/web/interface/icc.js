@@ -4,7 +4,7 @@
 
 import { blocksOf, chunk, text } from './picture_files.js';
 
-/** @typedef {Uint8Array<ArrayBuffer>} Bytes */
+/** @import { Bytes } from './types.js' */
 
 const JPEG_HEAD = 'ICC_PROFILE\0';
 const JPEG_PART = 65_519; // bytes of a profile that a segment takes

@@ -26,7 +26,7 @@ import { cut, difference, put } from './regions.js';
 import { inTurns } from '../engine/turns.js';
 
 /** @import { Pace, Settings, StepProgress } from '../engine/types.js' */
-/** @import { Action, Grey, Made, MaskPatch, Picture, Rect, Result, Tool, Work } from './types.js' */
+/** @import { Action, Grey, Made, MaskPatch, Picture, Rect, Result, Saving, Tool, Work } from './types.js' */
 
 /** What was measured, by what the model ran on. @type {Map<string, Pace>} */
 const paces = new Map();
@@ -744,7 +744,7 @@ async function exportMask() {
 
 const autosave = new Autosave();
 
-/** What the page says of what it keeps. @type {Record<import('./autosave.js').State, string>} */
+/** What the page says of what it keeps. @type {Record<Saving, string>} */
 const KEEPING = {
   nothing: '',
   saving: 'Picture and mask are being saved…',

@@ -3,12 +3,12 @@
 import { say } from './page.js';
 import { blocksOf, chunk, text } from './picture_files.js';
 
-/** @import { Made } from './types.js' */
+/** @import { Bytes, Made } from './types.js' */
 
 const HEAD = 'moebius_lab\0\0\0\0\0'; // a keyword; not compressed, no language, keyword not translated
 const LIMIT = 65536; // bytes that may be such a chunk
 
-/** @param {Made} made @returns {Uint8Array<ArrayBuffer>[]} the chunk, for `pictureToPng` */
+/** @param {Made} made @returns {Bytes[]} the chunk, for `pictureToPng` */
 export function madeChunk(made) {
   return chunk('iTXt', new TextEncoder().encode(HEAD + JSON.stringify(made)));
 }

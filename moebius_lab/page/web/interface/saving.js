@@ -15,7 +15,7 @@ import {
 } from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Coloured, Made, Picture, Place } from './types.js' */
+/** @import { Bytes, Coloured, Made, Picture, Place } from './types.js' */
 
 const FORMATS = /** @type {const} */ ({
   png: { ending: '.png', type: 'image/png', label: 'PNG' },
@@ -106,7 +106,7 @@ async function inItsProfile(picture, source, { left, top }) {
   return { profile, pixels: { ...picture, data: to }, colours: 'in its own colour profile' };
 }
 
-/** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Uint8Array<ArrayBuffer> | null}} about */
+/** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Bytes | null}} about */
 async function encodeAs(picture, { source, made, profile }) {
   const own = formatOf(new Uint8Array(await source.slice(0, 12).arrayBuffer())) || 'png';
   const name = chosen.format === 'original' ? own : chosen.format;
@@ -137,7 +137,7 @@ async function exifOf(file) {
   return new Uint8Array(0);
 }
 
-/** An EXIF block that says that the picture is upright, which it is; null for one that cannot be read. @param {Uint8Array<ArrayBuffer>} block */
+/** An EXIF block that says that the picture is upright, which it is; null for one that cannot be read. @param {Bytes} block */
 export function upright(block) {
   const copy = block.slice();
   const found = orientationEntries(copy);
@@ -152,13 +152,11 @@ export function upright(block) {
   return copy;
 }
 
-/** @typedef {Uint8Array<ArrayBuffer> | null} Block */
-
-/** @param {Blob} blob @param {Block} exif @param {Block} profile */
+/** @param {Blob} blob @param {Bytes | null} exif @param {Bytes | null} profile */
 async function intoJpeg(blob, exif, profile) {
   const start = new Uint8Array(await blob.slice(0, 20).arrayBuffer());
   const after = start[3] === 0xe0 ? 4 + ((start[4] << 8) | start[5]) : 2; // behind the JFIF segment, which comes first
-  /** @type {(Uint8Array<ArrayBuffer> | string)[]} */
+  /** @type {(Bytes | string)[]} */
   const more = [];
   if (exif) {
     const head = new Uint8Array(4);
@@ -171,7 +169,7 @@ async function intoJpeg(blob, exif, profile) {
   return new Blob([blob.slice(0, after), ...more, ...jpegSegments(profile), ...rest], { type: blob.type });
 }
 
-/** @param {Blob} blob @param {Block} exif @param {Block} profile @param {Picture} picture */
+/** @param {Blob} blob @param {Bytes | null} exif @param {Bytes | null} profile @param {Picture} picture */
 async function intoWebp(blob, exif, profile, { width, height }) {
   const b = new Uint8Array(await blob.arrayBuffer());
   const extended = text(b, 12, 4) === 'VP8X';
@@ -202,7 +200,7 @@ async function intoWebp(blob, exif, profile, { width, height }) {
   return new Blob([riff, ...parts], { type: blob.type });
 }
 
-/** @param {string} name @param {Block} body @returns {Uint8Array<ArrayBuffer>[]} nothing without a body */
+/** @param {string} name @param {Bytes | null} body @returns {Bytes[]} nothing without a body */
 function riffChunk(name, body) {
   if (!body) return [];
   const head = new Uint8Array(8);

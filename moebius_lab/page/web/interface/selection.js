@@ -101,7 +101,7 @@ function stepCost(costs, a, b, diagonal) {
 /**
  * What a pixel costs: 4 + (255 - e)^2 / 256, with e half the Sobel gradient of the channel that changes most, at most 255.
  *
- * @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} part
+ * @param {Picture} picture @param {import('../engine/types.js').Area} part
  */
 function edgeCosts({ width: stride, data }, { left, top, width, height }) {
   const costs = new Float64Array(width * height);

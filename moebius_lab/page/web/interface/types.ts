@@ -3,6 +3,8 @@
 import type { Extension, Settings } from '../engine/types.js';
 import type { History, Mask } from './mask.js';
 
+export type Bytes = Uint8Array<ArrayBuffer>;
+
 /** RGBA, row by row, not premultiplied */
 export type Picture = { width: number; height: number; data: Uint8ClampedArray; translucent?: boolean };
 
@@ -68,7 +70,7 @@ export interface Segmenter {
 /** What a file's bytes say, apart from its pixels. */
 export interface Contents {
   /** what a browser is to decode: the file without EXIF, animation, and what is broken */
-  parts: Uint8Array<ArrayBuffer>[];
+  parts: Bytes[];
   /** 1..8, as EXIF numbers them */
   orientation: number;
   /** more than 8 bits a channel, as far as that matters */
@@ -133,6 +135,9 @@ export interface Work extends Painting {
   results: Result[];
 }
 
+/** How far saving of what is on the screen has got */
+export type Saving = 'nothing' | 'saving' | 'saved' | 'refused' | 'forgotten';
+
 interface Canvas {
   extension?: Extension | null;
   grown?: Grown | null;
@@ -175,12 +180,14 @@ export type Layer = { left: number; top: number; canvas: OffscreenCanvas };
 /** CSS px a px of the picture, and where its upper left corner is, CSS px */
 export type View = { scale: number; x: number; y: number };
 
+export type Point = { x: number; y: number };
+
 export type Size = { width: number; height: number };
 
 /** RGBA of a part of a picture */
 export type Region = { left: number; top: number; width: number; height: number; data: Uint8ClampedArray };
 
-export type Coloured = { profile: Uint8Array<ArrayBuffer> | null; pixels: Picture | null; colours: string };
+export type Coloured = { profile: Bytes | null; pixels: Picture | null; colours: string };
 
 export type Action = { label: string; run: () => void };
 
