@@ -961,6 +961,34 @@ def test_unusable_files_are_explained_and_lose_nothing(visit):
         assert (mask_of(page) == mask).all()
 
 
+BLANK = """const { getImageData } = OffscreenCanvasRenderingContext2D.prototype;
+OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...box) {
+  const pixels = getImageData.apply(this, box);
+  if (this.canvas.width * this.canvas.height > 2 ** 24) pixels.data.fill(0);
+  return pixels;
+};"""
+
+
+def test_where_a_large_canvas_stays_blank_a_large_picture_is_refused_and_nothing_is_lost(visit):
+    """Safari of iOS draws nothing on more than 2^24 pixels, and throws nothing."""
+    page = visit(init=BLANK)
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    page.set_input_files("#picture-file", upload(Image.new("RGB", (5000, 3400)), "large.png"))
+    notice = page.locator(".notice[role=alert]")
+    words = "“large.png” has 17 megapixels (5000 × 3400); at most 16 can be used in this browser. Save it smaller, and open that."
+    expect(notice).to_contain_text(words)
+    page.locator("#extend summary").click()
+    page.fill("#extend-left", "20000")
+    page.fill("#extend-top", "700")
+    page.click("#extend-apply")
+    words = "The picture was not extended: this browser shows at most 16 megapixels. Choose fewer pixels."
+    expect(notice.filter(has_text=words)).to_be_visible()
+    expect(page.locator("#facts")).to_contain_text("320 × 240 px")
+    assert (mask_of(page) == mask).all()
+
+
 def test_an_empty_and_a_full_mask_are_explained(visit):
     page = visit()
     load_picture(page, photograph())

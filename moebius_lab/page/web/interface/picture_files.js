@@ -5,11 +5,12 @@
 
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Contents, FilePicture, Grey, Picture, Reader } from './types.js' */
+/** @import { Bytes, Contents, FilePicture, Grey, Picture, Reader } from './types.js' */
 
 /** A file that cannot be used; the message says why and what to do. */
 export class FileError extends Error {}
 
+export const SAFE_MEGAPIXELS = 16; // that a canvas holds in every browser
 const STRIP = 1024; // px, rows or columns that are converted at a time
 
 /**
@@ -90,9 +91,25 @@ export function resizeMask(mask, width, height) {
 
 /** @param {number} width @param {number} height @param {string} name @param {number} maxMegapixels */
 function checkSize(width, height, name, maxMegapixels) {
-  if (width * height <= maxMegapixels * 1e6) return;
+  const fits = width * height <= maxMegapixels * 1e6;
+  if (fits && canvasHolds(width, height)) return;
   const size = `${name} has ${Math.round((width * height) / 1e6)} megapixels (${width} × ${height})`;
-  throw new FileError(`${size}; at most ${maxMegapixels} can be used. Save it smaller, and open that.`);
+  const most = fits ? `${SAFE_MEGAPIXELS} can be used in this browser` : `${maxMegapixels} can be used`;
+  throw new FileError(`${size}; at most ${most}. Save it smaller, and open that.`);
+}
+
+let held = SAFE_MEGAPIXELS * 1e6; // px that a canvas is known to hold here
+
+/** Whether a canvas of this size keeps what is drawn: in Safari of iOS larger ones stay blank, and nothing says so. @param {number} width px @param {number} height */
+export function canvasHolds(width, height) {
+  if (width * height <= held) return true;
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext('2d');
+  context?.fillRect(width - 1, height - 1, 1, 1);
+  const drawn = context?.getImageData(width - 1, height - 1, 1, 1).data[3] === 255;
+  canvas.width = 0; // its memory is given back at once
+  if (drawn) held = width * height;
+  return drawn;
 }
 
 // -- what a file says about itself -------------------------------------------------------------------------------------
@@ -107,7 +124,7 @@ export function formatOf(b) {
   return text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP' ? 'webp' : '';
 }
 
-/** @param {Uint8Array<ArrayBuffer>} b a whole file @returns {Contents} */
+/** @param {Bytes} b a whole file @returns {Contents} */
 export function contentsOf(b) {
   const format = formatOf(b);
   if (format === 'png') return contentsOfPng(b);
@@ -119,8 +136,8 @@ export function contentsOf(b) {
 /**
  * The blocks of a PNG, a WebP or a JPEG, up to a JPEG's pixels.
  *
- * @param {Uint8Array<ArrayBuffer>} b a whole file
- * @returns {Generator<{kind: string, body: Uint8Array<ArrayBuffer>, at: number, end: number}>} kind: a block's name, or a segment's
+ * @param {Bytes} b a whole file
+ * @returns {Generator<{kind: string, body: Bytes, at: number, end: number}>} kind: a block's name, or a segment's
  *   marker in hexadecimal; at, end: where the whole of it lies, in a file that is cut short past its end
  */
 export function* blocksOf(b) {
@@ -153,7 +170,7 @@ const PRIMARIES = [1, 4, 5, 6, 9, 11, 12]; // of cICP, by ITU-T H.273: what the 
 const TRANSFERS = [1, 4, 5, 6, 8, 13, 14, 15];
 const HDR_TRANSFERS = [16, 18];
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfPng(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   const parts = [b.subarray(0, 8)];
@@ -183,7 +200,7 @@ function isSound(chunk) {
   return new DataView(chunk.buffer, chunk.byteOffset, chunk.length).getUint32(end) === crc32(chunk.subarray(4, end));
 }
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfJpeg(b) {
   const parts = [b.subarray(0, 2)];
   const exif = [];
@@ -208,7 +225,7 @@ function joined(blocks) {
   return whole;
 }
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfWebp(b) {
   const copy = b.slice();
   let exif = null;
@@ -275,7 +292,7 @@ function isBlack(data) {
 
 const FRAME = /^c[^48c]$/; // a JPEG's segments that name its size
 
-/** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Uint8Array<ArrayBuffer>} b @returns {{width: number, height: number} | null} */
+/** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Bytes} b @returns {{width: number, height: number} | null} */
 export function sizeInHeader(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   if (b.length < 30) return null;
@@ -401,8 +418,8 @@ async function isExact(read) {
 /**
  * A PNG with these very values, with an alpha channel only where it is used.
  *
- * @param {Picture} picture @param {Uint8Array<ArrayBuffer>[]} [more] chunks that say something about it, of `chunk`
- * @param {Uint8Array<ArrayBuffer>[]} [colours] the chunk that says what its colours are; sRGB where it is not given
+ * @param {Picture} picture @param {Bytes[]} [more] chunks that say something about it, of `chunk`
+ * @param {Bytes[]} [colours] the chunk that says what its colours are; sRGB where it is not given
  * @returns {Promise<Blob>}
  */
 export function pictureToPng({ width, height, data }, more = [], colours = SRGB_CHUNK) {
@@ -428,7 +445,7 @@ export function maskToPng({ width, height, data }) {
 
 /**
  * @param {number} width @param {number} height @param {1|3|4} channels 8 bits each
- * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt @param {Uint8Array<ArrayBuffer>[]} [more] chunks before the pixels
+ * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt @param {Bytes[]} [more] chunks before the pixels
  * @returns {Promise<Blob>}
  */
 async function encodePng(width, height, channels, rowAt, more = []) {
@@ -495,7 +512,7 @@ function crc32(...parts) {
 
 const SRGB_CHUNK = chunk('sRGB', new Uint8Array(1));
 
-/** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
+/** @param {string} type @param {Bytes} body @returns {Bytes[]} length and type, body, checksum */
 export function chunk(type, body) {
   const head = new Uint8Array(8);
   new DataView(head.buffer).setUint32(0, body.length);
