@@ -121,18 +121,18 @@ def test_python_is_linted_and_formatted(verb):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-JAVASCRIPT = ("moebius_lab/**/*.js", "tests/web/**/*.mjs")
+FORMATTED = ("moebius_lab/**/*.js", "moebius_lab/**/*.ts", "moebius_lab/**/*.css", "tests/web/**/*.mjs")
 
 
-def test_javascript_is_formatted():
+def test_javascript_and_styles_are_formatted():
     prettier = bundle.npm_packages(development=True) / "prettier" / "bin" / "prettier.cjs"
-    done = node(str(prettier), "--check", *JAVASCRIPT, cwd=ROOT)
+    done = node(str(prettier), "--check", *FORMATTED, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    files = {path for pattern in JAVASCRIPT for path in ROOT.glob(pattern)}
+    files = {path for pattern in FORMATTED for path in ROOT.glob(pattern)}
     assert files == {
         path
         for folder in ("moebius_lab", "tests")
-        for ending in ("js", "mjs")
+        for ending in ("js", "mjs", "ts", "css")
         for path in (ROOT / folder).rglob(f"*.{ending}")
     }
 
@@ -146,6 +146,8 @@ def test_a_commit_is_formatted_by_the_versions_that_the_tests_have():
     files = re.compile(entries["prettier"]["files"])
     assert (
         files.search("moebius_lab/page/web/interface/main.js")
+        and files.search("moebius_lab/page/web/interface/types.ts")
+        and files.search("moebius_lab/page/web/interface/style.css")
         and files.search("tests/web/interface/mask.test.mjs")
         and not files.search("package.json")
     )

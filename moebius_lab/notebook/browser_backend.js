@@ -1,31 +1,51 @@
 // The reader's own browser as a backend: the folder of the page's engine and a model's files come from the kernel, the
 // engine runs here, and outputs go back. Served from nowhere: modules and files become blob URLs.
 
+/** @import { Engine } from '../page/web/engine/engine.js' */
+/** @import { Loaded, Manifest, StoredFile, ToLoad, Values } from '../page/web/engine/types.js' */
+/** @typedef {{id: number, call: 'part'|'prepare'|'load'|'run'|'hello', to: string} & Record<string, any>} Call from the kernel, with what it is about */
+/**
+ * The widget's side of the kernel, as anywidget gives it.
+ *
+ * @typedef {object} Model
+ * @property {(name: string) => any} get
+ * @property {(content: object, callbacks?: undefined, buffers?: ArrayBuffer[]) => void} send
+ * @property {(event: string, listen: (content: Call, views: DataView<ArrayBuffer>[]) => void) => void} on
+ */
+
+/** @type {Record<string, string>} */
 const TYPES = { js: 'text/javascript', mjs: 'text/javascript', wasm: 'application/wasm' };
 
 /** Files as they arrive, in parts below what a websocket message may hold. */
 export class Files {
   constructor() {
+    /** @type {Map<string, BlobPart[]>} */
     this.parts = new Map();
+    /** @type {Map<string, string>} */
     this.urls = new Map();
   }
 
+  /** @param {string} name @param {BlobPart} part */
   add(name, part) {
-    if (!this.parts.has(name)) this.parts.set(name, []);
-    this.parts.get(name).push(part);
+    const parts = this.parts.get(name);
+    if (parts) parts.push(part);
+    else this.parts.set(name, [part]);
   }
 
+  /** @param {string} name */
   has(name) {
     return this.parts.has(name);
   }
 
+  /** @param {string} name */
   url(name) {
-    if (!this.urls.has(name)) {
-      const type = TYPES[name.split('.').pop()] ?? 'application/octet-stream';
-      this.urls.set(name, URL.createObjectURL(new Blob(this.parts.get(name), { type })));
-      this.parts.set(name, []);
-    }
-    return this.urls.get(name);
+    const known = this.urls.get(name);
+    if (known) return known;
+    const type = TYPES[name.split('.').pop() ?? ''] ?? 'application/octet-stream';
+    const url = URL.createObjectURL(new Blob(this.parts.get(name), { type }));
+    this.urls.set(name, url);
+    this.parts.set(name, []);
+    return url;
   }
 
   /**
@@ -33,9 +53,11 @@ export class Files {
    *
    * @param {string} name
    * @param {string[]} by modules that wait for this one: its address is made of its text, so none of them can be among its imports
+   * @returns {Promise<string>} its address
    */
   async module(name, by = []) {
-    if (this.urls.has(name)) return this.urls.get(name);
+    const known = this.urls.get(name);
+    if (known) return known;
     if (by.includes(name))
       throw new Error(`${[...by.slice(by.indexOf(name)), name].join(' imports ')}: a notebook cannot load a circle.`);
     if (!this.has(name)) throw new Error(`The kernel sent no ${name}: write the bundle again.`);
@@ -57,9 +79,17 @@ export class Files {
 class Runner {
   constructor() {
     this.files = new Files();
+    /** @type {Engine|null} */
     this.engine = null;
   }
 
+  /** What the model is loaded by, once `prepare` was called. */
+  get prepared() {
+    if (!this.engine) throw new Error('The engine was not started.');
+    return this.engine;
+  }
+
+  /** @param {{name: string}} job @param {ArrayBuffer[]} buffers */
   part({ name }, [bytes]) {
     this.files.add(name, bytes);
     return {};
@@ -68,16 +98,20 @@ class Runner {
   /**
    * Start the engine's module; tell the provider, the runtime's module where that is needed, and the files that are not kept from an earlier
    * visit, each with whether it lies beside the manifest.
+   *
+   * @param {{manifest: Manifest, provider: 'auto'|'webgpu'|'wasm', recorded: boolean}} job
    */
   async prepare({ manifest, provider, recorded }) {
+    /** @type {typeof import('../page/web/engine/engine.js')} */
     const { Engine } = await import(await this.files.module('engine/engine.js'));
+    /** @type {typeof import('../page/web/engine/manifest.js')} */
     const { BESIDE, buildFor, checkManifest, filesOf, recordingFor } = await import(
       await this.files.module('engine/manifest.js')
     );
     this.engine?.close();
-    this.manifest = checkManifest(manifest);
+    checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
-    this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), this.manifest, [
+    this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), manifest, [
       await this.files.module('engine/worker.js'),
       await this.files.module('engine/helper.js'),
       await this.files.module('engine/helper.js'),
@@ -85,34 +119,40 @@ class Runner {
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');
     const used = provider === 'auto' ? choices[preferred].provider : provider;
-    const [precision] = Object.keys(this.manifest.precisions);
-    const played = recorded && recordingFor(this.manifest, precision, used);
+    const [precision] = Object.keys(manifest.precisions);
+    const played = recorded && recordingFor(manifest, precision, used);
     const held = await this.engine.cache.held();
-    const wanted = filesOf(this.manifest, precision, used, { recorded }).filter(({ file }) => !held.has(file.sha256));
+    const wanted = filesOf(manifest, precision, used, { recorded }).filter(({ file }) => !held.has(file.sha256));
     const missing = wanted.map(({ graph, file }) => [file.file, BESIDE.includes(graph)]);
-    return { provider: used, module: played ? '' : this.manifest.runtime.builds[buildFor(used)].module, missing };
+    return { provider: used, module: played ? '' : manifest.runtime.builds[buildFor(used)].module, missing };
   }
 
+  /** @param {{choice: ToLoad}} job @returns {Promise<Loaded>} */
   async load({ choice }) {
-    const here = (file) => this.files.has(file.file) && (file.file = this.files.url(file.file));
-    for (const { graphs, recording } of Object.values(this.manifest.precisions)) {
+    const { manifest } = this.prepared;
+    const here = (/** @type {StoredFile} */ file) => this.files.has(file.file) && (file.file = this.files.url(file.file));
+    for (const { graphs, recording } of Object.values(manifest.precisions)) {
       Object.values(graphs).flat().forEach(here);
       if (recording) here(recording);
     }
-    for (const build of Object.values(this.manifest.runtime.builds)) {
+    for (const build of Object.values(manifest.runtime.builds)) {
       here(build.wasm);
       if (this.files.has(build.module)) build.module = this.files.url(build.module);
     }
-    return this.engine.load(choice);
+    return this.prepared.load(choice);
   }
 
+  /** @param {{graph: string, dims: Record<string, number[]>, times: number}} job @param {ArrayBuffer[]} buffers of its inputs, in order */
   async run({ graph, dims, times }, buffers) {
-    const feeds = Object.entries(dims).map(([name, shape], i) => [name, { dims: shape, data: new Float32Array(buffers[i]) }]);
-    const { outputs, milliseconds } = await this.engine.run(graph, Object.fromEntries(feeds), { times });
+    /** @type {Record<string, Values>} */
+    const feeds = {};
+    for (const [i, [name, shape]] of Object.entries(dims).entries())
+      feeds[name] = { dims: shape, data: new Float32Array(buffers[i]) };
+    const { outputs, milliseconds } = await this.prepared.run(graph, feeds, { times });
     const shapes = Object.entries(outputs).map(([name, { dims }]) => [name, dims]);
     return {
       result: { milliseconds, dims: Object.fromEntries(shapes) },
-      buffers: Object.values(outputs).map(({ data }) => data.slice().buffer),
+      buffers: Object.values(outputs).map(({ data }) => /** @type {ArrayBuffer} */ (data.slice().buffer)),
     };
   }
 
@@ -123,17 +163,19 @@ class Runner {
 }
 
 export default {
+  /** @param {{model: Model}} widget */
   initialize({ model }) {
     const me = crypto.randomUUID(); // several pages may show one notebook; the kernel speaks with one of them
     const runner = new Runner();
     let last = Promise.resolve();
 
+    /** @param {Call} content @param {ArrayBuffer[]} buffers */
     async function answer({ id, call, ...content }, buffers) {
       try {
-        const done = await runner[call](content, buffers);
+        const done = await /** @type {any} */ (runner)[call](content, buffers);
         model.send({ id, from: me, result: done.result ?? done }, undefined, done.buffers ?? []);
       } catch (error) {
-        model.send({ id, from: me, error: String(error?.message ?? error) });
+        model.send({ id, from: me, error: error instanceof Error ? error.message : String(error) });
       }
     }
 
@@ -147,6 +189,7 @@ export default {
     return () => runner.close();
   },
 
+  /** @param {{model: Model, el: HTMLElement}} widget */
   render({ model, el }) {
     const say = () => (el.textContent = model.get('status'));
     el.classList.add('moebius-runner');

@@ -76,7 +76,7 @@ PREFERENCES = {
 BEGUN = "new Promise((began) => began((FUNCTION)(JSON.parse(text))))"
 TOLD = ".then((value) => ({ value }), (error) => ({ error: `${error?.message ?? error}` })).then(JSON.stringify)"
 BIDI = f"(text) => {BEGUN}{TOLD}"
-WEBDRIVER = f"const [text, done] = arguments; {BEGUN}{TOLD}.then(done);"
+WEBDRIVER = f"({BIDI})(arguments[0]).then(arguments[1])"
 """How the two standards call a function with one argument and get what came of it; all of that is JSON."""
 
 

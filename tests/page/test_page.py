@@ -476,6 +476,25 @@ def test_what_failed_is_what_ran_and_not_what_is_chosen_by_then(visit):
     assert ["wasm", "failed"] in seen and ["webgpu", "failed"] not in seen and len(seen) > 1
 
 
+def test_what_failed_is_known_at_the_next_visit_though_no_device_was_to_be_had_after_it(visit):
+    page = visit(init=ADAPTER % 2**27)
+    model = "(await import(document.querySelector('script[type=module]').src)).model"
+    verdicts = (
+        f"async () => {model}.detected.choices.filter(({{ provider }}) => provider === 'webgpu').map(({{ seen }}) => seen)"
+    )
+    assert set(page.evaluate(verdicts)) == {""}
+    page.evaluate(f"""async () => {{
+      const {{ engine, detected }} = {model};
+      const failed = detected.choices.filter(({{ provider }}) => provider === 'webgpu');
+      navigator.gpu.requestAdapter = async () => null;
+      await engine.detect();
+      for (const choice of failed) engine.seen.note(choice, 'failed');
+    }}""")
+    page.reload()
+    expect(page.locator("#choice")).to_be_enabled()
+    assert set(page.evaluate(verdicts)) == {"failed"}
+
+
 def test_without_webgpu_the_page_says_so_and_how_slow_it_is(visit):
     page = visit(init="Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined });")
     expect(page.locator("#choice-note")).to_contain_text("This browser has no WebGPU.")
@@ -942,6 +961,34 @@ def test_unusable_files_are_explained_and_lose_nothing(visit):
         assert (mask_of(page) == mask).all()
 
 
+BLANK = """const { getImageData } = OffscreenCanvasRenderingContext2D.prototype;
+OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...box) {
+  const pixels = getImageData.apply(this, box);
+  if (this.canvas.width * this.canvas.height > 2 ** 24) pixels.data.fill(0);
+  return pixels;
+};"""
+
+
+def test_where_a_large_canvas_stays_blank_a_large_picture_is_refused_and_nothing_is_lost(visit):
+    """Safari of iOS draws nothing on more than 2^24 pixels, and throws nothing."""
+    page = visit(init=BLANK)
+    load_picture(page, photograph())
+    drag(page, (60, 60), (120, 100))
+    mask = mask_of(page)
+    page.set_input_files("#picture-file", upload(Image.new("RGB", (5000, 3400)), "large.png"))
+    notice = page.locator(".notice[role=alert]")
+    words = "“large.png” has 17 megapixels (5000 × 3400); at most 16 can be used in this browser. Save it smaller, and open that."
+    expect(notice).to_contain_text(words)
+    page.locator("#extend summary").click()
+    page.fill("#extend-left", "20000")
+    page.fill("#extend-top", "700")
+    page.click("#extend-apply")
+    words = "The picture was not extended: this browser shows at most 16 megapixels. Choose fewer pixels."
+    expect(notice.filter(has_text=words)).to_be_visible()
+    expect(page.locator("#facts")).to_contain_text("320 × 240 px")
+    assert (mask_of(page) == mask).all()
+
+
 def test_an_empty_and_a_full_mask_are_explained(visit):
     page = visit()
     load_picture(page, photograph())
@@ -995,6 +1042,57 @@ def test_a_bad_manifest_is_explained_and_painting_works(visit, answer, words):
 
 
 # -- access ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_focus_passes_on_when_what_has_it_hides_or_is_disabled(visit):
+    """To the nearest control that can be used, and only from the one that went."""
+    page = visit()
+
+    def press(control: str, then: str) -> None:
+        page.locator(control).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(then)).to_be_focused()
+
+    with page.expect_file_chooser() as chooser:
+        page.locator("#start-open").focus()
+        page.keyboard.press("Enter")
+    chooser.value.set_files([upload(photograph())])
+    expect(page.locator("#mask")).to_be_focused()
+    press("#run", "#run")
+    press(".notice button", "#mask")  # Close, and the notice goes
+    drag(page, (60, 60), (90, 60))
+    press("#undo", "#redo")
+    press("#redo", "#undo")
+
+    slow = "**/weights/step*.bin"
+    page.context.route(slow, lambda route: None)
+    press("#load", "#load-cancel")
+    expect(page.locator("#load-text")).to_contain_text(re.compile(r"\d+\.\d MB of \d+\.\d MB"))
+    press("#load-cancel", "#load")
+    page.context.unroute(slow)
+    press("#load", "#load-cancel")
+    expect(page.locator("#load")).to_have_text("Loaded", timeout=120_000)
+    expect(page.locator("#choice")).to_be_focused()
+
+    more_settings(page)
+    page.fill("#steps", "200")
+    press("#run", "#cancel")
+    press("#cancel", "#run")
+    page.fill("#steps", "2")
+    press("#run", "#cancel")
+    page.locator("#seed").focus()
+    expect(page.locator("#keep")).to_be_enabled(timeout=240_000)
+    expect(page.locator("#seed")).to_be_focused()
+    press("#edit", "[name=result]")
+    page.keyboard.press("Space")
+    press("#keep", "#run")
+
+    page.locator("#storage summary").click()
+    expect(page.locator("#clear-all")).to_be_enabled()
+    press("#clear-all", "#storage summary")
+    page.locator("#extend summary").click()
+    page.fill("#extend-left", "32")
+    press("#extend-apply", "#extend-reset")
 
 
 def test_everything_works_from_the_keyboard(visit):

@@ -98,6 +98,12 @@ test('verdicts are kept for one device, browser and version', () => {
   new Seen('a').note(way, 'failed');
   assert.equal(new Seen('a').of(way), 'failed');
   assert.equal(new Seen('b').of(way), '');
+  new Seen('a', 'this device').note(way, 'failed');
+  assert.equal(new Seen('a', 'another device').of(way), '');
+  const without = new Seen('a'); // as after a crash, when the browser gives no device
+  assert.equal(without.of(way), 'failed');
+  without.note({ ...way, provider: 'wasm' }, 'works');
+  assert.equal(new Seen('a', 'this device').of(way), 'failed');
   store.set('seen', '{');
   assert.equal(new Seen('a').of(way), '');
   globalThis.localStorage = undefined; // as where storage is blocked

@@ -6,9 +6,8 @@ import { deviceFor } from './device.js';
 import { watchPrograms } from './capture.js';
 import { captureGraph } from './captured_graph.js';
 
-/** @import { Manifest, Values } from './types.js' */
+/** @import { Manifest, RuntimeOptions, Values } from './types.js' */
 /** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
-/** @import { Wanted } from './kernels/replacement.js' */
 /** @typedef {typeof import('onnxruntime-web')} Runtime */
 /** @typedef {{session: InferenceSession, nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
@@ -19,37 +18,9 @@ const NEXT_STATE = 'next_state';
 const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // no placeholder is kept
 
 export class OrtBackend extends GraphBackend {
-  /**
-   * Start ONNX Runtime.
-   *
-   * @param {object} options
-   * @param {'webgpu'|'wasm'} options.provider
-   * @param {Manifest} options.manifest
-   * @param {string} options.precision
-   * @param {URL} options.module the build of ONNX Runtime Web
-   * @param {ArrayBuffer} options.wasm
-   * @param {number} options.threads
-   * @param {boolean} options.capture capture the graphs of which all runs on the device, and replay them without the runtime
-   * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands in captured graphs
-   * @param {number} [options.trying] seconds in which they are tried
-   * @param {URL} options.page the manifest's
-   * @param {(sha256: string) => Promise<{bytes: ArrayBuffer}>} options.file
-   * @param {GPUDevice} [options.device] of WebGPU; one with all that is made use of where none is given
-   */
-  static async start({
-    provider,
-    manifest,
-    precision,
-    module,
-    wasm,
-    threads,
-    capture,
-    kernels,
-    trying,
-    page,
-    file,
-    device: given,
-  }) {
+  /** Start ONNX Runtime. @param {RuntimeOptions} options */
+  static async start(options) {
+    const { provider, manifest, precision, module, wasm, threads, capture, kernels, trying, page, file } = options;
     const log = new RuntimeLog();
     const capturing = capture && provider === 'webgpu';
     if (capturing) watchPrograms();
@@ -59,7 +30,7 @@ export class OrtBackend extends GraphBackend {
     ort.env.wasm.numThreads = threads;
     ort.env.logLevel = 'warning';
     const form = manifest.precisions[precision];
-    const device = provider === 'webgpu' ? (given ?? (await deviceFor(form, kernels))) : null;
+    const device = provider === 'webgpu' ? (options.device ?? (await deviceFor(form, kernels))) : null;
     const extra = !device || form.options_require.every((feature) => device.features.has(feature)) ? form.options : {};
     const made = new OrtBackend(ort, log, manifest, precision, device, extra, capturing, file);
     if (capturing) made.useKernels(kernels, page, manifest, precision, trying);

@@ -12,8 +12,7 @@ const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: fals
 const STUCK = 20_000; // ms after which helpers and threads are not waited for of which none has begun since
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
-/** @import { CallOptions, Choice, Detected, Loaded, LoadProgress, Manifest, Result, Settings, StepProgress, ToLoad, Values } from './types.js' */
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, as ImageData */
+/** @import { CallOptions, Choice, Detected, Job, Loaded, LoadProgress, Manifest, Result, StepProgress, ToLoad, Values } from './types.js' */
 
 /** Dispatches 'lost' with an EngineError as `detail` when the graphics device or the worker is gone; `load` starts anew. */
 export class Engine extends EventTarget {
@@ -68,8 +67,9 @@ export class Engine extends EventTarget {
     /** @type {Detected['withheld']} */
     const withheld = [];
     const held = await this.cache.held();
-    const here = [navigator.userAgent, JSON.stringify(webgpu.adapter), this.manifest.version].join(' ');
-    if (this.seen.key !== here) this.seen = new Seen(here);
+    const place = `${navigator.userAgent} ${this.manifest.version}`;
+    const device = webgpu.adapter ? JSON.stringify(webgpu.adapter) : '';
+    if (this.seen.place !== place || (device && this.seen.device !== device)) this.seen = new Seen(place, device);
     for (const provider of /** @type {const} */ (['webgpu', 'wasm'])) {
       if (provider === 'webgpu' && !webgpu.available) continue;
       for (const [precision, form] of Object.entries(this.manifest.precisions)) {
@@ -140,7 +140,7 @@ export class Engine extends EventTarget {
       if (again && mayPass(error)) return this.load(choice, options, false);
       const instead = INSTEAD[error.code];
       if (!instead) throw error;
-      if (played && this.seen.key) this.seen.note({ provider: 'recording', precision }, 'failed');
+      if (played && this.seen.place) this.seen.note({ provider: 'recording', precision }, 'failed');
       // in a new worker, for a capture that failed may have left the runtime half-way
       const loaded = await this.load({ ...choice, ...instead }, options, again);
       loaded.evidence += `. ${error.message}`;
@@ -152,7 +152,7 @@ export class Engine extends EventTarget {
   /**
    * Fill the hole of a picture of any size; `mask` is a byte a pixel, 128 and more is the hole.
    *
-   * @param {{image: Picture, mask: Uint8Array, settings: Settings, extension?: import('./types.js').Extension | null}} job
+   * @param {Job} job
    * @param {{onProgress?: (progress: StepProgress) => void, signal?: AbortSignal}} [options]
    * @returns {Promise<Result>}
    */

@@ -1,9 +1,6 @@
 // The one kind of error that the page shows: a code for the program, a plain sentence for the person.
 
-/**
- * @typedef {'manifest'|'manifest-version'|'outdated'|'network'|'not-found'|'corrupt'|'quota'|'no-webgpu'|'device-lost'|
- *   'out-of-memory'|'shader'|'uncapturable'|'unplayable'|'cancelled'|'bad-input'|'worker'|'stuck'|'unreadable'} ErrorCode
- */
+/** @import { ErrorCode } from './types.js' */
 
 export class EngineError extends Error {
   /**
@@ -25,6 +22,15 @@ export function reason(error) {
 
 export function cancelled() {
   return new EngineError('cancelled', 'Stopped.');
+}
+
+/** @param {unknown} cause */
+export function deviceLost(cause) {
+  return new EngineError(
+    'device-lost',
+    'The graphics device was lost. Load the model again; nothing you painted is gone.',
+    cause,
+  );
 }
 
 /**
@@ -67,11 +73,7 @@ export function classify(error) {
   const is = (/** @type {RegExp} */ pattern) => pattern.test(text);
   if (error instanceof Error && error.name === 'AbortError') return cancelled();
   if (is(/device (is|was) lost|device.lost|lost.*device|GPUDevice.*destroyed/i)) {
-    return new EngineError(
-      'device-lost',
-      'The graphics device was lost. Load the model again; nothing you painted is gone.',
-      error,
-    );
+    return deviceLost(error);
   }
   if (is(TRAP) || is(/out.of.memory|bad_alloc|allocation failed|cannot enlarge memory|exceeds the max buffer/i)) {
     const advice = 'Close other tabs, or choose a smaller one under Runs on.';

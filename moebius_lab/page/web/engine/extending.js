@@ -3,10 +3,9 @@
 // It is loaded when a picture is extended, not before.
 
 import { boxSum } from './boxes.js';
-import { feather, planWindows, visible } from './imaging.js';
+import { feather, mirror, planWindows, region, visible } from './imaging.js';
 
-/** @import { Constants, Extension, Piece, Window } from './types.js' */
-/** @import { Picture } from './imaging.js' */
+/** @import { Constants, Coverage, Extension, Paste, Picture, Piece, Window } from './types.js' */
 
 /**
  * The canvas of an extended picture: the old pixels where the extension says, the new area mirrors them and is opaque.
@@ -18,13 +17,9 @@ export function extend({ width, height, data }, { left, top, right, bottom }) {
   const from = new Uint32Array(data.buffer, data.byteOffset, width * height);
   const to = new Uint32Array(w * h);
   const opaque = new Uint32Array(new Uint8Array([0, 0, 0, 255]).buffer)[0];
-  const mirrored = (/** @type {number} */ at, /** @type {number} */ length) => {
-    const i = ((at % (2 * length)) + 2 * length) % (2 * length);
-    return i < length ? i : 2 * length - 1 - i;
-  };
-  const columns = Int32Array.from({ length: w }, (_, x) => mirrored(x - left, width));
+  const [columns, rows] = [mirror(-left, w, width), mirror(-top, h, height)];
   for (let y = 0, i = 0; y < h; y++) {
-    const row = mirrored(y - top, height) * width;
+    const row = rows[y] * width;
     const inside = y >= top && y < top + height;
     for (let x = 0; x < w; x++, i++) {
       if (inside && x === left) {
@@ -53,7 +48,7 @@ export function extensionTo(across, down, width, height) {
  * The windows that fill an extended picture, in order: those of holes in the old picture, then those of the new area.
  *
  * @param {Uint8Array} hole 0 or 1 @param {number} width px, of the canvas @param {number} height @param {Extension} extension
- * @param {import('./imaging.js').Coverage} coverage for holes in the old picture @param {Constants} constants
+ * @param {Coverage} coverage for holes in the old picture @param {Constants} constants
  * @returns {Window[]}
  */
 export function planFilling(hole, width, height, extension, coverage, constants) {
@@ -157,25 +152,15 @@ export function hideBeyond({ hole }, { left, top, side, newCanvas = [] }, { widt
  * Where and how much of a window of new canvas is pasted: it fades into earlier pieces, and the old pixels stay.
  *
  * @param {Window} window @param {{width: number, height: number}} picture @param {Constants} constants
- * @returns {import('./types.js').Paste}
+ * @returns {Paste}
  */
 export function joining(window, picture, constants) {
   const area = visible(window, picture);
-  const owners = ownersIn(window, picture, area);
+  const owners = region(window.owners, picture.width, area);
   const own = Uint8Array.from(owners, (owner) => (owner === window.number ? 1 : 0));
   const weights = feather(own, area.width, area.height, constants);
   for (let i = 0; i < weights.length; i++) if (!owners[i] || owners[i] > window.number) weights[i] = 0;
   return { ...area, weights, coverage: 'whole' };
-}
-
-/** @param {Window} window @param {{width: number}} picture @param {import('./types.js').Area} area */
-function ownersIn(window, picture, { left, top, width, height }) {
-  const part = new Uint32Array(width * height);
-  for (let y = 0; y < height; y++) {
-    const from = (top + y) * picture.width + left;
-    part.set(window.owners.subarray(from, from + width), y * width);
-  }
-  return part;
 }
 
 /**
@@ -186,19 +171,19 @@ function ownersIn(window, picture, { left, top, width, height }) {
  */
 export function matched(rgb, image, window, { extension_reach: reach }) {
   const area = visible(window, image);
-  const { width, height } = area;
-  const owners = ownersIn(window, image, area);
+  const { left, top, width, height } = area;
+  const owners = region(window.owners, image.width, area);
   const known = Float64Array.from(owners, (owner) => (owner < window.number ? 1 : 0));
   const count = boxSum(known, width, height, reach);
   const boxes = boxSum(new Float64Array(known.length).fill(1), width, height, reach);
   const result = rgb.slice();
   const made = (/** @type {number} */ x, /** @type {number} */ y) =>
-    3 * ((area.top + y - window.top) * window.side + area.left + x - window.left);
+    3 * ((top + y - window.top) * window.side + left + x - window.left);
   const lacking = new Float64Array(known.length);
   for (let c = 0; c < 3; c++) {
     for (let y = 0, i = 0; y < height; y++) {
       for (let x = 0; x < width; x++, i++) {
-        const old = image.data[4 * ((area.top + y) * image.width + area.left + x) + c];
+        const old = image.data[4 * ((top + y) * image.width + left + x) + c];
         lacking[i] = known[i] ? old - rgb[made(x, y) + c] : 0;
       }
     }

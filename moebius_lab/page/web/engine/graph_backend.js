@@ -127,7 +127,7 @@ export class GraphBackend {
    * @param {Record<string, Values>} feeds
    */
   capturedFor(graph, { conditions }) {
-    const fits = (/** @type {import('./manifest.js').Run} */ run) =>
+    const fits = (/** @type {import('./types.js').Run} */ run) =>
       run.graph === graph && Object.values(run.sizes).every((size) => size === conditions?.dims[0]);
     const found = Object.keys(this.runs).find((name) => fits(this.runs[name]));
     return found && this.captured.get(found);

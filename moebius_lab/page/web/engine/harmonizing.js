@@ -5,7 +5,7 @@
 import { boxSum } from './boxes.js';
 import { labelHoles, region } from './imaging.js';
 
-/** @import { Constants } from './types.js' */
+/** @import { Constants, Seen } from './types.js' */
 
 const MOST = 510; // largest difference of colours
 const FLAT = 8; // added to both energies, so that nothing is made of rounding
@@ -17,7 +17,7 @@ const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
  * What the model made of a window, each hole with no colours that are not around it and with as much fine detail.
  *
  * @param {Uint8Array} made (size, size, 3), left as it is
- * @param {{rgb: Uint8Array, hole: Uint8Array}} seen what the model saw, and 1 in the hole
+ * @param {Seen} seen
  * @param {Constants} constants
  * @returns {Uint8Array} as `made`
  */
@@ -29,10 +29,10 @@ export function harmonized(made, { rgb, hole }, constants) {
   for (const { left, top, right, bottom, label } of boxes) {
     const [x, y] = [Math.max(left - reach, 0), Math.max(top - reach, 0)];
     const [width, height] = [Math.min(right + reach, size) - x, Math.min(bottom + reach, size) - y];
-    const used = new Uint8Array(width * height);
-    region(labels, size, x, y, width, height).forEach((value, i) => (used[i] = value === label ? 1 : 0));
-    const [of, saw] = [made, rgb].map((all) => region(all, 3 * size, 3 * x, y, 3 * width, height));
-    const part = oneHole(of, saw, region(hole, size, x, y, width, height), used, width, constants);
+    const area = { left: x, top: y, width, height };
+    const used = Uint8Array.from(region(labels, size, area), (value) => (value === label ? 1 : 0));
+    const [of, saw] = [made, rgb].map((all) => region(all, size, area, 3));
+    const part = oneHole(of, saw, region(hole, size, area), used, width, constants);
     for (let row = 0; row < height; row++) {
       for (let i = row * width, at = 3 * ((y + row) * size + x); i < (row + 1) * width; i++, at += 3) {
         if (used[i]) for (let c = 0; c < 3; c++) result[at + c] = part[3 * i + c];

@@ -5,9 +5,7 @@
 
 import { EngineError } from './errors.js';
 
-/** @import { Area, Blend, Box, Constants, Filter, Paste, Taps, Window } from './types.js' */
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
-/** @typedef {import('./types.js').Settings['coverage']} Coverage see COVERAGES in config.py */
+/** @import { Area, Blend, Box, Constants, Coverage, Filter, Paste, Picture, Seen, Taps, Window } from './types.js' */
 
 const round = Math.fround;
 
@@ -301,7 +299,7 @@ function place(start, stop, side, length) {
 }
 
 /** Indices start..start+side into an axis, reflected at both ends with the edge pixel repeated. */
-function mirror(/** @type {number} */ start, /** @type {number} */ side, /** @type {number} */ length) {
+export function mirror(/** @type {number} */ start, /** @type {number} */ side, /** @type {number} */ length) {
   const period = 2 * length;
   return Int32Array.from({ length: side }, (_, k) => {
     const i = (((start + k) % period) + period) % period;
@@ -316,7 +314,7 @@ function mirror(/** @type {number} */ start, /** @type {number} */ side, /** @ty
  * @param {Uint8Array} hole 0 or 1 a pixel of the picture: everything that is not to be seen
  * @param {Window} window
  * @param {number} size px, side of the model's input
- * @returns {{rgb: Uint8Array, hole: Uint8Array}} of size x size pixels
+ * @returns {Seen} of size x size pixels
  */
 export function crop(image, hole, window, size) {
   const { side } = window;
@@ -358,7 +356,7 @@ function readLine(image, hole, start, step, at, rgb, seen) {
  * @param {Int32Array} rows
  * @param {Int32Array} cols
  * @param {number} size px
- * @returns {{rgb: Uint8Array, hole: Uint8Array}} of size x size pixels
+ * @returns {Seen} of size x size pixels
  */
 function shrink(image, hole, rows, cols, size) {
   const side = cols.length;
@@ -465,7 +463,7 @@ export function pasting(mask, width, height, window, coverage, constants) {
   const seen = visible(window, { width, height });
   if (coverage === 'as-released') {
     const area = painted(mask, width, seen, blurReach(constants));
-    const values = region(mask, width, area.left, area.top, area.width, area.height);
+    const values = region(mask, width, area);
     const own = ownValues(values, ownHole(window, width, area), area.width, area.height, constants);
     return { ...area, weights: blur(own, area.width, area.height, constants), coverage };
   }
@@ -557,18 +555,16 @@ function enlarge(rgb, size, window, area) {
 /**
  * @template {Uint8Array|Uint8ClampedArray|Uint32Array} T
  * @param {T} all
- * @param {number} stride numbers a row
- * @param {number} left
- * @param {number} top
- * @param {number} width
- * @param {number} height
- * @returns {T}
+ * @param {number} stride px of a row
+ * @param {Area} area
+ * @param {number} [channels] numbers a pixel
+ * @returns {T} a copy of that part
  */
-export function region(all, stride, left, top, width, height) {
-  const part = /** @type {T} */ (new /** @type {any} */ (all.constructor)(width * height));
+export function region(all, stride, { left, top, width, height }, channels = 1) {
+  const part = /** @type {T} */ (new /** @type {any} */ (all.constructor)(width * height * channels));
   for (let y = 0; y < height; y++) {
     const start = (top + y) * stride + left;
-    part.set(all.subarray(start, start + width), y * width);
+    part.set(all.subarray(start * channels, (start + width) * channels), y * width * channels);
   }
   return part;
 }
@@ -658,7 +654,7 @@ export function feather(hole, width, height, { feather_width: reach }) {
  * @param {number} reach px
  * @returns {Uint8Array}
  */
-export function nearness(ones, width, height, reach) {
+function nearness(ones, width, height, reach) {
   const far = reach * reach;
   const along = new Uint8Array(ones.length).fill(far); // along the row alone
   const spread = (/** @type {number} */ start, /** @type {number} */ stride, /** @type {number} */ count) => {

@@ -20,8 +20,7 @@ import { firstState, stepFeeds } from './sampler.js';
 import { checkSettings, guidances } from './settings.js';
 import { OneAhead, nextTask } from './turns.js';
 
-/** @import { Backend, Constants, Known, Pace, Settings, Step, StepProgress } from './types.js' */
-/** @import { Picture } from './engine.js' */
+/** @import { Backend, Constants, Job, Known, Pace, Picture, Seen, Settings, Step, StepProgress } from './types.js' */
 
 const SLOW_STEP = 200; // ms; faster steps need no sketches between the decoded previews, and one is asked for ahead
 const BRIEF = 2000; // ms; a window that is finished sooner needs no preview
@@ -43,7 +42,7 @@ export function median(values) {
  * them whatever the start is. From noise, the picture itself is not encoded: nothing reads it.
  *
  * @param {Backend} backend
- * @param {{image: Picture, mask: Uint8Array, settings: Settings, extension?: import('./types.js').Extension | null}} job with how
+ * @param {Job} job with how
  * the picture was extended: the old part of it stays bit-identical, except around holes of its own
  * @param {Constants} constants
  * @param {number[][]} preview see `sketch`
@@ -100,8 +99,9 @@ export async function inpaint(backend, { image, mask, settings, extension = null
  * @param {Constants} constants
  */
 function previewOf(planes, picture, window, paste, constants) {
-  const { left, top, width, height } = visible(window, picture);
-  const part = { width, height, data: region(picture.data, 4 * picture.width, 4 * left, top, 4 * width, height) };
+  const area = visible(window, picture);
+  const { left, top, width, height } = area;
+  const part = { width, height, data: region(picture.data, picture.width, area, 4) };
   const moved = (/** @type {{left: number, top: number}} */ place) => ({ left: place.left - left, top: place.top - top });
   uncrop(toBytes(planes), part, { ...window, ...moved(window) }, { ...paste, ...moved(paste) }, constants);
   return { left, top, ...part };
@@ -162,7 +162,7 @@ function meanwhile(computing, work) {
  * Encode one model window, and draw all its random numbers.
  *
  * @param {Run} run
- * @param {{rgb: Uint8Array, hole: Uint8Array}} seen
+ * @param {Seen} seen
  * @returns {Promise<Known>}
  */
 async function encodeSeen({ backend, settings, constants, times, stopIfAsked }, seen) {

@@ -5,8 +5,6 @@ import { EngineError, reason } from './errors.js';
 /** The form of manifest.json that this page reads; bundle.py writes the same number. */
 export const FORMAT = 6;
 
-/** @typedef {Omit<import('./types.js').Settings, 'noise_offset'|'seed'|'coverage'> & {label: string, note: string}} Preset */
-/** @typedef {{graph: string, sizes: Record<string, number>}} Run `sizes` of the dimensions that the graph leaves free */
 /** @import { Manifest, StoredFile } from './types.js' */
 
 /** The graphs that the page needs; a bundle may hold others for measurements. */

@@ -3,8 +3,7 @@
 import { EngineError } from './errors.js';
 import { solverSteps } from './sampler.js';
 
-/** @import { Constants, Pace, Settings } from './types.js' */
-/** @import { Preset } from './manifest.js' */
+/** @import { Constants, Pace, Preset, Settings } from './types.js' */
 
 const ROUNDING = 1e-6; // steps; step 7 of ten begins at 0.7 of the run, although 0.7 x 10 is not 7 in binary
 const CHOSEN = /** @type {const} */ (['solver', 'steps', 'strength', 'guidance', 'guidance_interval', 'init', 'harmonize']); // by a preset

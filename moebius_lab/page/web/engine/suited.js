@@ -83,14 +83,18 @@ export function instead(choices, failed, lighter) {
 
 /** What was seen of each way on this device, in this browser and with this version of the model, kept between visits where it can be. */
 export class Seen {
-  /** @param {string} key what verdicts hold for */
-  constructor(key) {
-    this.key = key;
+  /**
+   * @param {string} place browser and version of the model that verdicts hold for
+   * @param {string} [device] what it says of itself; empty while none can be had, as after a crash: then what was seen on the last one counts
+   */
+  constructor(place, device = '') {
+    this.place = place;
+    this.device = device;
     /** @type {Record<string, Verdict>} */
     this.verdicts = {};
     try {
-      const { key, verdicts } = JSON.parse(localStorage.getItem(KEPT) ?? '{}');
-      if (key === this.key) this.verdicts = verdicts;
+      const kept = JSON.parse(localStorage.getItem(KEPT) ?? '{}');
+      if (kept.place === place && (kept.device === device || !device)) Object.assign(this, kept);
     } catch {
       // no storage: known for this visit only
     }
@@ -105,7 +109,7 @@ export class Seen {
   note({ provider, precision }, verdict) {
     this.verdicts[`${provider} ${precision}`] = verdict;
     try {
-      localStorage.setItem(KEPT, JSON.stringify({ key: this.key, verdicts: this.verdicts }));
+      localStorage.setItem(KEPT, JSON.stringify(this));
     } catch {
       // as above
     }

@@ -1,9 +1,7 @@
 // Types of what the engine reads and tells. Nothing here is sent: the modules name them in comments, for whoever checks their types.
 
 import type { Capture, Placeholder } from './capture.js';
-import type { Picture } from './engine.js';
-import type { Preset, Run } from './manifest.js';
-import type { Coverage } from './imaging.js';
+import type { Wanted as WantedKernels } from './kernels/replacement.js';
 import type { Formula, Numbers } from './recorded/weights.js';
 
 /** Constants of config.py; see there */
@@ -132,6 +130,12 @@ export interface Manifest {
   /** a file, of which measuring/measuring.js makes use */
   reference: string;
 }
+
+/** Settings by a name */
+export type Preset = Omit<Settings, 'noise_offset' | 'seed' | 'coverage'> & { label: string; note: string };
+
+/** `sizes` of the dimensions that the graph leaves free */
+export type Run = { graph: string; sizes: Record<string, number> };
 
 export interface Choice {
   provider: 'webgpu' | 'wasm';
@@ -298,6 +302,12 @@ export interface Settings {
   harmonize: boolean;
 }
 
+/** RGBA, row by row, as ImageData */
+export type Picture = { width: number; height: number; data: Uint8ClampedArray };
+
+/** See COVERAGES in config.py */
+export type Coverage = Settings['coverage'];
+
 /** A square of a picture, possibly reaching past its edges, and the part of the hole that is filled through it. */
 export interface Window {
   /** px, may be negative */
@@ -352,6 +362,12 @@ export type Result = { image: Picture; timings: Pace & { step: number; total: nu
 
 export type CallOptions = { onProgress?: (progress: any) => void; signal?: AbortSignal };
 
+/** A picture whose hole is filled; `extension`: how it was extended, where it was */
+export type Job = { image: Picture; mask: Uint8Array; settings: Settings; extension?: Extension | null };
+
+/** What the model sees of a picture through a window: (size, size, 3), and 1 in the hole */
+export type Seen = { rgb: Uint8Array; hole: Uint8Array };
+
 /** Right and bottom exclusive */
 export type Box = { left: number; top: number; right: number; bottom: number; label: number };
 
@@ -375,6 +391,34 @@ export type Known = { mask: Float32Array; image: Float32Array | null; masked: Fl
 
 export type Wanted = { graph: string; precision: string; file: StoredFile; url: URL };
 
+/** How ONNX Runtime is started */
+export interface RuntimeOptions {
+  provider: 'webgpu' | 'wasm';
+  manifest: Manifest;
+  precision: string;
+  /** the build of ONNX Runtime Web */
+  module: URL;
+  wasm: ArrayBuffer;
+  threads: number;
+  /** capture the graphs of which all runs on the device, and replay them without the runtime */
+  capture: boolean;
+  /** where kernels of our own stand for the runtime's commands in captured graphs */
+  kernels: WantedKernels;
+  /** seconds in which they are tried */
+  trying?: number;
+  /** the manifest's */
+  page: URL;
+  file: (sha256: string) => Promise<{ bytes: ArrayBuffer }>;
+  /** of WebGPU; one with all that is made use of where none is given */
+  device?: GPUDevice;
+}
+
+/** How a recording is played: as `RuntimeOptions`, and `runtime`, which fetches and starts ONNX Runtime on the same graphs, not captured */
+export type PlayerOptions = Pick<RuntimeOptions, 'manifest' | 'precision' | 'kernels' | 'trying' | 'page'> & {
+  file: Files['file'];
+  runtime: () => Promise<import('./graph_backend.js').GraphBackend>;
+};
+
 /** How a model is loaded; what is left out is chosen. */
 export type ToLoad = {
   provider: 'webgpu' | 'wasm';
@@ -384,7 +428,7 @@ export type ToLoad = {
   /** From the bundle's recording, where there is one that this device was not seen to refuse. */
   recorded?: boolean;
   /** Of our own in captured graphs: 'fastest', where they are faster on this device, unless another is named. */
-  kernels?: import('./kernels/replacement.js').Wanted;
+  kernels?: WantedKernels;
   /** Seconds in which ways to compute are tried, those in which weights are read among them. */
   trying?: number;
 };
@@ -409,6 +453,26 @@ export type Level = { timestep: number; signal: number; sigma: number };
 
 /** Median ms of each; 0 while none was seen */
 export type Pace = { encode: number; guided: number; unguided: number; decode: number };
+
+export type ErrorCode =
+  | 'manifest'
+  | 'manifest-version'
+  | 'outdated'
+  | 'network'
+  | 'not-found'
+  | 'corrupt'
+  | 'quota'
+  | 'no-webgpu'
+  | 'device-lost'
+  | 'out-of-memory'
+  | 'shader'
+  | 'uncapturable'
+  | 'unplayable'
+  | 'cancelled'
+  | 'bad-input'
+  | 'worker'
+  | 'stuck'
+  | 'unreadable';
 
 export type Verdict = 'works' | 'failed';
 

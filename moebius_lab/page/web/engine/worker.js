@@ -1,6 +1,6 @@
 // The worker in which one model lives: fetches its files, starts ONNX Runtime on one provider and answers the page.
 
-import { EngineError, classify, toMessage } from './errors.js';
+import { EngineError, classify, deviceLost, toMessage } from './errors.js';
 import { inpaint } from './inpaint.js';
 import { BESIDE, GRAPHS, buildFor, filesOf } from './manifest.js';
 import { ModelCache } from './model_cache.js';
@@ -84,8 +84,7 @@ async function load(choice, report, signal) {
   await made.settle((share) => fetching || report({ ...last, phase: 'kernels', share, secondsLeft: 0 }));
   signal.throwIfAborted();
   made.device?.lost.then(({ message }) => {
-    const error = new EngineError('device-lost', DEVICE_LOST, new Error(message));
-    postMessage({ lost: toMessage(error) });
+    postMessage({ lost: toMessage(deviceLost(new Error(message))) });
   });
   backend = made;
   const features = made.device ? [...made.device.features].sort() : [];
@@ -125,8 +124,6 @@ function checkFeatures(manifest, precision, device) {
     );
   }
 }
-
-const DEVICE_LOST = 'The graphics device was lost. Load the model again; nothing you painted is gone.';
 
 /**
  * @param {Loaded['adapter']} adapter

@@ -6,8 +6,7 @@
 
 import { pictureToPng } from './picture_files.js';
 
-/** @import { Painting, Saved, SavedMask, SavedPicture } from './types.js' */
-/** @typedef {'nothing'|'saving'|'saved'|'refused'|'forgotten'} State of what is on the screen */
+/** @import { Painting, Saved, SavedMask, SavedPicture, Saving } from './types.js' */
 
 const TAB = 'moebius-tab'; // in sessionStorage, and before the slot's name in that of the lock
 const HANDOVER = 400; // ms in which a page that is being reloaded gives its lock up
@@ -16,7 +15,7 @@ const KEPT_DAYS = 30;
 
 /** Event: `state`, whenever `state` has changed. */
 export class Autosave extends EventTarget {
-  /** @type {State} */
+  /** @type {Saving} */
   state = 'nothing';
   /** @type {Promise<string>} name of this tab's slot */
   #slot = claim();
@@ -98,7 +97,7 @@ export class Autosave extends EventTarget {
     this.#tell('forgotten');
   }
 
-  /** @param {State} state */
+  /** @param {Saving} state */
   #tell(state) {
     if (state === this.state) return;
     this.state = state;

@@ -3,8 +3,8 @@
 import { notice } from './page.js';
 import { readPicture } from './picture_files.js';
 
-/** @import { Picture } from './picture_files.js' */
 /** @import { Desk } from './main.js' */
+/** @import { Picture } from './types.js' */
 
 const SHADE = 16; // levels from black or white that an edge's softness or a JPEG's noise may take
 const SHARE = 0.97; // of the pixels that are black or white in a mask

@@ -3,16 +3,16 @@
 import { HOLE, KEEP, SmoothPath, union } from './mask.js';
 import { fitted, inSight, overHole, pinched, rectangleCorners, toPicture, zoomed } from './view.js';
 
-/** @import { Mask, Rect } from './mask.js' */
-/** @import { Picture } from './picture_files.js' */
-/** @import { Layer, Picked, Tool } from './types.js' */
+/** @import { Area } from '../engine/types.js' */
+/** @import { Mask } from './mask.js' */
+/** @import { Layer, Picked, Picture, Point, Rect, Tool } from './types.js' */
 
 /** @type {Partial<Record<Tool, string>>} */
 const LABELS = { brush: 'brush stroke', eraser: 'erasing', rectangle: 'rectangle', lasso: 'lasso', hand: '' };
 const LARGE = 6e6; // px; a larger picture also gets a reduced copy, which is what is drawn when zoomed out
 const OVERLAY_LIMIT = 2.5e6; // px of the canvas that shows the mask
-/** @type {Record<string, number[]>} */
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+/** @type {Record<string, number[]>} the directions in which keys move, px */
+export const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 /** @type {Tool[]} */
 const PICKS = ['wand', 'wire', 'object']; // what they do with a point is not the editor's affair
 
@@ -54,7 +54,7 @@ export class Editor extends EventTarget {
   #imageDirty = true;
   /** @type {Rect | 'all' | null} px of the picture */
   #maskDirty = 'all';
-  /** @type {Map<number, {x: number, y: number}>} pointers on the canvas, CSS px */
+  /** @type {Map<number, Point>} pointers on the canvas, CSS px */
   #pointers = new Map();
   /** @type {{kind: 'paint'|'pan'|'pinch'|'split'|'pick', id: number, picked?: Picked} | null} */
   #gesture = null;
@@ -63,9 +63,9 @@ export class Editor extends EventTarget {
   #path = null;
   /** @type {[number, number][]} corners of the rectangle or lasso being drawn, px of the picture */
   #points = [];
-  /** @type {{x: number, y: number} | null} the keyboard's cursor, px of the picture */
+  /** @type {Point | null} the keyboard's cursor, px of the picture */
   #cursor = null;
-  /** @type {{x: number, y: number} | null} where the mouse is, CSS px */
+  /** @type {Point | null} where the mouse is, CSS px */
   #hover = null;
   #panHeld = false;
 
@@ -96,6 +96,16 @@ export class Editor extends EventTarget {
     on('blur', () => this.#setCursor(null));
   }
 
+  /** Whether the tool is one of a size. */
+  get brushes() {
+    return this.tool === 'brush' || this.tool === 'eraser';
+  }
+
+  /** Diameter that brush and eraser have at most, px of the picture. */
+  get largestSize() {
+    return this.picture ? Math.max(this.picture.width, this.picture.height) / 2 : 500;
+  }
+
   /** Show a picture and its mask, fitted. @param {Picture} picture @param {Mask} mask */
   open(picture, mask) {
     this.stop();
@@ -109,12 +119,12 @@ export class Editor extends EventTarget {
     this.fit();
   }
 
-  /** Draw a part of the picture where it is in the picture. @param {CanvasRenderingContext2D} c @param {{left: number, top: number, width: number, height: number}} part px */
+  /** Draw a part of the picture where it is in the picture. @param {CanvasRenderingContext2D} c @param {Area} part px */
   drawPart(c, { left, top, width, height }) {
     if (this.#source) c.drawImage(this.#source, left, top, width, height, left, top, width, height);
   }
 
-  /** The picture's values have changed. @param {{left: number, top: number, width: number, height: number}} part of it, px */
+  /** The picture's values have changed. @param {Area} part of it, px */
   redrawPicture({ left, top, width, height }) {
     const { picture } = this;
     if (!picture || !this.#source) return;
@@ -178,8 +188,7 @@ export class Editor extends EventTarget {
 
   /** @param {number} size px of the picture */
   resizeBrush(size) {
-    const largest = this.picture ? Math.max(this.picture.width, this.picture.height) / 2 : 500;
-    this.size = Math.min(Math.max(size, 1), largest);
+    this.size = Math.min(Math.max(size, 1), this.largestSize);
     this.#marks();
     this.#emit('size');
   }
@@ -276,28 +285,20 @@ export class Editor extends EventTarget {
     } else {
       c.drawImage(this.#source, 0, 0);
     }
-    const layer = this.#layer;
-    if (!layer) return;
-    c.save();
-    c.beginPath();
     const from = (this.#split ?? 0) * width;
-    c.rect(from, 0, width - from, height);
-    c.clip();
-    this.#drawLayer(c, layer);
-    c.restore();
-    if (!this.#other) return;
-    c.save();
-    c.beginPath();
-    c.rect(0, 0, from, height);
-    c.clip();
-    this.#drawLayer(c, this.#other);
-    c.restore();
+    if (this.#layer) this.#drawLayer(c, this.#layer, from, width);
+    if (this.#other) this.#drawLayer(c, this.#other, 0, from);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {Layer} layer */
-  #drawLayer(c, { left, top, canvas }) {
+  /** @param {CanvasRenderingContext2D} c @param {Layer} layer @param {number} from px of the picture, from where it shows @param {number} to */
+  #drawLayer(c, { left, top, canvas }, from, to) {
+    c.save();
+    c.beginPath();
+    c.rect(from, top, to - from, canvas.height);
+    c.clip();
     if (this.#checks) c.clearRect(left, top, canvas.width, canvas.height);
     c.drawImage(canvas, left, top);
+    c.restore();
   }
 
   #drawMask() {
@@ -329,17 +330,16 @@ export class Editor extends EventTarget {
   /** The cursor, the outline being drawn and the split. */
   #marks() {
     const { scale, x, y } = this.view;
-    const brush = this.tool === 'brush' || this.tool === 'eraser';
     const panning = this.tool === 'hand' || this.#panHeld || this.#gesture?.kind === 'pan';
     const at = this.#cursor ? { x: this.#cursor.x * scale + x, y: this.#cursor.y * scale + y } : this.#hover;
     const free = this.picture && !this.locked && this.#split === null && !panning;
-    const ring = free && brush && at;
+    const ring = free && this.brushes && at;
     this.ring.setAttribute('r', String(ring ? Math.max((this.size * scale) / 2, 1.5) : 0));
     if (ring) {
       this.ring.setAttribute('cx', String(ring.x));
       this.ring.setAttribute('cy', String(ring.y));
     }
-    const cross = free && at && (this.#cursor || !brush) ? `M${at.x - 9} ${at.y}h18M${at.x} ${at.y - 9}v18` : '';
+    const cross = free && at && (this.#cursor || !this.brushes) ? `M${at.x - 9} ${at.y}h18M${at.x} ${at.y - 9}v18` : '';
     this.cross.setAttribute('d', cross);
     const points =
       this.#cursor && this.#points.length && this.tool !== 'wire'
@@ -372,13 +372,13 @@ export class Editor extends EventTarget {
 
   // -- pointers --------------------------------------------------------------------------------------------------------
 
-  /** @param {PointerEvent} event @returns {{x: number, y: number}} CSS px of the stage */
+  /** @param {PointerEvent} event @returns {Point} CSS px of the stage */
   #local(event) {
     const box = this.maskCanvas.getBoundingClientRect();
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
-  /** @param {{x: number, y: number}} point CSS px @returns {[number, number]} px of the picture */
+  /** @param {Point} point CSS px @returns {[number, number]} px of the picture */
   #toPicture(point) {
     return toPicture(this.view, point);
   }
@@ -402,7 +402,7 @@ export class Editor extends EventTarget {
     const erase = event.button === 2 || event.button === 5 || this.tool === 'eraser' || this.#takesAway(event.altKey);
     const kind = pan ? 'pan' : this.#split !== null ? 'split' : 'paint';
     if (kind === 'paint' && this.locked) {
-      this.#say('The mask cannot be changed while the model runs.');
+      this.#emit('say', 'The mask cannot be changed while the model runs.');
       return;
     }
     if (kind === 'paint' && PICKS.includes(this.tool)) {
@@ -421,16 +421,11 @@ export class Editor extends EventTarget {
     return (this.tool === 'rectangle' || this.tool === 'lasso' || PICKS.includes(this.tool)) && this.subtract !== alt;
   }
 
-  /** @param {Picked} detail */
-  #pick(detail) {
-    this.dispatchEvent(new CustomEvent('pick', { detail }));
-  }
-
   /** @param {PointerEvent} event */
   #move(event) {
     const point = this.#local(event);
     if (event.pointerType !== 'touch') this.#setHover(point);
-    if (this.tool === 'wire') this.dispatchEvent(new CustomEvent('hover', { detail: this.#toPicture(point) }));
+    if (this.tool === 'wire') this.#emit('hover', this.#toPicture(point));
     const before = this.#pointers.get(event.pointerId);
     if (!before) return;
     const gesture = this.#gesture;
@@ -455,7 +450,7 @@ export class Editor extends EventTarget {
     }
     if (gesture?.id !== event.pointerId) return;
     this.#gesture = null;
-    if (gesture.picked && !cancelled) this.#pick(gesture.picked);
+    if (gesture.picked && !cancelled) this.#emit('pick', gesture.picked);
     if (gesture.kind === 'paint') {
       if (cancelled) this.stop();
       else this.#finish();
@@ -463,7 +458,7 @@ export class Editor extends EventTarget {
     this.#marks();
   }
 
-  /** @param {number} id @param {{x: number, y: number}} point */
+  /** @param {number} id @param {Point} point */
   #pinch(id, point) {
     const [a, b] = [...this.#pointers.keys()];
     const before = [this.#pointers.get(a), this.#pointers.get(b)];
@@ -473,14 +468,14 @@ export class Editor extends EventTarget {
     this.#moved();
   }
 
-  /** @param {{x: number, y: number} | null} point */
+  /** @param {Point | null} point */
   #setHover(point) {
     this.#hover = point;
     if (point && this.#cursor && !this.mask?.editing && !this.#points.length) this.#cursor = null;
     this.#marks();
   }
 
-  /** @param {{x: number, y: number}} point */
+  /** @param {Point} point */
   #moveSplit(point) {
     if (this.picture) this.split = this.#toPicture(point)[0] / this.picture.width;
     this.#emit('split');
@@ -501,8 +496,7 @@ export class Editor extends EventTarget {
     if (!this.picture) return;
     event.preventDefault();
     const step = Math.min(Math.max(event.deltaY * (event.deltaMode ? 30 : 1), -80), 80);
-    const sizes = this.tool === 'brush' || this.tool === 'eraser';
-    if (event.ctrlKey || event.metaKey || !sizes || this.#split !== null) {
+    if (event.ctrlKey || event.metaKey || !this.brushes || this.#split !== null) {
       const box = this.maskCanvas.getBoundingClientRect();
       this.zoom(Math.exp(-step * (Math.abs(step) < 20 ? 0.01 : 0.0035)), event.clientX - box.left, event.clientY - box.top);
     } else if (event.shiftKey) {
@@ -517,7 +511,7 @@ export class Editor extends EventTarget {
   /** @param {[number, number]} point px of the picture @param {boolean} erase */
   #begin(point, erase) {
     this.#value = erase ? KEEP : HOLE;
-    if (this.tool === 'brush' || this.tool === 'eraser') {
+    if (this.brushes) {
       this.mask?.begin();
       this.#path = new SmoothPath(...point);
       this.#line([...point, ...point]);
@@ -550,8 +544,7 @@ export class Editor extends EventTarget {
     this.#path = null;
     this.#points = [];
     const patch = mask.editing ? mask.commit() : null;
-    if (patch)
-      this.dispatchEvent(new CustomEvent('edit', { detail: { label: value === KEEP ? 'erasing' : LABELS[tool], patch } }));
+    if (patch) this.#emit('edit', { label: value === KEEP ? 'erasing' : LABELS[tool], patch });
     this.#marks();
   }
 
@@ -569,11 +562,11 @@ export class Editor extends EventTarget {
     event.stopPropagation();
     if (event.key === 'Escape') {
       this.stop();
-      this.#say('Drawing given up.');
+      this.#emit('say', 'Drawing given up.');
     } else if (this.tool === 'hand') {
       if (move) this.pan(-move[0] * 40, -move[1] * 40);
     } else if (this.locked || this.#split !== null) {
-      this.#say('The mask cannot be changed now.');
+      this.#emit('say', 'The mask cannot be changed now.');
     } else if (move) {
       this.#step(move, event.altKey ? 1 : Math.max(1, Math.round(this.size / 4)) * (event.shiftKey ? 4 : 1));
     } else {
@@ -592,13 +585,13 @@ export class Editor extends EventTarget {
     };
     if (this.mask?.editing) this.#line([from.x, from.y, to.x, to.y]);
     this.#setCursor(to);
-    if (this.tool === 'wire') this.dispatchEvent(new CustomEvent('hover', { detail: [to.x, to.y] }));
+    if (this.tool === 'wire') this.#emit('hover', [to.x, to.y]);
     const [sx, sy] = [to.x * this.view.scale + this.view.x, to.y * this.view.scale + this.view.y];
     const out = (/** @type {number} */ v, /** @type {number} */ length) =>
       v < 16 ? 16 - v : v > length - 16 ? length - 16 - v : 0;
     const [px, py] = [out(sx, this.#width), out(sy, this.#height)];
     if (px || py) this.pan(px, py);
-    this.#say(`${this.mask?.editing ? 'Painting, at' : 'At'} ${Math.round(to.x)}, ${Math.round(to.y)}`);
+    this.#emit('say', `${this.mask?.editing ? 'Painting, at' : 'At'} ${Math.round(to.x)}, ${Math.round(to.y)}`);
   }
 
   /** Enter: brush down or up, a corner of the rectangle, a point of the lasso. @param {boolean} alt */
@@ -607,7 +600,7 @@ export class Editor extends EventTarget {
     this.#setCursor(cursor);
     const point = /** @type {[number, number]} */ ([cursor.x, cursor.y]);
     if (PICKS.includes(this.tool)) {
-      this.#pick({ point, takesAway: this.#takesAway(alt) });
+      this.#emit('pick', { point, takesAway: this.#takesAway(alt) });
       return;
     }
     const where = `${Math.round(cursor.x)}, ${Math.round(cursor.y)}`;
@@ -616,46 +609,42 @@ export class Editor extends EventTarget {
     if (this.mask?.editing || (this.tool === 'rectangle' && count)) {
       if (count) this.#points.push(point);
       this.#finish();
-      this.#say('Done.');
+      this.#emit('say', 'Done.');
     } else if (this.tool === 'lasso' && count && last[0] === point[0] && last[1] === point[1]) {
       this.#finish();
-      this.#say(count > 2 ? 'Outline closed.' : 'An outline needs three points.');
+      this.#emit('say', count > 2 ? 'Outline closed.' : 'An outline needs three points.');
     } else if (this.tool === 'lasso') {
       if (!count) this.#begin(point, this.#takesAway(alt));
       else this.#points.push(point);
-      this.#say(`Point ${count + 1} at ${where}. Enter twice at one place closes the outline.`);
+      this.#emit('say', `Point ${count + 1} at ${where}. Enter twice at one place closes the outline.`);
     } else {
       this.#begin(point, this.tool === 'eraser' || this.#takesAway(alt));
       if (this.#path) this.#path = null; // keys draw straight lines
-      this.#say(
+      this.#emit(
+        'say',
         `${this.tool === 'rectangle' ? 'First corner' : 'Painting from'} ${where}. Arrows move, Enter ends, Escape gives up.`,
       );
     }
     this.#marks();
   }
 
-  /** @returns {{x: number, y: number}} the middle of what is in sight, px of the picture */
+  /** @returns {Point} the middle of what is in sight, px of the picture */
   #middle() {
     const { width, height } = /** @type {Picture} */ (this.picture);
     const [x, y] = this.#toPicture({ x: this.#width / 2, y: this.#height / 2 });
     return { x: Math.round(Math.min(Math.max(x, 0), width)), y: Math.round(Math.min(Math.max(y, 0), height)) };
   }
 
-  /** @param {{x: number, y: number} | null} cursor */
+  /** @param {Point | null} cursor */
   #setCursor(cursor) {
     if (!cursor && this.#cursor && (this.mask?.editing || this.#points.length)) this.stop();
     this.#cursor = cursor;
     this.#marks();
   }
 
-  /** @param {string} text */
-  #say(text) {
-    this.dispatchEvent(new CustomEvent('say', { detail: text }));
-  }
-
-  /** @param {string} type */
-  #emit(type) {
-    this.dispatchEvent(new Event(type));
+  /** @param {string} type @param {unknown} [detail] */
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }
 

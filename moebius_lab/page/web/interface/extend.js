@@ -3,9 +3,10 @@
 import { reason } from '../engine/errors.js';
 import { deflated, inflated } from './autosave.js';
 import { extend, extensionTo } from '../engine/extending.js';
-import { svg } from './editor.js';
+import { ARROWS, svg } from './editor.js';
 import { HOLE, Mask } from './mask.js';
 import { add, addButton, addNumber, addSelect, element, notice, say } from './page.js';
+import { SAFE_MEGAPIXELS, canvasHolds } from './picture_files.js';
 import { cut } from './regions.js';
 import { nextTask } from '../engine/turns.js';
 
@@ -76,7 +77,7 @@ export function build(desk, panel) {
         bringInSight();
       });
     handle.addEventListener('keydown', (event) => {
-      const more = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const more = ARROWS[event.key];
       if (!more && event.key !== 'Home') return;
       event.preventDefault();
       event.stopPropagation();
@@ -205,6 +206,9 @@ export function build(desk, panel) {
  */
 async function extendWork(desk, extension) {
   const before = /** @type {Work} */ (desk.work);
+  const { left, top, right, bottom } = extension;
+  if (!canvasHolds(before.picture.width + left + right, before.picture.height + top + bottom))
+    throw new Error(`this browser shows at most ${SAFE_MEGAPIXELS} megapixels`);
   desk.look(null);
   desk.editor.stop();
   const [picture, under] = await desk.alone(async () => {

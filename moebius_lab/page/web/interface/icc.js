@@ -4,7 +4,7 @@
 
 import { blocksOf, chunk, text } from './picture_files.js';
 
-/** @typedef {Uint8Array<ArrayBuffer>} Bytes */
+/** @import { Bytes } from './types.js' */
 
 const JPEG_HEAD = 'ICC_PROFILE\0';
 const JPEG_PART = 65_519; // bytes of a profile that a segment takes
@@ -133,13 +133,14 @@ export function jpegSegments(profile) {
   });
 }
 
-/** What follows in a JPEG, without the profile that it has. @param {Bytes} b @param {number} at where a segment begins @returns {Bytes[]} */
-export function withoutProfile(b, at) {
+/** What follows in a JPEG, without the profile that it has. @param {Bytes} b @param {number} from where a segment begins @returns {Bytes[]} */
+export function withoutProfile(b, from) {
   const parts = [];
-  while (at + 4 <= b.length && b[at] === 0xff && b[at + 1] !== 0xda) {
-    const end = at + 2 + ((b[at + 2] << 8) | b[at + 3]);
-    if (b[at + 1] !== 0xe2 || text(b, at + 4, 12) !== JPEG_HEAD) parts.push(b.subarray(at, end));
-    at = end;
+  let rest = from;
+  for (const { kind, body, at, end } of blocksOf(b)) {
+    if (at < from) continue;
+    if (kind !== 'e2' || text(body, 0, 12) !== JPEG_HEAD) parts.push(b.subarray(at, end));
+    rest = end;
   }
-  return [...parts, b.subarray(at)];
+  return [...parts, b.subarray(rest)];
 }

@@ -26,8 +26,7 @@ import { cut, difference, put } from './regions.js';
 import { inTurns } from '../engine/turns.js';
 
 /** @import { Pace, Settings, StepProgress } from '../engine/types.js' */
-/** @import { Grey, Picture } from './picture_files.js' */
-/** @import { Result, Tool, Work } from './types.js' */
+/** @import { Action, Grey, Made, MaskPatch, Picture, Rect, Result, Saving, Tool, Work } from './types.js' */
 
 /** What was measured, by what the model ran on. @type {Map<string, Pace>} */
 const paces = new Map();
@@ -74,7 +73,7 @@ function holeLevel() {
  * Open a picture, with its mask where there is one. Of several that are asked for, the last is opened.
  *
  * @param {Blob | Promise<Blob>} from @param {string} name
- * @param {{mask?: Promise<Blob>, credit?: string, again?: import('./types.js').Action}} [more]
+ * @param {{mask?: Promise<Blob>, credit?: string, again?: Action}} [more]
  */
 async function open(from, name, { mask, credit = '', again = { label: 'Choose another', run: choosePicture } } = {}) {
   const turn = ++opening;
@@ -143,7 +142,7 @@ function show(next) {
   update();
 }
 
-/** Say what went wrong with a file. @param {unknown} error @param {import('./types.js').Action} action */
+/** Say what went wrong with a file. @param {unknown} error @param {Action} action */
 function report(error, action) {
   const text = error instanceof FileError ? error.message : `That did not work: ${reason(error)}`;
   notice('file', text, { actions: [action] });
@@ -154,7 +153,7 @@ function report(error, action) {
 async function importMask(file, name = 'The mask') {
   const target = work;
   if (!target || refused()) return;
-  const again = { label: 'Choose another', run: () => field('mask-file').click() };
+  const again = { label: 'Choose another', run: chooseMask };
   try {
     const grey = await readMask(file, await largest());
     const { width, height } = target.picture;
@@ -185,7 +184,7 @@ function takeMask(grey) {
   const { mask } = /** @type {Work} */ (work);
   if (!grey.data.some((value) => value >= mask.level)) {
     notice('file', 'That mask has no white: white marks what should be filled. Nothing was changed.', {
-      actions: [{ label: 'Choose another', run: () => field('mask-file').click() }],
+      actions: [{ label: 'Choose another', run: chooseMask }],
     });
     return;
   }
@@ -262,7 +261,7 @@ function changeAll(steps, done) {
   });
 }
 
-/** Change the mask by drawing, as one step of the history. @param {string} label @param {(mask: Mask) => import('./mask.js').Rect} draw */
+/** Change the mask by drawing, as one step of the history. @param {string} label @param {(mask: Mask) => Rect} draw */
 function change(label, draw) {
   if (!work || busy()) return;
   const { mask } = work;
@@ -273,7 +272,7 @@ function change(label, draw) {
   });
 }
 
-/** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, import('./mask.js').MaskPatch | null>} make */
+/** Change the whole mask as one step of the history. @param {string} label @param {(mask: Mask) => Generator<void, MaskPatch | null>} make */
 function changeWhole(label, make) {
   if (work && !busy()) rewrite(label, make);
 }
@@ -286,7 +285,7 @@ function rewrite(label, make) {
   changeAll(make(current.mask), (patch) => patch && record(label, patch, current));
 }
 
-/** @param {string} label @param {import('./mask.js').MaskPatch} patch @param {Work} [painting] whose mask was changed */
+/** @param {string} label @param {MaskPatch} patch @param {Work} [painting] whose mask was changed */
 function record(label, patch, painting = /** @type {Work} */ (work)) {
   const { mask, history } = painting;
   history.push({
@@ -540,7 +539,7 @@ async function measure() {
   }
 }
 
-/** What a result is saved with. @param {Settings} settings @returns {import('./types.js').Made} */
+/** What a result is saved with. @param {Settings} settings @returns {Made} */
 function madeNow(settings) {
   const { network = '', weights = '' } = model.engine?.manifest ?? {};
   const { provider = '', precision = '', distilled } = model.choice ?? {};
@@ -550,14 +549,12 @@ function madeNow(settings) {
 
 /** @param {Result | null} result */
 function finish(result) {
-  const hadFocus = document.activeElement === button('cancel');
   running = null;
   editor.locked = false;
   runBar.value = 0;
   look(result);
   update();
   if (result) button('keep').scrollIntoView({ block: 'nearest' });
-  if (hadFocus) button('run').focus();
 }
 
 /** @param {StepProgress} progress @param {Settings} settings @param {number} variant @param {number} variants */
@@ -671,7 +668,7 @@ function keep({ again = false } = {}) {
   else changeAll(current.mask.fill(KEEP), (patch) => take(current, result, patch));
 }
 
-/** @param {Work} current @param {Result} result that becomes its picture @param {import('./mask.js').MaskPatch | null} patch which cleared the mask */
+/** @param {Work} current @param {Result} result that becomes its picture @param {MaskPatch | null} patch which cleared the mask */
 function take(current, result, patch) {
   const { mask, picture } = current;
   let other = result.region;
@@ -747,7 +744,7 @@ async function exportMask() {
 
 const autosave = new Autosave();
 
-/** What the page says of what it keeps. @type {Record<import('./autosave.js').State, string>} */
+/** What the page says of what it keeps. @type {Record<Saving, string>} */
 const KEEPING = {
   nothing: '',
   saving: 'Picture and mask are being saved…',
@@ -888,9 +885,8 @@ for (const [id, load] of Object.entries(panels)) {
 }
 
 function showTool() {
-  const brush = editor.tool === 'brush' || editor.tool === 'eraser';
-  const shape = !brush && editor.tool !== 'hand';
-  element('size-row', HTMLElement).hidden = !brush;
+  const shape = !editor.brushes && editor.tool !== 'hand';
+  element('size-row', HTMLElement).hidden = !editor.brushes;
   element('shape-row', HTMLElement).hidden = !shape;
   const hints = {
     hand: 'Drag the picture; wheel to zoom.',
@@ -912,12 +908,8 @@ function chooseTool(tool) {
 }
 
 /** The slider is logarithmic: 0..100 are 1 px and half the picture. */
-function largestBrush() {
-  return work ? Math.max(work.picture.width, work.picture.height) / 2 : 500;
-}
-
 function showSize() {
-  field('size').value = String((100 * Math.log(editor.size)) / Math.log(largestBrush()));
+  field('size').value = String((100 * Math.log(editor.size)) / Math.log(editor.largestSize));
   const text = `${Math.round(editor.size)} px`;
   write('size-text', text);
   field('size').ariaValueText = text;
@@ -926,13 +918,14 @@ function showSize() {
 // -- wiring ------------------------------------------------------------------------------------------------------------
 
 const choosePicture = () => field('picture-file').click();
+const chooseMask = () => field('mask-file').click();
 
 /** @type {Record<string, () => void>} */
 const clicks = {
   open: choosePicture,
   'start-open': choosePicture,
   save: () => void save(),
-  'import-mask': () => field('mask-file').click(),
+  'import-mask': chooseMask,
   'export-mask': () => void exportMask(),
   undo: () => travel('undo'),
   redo: () => travel('redo'),
@@ -971,7 +964,7 @@ for (const [id, use] of /** @type {const} */ ([
     input.value = '';
   });
 }
-field('size').addEventListener('input', () => editor.resizeBrush(largestBrush() ** (field('size').valueAsNumber / 100)));
+field('size').addEventListener('input', () => editor.resizeBrush(editor.largestSize ** (field('size').valueAsNumber / 100)));
 field('split').addEventListener('input', () => {
   editor.split = field('split').valueAsNumber;
   showSplit();
@@ -1127,6 +1120,7 @@ element('incomplete', HTMLElement).remove();
 rememberLetters();
 showTool();
 showSize();
+void import('./focus.js').then(({ watchFocus }) => watchFocus()); // nothing has to be watched before a person does something
 void bringBack();
 await model.opened;
 document.body.classList.remove('looking');

@@ -6,19 +6,9 @@
 // the upper left pixel, whose centre is (0.5, 0.5). The notebook counts from that centre, and so does everything below `Mask`.
 // What a pointer does is smoothed first, on the page alone: `SmoothPath` makes the lines that are then drawn.
 
-/**
- * A rectangle of pixels; right and bottom are exclusive.
- * @typedef {{left: number, top: number, right: number, bottom: number}} Rect
- */
+/** @import { Change, MaskPatch, Rect, Tile } from './types.js' */
 
-/** What a tile held: its values, or the one value that all of them have. @typedef {Uint8Array | number} Tile */
-
-/**
- * The tiles that one edit changed, as they are not in the mask now: `Mask.swap` exchanges the two.
- * @typedef {{tiles: Map<number, Tile>, bytes: number}} MaskPatch
- */
-
-export const TILE = 64; // px, side of the squares in which changes are kept for undo
+const TILE = 64; // px, side of the squares in which changes are kept for undo
 const TILES_AT_ONCE = 64; // that are changed without a chance to interrupt: about a millisecond
 export const HOLE = 255;
 export const KEEP = 0;
@@ -344,11 +334,6 @@ export class SmoothPath {
     return [...this.at, ...this.last];
   }
 }
-
-/**
- * One step of the history: `swap` goes back, and called again forward.
- * @typedef {{label: string, bytes: number, swap: () => void}} Change
- */
 
 /** Undo and redo; the oldest changes are dropped where the rest would exceed `limit` bytes. */
 export class History {

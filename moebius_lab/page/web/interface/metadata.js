@@ -1,32 +1,24 @@
 // What a picture was made with, in its PNG: an iTXt chunk of JSON, the same as picture_files.py writes and reads.
 
 import { say } from './page.js';
-import { chunk, text } from './picture_files.js';
+import { blocksOf, chunk, text } from './picture_files.js';
 
-/** @import { Made } from './types.js' */
+/** @import { Bytes, Made } from './types.js' */
 
-const KEYWORD = 'moebius_lab';
+const HEAD = 'moebius_lab\0\0\0\0\0'; // a keyword; not compressed, no language, keyword not translated
 const LIMIT = 65536; // bytes that may be such a chunk
 
-/** @param {Made} made @returns {Uint8Array<ArrayBuffer>[]} the chunk, for `pictureToPng` */
+/** @param {Made} made @returns {Bytes[]} the chunk, for `pictureToPng` */
 export function madeChunk(made) {
-  const head = `${KEYWORD}\0\0\0\0\0`; // not compressed, no language, keyword not translated
-  return chunk('iTXt', new TextEncoder().encode(head + JSON.stringify(made)));
+  return chunk('iTXt', new TextEncoder().encode(HEAD + JSON.stringify(made)));
 }
 
 /** What a PNG says that it was made with; null where it says nothing, or not in this form. @param {Blob} file @returns {Promise<Made | null>} */
 export async function madeWith(file) {
-  for (let at = 8; at + 12 <= file.size;) {
-    const head = new Uint8Array(await file.slice(at, at + 8).arrayBuffer());
-    const length = new DataView(head.buffer).getUint32(0);
-    const kind = text(head, 4, 4);
+  for (const { kind, body } of blocksOf(new Uint8Array(await file.arrayBuffer()))) {
     if (kind === 'IDAT' || kind === 'IEND') return null;
-    if (kind === 'iTXt' && length <= LIMIT) {
-      const body = new Uint8Array(await file.slice(at + 8, at + 8 + length).arrayBuffer());
-      const start = KEYWORD.length + 5;
-      if (text(body, 0, start) === `${KEYWORD}\0\0\0\0\0`) return checked(new TextDecoder().decode(body.subarray(start)));
-    }
-    at += 12 + length;
+    if (kind === 'iTXt' && body.length <= LIMIT && text(body, 0, HEAD.length) === HEAD)
+      return checked(new TextDecoder().decode(body.subarray(HEAD.length)));
   }
   return null;
 }

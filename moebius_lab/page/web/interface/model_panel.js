@@ -50,7 +50,7 @@ export class ModelPanel extends EventTarget {
       const engine = await Engine.open(new URL(`manifest.json?version=${VERSION}`, document.baseURI));
       if (engine.manifest.version !== VERSION) throw outdated();
       this.engine = engine;
-      this.engine.addEventListener('lost', (event) => this.#lost(/** @type {CustomEvent} */ (event).detail));
+      this.engine.addEventListener('lost', (event) => this.failed(/** @type {CustomEvent} */ (event).detail));
       this.detected = await this.engine.detect();
     } catch (error) {
       const actions = [{ label: 'Try again', run: () => void (this.opened = this.open()) }, RELOAD];
@@ -170,12 +170,14 @@ export class ModelPanel extends EventTarget {
 
   /** Load what is chosen. @returns {Promise<Engine>} */
   load() {
-    this.#loading ??= this.#load().finally(() => {
+    if (this.#loading) return this.#loading;
+    const loading = (this.#loading = this.#load().finally(() => {
       this.#loading = null;
       this.#abort = null;
       this.#show();
-    });
-    return this.#loading;
+    }));
+    this.#show();
+    return loading;
   }
 
   async #load() {
@@ -184,9 +186,6 @@ export class ModelPanel extends EventTarget {
     const abort = (this.#abort = new AbortController());
     this.#ran = choice;
     dismiss('model');
-    this.#show();
-    button('load').hidden = true;
-    button('load-cancel').hidden = false;
     this.#bar.value = 0;
     write('load-text', 'Starting…');
     element('load-text', HTMLElement).classList.remove('error');
@@ -213,8 +212,6 @@ export class ModelPanel extends EventTarget {
     } finally {
       clearTimeout(this.#timer);
       this.#timer = 0;
-      button('load').hidden = false;
-      button('load-cancel').hidden = true;
       button('load-cancel').textContent = 'Pause';
       if (!this.#bar.hasAttribute('value')) this.#bar.value = 0;
       void this.#showStored();
@@ -308,16 +305,10 @@ export class ModelPanel extends EventTarget {
     this.#note('works');
   }
 
-  /** Show why a run failed. @param {unknown} error @param {() => void} again */
+  /** Show why a run failed, or what was loaded is gone. @param {unknown} error @param {() => void} [again] */
   failed(error, again) {
     this.#show();
     this.#fail(error, again);
-  }
-
-  /** @param {unknown} error */
-  #lost(error) {
-    this.#show();
-    this.#fail(error);
   }
 
   #show() {
@@ -331,7 +322,9 @@ export class ModelPanel extends EventTarget {
       : 'Nothing that this browser can run.';
     this.#select.disabled = busy || !this.detected;
     const load = button('load');
-    load.disabled = busy || !choice || this.ready;
+    load.hidden = busy;
+    button('load-cancel').hidden = !busy;
+    load.disabled = !choice || this.ready;
     load.textContent = this.ready
       ? 'Loaded'
       : this.missing

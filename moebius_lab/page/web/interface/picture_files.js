@@ -5,15 +5,12 @@
 
 import { nextTask } from '../engine/turns.js';
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray, translucent?: boolean}} Picture RGBA, row by row, not premultiplied */
-/** @typedef {Picture & {exact: boolean}} FilePicture exact: with the file's very colours, also where they are translucent */
-/** @typedef {{width: number, height: number, data: Uint8Array}} Grey */
-
-/** @import { Contents } from './types.js' */
+/** @import { Bytes, Contents, FilePicture, Grey, Picture, Reader } from './types.js' */
 
 /** A file that cannot be used; the message says why and what to do. */
 export class FileError extends Error {}
 
+export const SAFE_MEGAPIXELS = 16; // that a canvas holds in every browser
 const STRIP = 1024; // px, rows or columns that are converted at a time
 
 /**
@@ -94,9 +91,25 @@ export function resizeMask(mask, width, height) {
 
 /** @param {number} width @param {number} height @param {string} name @param {number} maxMegapixels */
 function checkSize(width, height, name, maxMegapixels) {
-  if (width * height <= maxMegapixels * 1e6) return;
+  const fits = width * height <= maxMegapixels * 1e6;
+  if (fits && canvasHolds(width, height)) return;
   const size = `${name} has ${Math.round((width * height) / 1e6)} megapixels (${width} × ${height})`;
-  throw new FileError(`${size}; at most ${maxMegapixels} can be used. Save it smaller, and open that.`);
+  const most = fits ? `${SAFE_MEGAPIXELS} can be used in this browser` : `${maxMegapixels} can be used`;
+  throw new FileError(`${size}; at most ${most}. Save it smaller, and open that.`);
+}
+
+let held = SAFE_MEGAPIXELS * 1e6; // px that a canvas is known to hold here
+
+/** Whether a canvas of this size keeps what is drawn: in Safari of iOS larger ones stay blank, and nothing says so. @param {number} width px @param {number} height */
+export function canvasHolds(width, height) {
+  if (width * height <= held) return true;
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext('2d');
+  context?.fillRect(width - 1, height - 1, 1, 1);
+  const drawn = context?.getImageData(width - 1, height - 1, 1, 1).data[3] === 255;
+  canvas.width = 0; // its memory is given back at once
+  if (drawn) held = width * height;
+  return drawn;
 }
 
 // -- what a file says about itself -------------------------------------------------------------------------------------
@@ -104,33 +117,51 @@ function checkSize(width, height, name, maxMegapixels) {
 /** @param {Uint8Array} b @param {number} at @param {number} n */
 export const text = (b, at, n) => String.fromCharCode(...b.subarray(at, at + n));
 
-/** @param {Uint8Array<ArrayBuffer>} b a whole file @returns {Contents} */
+/** Which of three kinds of file this is; empty for others. @param {Uint8Array} b its first bytes */
+export function formatOf(b) {
+  if (text(b, 1, 3) === 'PNG') return 'png';
+  if (b[0] === 0xff && b[1] === 0xd8) return 'jpeg';
+  return text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP' ? 'webp' : '';
+}
+
+/** @param {Bytes} b a whole file @returns {Contents} */
 export function contentsOf(b) {
-  if (text(b, 1, 3) === 'PNG') return contentsOfPng(b);
-  if (b[0] === 0xff && b[1] === 0xd8) return contentsOfJpeg(b);
-  if (text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP') return contentsOfWebp(b);
+  const format = formatOf(b);
+  if (format === 'png') return contentsOfPng(b);
+  if (format === 'jpeg') return contentsOfJpeg(b);
+  if (format === 'webp') return contentsOfWebp(b);
   return { parts: [b], orientation: 1, depth: '' };
 }
 
 /**
  * The blocks of a PNG, a WebP or a JPEG, up to a JPEG's pixels.
  *
- * @param {Uint8Array<ArrayBuffer>} b a whole file
- * @returns {Generator<{kind: string, body: Uint8Array<ArrayBuffer>}>} kind: a block's name, or a segment's marker in hexadecimal
+ * @param {Bytes} b a whole file
+ * @returns {Generator<{kind: string, body: Bytes, at: number, end: number}>} kind: a block's name, or a segment's
+ *   marker in hexadecimal; at, end: where the whole of it lies, in a file that is cut short past its end
  */
 export function* blocksOf(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  if (text(b, 1, 3) === 'PNG') {
-    for (let at = 8; at + 12 <= b.length; at += 12 + view.getUint32(at))
-      yield { kind: text(b, at + 4, 4), body: b.subarray(at + 8, at + 8 + view.getUint32(at)) };
-  } else if (text(b, 0, 4) === 'RIFF') {
-    for (let at = 12, length = 0; at + 8 <= b.length; at += 8 + length + (length % 2)) {
-      length = view.getUint32(at + 4, true);
-      yield { kind: text(b, at, 4), body: b.subarray(at + 8, at + 8 + length) };
+  const format = formatOf(b);
+  if (format === 'png') {
+    for (let at = 8, end = at; at + 12 <= b.length; at = end) {
+      end = at + 12 + view.getUint32(at);
+      yield { kind: text(b, at + 4, 4), body: b.subarray(at + 8, end - 4), at, end };
     }
-  } else if (b[0] === 0xff && b[1] === 0xd8) {
-    for (let at = 2; at + 4 <= b.length && b[at] === 0xff && b[at + 1] !== 0xda; at += 2 + view.getUint16(at + 2))
-      yield { kind: b[at + 1].toString(16), body: b.subarray(at + 4, at + 2 + view.getUint16(at + 2)) };
+  } else if (format === 'webp') {
+    for (let at = 12, end = at; at + 8 <= b.length; at = end + (end % 2)) {
+      end = at + 8 + view.getUint32(at + 4, true);
+      yield { kind: text(b, at, 4), body: b.subarray(at + 8, end), at, end };
+    }
+  } else if (format === 'jpeg') {
+    for (let at = 2, end = at; at + 4 <= b.length && b[at] === 0xff; at = end) {
+      const marker = b[at + 1];
+      end = at + 1;
+      if (marker === 0xff) continue; // a fill byte
+      if (marker === 0xda || marker < 0xc0 || (marker >= 0xd0 && marker <= 0xd9)) return;
+      end = at + 2 + view.getUint16(at + 2);
+      yield { kind: marker.toString(16), body: b.subarray(at + 4, end), at, end };
+    }
   }
 }
 
@@ -139,18 +170,16 @@ const PRIMARIES = [1, 4, 5, 6, 9, 11, 12]; // of cICP, by ITU-T H.273: what the 
 const TRANSFERS = [1, 4, 5, 6, 8, 13, 14, 15];
 const HDR_TRANSFERS = [16, 18];
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfPng(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   const parts = [b.subarray(0, 8)];
-  let [exif, kind] = [b.subarray(0, 0), ''];
+  let exif = b.subarray(0, 0);
   /** @type {Contents['depth']} */
   let depth = b[24] === 16 ? '16 bits' : '';
-  let at = 8;
-  while (at + 12 <= b.length && kind !== 'IEND') {
-    const body = b.subarray(at + 8, at + 8 + view.getUint32(at));
-    const whole = b.subarray(at, at + 12 + body.length);
-    kind = text(b, at + 4, 4);
+  let open = true;
+  for (const { kind, body, at, end } of blocksOf(b)) {
+    const whole = b.subarray(at, end);
     const gamma = kind === 'gAMA' && body.length === 4 ? view.getUint32(at + 8) / 100_000 : 1;
     if (PNG_CHUNKS.includes(kind) && gamma >= 0.01 && gamma <= 100) parts.push(whole);
     if (kind === 'eXIf' && !exif.length && isSound(whole)) exif = body;
@@ -158,9 +187,10 @@ function contentsOfPng(b) {
       if (HDR_TRANSFERS.includes(body[1])) depth = 'hdr';
       else if (PRIMARIES.includes(body[0]) && TRANSFERS.includes(body[1])) parts.push(whole);
     }
-    at += 12 + view.getUint32(at);
+    open = kind !== 'IEND' && end <= b.length;
+    if (!open) break;
   }
-  if (kind !== 'IEND' && at <= b.length) parts.push(...chunk('IEND', new Uint8Array(0))); // every row may be there
+  if (open) parts.push(...chunk('IEND', new Uint8Array(0))); // every row may be there
   return { parts, orientation: orientationOf(exif), depth };
 }
 
@@ -170,25 +200,17 @@ function isSound(chunk) {
   return new DataView(chunk.buffer, chunk.byteOffset, chunk.length).getUint32(end) === crc32(chunk.subarray(4, end));
 }
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfJpeg(b) {
   const parts = [b.subarray(0, 2)];
-  /** @type {Uint8Array<ArrayBuffer>[]} */
   const exif = [];
-  let at = 2;
-  while (at + 4 <= b.length && b[at] === 0xff) {
-    const marker = b[at + 1];
-    if (marker === 0xff) {
-      at += 1; // a fill byte
-      continue;
-    }
-    if (marker === 0xda || marker < 0xc0 || (marker >= 0xd0 && marker <= 0xd9)) break;
-    const end = at + 2 + ((b[at + 2] << 8) | b[at + 3]);
-    if (marker === 0xe1 && text(b, at + 4, 6) === EXIF) exif.push(b.subarray(at + 10, end));
+  let rest = 2;
+  for (const { kind, body, at, end } of blocksOf(b)) {
+    if (kind === 'e1' && text(body, 0, 6) === EXIF) exif.push(body.subarray(6));
     else parts.push(b.subarray(at, end));
-    at = end;
+    rest = end;
   }
-  parts.push(b.subarray(at));
+  parts.push(b.subarray(rest));
   return { parts, orientation: orientationOf(joined(exif)), depth: '' };
 }
 
@@ -203,18 +225,14 @@ function joined(blocks) {
   return whole;
 }
 
-/** @param {Uint8Array<ArrayBuffer>} b @returns {Contents} */
+/** @param {Bytes} b @returns {Contents} */
 function contentsOfWebp(b) {
   const copy = b.slice();
-  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   let exif = null;
-  for (let at = 12; at + 8 <= b.length;) {
-    const length = view.getUint32(at + 4, true);
-    if (text(b, at, 4) === 'EXIF') {
-      exif ??= b.subarray(at + 8, at + 8 + length);
-      copy.set([0x6e, 0x6f, 0x6e, 0x65], at); // "none": a chunk that no decoder knows is skipped
-    }
-    at += 8 + length + (length % 2);
+  for (const { kind, body, at } of blocksOf(b)) {
+    if (kind !== 'EXIF') continue;
+    exif ??= body;
+    copy.set([0x6e, 0x6f, 0x6e, 0x65], at); // "none": a chunk that no decoder knows is skipped
   }
   return { parts: [copy], orientation: orientationOf(exif ?? new Uint8Array(0)), depth: '' };
 }
@@ -224,21 +242,28 @@ export const EXIF = 'Exif\0\0';
 /** Orientation in an EXIF block, 1 where it says none that counts. @param {Uint8Array} block @returns {number} 1..8 */
 export function orientationOf(block) {
   while (text(block, 0, 6) === EXIF) block = block.subarray(6);
+  const { little, entries = [] } = orientationEntries(block) ?? {};
+  const counted = entries.filter((entry) => entry.getUint16(2, little) === 3 && entry.getUint32(4, little) === 1);
+  return counted.map((entry) => entry.getUint16(8, little)).find((value) => value >= 1 && value <= 8) ?? 1;
+}
+
+/**
+ * The entries of an EXIF block that say an orientation: tag, type, count and value. Null for a block that cannot be read.
+ *
+ * @param {Uint8Array} block @returns {{little: boolean, entries: DataView[]} | null} little: whether their low bytes come first
+ */
+export function orientationEntries(block) {
   const order = text(block, 0, 4);
-  if (order !== 'II*\0' && order !== 'MM\0*') return 1;
+  if (block.length < 14 || (order !== 'II*\0' && order !== 'MM\0*')) return null;
   const little = order[0] === 'I';
   const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
-  const short = (/** @type {number} */ at) => view.getUint16(at, little);
-  if (block.length < 8) return 1;
   const directory = view.getUint32(4, little);
-  if (directory + 2 > block.length) return 1;
-  const end = Math.min(directory + 2 + 12 * short(directory), block.length);
-  for (let at = directory + 2; at + 12 <= end; at += 12) {
-    if (short(at) !== 0x0112 || short(at + 2) !== 3 || view.getUint32(at + 4, little) !== 1) continue;
-    const value = short(at + 8);
-    if (value >= 1 && value <= 8) return value;
-  }
-  return 1;
+  if (directory + 2 > block.length) return null;
+  const end = Math.min(directory + 2 + 12 * view.getUint16(directory, little), block.length - 11);
+  const entries = [];
+  for (let at = directory + 2; at < end; at += 12)
+    if (view.getUint16(at, little) === 0x0112) entries.push(new DataView(block.buffer, block.byteOffset + at, 12));
+  return { little, entries };
 }
 
 /** Make a picture upright. @param {Picture} picture @param {number} orientation 1..8 */
@@ -265,28 +290,26 @@ function isBlack(data) {
   return true;
 }
 
-/** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Uint8Array} b @returns {{width: number, height: number} | null} */
+const FRAME = /^c[^48c]$/; // a JPEG's segments that name its size
+
+/** What the first bytes of a PNG, GIF, BMP, WebP or JPEG say. @param {Bytes} b @returns {{width: number, height: number} | null} */
 export function sizeInHeader(b) {
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   if (b.length < 30) return null;
-  if (text(b, 1, 3) === 'PNG') return { width: view.getUint32(16), height: view.getUint32(20) };
+  const format = formatOf(b);
+  if (format === 'png') return { width: view.getUint32(16), height: view.getUint32(20) };
   if (text(b, 0, 3) === 'GIF') return { width: view.getUint16(6, true), height: view.getUint16(8, true) };
   if (text(b, 0, 2) === 'BM') return { width: view.getInt32(18, true), height: Math.abs(view.getInt32(22, true)) };
-  if (text(b, 0, 4) === 'RIFF' && text(b, 8, 4) === 'WEBP') {
+  if (format === 'webp') {
     const kind = text(b, 12, 4);
     if (kind === 'VP8 ') return { width: view.getUint16(26, true) & 0x3fff, height: view.getUint16(28, true) & 0x3fff };
     const bits = view.getUint32(21, true);
     if (kind === 'VP8L') return { width: (bits & 0x3fff) + 1, height: ((bits >> 14) & 0x3fff) + 1 };
     return { width: (view.getUint32(24, true) & 0xffffff) + 1, height: (b[27] | (b[28] << 8) | (b[29] << 16)) + 1 };
   }
-  if (view.getUint16(0) !== 0xffd8) return null;
-  for (let at = 2; at + 9 < b.length;) {
-    if (b[at] !== 0xff) return null;
-    const marker = b[at + 1];
-    const frame = marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
-    if (frame) return { height: view.getUint16(at + 5), width: view.getUint16(at + 7) };
-    at += marker === 0xff ? 1 : 2 + view.getUint16(at + 2);
-  }
+  if (format !== 'jpeg') return null;
+  for (const { kind, body, at } of blocksOf(b))
+    if (FRAME.test(kind) && body.length >= 5) return { height: view.getUint16(at + 5), width: view.getUint16(at + 7) };
   return null;
 }
 
@@ -324,8 +347,6 @@ function hasTransparency(data) {
   for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return true;
   return false;
 }
-
-/** @typedef {(bitmap: ImageBitmap, data: Uint8ClampedArray<ArrayBuffer>) => Promise<void>} Reader puts a bitmap's RGBA into an array */
 
 /**
  * A 2D canvas rounds the colours of translucent pixels and forgets those of invisible ones; WebGL hands them over as they are, and in
@@ -397,28 +418,24 @@ async function isExact(read) {
 /**
  * A PNG with these very values, with an alpha channel only where it is used.
  *
- * @param {Picture} picture @param {Uint8Array<ArrayBuffer>[]} [more] chunks that say something about it, of `chunk`
- * @param {Uint8Array<ArrayBuffer>[]} [colours] the chunk that says what its colours are; sRGB where it is not given
+ * @param {Picture} picture @param {Bytes[]} [more] chunks that say something about it, of `chunk`
+ * @param {Bytes[]} [colours] the chunk that says what its colours are; sRGB where it is not given
  * @returns {Promise<Blob>}
  */
-export async function pictureToPng({ width, height, data }, more = [], colours = SRGB_CHUNK) {
-  if (hasTransparency(data))
-    return encodePng(width, height, 4, (row) => data.subarray(row * width * 4, (row + 1) * width * 4), [...colours, ...more]);
+export function pictureToPng({ width, height, data }, more = [], colours = SRGB_CHUNK) {
+  const channels = hasTransparency(data) ? 4 : 3;
   const rgb = new Uint8Array(width * 3);
-  return encodePng(
-    width,
-    height,
-    3,
-    (row) => {
-      for (let x = 0, from = row * width * 4, to = 0; x < width; x++, from++) {
-        rgb[to++] = data[from++];
-        rgb[to++] = data[from++];
-        rgb[to++] = data[from++];
-      }
-      return rgb;
-    },
-    [...colours, ...more],
-  );
+  const rowAt = (/** @type {number} */ row) => {
+    const whole = data.subarray(row * width * 4, (row + 1) * width * 4);
+    if (channels === 4) return whole;
+    for (let from = 0, to = 0; to < rgb.length; from++) {
+      rgb[to++] = whole[from++];
+      rgb[to++] = whole[from++];
+      rgb[to++] = whole[from++];
+    }
+    return rgb;
+  };
+  return encodePng(width, height, channels, rowAt, [...colours, ...more]);
 }
 
 /** @param {Grey} mask */
@@ -428,7 +445,7 @@ export function maskToPng({ width, height, data }) {
 
 /**
  * @param {number} width @param {number} height @param {1|3|4} channels 8 bits each
- * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt @param {Uint8Array<ArrayBuffer>[]} [more] chunks before the pixels
+ * @param {(row: number) => Uint8Array | Uint8ClampedArray} rowAt @param {Bytes[]} [more] chunks before the pixels
  * @returns {Promise<Blob>}
  */
 async function encodePng(width, height, channels, rowAt, more = []) {
@@ -495,7 +512,7 @@ function crc32(...parts) {
 
 const SRGB_CHUNK = chunk('sRGB', new Uint8Array(1));
 
-/** @param {string} type @param {Uint8Array<ArrayBuffer>} body @returns {Uint8Array<ArrayBuffer>[]} length and type, body, checksum */
+/** @param {string} type @param {Bytes} body @returns {Bytes[]} length and type, body, checksum */
 export function chunk(type, body) {
   const head = new Uint8Array(8);
   new DataView(head.buffer).setUint32(0, body.length);

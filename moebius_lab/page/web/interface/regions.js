@@ -1,9 +1,10 @@
 // Rectangular parts of a picture: what a result differs in, taken out and put back.
 
+import { region } from '../engine/imaging.js';
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Picture } from './picture_files.js' */
-/** @import { Region } from './types.js' */
+/** @import { Area } from '../engine/types.js' */
+/** @import { Picture, Region } from './types.js' */
 
 const AT_ONCE = 2e6; // px that are compared in one task
 
@@ -31,18 +32,13 @@ export async function difference(picture, filled) {
     }
   }
   if (right <= left) [left, top, right, bottom] = [0, 0, 1, 1];
-  const region = { left, top, width: right - left, height: bottom - top };
-  return { ...region, data: cut(filled, region) };
+  const part = { left, top, width: right - left, height: bottom - top };
+  return { ...part, data: cut(filled, part) };
 }
 
-/** @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} region */
-export function cut(picture, { left, top, width, height }) {
-  const data = new Uint8ClampedArray(width * height * 4);
-  for (let y = 0; y < height; y++) {
-    const from = ((top + y) * picture.width + left) * 4;
-    data.set(picture.data.subarray(from, from + width * 4), y * width * 4);
-  }
-  return data;
+/** @param {Picture} picture @param {Area} area of it */
+export function cut(picture, area) {
+  return region(picture.data, picture.width, area, 4);
 }
 
 /** @param {Picture} picture changed in place @param {Region} region */

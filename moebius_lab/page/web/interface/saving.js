@@ -2,11 +2,20 @@
 
 import { madeChunk } from './metadata.js';
 import { add, addNumber, addSelect } from './page.js';
-import { EXIF, blocksOf, canvasOf, chunk, pictureToPng, readPicture, text } from './picture_files.js';
+import {
+  EXIF,
+  blocksOf,
+  canvasOf,
+  chunk,
+  formatOf,
+  orientationEntries,
+  pictureToPng,
+  readPicture,
+  text,
+} from './picture_files.js';
 import { nextTask } from '../engine/turns.js';
 
-/** @import { Picture } from './picture_files.js' */
-/** @import { Coloured, Made, Place } from './types.js' */
+/** @import { Bytes, Coloured, Made, Picture, Place } from './types.js' */
 
 const FORMATS = /** @type {const} */ ({
   png: { ending: '.png', type: 'image/png', label: 'PNG' },
@@ -97,14 +106,9 @@ async function inItsProfile(picture, source, { left, top }) {
   return { profile, pixels: { ...picture, data: to }, colours: 'in its own colour profile' };
 }
 
-/** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Uint8Array<ArrayBuffer> | null}} about */
+/** @param {Picture} picture @param {{source: Blob, made: Made | null, profile: Bytes | null}} about */
 async function encodeAs(picture, { source, made, profile }) {
-  const original = text(new Uint8Array(await source.slice(0, 12).arrayBuffer()), 0, 12);
-  const own = original.startsWith('\xff\xd8')
-    ? 'jpeg'
-    : original.startsWith('RIFF') && original.endsWith('WEBP')
-      ? 'webp'
-      : 'png';
+  const own = formatOf(new Uint8Array(await source.slice(0, 12).arrayBuffer())) || 'png';
   const name = chosen.format === 'original' ? own : chosen.format;
   const { ending, type } = FORMATS[name];
   if (name === 'jpeg' && picture.translucent) throw new Error('a JPEG keeps no transparency; choose PNG or WebP under Saving');
@@ -125,7 +129,7 @@ async function encodeAs(picture, { source, made, profile }) {
 }
 
 /** The EXIF block of a JPEG, PNG or WebP, without its header; empty where there is none. @param {Blob} file */
-export async function exifOf(file) {
+async function exifOf(file) {
   for (const { kind, body } of blocksOf(new Uint8Array(await file.arrayBuffer()))) {
     const headed = text(body, 0, 6) === EXIF;
     if (kind === 'eXIf' || kind === 'EXIF' || (kind === 'e1' && headed)) return headed ? body.subarray(6) : body;
@@ -133,33 +137,26 @@ export async function exifOf(file) {
   return new Uint8Array(0);
 }
 
-/** An EXIF block that says that the picture is upright, which it is; null for one that cannot be read. @param {Uint8Array<ArrayBuffer>} block */
+/** An EXIF block that says that the picture is upright, which it is; null for one that cannot be read. @param {Bytes} block */
 export function upright(block) {
-  const order = text(block, 0, 4);
-  if (block.length < 14 || (order !== 'II*\0' && order !== 'MM\0*')) return null;
-  const little = order[0] === 'I';
   const copy = block.slice();
-  const view = new DataView(copy.buffer);
-  const directory = view.getUint32(4, little);
-  if (directory + 2 > copy.length) return null;
-  const end = Math.min(directory + 2 + 12 * view.getUint16(directory, little), copy.length - 12 + 1);
-  for (let at = directory + 2; at < end; at += 12) {
-    if (view.getUint16(at, little) !== 0x0112) continue;
-    view.setUint16(at + 2, 3, little);
-    view.setUint32(at + 4, 1, little);
-    view.setUint16(at + 8, 1, little);
-    view.setUint16(at + 10, 0, little);
+  const found = orientationEntries(copy);
+  if (!found) return null;
+  const { little, entries } = found;
+  for (const entry of entries) {
+    entry.setUint16(2, 3, little);
+    entry.setUint32(4, 1, little);
+    entry.setUint16(8, 1, little);
+    entry.setUint16(10, 0, little);
   }
   return copy;
 }
 
-/** @typedef {Uint8Array<ArrayBuffer> | null} Block */
-
-/** @param {Blob} blob @param {Block} exif @param {Block} profile */
+/** @param {Blob} blob @param {Bytes | null} exif @param {Bytes | null} profile */
 async function intoJpeg(blob, exif, profile) {
   const start = new Uint8Array(await blob.slice(0, 20).arrayBuffer());
   const after = start[3] === 0xe0 ? 4 + ((start[4] << 8) | start[5]) : 2; // behind the JFIF segment, which comes first
-  /** @type {(Uint8Array<ArrayBuffer> | string)[]} */
+  /** @type {(Bytes | string)[]} */
   const more = [];
   if (exif) {
     const head = new Uint8Array(4);
@@ -172,7 +169,7 @@ async function intoJpeg(blob, exif, profile) {
   return new Blob([blob.slice(0, after), ...more, ...jpegSegments(profile), ...rest], { type: blob.type });
 }
 
-/** @param {Blob} blob @param {Block} exif @param {Block} profile @param {Picture} picture */
+/** @param {Blob} blob @param {Bytes | null} exif @param {Bytes | null} profile @param {Picture} picture */
 async function intoWebp(blob, exif, profile, { width, height }) {
   const b = new Uint8Array(await blob.arrayBuffer());
   const extended = text(b, 12, 4) === 'VP8X';
@@ -203,7 +200,7 @@ async function intoWebp(blob, exif, profile, { width, height }) {
   return new Blob([riff, ...parts], { type: blob.type });
 }
 
-/** @param {string} name @param {Block} body @returns {Uint8Array<ArrayBuffer>[]} nothing without a body */
+/** @param {string} name @param {Bytes | null} body @returns {Bytes[]} nothing without a body */
 function riffChunk(name, body) {
   if (!body) return [];
   const head = new Uint8Array(8);

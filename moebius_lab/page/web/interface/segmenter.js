@@ -1,7 +1,6 @@
 // A segmentation model that the person opens, in one ONNX file or two; see segmenter.py for which.
 
-/** @import { Picture } from './picture_files.js' */
-/** @typedef {{select: (picture: Picture, id: string, point: [number, number]) => Promise<Uint8Array>, close: () => void}} Segmenter */
+/** @import { Segmenter } from './types.js' */
 
 /**
  * @param {Blob[]} blobs @param {import('./main.js').Desk} desk @returns {Promise<Segmenter>}

@@ -11,7 +11,7 @@ const SINGLE = 4;
 const MASK_INPUT_SIDE = 256;
 const [MEAN, DEVIATION] = [[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]; // prettier-ignore
 
-/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture */
+/** @import { Picture } from './types.js' */
 
 /** @type {any} */
 let ort = null;

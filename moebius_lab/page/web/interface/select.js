@@ -1,11 +1,10 @@
 // Selecting with a click: the panel, its tools on the canvas, and the worker that computes.
 
 import { reason } from '../engine/errors.js';
-import { TILE } from './mask.js';
 import { add, addButton, addNumber, notice, say } from './page.js';
 
 /** @import { Desk } from './main.js' */
-/** @import { Answer, Request } from './selection_worker.js' */
+/** @import { Painting, Picked, Segmenter, SelectionAnswer, SelectionRequest } from './types.js' */
 /** @typedef {[number, number]} Point */
 
 const NAMES = { wand: 'magic wand', wire: 'edge lasso', object: 'object' };
@@ -21,7 +20,7 @@ const NEAR = 8; // CSS px within which a click on the first point closes a wire
 /** Asks the worker; the picture is sent when it is another one. */
 class Selector {
   #worker = new Worker(new URL('./selection_worker.js', import.meta.url), { type: 'module' });
-  /** @type {Map<number, (answer: Answer) => void>} */
+  /** @type {Map<number, (answer: SelectionAnswer) => void>} */
   #waiting = new Map();
   #next = 1;
   #picture = '';
@@ -37,7 +36,7 @@ class Selector {
     });
   }
 
-  /** @param {import('./types.js').Painting} work @param {Omit<Request, 'id'>} request */
+  /** @param {Painting} work @param {Omit<SelectionRequest, 'id'>} request */
   async ask(work, request) {
     if (this.#picture !== work.id) {
       const { width, height, data } = work.picture;
@@ -51,7 +50,7 @@ class Selector {
     return reply;
   }
 
-  /** @param {Omit<Request, 'id'>} request @param {ArrayBufferLike[]} handed */
+  /** @param {Omit<SelectionRequest, 'id'>} request @param {ArrayBufferLike[]} handed */
   #send(request, handed) {
     const id = this.#next++;
     this.#worker.postMessage({ ...request, id }, /** @type {Transferable[]} */ (handed));
@@ -64,7 +63,7 @@ export function build(desk, panel) {
   const { editor } = desk;
   const selector = new Selector();
   const constants = desk.model.engine?.manifest.constants;
-  /** @type {import('./segmenter.js').Segmenter | null} */
+  /** @type {Segmenter | null} */
   let segmenter = null;
 
   const tools = add(panel, 'div', { className: 'picks', role: 'radiogroup', ariaLabel: 'Tools that select' });
@@ -129,7 +128,7 @@ export function build(desk, panel) {
     }
   });
 
-  /** Change the mask by what the worker makes of it. @param {'wand'|'object'|'refine'} what @param {string} label @param {Partial<Request>} request */
+  /** Change the mask by what the worker makes of it. @param {'wand'|'object'|'refine'} what @param {string} label @param {Partial<SelectionRequest>} request */
   async function change(what, label, request) {
     const { work } = desk;
     if (!work || desk.busy) return;
@@ -149,21 +148,12 @@ export function build(desk, panel) {
     }
   }
 
-  /** @param {string} label @param {Answer} reply */
-  function take(label, { mask: values, old, tiles = [], rect, holes = 0 }) {
+  /** @param {string} label @param {SelectionAnswer} reply */
+  function take(label, { mask: values, tiles = new Map(), holes = 0 }) {
     const { work } = desk;
-    if (!work || !values || !old || !rect) return;
-    const { width, height, tilesAcross } = work.mask;
-    /** @type {Map<number, Uint8Array>} */
-    const before = new Map();
-    let from = 0;
-    for (const index of tiles) {
-      const across = Math.min(TILE, width - (index % tilesAcross) * TILE);
-      const down = Math.min(TILE, height - Math.floor(index / tilesAcross) * TILE);
-      before.set(index, old.subarray(from, (from += across * down)));
-    }
-    const patch = work.mask.adopt(values, before, holes);
-    editor.redrawMask(rect);
+    if (!work || !values) return;
+    const patch = work.mask.adopt(values, tiles, holes);
+    editor.redrawMask('all');
     if (patch) desk.record(label, patch);
   }
 
@@ -185,7 +175,7 @@ export function build(desk, panel) {
 
   /** @param {Point} point @returns {Point | null} */
   function pixel([x, y]) {
-    const { width, height } = /** @type {import('./types.js').Painting} */ (desk.work).picture;
+    const { width, height } = /** @type {Painting} */ (desk.work).picture;
     const at = /** @type {Point} */ ([Math.floor(x), Math.floor(y)]);
     return at[0] >= 0 && at[1] >= 0 && at[0] < width && at[1] < height ? at : null;
   }
@@ -194,7 +184,7 @@ export function build(desk, panel) {
   const centred = (points) => points.map(([x, y]) => /** @type {Point} */ ([x + 0.5, y + 0.5]));
 
   editor.addEventListener('pick', (event) => {
-    const { detail } = /** @type {CustomEvent<import('./types.js').Picked>} */ (event);
+    const { detail } = /** @type {CustomEvent<Picked>} */ (event);
     const { work } = desk;
     const at = work && pixel(detail.point);
     if (!work || !at || editor.locked) return;
@@ -248,7 +238,7 @@ export function build(desk, panel) {
     say(`Point ${anchors.length} at ${at[0]}, ${at[1]}. A click on the first point, or twice at one place, closes the line.`);
   }
 
-  /** @param {import('./types.js').Painting} work */
+  /** @param {Painting} work */
   function closeLine(work) {
     const points = centred(way);
     const value = takesAway ? 0 : 255;

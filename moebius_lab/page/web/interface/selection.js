@@ -3,6 +3,8 @@
 // The functions are those of selection.py and give the same masks, pixel for pixel. A picture is RGBA, a selection one byte a
 // pixel, 1 for what is selected. Positions are whole px. They take long on large pictures: the page calls them in a worker.
 
+import { labelHoles } from '../engine/imaging.js';
+
 /** @typedef {{width: number, height: number, data: Uint8ClampedArray | Uint8Array}} Picture RGBA, row by row */
 
 const NEIGHBOURS = [[-1, -1], [-1, 0], [-1, 1], [0, -1], [0, 1], [1, -1], [1, 0], [1, 1]]; // prettier-ignore
@@ -99,7 +101,7 @@ function stepCost(costs, a, b, diagonal) {
 /**
  * What a pixel costs: 4 + (255 - e)^2 / 256, with e half the Sobel gradient of the channel that changes most, at most 255.
  *
- * @param {Picture} picture @param {{left: number, top: number, width: number, height: number}} part
+ * @param {Picture} picture @param {import('../engine/types.js').Area} part
  */
 function edgeCosts({ width: stride, data }, { left, top, width, height }) {
   const costs = new Float64Array(width * height);
@@ -290,32 +292,9 @@ export function fillHoles(selection, width, height) {
  * @param {Uint8Array} selection @param {number} width @param {number} height
  */
 export function keepLargest(selection, width, height) {
-  const part = new Uint32Array(selection.length);
-  let [parts, best, most] = [0, 0, 0];
-  for (let start = selection.indexOf(1); start !== -1; start = selection.indexOf(1, start + 1)) {
-    if (part[start]) continue;
-    parts++;
-    let count = 0;
-    const stack = [start];
-    for (let i = stack.pop(); i !== undefined; i = stack.pop()) {
-      if (part[i]) continue;
-      const row = i - (i % width);
-      let [left, right] = [i, i + 1];
-      while (left > row && selection[left - 1]) left--;
-      while (right < row + width && selection[right]) right++;
-      part.fill(parts, left, right);
-      count += right - left;
-      for (const step of [-width, width]) {
-        const line = row + step;
-        if (line < 0 || line >= part.length) continue;
-        const first = Math.max(left + step - 1, line);
-        const end = Math.min(right + step + 1, line + width);
-        for (let j = first; j < end; j++) {
-          if (selection[j] && !part[j] && (j === first || !selection[j - 1])) stack.push(j);
-        }
-      }
-    }
-    if (count > most) [best, most] = [parts, count];
-  }
-  return Uint8Array.from(part, (label) => (label && label === best ? 1 : 0));
+  const { labels, boxes } = labelHoles(selection, width, height);
+  const counts = new Uint32Array(boxes.length + 1);
+  for (const label of labels) if (label) counts[label]++;
+  const most = counts.indexOf(counts.reduce((a, b) => Math.max(a, b)));
+  return Uint8Array.from(labels, (label) => (label && label === most ? 1 : 0));
 }

@@ -2,12 +2,75 @@
 
 import type { Extension, Settings } from '../engine/types.js';
 import type { History, Mask } from './mask.js';
-import type { Picture } from './picture_files.js';
+
+export type Bytes = Uint8Array<ArrayBuffer>;
+
+/** RGBA, row by row, not premultiplied */
+export type Picture = { width: number; height: number; data: Uint8ClampedArray; translucent?: boolean };
+
+/** `exact`: with the file's very colours, also where they are translucent */
+export type FilePicture = Picture & { exact: boolean };
+
+export type Grey = { width: number; height: number; data: Uint8Array };
+
+/** Puts a bitmap's RGBA into an array */
+export type Reader = (bitmap: ImageBitmap, data: Uint8ClampedArray<ArrayBuffer>) => Promise<void>;
+
+/** A rectangle of pixels; right and bottom are exclusive */
+export type Rect = { left: number; top: number; right: number; bottom: number };
+
+/** What a tile of a mask held: its values, or the one value that all of them have */
+export type Tile = Uint8Array | number;
+
+/** The tiles that one edit changed, as they are not in the mask now: `Mask.swap` exchanges the two */
+export type MaskPatch = { tiles: Map<number, Tile>; bytes: number };
+
+/** One step of the history: `swap` goes back, and called again forward */
+export type Change = { label: string; bytes: number; swap: () => void };
+
+/** What the page asks selection_worker.js for */
+export interface SelectionRequest {
+  id: number;
+  what: 'picture' | 'wand' | 'wire' | 'object' | 'refine';
+  /** to be kept */
+  picture?: Picture;
+  /** whole px: of the wand one, of a wire its two ends */
+  points?: [number, number][];
+  tolerance?: number;
+  contiguous?: boolean;
+  /** of the wire */
+  room?: number;
+  /** key of `REFINE` */
+  how?: string;
+  px?: number;
+  /** made elsewhere */
+  selection?: Uint8Array;
+  /** as it is now */
+  mask?: Uint8Array;
+  /** the lowest value that is hole */
+  level?: number;
+  takesAway?: boolean;
+}
+
+/** The whole new mask, and what undoes it: the tiles of the old one that differ, for `Mask.adopt` */
+export interface SelectionAnswer {
+  id: number;
+  mask?: Uint8Array;
+  tiles?: Map<number, Tile>;
+  holes?: number;
+  way?: [number, number][];
+  error?: string;
+}
+
+export interface Segmenter {
+  select: (picture: Picture, id: string, point: [number, number]) => Promise<Uint8Array>;
+  close: () => void;
+}
 
 /** What a file's bytes say, apart from its pixels. */
 export interface Contents {
   /** what a browser is to decode: the file without EXIF, animation, and what is broken */
-  parts: Uint8Array<ArrayBuffer>[];
+  parts: Bytes[];
   /** 1..8, as EXIF numbers them */
   orientation: number;
   /** more than 8 bits a channel, as far as that matters */
@@ -72,6 +135,9 @@ export interface Work extends Painting {
   results: Result[];
 }
 
+/** How far saving of what is on the screen has got */
+export type Saving = 'nothing' | 'saving' | 'saved' | 'refused' | 'forgotten';
+
 interface Canvas {
   extension?: Extension | null;
   grown?: Grown | null;
@@ -114,12 +180,14 @@ export type Layer = { left: number; top: number; canvas: OffscreenCanvas };
 /** CSS px a px of the picture, and where its upper left corner is, CSS px */
 export type View = { scale: number; x: number; y: number };
 
+export type Point = { x: number; y: number };
+
 export type Size = { width: number; height: number };
 
 /** RGBA of a part of a picture */
 export type Region = { left: number; top: number; width: number; height: number; data: Uint8ClampedArray };
 
-export type Coloured = { profile: Uint8Array<ArrayBuffer> | null; pixels: Picture | null; colours: string };
+export type Coloured = { profile: Bytes | null; pixels: Picture | null; colours: string };
 
 export type Action = { label: string; run: () => void };
 

@@ -1,6 +1,6 @@
 // Where a picture is on the screen, and how its hole looks there: numbers alone, for editor.js to show.
 
-/** @import { Size, View } from './types.js' */
+/** @import { Point, Rect, Size, View } from './types.js' */
 
 const LARGEST_FIT = 8; // CSS px a px: small pictures are not enlarged beyond
 const [LEAST, MOST] = [0.02, 32]; // CSS px a px
@@ -31,15 +31,15 @@ export function inSight({ scale, x, y }, picture, stage) {
   return { scale, x: held(x, picture.width, stage.width), y: held(y, picture.height, stage.height) };
 }
 
-/** @param {View} view @param {{x: number, y: number}} point CSS px @returns {[number, number]} px of the picture */
+/** @param {View} view @param {Point} point CSS px @returns {[number, number]} px of the picture */
 export function toPicture(view, { x, y }) {
   return [(x - view.x) / view.scale, (y - view.y) / view.scale];
 }
 
-/** What two fingers do: their middle stays under them, and so does how far apart they are. @param {View} view @param {{x: number, y: number}[]} before @param {{x: number, y: number}[]} after @returns {View} */
+/** What two fingers do: their middle stays under them, and so does how far apart they are. @param {View} view @param {Point[]} before @param {Point[]} after @returns {View} */
 export function pinched(view, before, after) {
-  const apart = (/** @type {{x: number, y: number}[]} */ [a, b]) => Math.max(1, Math.hypot(a.x - b.x, a.y - b.y));
-  const middle = (/** @type {{x: number, y: number}[]} */ [a, b]) => ({ x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
+  const apart = (/** @type {Point[]} */ [a, b]) => Math.max(1, Math.hypot(a.x - b.x, a.y - b.y));
+  const middle = (/** @type {Point[]} */ [a, b]) => ({ x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
   const [from, to] = [middle(before), middle(after)];
   const moved = { ...view, x: view.x + to.x - from.x, y: view.y + to.y - from.y };
   return zoomed(moved, apart(after) / apart(before), to.x, to.y);
@@ -56,7 +56,7 @@ export function rectangleCorners(a, b) {
  *
  * @param {{width: number, height: number, level: number, data: Uint8Array}} mask
  * @param {View} view
- * @param {{left: number, top: number, right: number, bottom: number}} part device px
+ * @param {Rect} part device px
  * @param {number} ratio device px a CSS px
  * @param {boolean} tinted whether the stripes are drawn
  * @returns {Uint32Array<ArrayBuffer>} ABGR, row by row

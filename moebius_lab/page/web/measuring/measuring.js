@@ -6,10 +6,7 @@ import { add, addButton, download } from '../interface/page.js';
 
 /** @import { Engine } from '../engine/engine.js' */
 /** @import { Detected, Values } from '../engine/types.js' */
-/** @typedef {{dims: number[], seed?: number, scale?: number, hole?: number, data?: number[]}} Input as page/reference.py describes one */
-/** @typedef {{size: number, every: number, values: number[], range: number}} Output */
-/** @typedef {Record<string, {inputs: Record<string, Input>, outputs: Record<string, Output>}>} Reference */
-/** @typedef {{what: string, backend: string, form: string, unit: string, median: number, q1: number, q3: number, repeats: number, steps: number}} Row */
+/** @import { Input, Output, Reference, Row } from './types.js' */
 
 const FORMAT = 1; // of a file of results
 const BUDGET = 4000; // ms for one quantity, after a first run

@@ -28,7 +28,7 @@ const SIZE = 128; // threads of a workgroup
  * @param {number} channels of the picture
  * @returns {{launches: Launch[], factors: Placeholder}} `factors` has two numbers for each image and channel
  */
-export function channelFactors({ moments, affine, half }, channels) {
+function channelFactors({ moments, affine, half }, channels) {
   const { x, scale, bias, batch, groups, size, epsilon, y } = moments;
   const count = batch * groups;
   const per = channels / groups;

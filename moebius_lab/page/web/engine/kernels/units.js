@@ -43,7 +43,7 @@ export function tilesOn(device, exact) {
  * @param {boolean} exact
  * @returns {Units|null} null where it has none for this, or subgroups of several sizes
  */
-export function unitsOf(device, exact) {
+function unitsOf(device, exact) {
   const {
     subgroupMinSize: lanes,
     subgroupMaxSize,
@@ -69,7 +69,7 @@ export function unitsOf(device, exact) {
  * @param {import('./product.js').Traits} [traits] of the device
  * @returns {Tile[]}
  */
-export function unitTiles(product, units, limits, traits = traitsOf()) {
+function unitTiles(product, units, limits, traits = traitsOf()) {
   const blocks = units.exact ? EXACT_BLOCKS : BLOCKS;
   const possible = blocks.filter(([{ m, n, K }]) => m % units.M === 0 && n % units.N === 0 && K % units.K === 0);
   const own = { units, core: inUnits, off: units.exact ? OFF_EXACT : OFF };

@@ -8,8 +8,7 @@ import { computeOnce } from './once.js';
 import { fillWeights, placeWeights } from './weights.js';
 
 /** @import { Widened } from '../capture.js' */
-/** @import { Files, Manifest, StoredFile, Values } from '../types.js' */
-/** @import { Wanted } from '../kernels/replacement.js' */
+/** @import { Manifest, PlayerOptions, StoredFile, Values } from '../types.js' */
 /** @import { Recording } from './recording.js' */
 
 const ITS_OWN = ['shader', 'worker']; // codes of errors that the same graphs may not have on ONNX Runtime
@@ -18,14 +17,7 @@ export class RecordedBackend extends GraphBackend {
   /**
    * Make the programs of a recording on the device, while its weights are read: they are there when all is settled.
    *
-   * @param {object} options
-   * @param {Manifest} options.manifest
-   * @param {string} options.precision that has a recording
-   * @param {Wanted} options.kernels where kernels of our own stand for the runtime's commands
-   * @param {number} [options.trying] seconds in which they are tried
-   * @param {URL} options.page the manifest's
-   * @param {Files['file']} options.file
-   * @param {() => Promise<GraphBackend>} options.runtime fetches and starts ONNX Runtime on the same graphs, not captured
+   * @param {PlayerOptions} options of a precision that has a recording
    * @returns {Promise<RecordedBackend>}
    * @throws {EngineError} code 'unplayable': the recording does not run on this device
    */

@@ -5,9 +5,8 @@
 import { Capture, Placeholder, pipelineOf } from '../capture.js';
 import { USAGE } from './weights.js';
 
-/** @import { Command, GraphCapture } from '../types.js' */
+/** @import { Command, GraphCapture, Run } from '../types.js' */
 /** @import { Widened } from '../capture.js' */
-/** @import { Run } from '../manifest.js' */
 /**
  * @typedef {string} PlaceName of a buffer: a letter, then its index, or the name of an input
  *   i: input of the graph; v: computed; w: weight; n: numbers that go with a dispatch
