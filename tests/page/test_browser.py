@@ -862,7 +862,7 @@ def test_a_thread_that_the_browser_never_starts_is_not_waited_for(tiny_bundle, t
     engine = folder / read_manifest(folder)["page"] / ENGINE
     code, text = ((engine / name).read_text(encoding="utf-8") for name in ("worker.js", "engine.js"))
     (engine / "idle.js").touch()
-    call, patience = "super(url, options);", "const STUCK = 20_000;"
+    call, patience = "super(url, options);", "const STUCK = 10_000;"
     assert code.count(call) == text.count(patience) == 1
     (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 4_000;"), encoding="utf-8")
     hanging = code.replace(call, instead)
@@ -886,7 +886,7 @@ def test_a_helper_that_never_begins_is_not_waited_for(tiny_bundle, tab, tmp_path
     shutil.copytree(tiny_bundle, folder)
     engine = folder / read_manifest(folder)["page"] / ENGINE
     (engine / "helper.js").write_text("", encoding="utf-8")
-    text, patience = (engine / "engine.js").read_text(encoding="utf-8"), "const STUCK = 20_000;"
+    text, patience = (engine / "engine.js").read_text(encoding="utf-8"), "const STUCK = 10_000;"
     assert patience in text
     (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 4_000;"), encoding="utf-8")
     with Server(folder) as server:

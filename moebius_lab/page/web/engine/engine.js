@@ -9,7 +9,7 @@ export { EngineError };
 
 /** @type {{[code: string]: {recorded?: false, capture?: false}}} another way to load, by the code of the error that asks for it */
 const INSTEAD = { unplayable: { recorded: false }, uncapturable: { capture: false } };
-const STUCK = 20_000; // ms after which helpers and threads are not waited for of which none has begun since
+const STUCK = 10_000; // ms in which the next silent one must speak
 const GONE = ['not-found', 'corrupt', 'worker']; // codes of errors that a newer version on the server would explain
 
 /** @import { CallOptions, Choice, Detected, Job, Loaded, LoadProgress, Manifest, Result, StepProgress, ToLoad, Values } from './types.js' */
@@ -47,8 +47,8 @@ export class Engine extends EventTarget {
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
-    this.silent = 0; // helpers and threads that were begun and have not spoken yet
-    this.patience = 0; // the timer of the wait for them
+    this.silent = 0; // helpers and threads that have yet to speak
+    this.patience = 0; // the timer for them
   }
 
   /**
@@ -249,7 +249,7 @@ export class Engine extends EventTarget {
     });
   }
 
-  /** @param {number} more helpers and threads that were begun; less than 0 where one has spoken */
+  /** @param {number} more that were begun, or -1 where one has spoken */
   #await(more) {
     clearTimeout(this.patience);
     this.silent += more;
@@ -258,8 +258,8 @@ export class Engine extends EventTarget {
 
   /** @param {any} message */
   #receive(message) {
-    if (message.thread) {
-      this.#await(message.thread === 'begun' ? 1 : -1);
+    if (message.silent) {
+      this.#await(message.silent);
       return;
     }
     if (message.lost) {

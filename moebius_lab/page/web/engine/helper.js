@@ -15,4 +15,4 @@ addEventListener('message', ({ ports: [port] }) => {
   };
 });
 
-postMessage({ thread: 'speaks' });
+postMessage({ silent: -1 });

@@ -10,16 +10,13 @@ import { OneAhead, nextTask } from './turns.js';
 /** @import { GraphBackend } from './graph_backend.js' */
 /** @typedef {(progress: any) => void} Report */
 
-/**
- * A thread of the runtime. In Firefox the constructor does not always return, nor may a thread that was made ever begin: the page, which
- * waits for neither, is told of each and when it speaks first.
- */
+/** A thread of the runtime. In Firefox neither the constructor always returns, nor is what it made always started: the page counts them. */
 class Thread extends Worker {
   /** @param {string|URL} url @param {WorkerOptions} [options] */
   constructor(url, options) {
-    postMessage({ thread: 'begun' });
+    postMessage({ silent: 1 });
     super(url, options);
-    this.addEventListener('message', () => postMessage({ thread: 'speaks' }), { once: true });
+    this.addEventListener('message', () => postMessage({ silent: -1 }), { once: true });
   }
 }
 globalThis.Worker = Thread;

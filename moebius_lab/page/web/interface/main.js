@@ -205,16 +205,12 @@ async function takeFiles(files) {
 function fillSamples() {
   const list = element('samples', HTMLElement);
   if (list.childElementCount) return;
-  for (const sample of model.engine?.manifest.samples ?? []) {
-    const { name: title } = sample;
-    const item = add(add(list, 'li'), 'button', { type: 'button', title: sample.credit });
-    add(item, 'img', { alt: '', src: sample.image });
-    add(item, 'span', { textContent: title });
-    item.addEventListener('click', () => {
-      const [picture, mask] = [sample.image, sample.mask].map(handedOver);
-      const again = { label: 'Try again', run: () => item.click() };
-      void open(picture, sample.name, { mask, credit: sample.credit, again });
-    });
+  for (const { name, credit, image, mask } of model.engine?.manifest.samples ?? []) {
+    const item = add(add(list, 'li'), 'button', { type: 'button', title: credit });
+    add(item, 'img', { alt: '', src: image });
+    add(item, 'span', { textContent: name });
+    const again = { label: 'Try again', run: () => item.click() };
+    item.addEventListener('click', () => void open(handedOver(image), name, { mask: handedOver(mask), credit, again }));
   }
 }
 
