@@ -154,10 +154,6 @@ RUNTIME_BUILDS = {
 DISTILLED_FORM = "-distilled"
 """Ends the name of a form with distilled weights, after the precision."""
 
-OFFERS = config.offered()
-"""By precision, the page's favourite first: what the notebooks put into a bundle."""
-
-
 # -- ONNX Runtime Web --------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +352,7 @@ def _mark_unfinished(folder: Path) -> None:
 
 def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_file) -> dict[str, dict[str, Path]]:
     """Of some precisions the first that runs on most devices, and its graphs with the denoiser of distilled weights."""
-    entries = {name: config.entry_of(name) for name in (*OFFERS, *stored) if name in stored}
+    entries = {name: config.entry_of(name) for name in (*config.offered(), *stored) if name in stored}
     form = max(entries, key=lambda name: (not entries[name].requires, len(entries[name].providers)))  # the first of the best
     return {form: stored[form] | distilled.stored(form, on_file, config.DISTILLED_GRAPHS)}
 
