@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import COVERAGES, JPEG_QUALITY, MOST_VARIANTS, NETWORKS, NOISE_OFFSET, PRECISIONS, TOLERANCE, WEIGHTS
+from .config import (
+    COVERAGES,
+    JPEG_QUALITY,
+    MOST_VARIANTS,
+    NETWORKS,
+    NOISE_OFFSET,
+    PRECISIONS,
+    TOLERANCE,
+    TRAIN_TIMESTEPS,
+    WEIGHTS,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
@@ -69,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         declare(verbs)
     return parser
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """Names as in "a, b or c"."""
+    *names, last = names
+    return f"{', '.join(names)} or {last}"
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -192,11 +208,13 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _declare_check(verbs: Verbs) -> None:
+    from .page.driving import ADAPTERS
+
     parser = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
     parser.add_argument("url", metavar="URL", help="address of the page")
     parser.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
     parser.add_argument("--provider", choices=config.PROVIDERS, default="webgpu", help="default: webgpu")
-    parser.add_argument("--adapter", default="auto", help="auto, nvidia, software or none (default: auto)")
+    parser.add_argument("--adapter", default="auto", help=f"{_any_of(('auto', *ADAPTERS))} (default: auto)")
     parser.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
     parser.set_defaults(command=_check)
 
@@ -216,6 +234,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _declare_engines(verbs: Verbs) -> None:
+    from .page.engines import ENGINES
+
     parser = verbs.add_parser("engines", help="compare every browser, provider and precision of the page with PyTorch")
     _add_network(parser)
     words = f"any of {', '.join(config.offered())} (default: all)"
@@ -224,7 +244,7 @@ def _declare_engines(verbs: Verbs) -> None:
     parser.add_argument(
         "--providers", nargs="+", default=config.PROVIDERS, choices=config.PROVIDERS, metavar="NAME", help=words
     )
-    words = "any of chromium, firefox, webkit (default: all)"
+    words = f"any of {', '.join(ENGINES)} (default: all)"
     parser.add_argument("--engines", nargs="+", default=(), metavar="NAME", help=words)
     parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and bundle/ (default: build)")
     parser.set_defaults(command=_engines, precision="fp32")
@@ -352,14 +372,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings-of", default="", metavar="PNG", help=words)
     parser.add_argument(
         "--solver",
-        help="ddim, ddim-trailing, dpm++2m or unipc (default: the preset's, as for the next five and --harmonize)",
+        help=f"{_any_of(config.SOLVERS)} (default: the preset's, as for the next five and --harmonize)",
     )
-    parser.add_argument("--steps", type=int, help="1 to 1000")
+    parser.add_argument("--steps", type=int, help=f"1 to {TRAIN_TIMESTEPS}")
     parser.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
     parser.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
     words = "shares of the run between which steps are guided, as in 0.5 1"
     parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
-    parser.add_argument("--init", choices=("image", "noise"), help="where denoising starts")
+    parser.add_argument("--init", choices=config.INITS, help="where denoising starts")
     parser.add_argument(
         "--noise-offset",
         type=float,
@@ -553,8 +573,10 @@ def _bundle(options: argparse.Namespace) -> int:
 
 
 def _declare_browser(verbs: Verbs) -> None:
+    from .page.engines import ENGINES
+
     parser = verbs.add_parser("browser", help="find the browsers that notebooks and tests use, or install them")
-    parser.add_argument("engines", nargs="*", metavar="ENGINE", help="chromium, firefox or webkit (default: all)")
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"{_any_of(ENGINES)} (default: all)")
     parser.set_defaults(command=_browser)
 
 
@@ -662,10 +684,10 @@ def _declare_evaluate(verbs: Verbs) -> None:
     parser.add_argument("--size", type=int, default=0, metavar="PX", help="side of a square (default: the network's)")
     words = f"{', '.join(config.FILLERS)}, with a precision as in onnx:int8 (default: torch onnx:fp32)"
     parser.add_argument("--backends", nargs="+", default=["torch", "onnx:fp32"], metavar="BACKEND", help=words)
-    words = "ddim, ddim-trailing, dpm++2m, unipc; each backend samples with every one (default: the preset's)"
+    words = f"{', '.join(config.SOLVERS)}; each backend samples with every one (default: the preset's)"
     parser.add_argument("--solvers", nargs="+", default=[], metavar="SOLVER", help=words)
-    words = f"any of {', '.join(config.BASELINES)}, which go into the table too; with no name, none does (default: patchmatch telea biharmonic)"
-    parser.add_argument("--baselines", nargs="*", default=["patchmatch", "telea", "biharmonic"], metavar="NAME", help=words)
+    words = f"any of {', '.join(config.BASELINES)}, which go into the table too; with no name, none does (default: {' '.join(config.USUAL_BASELINES)})"
+    parser.add_argument("--baselines", nargs="*", default=list(config.USUAL_BASELINES), metavar="NAME", help=words)
     _add_network(parser)
     words = "has onnx/, which is made if missing (default: build)"
     parser.add_argument("--graphs-dir", default="build", metavar="FOLDER", help=words)
@@ -675,8 +697,8 @@ def _declare_evaluate(verbs: Verbs) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of squares, holes and noise (default: 0)")
     words = "folder with the TorchScript files for FID and LPIPS, which docs/commands.md names (default: build/metrics)"
     parser.add_argument("--metrics-dir", default="build/metrics", metavar="FOLDER", help=words)
-    words = "holes that one task fills (default: 16)"
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help=words)
+    words = f"holes that one task fills (default: {config.HOLES_A_TASK})"
+    parser.add_argument("--batch", type=int, default=config.HOLES_A_TASK, metavar="N", help=words)
     words = "processes on this computer; 0 for none but this one (default: by cores and memory)"
     parser.add_argument("--workers", type=int, metavar="N", help=words)
     words = "a Dask cluster that exists, as in tcp://host:8786; its workers see the same paths"

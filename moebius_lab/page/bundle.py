@@ -67,7 +67,6 @@ from ..inpainting.imaging import to_unit_range
 from ..inpainting.photographs import demo_photographs
 from ..inpainting.picture_files import read_image
 from ..model.checkpoint import DEMO_FOLDER, presets_of
-from ..model.sampler import SOLVERS
 from ..port.export import example_inputs
 from ..port.graphs import Graphs
 from ..port.needs import graph_needs
@@ -297,7 +296,7 @@ def write_bundle(
         "weights_base": weights_base,
         "constants": constants(bench.config),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
-        "solvers": {name: solver.description for name, solver in SOLVERS.items()},
+        "solvers": {name: solver.description for name, solver in config.SOLVERS.items()},
         "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,
         "preview": _preview(bench),

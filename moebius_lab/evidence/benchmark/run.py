@@ -37,6 +37,7 @@ from ..loops import Loops
 from ..parity import reference_outputs
 from . import footprint
 from .contenders import Candidate, Entrant, Reader, Work, candidates, start_profiler
+from .footprint import LATE
 from .profiles import (
     limit_work,
     write_limits,
@@ -44,7 +45,6 @@ from .profiles import (
 from .results import DECODE, DIFFERENCE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, summary
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
-LATE = "the time limit of the whole run was over"
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
