@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import LabError, config
-from .config import COVERAGES, JPEG_QUALITY, MOST_VARIANTS, NETWORKS, NOISE_OFFSET, PRECISIONS, TOLERANCE, WEIGHTS
+from .config import (
+    COVERAGES,
+    JPEG_QUALITY,
+    MOST_VARIANTS,
+    NETWORKS,
+    NOISE_OFFSET,
+    PRECISIONS,
+    TOLERANCE,
+    TRAIN_TIMESTEPS,
+    WEIGHTS,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
     from .inpainting.batch import Widening
     from .inpainting.loop import Settings
     from .port.graphs import Graphs
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 RESULTS = Path("notebooks/results")
 """Where the repository keeps measurements from other machines."""
@@ -46,248 +58,33 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m moebius_lab", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
-
-    run = verbs.add_parser("run", help="execute the notebooks and make the report")
-    _add_network(run)
-    run.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
-    run.add_argument("--mask", default="", help="its mask; white marks the hole")
-    own = "(default: each notebook's own)"
-    run.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} {own}")
-    run.add_argument("--backend", default="", help=f"what fills the picture: {', '.join(config.BACKENDS)} {own}")
-    run.add_argument("--output-dir", default="build", metavar="FOLDER", help="where everything is written (default: build)")
-    run.set_defaults(command=_run)
-
-    export = verbs.add_parser("export", help="export the three ONNX graphs")
-    _add_network(export)
-    export.add_argument("--output-dir", default="build", metavar="FOLDER", help="where onnx/ is written (default: build)")
-    _add_precision(export)
-    export.set_defaults(command=_export)
-
-    fetch = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
-    fetch.add_argument("weights", choices=tuple(config.PUBLISHED), help="which weights")
-    words = "forget the pinned or recorded revision and hashes, and take what the Hugging Face Hub has now"
-    fetch.add_argument("--unpinned", action="store_true", help=words)
-    fetch.set_defaults(command=_fetch)
-
-    fill = verbs.add_parser("inpaint", help="fill the hole of a picture, or of all pictures of a folder; extend pictures")
-    fill.add_argument("image", help="a picture of any size, or a folder of pictures")
-    words = "a picture of the same size; white marks the hole (not needed to extend a picture)"
-    fill.add_argument("mask", nargs="?", default="", help=words)
-    words = "for a folder of pictures: the folder of their masks, or one mask for all; docs/commands.md says how names are matched"
-    fill.add_argument("--masks", default="", metavar="FOLDER", help=words)
-    words = "file of the result; .png, .webp and .tif keep exact pixels. Of a folder: the folder of the results"
-    fill.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
-    words = "of a folder's results: png, webp, tif, jpg, ..., or same for each picture's own (default: png)"
-    fill.add_argument("--format", default="", metavar="ENDING", help=words)
-    words = "results with one seed after another, named OUT-1, OUT-2 and so on (default: 1)"
-    fill.add_argument("--variants", type=int, default=1, metavar="N", help=words)
-    words = "enlarge the canvas by px and fill the new area: left=, top=, right=, bottom="
-    fill.add_argument("--extend", nargs="+", metavar="SIDE=PX", help=words)
-    words = "the same, to an aspect ratio such as 16:10, with the picture in the middle"
-    fill.add_argument("--extend-to", default="", metavar="RATIO", help=words)
-    words = f"1 to 100, for .jpg and .avif (default: {JPEG_QUALITY}) and for .webp (default: lossless)"
-    fill.add_argument("--quality", type=int, metavar="N", help=words)
-    words = "select what should go by a click, instead of a mask: the pixels of that colour, or an object"
-    fill.add_argument("--select", type=int, nargs=2, metavar=("X", "Y"), help=words)
-    words = f"0 to 255, by how much each channel may differ from the pixel's (default: {TOLERANCE})"
-    fill.add_argument("--tolerance", type=int, default=TOLERANCE, metavar="N", help=words)
-    words = "segmentation model, EfficientSAM or SAM as ONNX: --select takes the object there; twice for encoder and decoder"
-    fill.add_argument("--segmenter", action="append", default=[], metavar="FILE", help=words)
-    fill.add_argument("--grow", type=int, default=0, metavar="PX", help="by which the selection grows (default: 0)")
-    fill.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
-    _add_network(fill)
-    fill.add_argument(
-        "--graphs-dir", default="build", metavar="FOLDER", help="has onnx/, which is made if missing (default: build)"
-    )
-    _add_precision(fill)
-    words = "; ".join(f"{name}: {entry.note}" for name, entry in config.PRESETS.items())
-    fill.add_argument(
-        "--preset",
-        choices=tuple(config.PRESETS),
-        help=f"{words} (default: {config.DEFAULT_PRESET}, or the one of distilled weights). The demo's fastest is distilled: 4 evaluations",
-    )
-    words = "a PNG that was made here: its settings are the defaults, in place of a preset's"
-    fill.add_argument("--settings-of", default="", metavar="PNG", help=words)
-    fill.add_argument(
-        "--solver",
-        help="ddim, ddim-trailing, dpm++2m or unipc (default: the preset's, as for the next five and --harmonize)",
-    )
-    fill.add_argument("--steps", type=int, help="1 to 1000")
-    fill.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
-    fill.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
-    words = "shares of the run between which steps are guided, as in 0.5 1"
-    fill.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
-    fill.add_argument("--init", choices=("image", "noise"), help="where denoising starts")
-    fill.add_argument(
-        "--noise-offset",
-        type=float,
-        help=f"weight of the one random number per channel that is added to the starting noise (default: {NOISE_OFFSET}, as released)",
-    )
-    fill.add_argument("--seed", type=int, help="of the noise; another seed gives another fill (default: 0)")
-    words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
-    fill.add_argument("--coverage", choices=COVERAGES, help=words)
-    words = "keep the fill's colours within those around it, and bring its fine texture nearer to theirs"
-    fill.add_argument("--harmonize", action=argparse.BooleanOptionalAction, help=words)
-    fill.set_defaults(command=_inpaint)
-
-    publish = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
-    publish.add_argument("repo", metavar="OWNER/NAME", help="the repository on the Hugging Face Hub, created if missing")
-    _add_network(publish)
-    publish.add_argument("--output-dir", default="build", metavar="FOLDER", help="folder of the run (default: build)")
-    publish.add_argument("--bundle", default="", metavar="FOLDER", help="the page's folder (default: the run's bundle/)")
-    publish.add_argument("--send", action="store_true", help="send it; without this nothing leaves the machine")
-    publish.add_argument("--private", action="store_true", help="make the repository private")
-    publish.set_defaults(command=_publish, precision="fp32")
-
-    check = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
-    check.add_argument("url", metavar="URL", help="address of the page")
-    check.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
-    check.add_argument("--provider", choices=config.PROVIDERS, default="webgpu", help="default: webgpu")
-    check.add_argument("--adapter", default="auto", help="auto, nvidia, software or none (default: auto)")
-    check.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
-    check.set_defaults(command=_check)
-
-    compare = verbs.add_parser("engines", help="compare every browser, provider and precision of the page with PyTorch")
-    _add_network(compare)
-    words = f"any of {', '.join(config.offered())} (default: all)"
-    compare.add_argument("--precisions", nargs="+", default=tuple(config.offered()), metavar="NAME", help=words)
-    words = f"any of {', '.join(config.PROVIDERS)} (default: both)"
-    compare.add_argument(
-        "--providers", nargs="+", default=config.PROVIDERS, choices=config.PROVIDERS, metavar="NAME", help=words
-    )
-    words = "any of chromium, firefox, webkit (default: all)"
-    compare.add_argument("--engines", nargs="+", default=(), metavar="NAME", help=words)
-    compare.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and bundle/ (default: build)")
-    compare.set_defaults(command=_engines, precision="fp32")
-
-    bisect = verbs.add_parser("bisect", help="find the first node of a graph at which two backends differ")
-    _add_network(bisect)
-    bisect.add_argument("--graph", choices=config.GRAPHS, default="step", help=f"{', '.join(config.GRAPHS)} (default: step)")
-    names = ", ".join(config.SIDES)
-    words = f"two of {names}; differences are measured from the first (default: torch-cpu onnxruntime-cpu)"
-    between = {"nargs": 2, "choices": tuple(config.SIDES), "default": ["torch-cpu", "onnxruntime-cpu"]}
-    bisect.add_argument("--between", **between, metavar="BACKEND", help=words)
-    words = f"one for both or one each, of {', '.join(PRECISIONS)}; PyTorch has fp32 (default: fp32)"
-    bisect.add_argument("--precision", nargs="+", default=["fp32"], metavar="PRECISION", dest="precisions", help=words)
-    words = "largest difference allowed, as a share of a tensor's largest magnitude (default: by precision)"
-    bisect.add_argument("--tolerance", type=float, metavar="SHARE", help=words)
-    words = "folder of the run whose graphs it uses (default: build)"
-    bisect.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
-    bisect.set_defaults(command=_bisect, precision="fp32")
-
-    site = verbs.add_parser("site", help="make the folder that a static host publishes, within GitHub's limits")
-    site.add_argument("folder", metavar="FOLDER", help="a new folder to write")
-    site.add_argument("--bundle", default="build/bundle", metavar="FOLDER", help="the page's folder (default: build/bundle)")
-    site.add_argument("--report", default="", metavar="FOLDER", help="run whose report to include (default: none)")
-    site.set_defaults(command=_site)
-
-    bundle = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
-    _add_network(bundle)
-    bundle.add_argument("--output-dir", default="build", metavar="FOLDER", help="where bundle/ is written (default: build)")
-    words = f"precisions that the page offers (default: {' '.join(config.bundled())})"
-    bundle.add_argument("--precisions", nargs="+", default=list(config.bundled()), metavar="PRECISION", help=words)
-    words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: next to the page)"
-    bundle.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
-    words = "leave out the recordings, with which visitors who have WebGPU need no ONNX Runtime; making them takes a headless Chromium"
-    bundle.add_argument("--no-recordings", dest="recordings", action="store_false", help=words)
-    words = "leave out distilled weights, which the page takes for the preset fastest where there are some and weights/ lies next to it"
-    bundle.add_argument("--no-distilled", dest="distilled", action="store_false", help=words)
-    bundle.set_defaults(command=_bundle, precision="fp32")
-
-    browser = verbs.add_parser("browser", help="find the browsers that notebooks and tests use, or install them")
-    browser.add_argument("engines", nargs="*", metavar="ENGINE", help="chromium, firefox or webkit (default: all)")
-    browser.set_defaults(command=_browser)
-
-    serve = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
-    serve.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
-    serve.add_argument("--port", type=int, default=8080, help="0 picks a free one (default: 8080)")
-    serve.set_defaults(command=_serve)
-
-    pictures = verbs.add_parser("pictures", help="remake the README's pictures from the demo network")
-    pictures.add_argument("--folder", default="docs", help="where the pictures are written (default: docs)")
-    words = "folder of the run whose graphs it uses (default: build)"
-    pictures.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
-    pictures.set_defaults(command=_pictures)
-
-    measure = verbs.add_parser("benchmark", help="measure everything that this machine can run")
-    _add_network(measure)
-    words = "complete after every row; a second call adds to it (default: build/benchmark.json)"
-    measure.add_argument("--output", default="build/benchmark.json", metavar="JSON", help=words)
-    measure.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and measured/ (default: build)")
-    for name, known in (
-        ("backends", config.CONTENDERS), ("precisions", config.measured()), ("measures", config.MEASURES),
-    ):  # fmt: skip
-        words = f"any of {', '.join(known)} (default: all)"
-        measure.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=words)
-    measure.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
-    words = "seconds for one measurement of one backend (default: 60)"
-    measure.add_argument("--patience", type=float, default=60.0, metavar="S", help=words)
-    words = "seconds for everything (default: no limit)"
-    measure.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help=words)
-    measure.set_defaults(command=_benchmark, precision="fp32")
-
-    evaluate = verbs.add_parser(
-        "evaluate", help="measure the port and its baselines on a folder of pictures, on a Dask cluster"
-    )
-    evaluate.add_argument(
-        "pictures", metavar="PICTURES", help="a folder, with those in it; NAME_mask in it counts as a mask, not as a picture"
-    )
-    words = "folder of the run: parts/, summary.json, worst.png; the same command again goes on where it stopped"
-    evaluate.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
-    words = "folder with a mask for every picture, NAME or NAME_mask (default: holes are drawn)"
-    evaluate.add_argument("--masks", default="", metavar="FOLDER", help=words)
-    words = f"holes that are drawn, each kind on every square: {', '.join(config.MASK_KINDS)} (default: all)"
-    kinds = {"nargs": "+", "default": list(config.MASK_KINDS), "dest": "kinds"}
-    evaluate.add_argument("--mask-kind", **kinds, metavar="KIND", help=words)
-    least, most = config.PAPER_SHARE
-    words = f"shares of a square that a drawn hole takes (default: {least} {most}, as the paper's)"
-    evaluate.add_argument("--share", type=float, nargs=2, default=config.PAPER_SHARE, metavar=("LEAST", "MOST"), help=words)
-    words = "squares from each picture: the largest in the middle, then some at random (default: 1)"
-    evaluate.add_argument("--squares", type=int, default=1, metavar="N", help=words)
-    evaluate.add_argument("--size", type=int, default=0, metavar="PX", help="side of a square (default: the network's)")
-    words = f"{', '.join(config.FILLERS)}, with a precision as in onnx:int8 (default: torch onnx:fp32)"
-    evaluate.add_argument("--backends", nargs="+", default=["torch", "onnx:fp32"], metavar="BACKEND", help=words)
-    words = "ddim, ddim-trailing, dpm++2m, unipc; each backend samples with every one (default: the preset's)"
-    evaluate.add_argument("--solvers", nargs="+", default=[], metavar="SOLVER", help=words)
-    words = f"any of {', '.join(config.BASELINES)}, which go into the table too; with no name, none does (default: patchmatch telea biharmonic)"
-    evaluate.add_argument(
-        "--baselines", nargs="*", default=["patchmatch", "telea", "biharmonic"], metavar="NAME", help=words
-    )
-    _add_network(evaluate)
-    words = "has onnx/, which is made if missing (default: build)"
-    evaluate.add_argument("--graphs-dir", default="build", metavar="FOLDER", help=words)
-    words = f"steps and guidance; every fill starts from noise (default: {config.DEFAULT_PRESET}, or the one of distilled weights)"
-    evaluate.add_argument("--preset", choices=tuple(config.PRESETS), help=words)
-    evaluate.add_argument("--steps", type=int, default=0, help="instead of the preset's")
-    evaluate.add_argument("--seed", type=int, default=0, help="of squares, holes and noise (default: 0)")
-    words = "folder with the TorchScript files for FID and LPIPS, which docs/commands.md names (default: build/metrics)"
-    evaluate.add_argument("--metrics-dir", default="build/metrics", metavar="FOLDER", help=words)
-    words = "holes that one task fills (default: 16)"
-    evaluate.add_argument("--batch", type=int, default=16, metavar="N", help=words)
-    words = "processes on this computer; 0 for none but this one (default: by cores and memory)"
-    evaluate.add_argument("--workers", type=int, metavar="N", help=words)
-    words = "a Dask cluster that exists, as in tcp://host:8786; its workers see the same paths"
-    evaluate.add_argument("--scheduler", default="", metavar="ADDRESS", help=words)
-    evaluate.set_defaults(command=_evaluate, precision="fp32")
-
-    words = (
-        "show measurements, merge them, or make the README's tables; `results add JSON` files what a reader's page measured"
-    )
-    results = verbs.add_parser("results", help=words)
-    results.add_argument(
-        "files", nargs="*", metavar="JSON", help="default: all in notebooks/results; or add, and a reader's file"
-    )
-    results.add_argument("--merge", default="", metavar="JSON", help="merge the files, all of one machine, into this one")
-    results.add_argument("--readme", default="", metavar="FILE", help="write the tables between the two marks of this file")
-    words = "where a file that is added came from, in a few words (default: the page's own)"
-    results.add_argument("--source", default="", metavar="TEXT", help=words)
-    results.set_defaults(command=_results)
-
-    verify = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
-    verify.add_argument("folder", help="has unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
-    verify.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
-    verify.set_defaults(command=_verify)
+    for declare in (
+        _declare_run,
+        _declare_export,
+        _declare_fetch,
+        _declare_inpaint,
+        _declare_publish,
+        _declare_check,
+        _declare_engines,
+        _declare_bisect,
+        _declare_site,
+        _declare_bundle,
+        _declare_browser,
+        _declare_serve,
+        _declare_pictures,
+        _declare_benchmark,
+        _declare_evaluate,
+        _declare_results,
+        _declare_verify,
+    ):
+        declare(verbs)
     return parser
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """Names as in "a, b or c"."""
+    *names, last = names
+    return f"{', '.join(names)} or {last}"
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -298,6 +95,29 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     words = f"{', '.join(PRECISIONS)}, or by graph as in int8,vae_decoder=fp32 (default: fp32)"
     parser.add_argument("--precision", default="fp32", help=words)
+
+
+def _graphs(options: argparse.Namespace, folder: str | Path) -> Graphs:
+    """For commands that need networks and graphs but no picture."""
+    from .port.graphs import Graphs, find_network
+
+    graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
+    graphs.folder.mkdir(parents=True, exist_ok=True)
+    return graphs
+
+
+def _declare_run(verbs: Verbs) -> None:
+    parser = verbs.add_parser("run", help="execute the notebooks and make the report")
+    _add_network(parser)
+    parser.add_argument("--image", default="", help="a picture (default: the first demo photograph)")
+    parser.add_argument("--mask", default="", help="its mask; white marks the hole")
+    own = "(default: each notebook's own)"
+    parser.add_argument("--precision", default="", help=f"of the graphs: {', '.join(PRECISIONS)} {own}")
+    parser.add_argument("--backend", default="", help=f"what fills the picture: {', '.join(config.BACKENDS)} {own}")
+    parser.add_argument(
+        "--output-dir", default="build", metavar="FOLDER", help="where everything is written (default: build)"
+    )
+    parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -321,11 +141,27 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_export(verbs: Verbs) -> None:
+    parser = verbs.add_parser("export", help="export the three ONNX graphs")
+    _add_network(parser)
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="where onnx/ is written (default: build)")
+    _add_precision(parser)
+    parser.set_defaults(command=_export)
+
+
 def _export(options: argparse.Namespace) -> int:
     graphs = _graphs(options, options.output_dir)
     for path in graphs.stored(on_graph=lambda name: print(f"exporting {name}", flush=True)).values():
         print(path)
     return 0
+
+
+def _declare_fetch(verbs: Verbs) -> None:
+    parser = verbs.add_parser("fetch", help="fetch published weights, check and convert them")
+    parser.add_argument("weights", choices=tuple(config.PUBLISHED), help="which weights")
+    words = "forget the pinned or recorded revision and hashes, and take what the Hugging Face Hub has now"
+    parser.add_argument("--unpinned", action="store_true", help=words)
+    parser.set_defaults(command=_fetch)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -342,13 +178,15 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _graphs(options: argparse.Namespace, folder: str | Path) -> Graphs:
-    """For commands that need networks and graphs but no picture."""
-    from .port.graphs import Graphs, find_network
-
-    graphs = Graphs(find_network(options.network), options.weights, Path(folder).resolve(), options.precision)
-    graphs.folder.mkdir(parents=True, exist_ok=True)
-    return graphs
+def _declare_publish(verbs: Verbs) -> None:
+    parser = verbs.add_parser("publish", help="show what would be sent to a model hub, or send it")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository on the Hugging Face Hub, created if missing")
+    _add_network(parser)
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="folder of the run (default: build)")
+    parser.add_argument("--bundle", default="", metavar="FOLDER", help="the page's folder (default: the run's bundle/)")
+    parser.add_argument("--send", action="store_true", help="send it; without this nothing leaves the machine")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.set_defaults(command=_publish, precision="fp32")
 
 
 def _publish(options: argparse.Namespace) -> int:
@@ -369,6 +207,18 @@ def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_check(verbs: Verbs) -> None:
+    from .page.driving import ADAPTERS
+
+    parser = verbs.add_parser("check", help="compare a published page and its weights with what its manifest promises")
+    parser.add_argument("url", metavar="URL", help="address of the page")
+    parser.add_argument("--precision", default="", help="which to check (default: the first that every browser can run)")
+    parser.add_argument("--provider", choices=config.PROVIDERS, default="webgpu", help="default: webgpu")
+    parser.add_argument("--adapter", default="auto", help=f"{_any_of(('auto', *ADAPTERS))} (default: auto)")
+    parser.add_argument("--whole", action="store_true", help="run the encoder and decoder too, not only the step")
+    parser.set_defaults(command=_check)
+
+
 def _check(options: argparse.Namespace) -> int:
     from .evidence.check import check_port
 
@@ -381,6 +231,23 @@ def _check(options: argparse.Namespace) -> int:
         verdict = "ok" if row.ok else "DIFFERENT"
         print(f"{row.graph:12} {row.output:13} {row.backend:17} max {row.max_error:.1e}  {row.psnr_db:5.1f} dB  {verdict}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _declare_engines(verbs: Verbs) -> None:
+    from .page.engines import ENGINES
+
+    parser = verbs.add_parser("engines", help="compare every browser, provider and precision of the page with PyTorch")
+    _add_network(parser)
+    words = f"any of {', '.join(config.offered())} (default: all)"
+    parser.add_argument("--precisions", nargs="+", default=tuple(config.offered()), metavar="NAME", help=words)
+    words = f"any of {', '.join(config.PROVIDERS)} (default: both)"
+    parser.add_argument(
+        "--providers", nargs="+", default=config.PROVIDERS, choices=config.PROVIDERS, metavar="NAME", help=words
+    )
+    words = f"any of {', '.join(ENGINES)} (default: all)"
+    parser.add_argument("--engines", nargs="+", default=(), metavar="NAME", help=words)
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and bundle/ (default: build)")
+    parser.set_defaults(command=_engines, precision="fp32")
 
 
 def _engines(options: argparse.Namespace) -> int:
@@ -403,6 +270,23 @@ def _engines(options: argparse.Namespace) -> int:
     return 0 if found.ok else 1
 
 
+def _declare_bisect(verbs: Verbs) -> None:
+    parser = verbs.add_parser("bisect", help="find the first node of a graph at which two backends differ")
+    _add_network(parser)
+    parser.add_argument("--graph", choices=config.GRAPHS, default="step", help=f"{', '.join(config.GRAPHS)} (default: step)")
+    names = ", ".join(config.SIDES)
+    words = f"two of {names}; differences are measured from the first (default: torch-cpu onnxruntime-cpu)"
+    between = {"nargs": 2, "choices": tuple(config.SIDES), "default": ["torch-cpu", "onnxruntime-cpu"]}
+    parser.add_argument("--between", **between, metavar="BACKEND", help=words)
+    words = f"one for both or one each, of {', '.join(PRECISIONS)}; PyTorch has fp32 (default: fp32)"
+    parser.add_argument("--precision", nargs="+", default=["fp32"], metavar="PRECISION", dest="precisions", help=words)
+    words = "largest difference allowed, as a share of a tensor's largest magnitude (default: by precision)"
+    parser.add_argument("--tolerance", type=float, metavar="SHARE", help=words)
+    words = "folder of the run whose graphs it uses (default: build)"
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
+    parser.set_defaults(command=_bisect, precision="fp32")
+
+
 def _bisect(options: argparse.Namespace) -> int:
     from .evidence.bisect import between
 
@@ -420,6 +304,16 @@ def _bisect(options: argparse.Namespace) -> int:
     return 1 if answer.failed else 0
 
 
+def _declare_site(verbs: Verbs) -> None:
+    parser = verbs.add_parser("site", help="make the folder that a static host publishes, within GitHub's limits")
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder to write")
+    parser.add_argument(
+        "--bundle", default="build/bundle", metavar="FOLDER", help="the page's folder (default: build/bundle)"
+    )
+    parser.add_argument("--report", default="", metavar="FOLDER", help="run whose report to include (default: none)")
+    parser.set_defaults(command=_site)
+
+
 def _site(options: argparse.Namespace) -> int:
     from .page.publish import write_site
 
@@ -427,16 +321,97 @@ def _site(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_inpaint(verbs: Verbs) -> None:
+    parser = verbs.add_parser("inpaint", help="fill the hole of a picture, or of all pictures of a folder; extend pictures")
+    parser.add_argument("image", help="a picture of any size, or a folder of pictures")
+    words = "a picture of the same size; white marks the hole (not needed to extend a picture)"
+    parser.add_argument("mask", nargs="?", default="", help=words)
+    words = "for a folder of pictures: the folder of their masks, or one mask for all; docs/commands.md says how names are matched"
+    parser.add_argument("--masks", default="", metavar="FOLDER", help=words)
+    words = "file of the result; .png, .webp and .tif keep exact pixels. Of a folder: the folder of the results"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
+    words = "of a folder's results: png, webp, tif, jpg, ..., or same for each picture's own (default: png)"
+    parser.add_argument("--format", default="", metavar="ENDING", help=words)
+    words = "results with one seed after another, named OUT-1, OUT-2 and so on (default: 1)"
+    parser.add_argument("--variants", type=int, default=1, metavar="N", help=words)
+    words = "enlarge the canvas by px and fill the new area: left=, top=, right=, bottom="
+    parser.add_argument("--extend", nargs="+", metavar="SIDE=PX", help=words)
+    words = "the same, to an aspect ratio such as 16:10, with the picture in the middle"
+    parser.add_argument("--extend-to", default="", metavar="RATIO", help=words)
+    words = f"1 to 100, for .jpg and .avif (default: {JPEG_QUALITY}) and for .webp (default: lossless)"
+    parser.add_argument("--quality", type=int, metavar="N", help=words)
+    _add_selection(parser)
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="onnx", help="default: onnx")
+    _add_network(parser)
+    parser.add_argument(
+        "--graphs-dir", default="build", metavar="FOLDER", help="has onnx/, which is made if missing (default: build)"
+    )
+    _add_precision(parser)
+    _add_settings(parser)
+    parser.set_defaults(command=_inpaint)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    words = "select what should go by a click, instead of a mask: the pixels of that colour, or an object"
+    parser.add_argument("--select", type=int, nargs=2, metavar=("X", "Y"), help=words)
+    words = f"0 to 255, by how much each channel may differ from the pixel's (default: {TOLERANCE})"
+    parser.add_argument("--tolerance", type=int, default=TOLERANCE, metavar="N", help=words)
+    words = "segmentation model, EfficientSAM or SAM as ONNX: --select takes the object there; twice for encoder and decoder"
+    parser.add_argument("--segmenter", action="append", default=[], metavar="FILE", help=words)
+    parser.add_argument("--grow", type=int, default=0, metavar="PX", help="by which the selection grows (default: 0)")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    words = "; ".join(f"{name}: {entry.note}" for name, entry in config.PRESETS.items())
+    parser.add_argument(
+        "--preset",
+        choices=tuple(config.PRESETS),
+        help=f"{words} (default: {config.DEFAULT_PRESET}, or the one of distilled weights). The demo's fastest is distilled: 4 evaluations",
+    )
+    words = "a PNG that was made here: its settings are the defaults, in place of a preset's"
+    parser.add_argument("--settings-of", default="", metavar="PNG", help=words)
+    parser.add_argument(
+        "--solver",
+        help=f"{_any_of(config.SOLVERS)} (default: the preset's, as for the next five and --harmonize)",
+    )
+    parser.add_argument("--steps", type=int, help=f"1 to {TRAIN_TIMESTEPS}")
+    parser.add_argument("--strength", type=float, help="above 0, at most 1: the share of the steps that is run")
+    parser.add_argument("--guidance", type=float, help="1 turns it off, which takes half the time")
+    words = "shares of the run between which steps are guided, as in 0.5 1"
+    parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=words)
+    parser.add_argument("--init", choices=config.INITS, help="where denoising starts")
+    parser.add_argument(
+        "--noise-offset",
+        type=float,
+        help=f"weight of the one random number per channel that is added to the starting noise (default: {NOISE_OFFSET}, as released)",
+    )
+    parser.add_argument("--seed", type=int, help="of the noise; another seed gives another fill (default: 0)")
+    words = f"what is replaced: the whole hole, or a blend as in the release (default: {COVERAGES[0]})"
+    parser.add_argument("--coverage", choices=COVERAGES, help=words)
+    words = "keep the fill's colours within those around it, and bring its fine texture nearer to theirs"
+    parser.add_argument("--harmonize", action=argparse.BooleanOptionalAction, help=words)
+
+
 def _inpaint(options: argparse.Namespace) -> int:
+    from .inpainting.batch import widening
+
+    settings = _chosen_settings(options)
+    if not 1 <= options.variants <= MOST_VARIANTS:
+        raise LabError(f"variants must be 1 to {MOST_VARIANTS}, not {options.variants}")
+    chosen_widening = widening(options.extend, options.extend_to)
+    fill = _inpaint_folder if Path(options.image).is_dir() else _inpaint_one
+    return fill(options, settings, chosen_widening)
+
+
+def _chosen_settings(options: argparse.Namespace) -> Settings:
+    """A preset or what an earlier result was made with, with the options that were given in place of their values.
+
+    Distilled weights replace `options.weights` where the preset *fastest* asks for them.
+    """
     from dataclasses import fields, replace
 
-    from tqdm import tqdm
-
-    from .evidence.inventory import least_step_seconds
-    from .inpainting.batch import Job, read_job, results_of, variant, widening
-    from .inpainting.extending import plan_filling
-    from .inpainting.loop import Settings, describe_cost, inpaint_picture, preset, settings_of
-    from .inpainting.picture_files import plan_output, read_picture
+    from .inpainting.loop import Settings, preset, settings_of
+    from .inpainting.picture_files import read_picture
     from .model.checkpoint import presets_of
 
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings)}
@@ -449,19 +424,24 @@ def _inpaint(options: argparse.Namespace) -> int:
             raise LabError(
                 f"{options.settings_of}: it does not say with what settings it was made; name a PNG that was made here"
             )
-        settings = replace(settings_of(made), **chosen)
-    else:
-        of_own = chosen.keys() & vars(config.PRESETS[config.FASTEST]).keys()
-        if options.preset == config.FASTEST and not of_own:
-            options.weights = config.DISTILLED.get(options.weights, options.weights)
-        presets = presets_of(options.weights)
-        settings = preset(options.preset or next(iter(presets)), presets, **chosen)
-    if not 1 <= options.variants <= MOST_VARIANTS:
-        raise LabError(f"variants must be 1 to {MOST_VARIANTS}, not {options.variants}")
-    chosen_widening = widening(options.extend, options.extend_to)
+        return replace(settings_of(made), **chosen)
+    of_own = chosen.keys() & vars(config.PRESETS[config.FASTEST]).keys()
+    if options.preset == config.FASTEST and not of_own:
+        options.weights = config.DISTILLED.get(options.weights, options.weights)
+    presets = presets_of(options.weights)
+    return preset(options.preset or next(iter(presets)), presets, **chosen)
+
+
+def _inpaint_one(options: argparse.Namespace, settings: Settings, chosen_widening: Widening | None) -> int:
+    from tqdm import tqdm
+
+    from .evidence.inventory import least_step_seconds
+    from .inpainting.batch import Job, read_job, results_of, variant
+    from .inpainting.extending import plan_filling
+    from .inpainting.loop import describe_cost, inpaint_picture
+    from .inpainting.picture_files import plan_output
+
     image = Path(options.image)
-    if image.is_dir():
-        return _inpaint_folder(options, settings, chosen_widening)
     if options.masks or options.format:
         raise LabError(f"--masks and --format go with a folder of pictures, and {image} is none")
     if not (options.mask or options.select) and chosen_widening is None:
@@ -557,6 +537,21 @@ def _inpaint_folder(options: argparse.Namespace, settings: Settings, chosen_wide
     return 1 if outcome.failed else 0
 
 
+def _declare_bundle(verbs: Verbs) -> None:
+    parser = verbs.add_parser("bundle", help="make the page and its weights as one static folder")
+    _add_network(parser)
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="where bundle/ is written (default: build)")
+    words = f"precisions that the page offers (default: {' '.join(config.bundled())})"
+    parser.add_argument("--precisions", nargs="+", default=list(config.bundled()), metavar="PRECISION", help=words)
+    words = "where the page fetches weights/ from: another host's URL, ending in a slash (default: next to the page)"
+    parser.add_argument("--weights-base", default="weights/", metavar="URL", help=words)
+    words = "leave out the recordings, with which visitors who have WebGPU need no ONNX Runtime; making them takes a headless Chromium"
+    parser.add_argument("--no-recordings", dest="recordings", action="store_false", help=words)
+    words = "leave out distilled weights, which the page takes for the preset fastest where there are some and weights/ lies next to it"
+    parser.add_argument("--no-distilled", dest="distilled", action="store_false", help=words)
+    parser.set_defaults(command=_bundle, precision="fp32")
+
+
 def _bundle(options: argparse.Namespace) -> int:
     from .page.bundle import write_bundle
 
@@ -577,12 +572,27 @@ def _bundle(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_browser(verbs: Verbs) -> None:
+    from .page.engines import ENGINES
+
+    parser = verbs.add_parser("browser", help="find the browsers that notebooks and tests use, or install them")
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"{_any_of(ENGINES)} (default: all)")
+    parser.set_defaults(command=_browser)
+
+
 def _browser(options: argparse.Namespace) -> int:
     from .page.engines import ENGINES, bring
 
     for name, path in bring(lambda words: print(words, flush=True), options.engines or ENGINES).items():
         print(f"{ENGINES[name].label}: {path}")
     return 0
+
+
+def _declare_serve(verbs: Verbs) -> None:
+    parser = verbs.add_parser("serve", help="serve a bundle on this computer, with the headers that it needs")
+    parser.add_argument("folder", nargs="?", default="build/bundle", help="default: build/bundle")
+    parser.add_argument("--port", type=int, default=8080, help="0 picks a free one (default: 8080)")
+    parser.set_defaults(command=_serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -596,6 +606,14 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_pictures(verbs: Verbs) -> None:
+    parser = verbs.add_parser("pictures", help="remake the README's pictures from the demo network")
+    parser.add_argument("--folder", default="docs", help="where the pictures are written (default: docs)")
+    words = "folder of the run whose graphs it uses (default: build)"
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help=words)
+    parser.set_defaults(command=_pictures)
+
+
 def _pictures(options: argparse.Namespace) -> int:
     from .notebook.pictures import make_pictures
     from .notebook.workbench import prepare
@@ -604,6 +622,25 @@ def _pictures(options: argparse.Namespace) -> int:
     for name, size in make_pictures(bench, options.folder, lambda name: print(name, flush=True)).items():
         print(f"{size:>9,}  {Path(options.folder, name)}")
     return 0
+
+
+def _declare_benchmark(verbs: Verbs) -> None:
+    parser = verbs.add_parser("benchmark", help="measure everything that this machine can run")
+    _add_network(parser)
+    words = "complete after every row; a second call adds to it (default: build/benchmark.json)"
+    parser.add_argument("--output", default="build/benchmark.json", metavar="JSON", help=words)
+    parser.add_argument("--output-dir", default="build", metavar="FOLDER", help="has onnx/ and measured/ (default: build)")
+    for name, known in (
+        ("backends", config.CONTENDERS), ("precisions", config.measured()), ("measures", config.MEASURES),
+    ):  # fmt: skip
+        words = f"any of {', '.join(known)} (default: all)"
+        parser.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=words)
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
+    words = "seconds for one measurement of one backend (default: 60)"
+    parser.add_argument("--patience", type=float, default=60.0, metavar="S", help=words)
+    words = "seconds for everything (default: no limit)"
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help=words)
+    parser.set_defaults(command=_benchmark, precision="fp32")
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -623,6 +660,50 @@ def _benchmark(options: argparse.Namespace) -> int:
         print(f"missing: {entry['what']}, {entry['backend']}, {entry['form']}: {entry['reason']}")
     print(options.output)
     return 0
+
+
+def _declare_evaluate(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "evaluate", help="measure the port and its baselines on a folder of pictures, on a Dask cluster"
+    )
+    parser.add_argument(
+        "pictures", metavar="PICTURES", help="a folder, with those in it; NAME_mask in it counts as a mask, not as a picture"
+    )
+    words = "folder of the run: parts/, summary.json, worst.png; the same command again goes on where it stopped"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=words)
+    words = "folder with a mask for every picture, NAME or NAME_mask (default: holes are drawn)"
+    parser.add_argument("--masks", default="", metavar="FOLDER", help=words)
+    words = f"holes that are drawn, each kind on every square: {', '.join(config.MASK_KINDS)} (default: all)"
+    kinds = {"nargs": "+", "default": list(config.MASK_KINDS), "dest": "kinds"}
+    parser.add_argument("--mask-kind", **kinds, metavar="KIND", help=words)
+    least, most = config.PAPER_SHARE
+    words = f"shares of a square that a drawn hole takes (default: {least} {most}, as the paper's)"
+    parser.add_argument("--share", type=float, nargs=2, default=config.PAPER_SHARE, metavar=("LEAST", "MOST"), help=words)
+    words = "squares from each picture: the largest in the middle, then some at random (default: 1)"
+    parser.add_argument("--squares", type=int, default=1, metavar="N", help=words)
+    parser.add_argument("--size", type=int, default=0, metavar="PX", help="side of a square (default: the network's)")
+    words = f"{', '.join(config.FILLERS)}, with a precision as in onnx:int8 (default: torch onnx:fp32)"
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnx:fp32"], metavar="BACKEND", help=words)
+    words = f"{', '.join(config.SOLVERS)}; each backend samples with every one (default: the preset's)"
+    parser.add_argument("--solvers", nargs="+", default=[], metavar="SOLVER", help=words)
+    words = f"any of {', '.join(config.BASELINES)}, which go into the table too; with no name, none does (default: {' '.join(config.USUAL_BASELINES)})"
+    parser.add_argument("--baselines", nargs="*", default=list(config.USUAL_BASELINES), metavar="NAME", help=words)
+    _add_network(parser)
+    words = "has onnx/, which is made if missing (default: build)"
+    parser.add_argument("--graphs-dir", default="build", metavar="FOLDER", help=words)
+    words = f"steps and guidance; every fill starts from noise (default: {config.DEFAULT_PRESET}, or the one of distilled weights)"
+    parser.add_argument("--preset", choices=tuple(config.PRESETS), help=words)
+    parser.add_argument("--steps", type=int, default=0, help="instead of the preset's")
+    parser.add_argument("--seed", type=int, default=0, help="of squares, holes and noise (default: 0)")
+    words = "folder with the TorchScript files for FID and LPIPS, which docs/commands.md names (default: build/metrics)"
+    parser.add_argument("--metrics-dir", default="build/metrics", metavar="FOLDER", help=words)
+    words = f"holes that one task fills (default: {config.HOLES_A_TASK})"
+    parser.add_argument("--batch", type=int, default=config.HOLES_A_TASK, metavar="N", help=words)
+    words = "processes on this computer; 0 for none but this one (default: by cores and memory)"
+    parser.add_argument("--workers", type=int, metavar="N", help=words)
+    words = "a Dask cluster that exists, as in tcp://host:8786; its workers see the same paths"
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help=words)
+    parser.set_defaults(command=_evaluate, precision="fp32")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -659,6 +740,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_results(verbs: Verbs) -> None:
+    words = (
+        "show measurements, merge them, or make the README's tables; `results add JSON` files what a reader's page measured"
+    )
+    parser = verbs.add_parser("results", help=words)
+    parser.add_argument(
+        "files", nargs="*", metavar="JSON", help="default: all in notebooks/results; or add, and a reader's file"
+    )
+    parser.add_argument("--merge", default="", metavar="JSON", help="merge the files, all of one machine, into this one")
+    parser.add_argument("--readme", default="", metavar="FILE", help="write the tables between the two marks of this file")
+    words = "where a file that is added came from, in a few words (default: the page's own)"
+    parser.add_argument("--source", default="", metavar="TEXT", help=words)
+    parser.set_defaults(command=_results)
+
+
 def _results(options: argparse.Namespace) -> int:
     from .evidence.benchmark import devices, results
 
@@ -681,6 +777,13 @@ def _results(options: argparse.Namespace) -> int:
     else:
         print(devices.readme_text(listed), end="")
     return 0
+
+
+def _declare_verify(verbs: Verbs) -> None:
+    parser = verbs.add_parser("verify-reference", help="compare network and pipeline with reference files")
+    parser.add_argument("folder", help="has unet_small.npz, unet_moebius.npz, pipeline_small.npz or some of them")
+    parser.add_argument("--salt", default="", metavar="TEXT", help="put before each entry's name when weights are made")
+    parser.set_defaults(command=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -360,6 +360,9 @@ BASELINES = {
     "biharmonic": "biharmonic",
 }
 """Methods that need no network, and what the tables call them."""
+USUAL_BASELINES = ("patchmatch", "telea", "biharmonic")
+"""Those of an evaluation for which none are named."""
+HOLES_A_TASK = 16  # that a worker fills at once: some seconds on a processor
 MASK_KINDS = ("thin", "thick", "box", "centre", "object")
 """Holes that are drawn from a seed; see `inpainting.masks`."""
 PAPER_SHARE = (0.4, 0.5)  # of a picture that the holes of the paper's main tables take
@@ -370,6 +373,28 @@ TRAIN_TIMESTEPS = 1000  # length of the schedule that the network was trained on
 BETA_START = 0.00085  # "scaled_linear": betas are the squares of a line between the square roots of these two
 BETA_END = 0.012
 STATE_ROWS = ("latent", "prediction", "kept")  # what the sampling loop carries from step to step; see `model.sampler`
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A method that goes from noise to a latent in few steps; `model.sampler.SCHEDULERS` has what makes it."""
+
+    description: str
+    order: int  # the fewest steps it can be run with
+
+
+SOLVERS = {
+    "ddim": Solver("DDIM, as released: order 1", 1),
+    "ddim-trailing": Solver(
+        "DDIM from pure noise, as DPM-Solver++ of order 1: for networks that were distilled to few steps", 1
+    ),
+    "dpm++2m": Solver("DPM-Solver++ of order 2, from two predictions", 2),
+    "unipc": Solver("UniPC of order 2: DPM-Solver++ that corrects each latent once its noise is known", 2),
+}
+"""Every solver by its name. DDIM starts where the release does ("leading" timesteps: 950 of 20 steps); the others start from pure
+noise at 999 ("trailing"), which few steps need."""
+INITS = ("image", "noise")
+"""Where denoising starts: from the picture with noise on it, as released, or from noise alone."""
 
 # -- defaults of the release's example ---------------------------------------------------------------------------------
 
@@ -391,12 +416,12 @@ class Preset:
 
     label: str  # what a person reads
     note: str  # in one plain sentence
-    solver: str  # a name in `model.sampler.SOLVERS`
+    solver: str  # a name in `SOLVERS`
     steps: int
     strength: float
     guidance: float
     guidance_interval: tuple[float, float]
-    init: str  # "image" or "noise"
+    init: str  # one of `INITS`
     harmonize: bool  # see `inpainting.harmonizing`
 
 
@@ -471,7 +496,7 @@ outwards only."""
 FEATHER_WIDTH = 9  # px outside a whole hole over which the new picture fades out; the release's blur reaches as far
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
 RARE_COLOURS = 0.02  # share of the pixels around a hole that do not count as its colours, at either end of a difference
-HARMONY_RING = 24  # px around a hole that a harmonized fill is compared with
+HARMONY_RING = 24  # px around a hole with which its fill is compared: to harmonize it, and to measure its texture
 DETAIL_SEAM = 4  # px on both sides of the hole's edge that count for neither, so that a seam is not taken for texture
 MOST_DETAIL = 1.5  # by which fine detail is multiplied or divided at most
 EXTENSION_DEPTH = 6  # sixteenths of the window's side: how deep a ring of new canvas is at most

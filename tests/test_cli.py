@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from moebius_lab.__main__ import _parser, main
-from moebius_lab.config import GRAPHS
+from moebius_lab.config import GRAPHS, SOLVERS
 from moebius_lab.inpainting.imaging import feather
 from moebius_lab.inpainting.picture_files import read_image, read_mask, read_picture
-from moebius_lab.model.sampler import SOLVERS
 
 SMALL = ["--network", "small", "--weights", "deterministic"]
 

@@ -21,19 +21,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .. import LabError, errors
-from ..config import CONDITIONAL_IDS, DEMO, FASTEST
+from ..config import BASELINES, CONDITIONAL_IDS, DEMO, FASTEST
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.imaging import feather, is_hole, mask_to_hole, mask_to_latent, to_unit_range
 from ..inpainting.loop import Settings, inpaint, preset
 from ..inpainting.picture_files import read_image, read_mask
-from ..model.checkpoint import SHIPPED, load_checkpoint, load_vae, presets_of
+from ..model.checkpoint import DEMO_FOLDER, SHIPPED, load_checkpoint, load_vae, presets_of
 from ..model.sampler import alphas_cumprod
 from ..model.unet import MoebiusNet
 from .baselines import navier_stokes_fill, patchmatch_fill, telea_fill
-from .measures import measures, texture_error, texture_ratio
+from .measures import MEASURES, measures, texture_error, texture_ratio
 from .perceptual import PerceptualDistance
 
-DEMO_FOLDER = SHIPPED["demo"]
 HELD_OUT_FOLDER = DEMO_FOLDER / "heldout"
 BORDER_TIMESTEPS = (300, 600, 900)  # at which the predicted noise is compared with the true one
 HOLE_TIMESTEPS = (100, 300, 500, 700, 900)  # at which it is compared in the hole
@@ -45,7 +44,6 @@ GREYED = (
     "paving_001",
 )  # held-out pictures that are filled without their colours too
 METHODS = ("ours", "patchmatch", "telea", "navier_stokes")
-MEASURES = ("psnr_db", "ssim", "texture", "texture_error", "perceptual")
 
 
 def exact_device(name: str) -> torch.device:
@@ -228,7 +226,7 @@ def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles: tuple[str, .
     return sheet
 
 
-SHEET_TITLES = {"ours": "ours", "patchmatch": "PatchMatch", "telea": "OpenCV Telea"}
+SHEET_TITLES = {"ours": "ours"} | {name: BASELINES[name] for name in ("patchmatch", "telea")}
 
 
 def held_out_latents(

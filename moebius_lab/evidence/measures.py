@@ -6,7 +6,17 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from ..config import DETAIL_SEAM, HARMONY_RING
 from .perceptual import PerceptualDistance
+
+MEASURES = {
+    "psnr_db": "PSNR in the hole, dB",
+    "ssim": "SSIM",
+    "texture": "texture, 1 is right",
+    "texture_error": "|log2 texture|",
+    "perceptual": "perceptual distance",
+}
+"""What `measures` finds, and the titles of tables and plots."""
 
 
 def hole_psnr(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
@@ -21,20 +31,25 @@ def hole_ssim(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
     return float(similarity[hole].mean())
 
 
-def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = 24) -> float:
+def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = HARMONY_RING) -> float:
     """Laplacian energy in the hole over that of a ring of `ring` px around it: 1 is equal texture, 0 is smooth.
 
-    Pixels within 4 px of the hole's edge count for neither side, so that a seam is not taken for texture.
+    Pixels within `DETAIL_SEAM` of the hole's edge count for neither side, so that a seam is not taken for texture.
     """
     grey = cv2.cvtColor(filled, cv2.COLOR_RGB2GRAY).astype(np.float32)
     energy = cv2.Laplacian(grey, cv2.CV_32F) ** 2
-    area = hole.astype(np.uint8)
-    inside = cv2.erode(area, np.ones((9, 9), np.uint8)) > 0
+    area, seam = hole.astype(np.uint8), _square(DETAIL_SEAM)
+    inside = cv2.erode(area, seam) > 0
     if not inside.any():
         inside = hole
-    near = cv2.dilate(area, np.ones((9, 9), np.uint8)) > 0
-    around = (cv2.dilate(area, np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0) & ~near
+    near = cv2.dilate(area, seam) > 0
+    around = (cv2.dilate(area, _square(ring)) > 0) & ~near
     return float(energy[inside].mean() / (energy[around].mean() + 1e-3))
+
+
+def _square(reach: int) -> np.ndarray:
+    """The kernel that reaches `reach` px from its middle in every direction."""
+    return np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
 
 
 def texture_error(ratio: float) -> float:

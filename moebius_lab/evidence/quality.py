@@ -26,10 +26,11 @@ from ..files import write_json
 from ..inpainting.backends import Backend
 from ..inpainting.imaging import is_hole
 from ..inpainting.loop import Settings, inpaint, preset
+from ..model.checkpoint import DEMO_FOLDER
 from ..port.graphs import Graphs
 from ..port.sessions import OnnxBackend, open_session
-from .evaluation import DEMO_FOLDER, HELD_OUT_FOLDER, SEEDS, demo_backend, exact_device, held_out_pairs
-from .measures import hole_psnr, measures
+from .evaluation import HELD_OUT_FOLDER, SEEDS, demo_backend, exact_device, held_out_pairs
+from .measures import MEASURES, hole_psnr, measures
 from .perceptual import PerceptualDistance
 
 QUALITY = DEMO_FOLDER / "quality.json"
@@ -42,13 +43,8 @@ LONGEST = Settings(steps=100, strength=1.0, init="noise")  # the reference for f
 RELEASED = "as released"  # the preset's steps, but starting from noise, so that every way starts from the same noise
 LIKE = {RELEASED: "as released, harmonized", DEFAULT_PRESET: "fast, not harmonized"}
 """Ways by name, and what each is called with harmonizing instead of without, or the other way round."""
-TITLES = {
-    "psnr_db": "PSNR in the hole, dB",
-    "ssim": "SSIM",
-    "texture": "texture, 1 is right",
-    "perceptual": "perceptual distance",
-    "to_longest_db": "PSNR against 100 steps, dB",
-}
+TITLES = {name: MEASURES[name] for name in ("psnr_db", "ssim", "texture", "perceptual")}
+TITLES |= {"to_longest_db": f"PSNR against {LONGEST.steps} steps, dB"}
 """The measures that are shown, and their titles."""
 COMPARED = ("ddim", "dpm++2m", "unipc")
 """The solvers of the curves: those for a network that was not distilled."""

@@ -16,6 +16,7 @@ from ..config import (
     COVERAGES,
     GUIDANCE,
     GUIDANCE_INTERVAL,
+    INITS,
     LATENT_CHANNELS,
     NOISE_OFFSET,
     PRESETS,
@@ -49,7 +50,7 @@ ROUNDING = 1e-6  # steps; step 7 of ten begins at 0.7 of the run, although 0.7 x
 class Settings:
     """What a person chooses; the defaults are the release's example, except for `coverage`. See `preset` for faster ones."""
 
-    solver: str = SOLVER  # a name in `sampler.SOLVERS`
+    solver: str = SOLVER  # a name in `config.SOLVERS`
     steps: int = STEPS  # 1..1000, length of the schedule
     strength: float = STRENGTH  # (0, 1], share of the schedule that is run
     guidance: float = GUIDANCE  # 1 is the conditional prediction alone, which takes half the arithmetic
@@ -78,7 +79,7 @@ class Settings:
                 f"no step of {len(steps)} begins between {start:g} and {end:g} of the run: widen the guidance interval, "
                 "or set guidance to 1"
             )
-        if self.init not in ("image", "noise"):
+        if self.init not in INITS:
             raise LabError(f'init must be "image" or "noise", not {self.init!r}')
         if self.coverage not in COVERAGES:
             raise LabError(f"coverage must be one of {', '.join(COVERAGES)}, not {self.coverage!r}")

@@ -9,7 +9,7 @@ predicts, and what earlier steps left behind. So the sampling loop carries a *st
 
 and a step is a matrix: next state = state_weights (3, 3) state + noise_weights (3) e, with e the predicted noise. Guidance is linear
 too, so `guided_weights` splits the last column between the unconditional and the conditional half. One step graph, one loop in Python
-and one on the page serve every solver; adding one is an entry of `SOLVERS`.
+and one on the page serve every solver; adding one is an entry of `config.SOLVERS` and one of `SCHEDULERS`.
 
 For DDIM with eta 0, a and a' being the cumulative alphas at this timestep and the next, the first row is
 
@@ -32,18 +32,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from torch import Tensor
 
 from .. import LabError
-from ..config import BETA_END, BETA_START, STATE_ROWS, TRAIN_TIMESTEPS
+from ..config import BETA_END, BETA_START, SOLVERS, STATE_ROWS, TRAIN_TIMESTEPS
 
 EXACT = 1e-9  # a state that misses the scheduler's latent by more, in float64, does not describe the solver
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A method of diffusers, with the settings that the release's training asks for."""
-
-    description: str
-    order: int  # the fewest steps it can be run with
-    make: Callable[[], SchedulerMixin]
 
 
 @dataclass(frozen=True)
@@ -71,37 +62,26 @@ def ddim_scheduler() -> DDIMScheduler:
     return DDIMScheduler(**_TRAINED, clip_sample=False, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading")
 
 
-SOLVERS = {
-    "ddim": Solver("DDIM, as released: order 1", 1, ddim_scheduler),
-    "ddim-trailing": Solver(
-        "DDIM from pure noise, as DPM-Solver++ of order 1: for networks that were distilled to few steps",
-        1,
-        lambda: DPMSolverMultistepScheduler(
-            **_TRAINED, algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero", timestep_spacing="trailing"
-        ),
+SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
+    "ddim": ddim_scheduler,
+    "ddim-trailing": lambda: DPMSolverMultistepScheduler(
+        **_TRAINED, algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero", timestep_spacing="trailing"
     ),
-    "dpm++2m": Solver(
-        "DPM-Solver++ of order 2, from two predictions",
-        2,
-        lambda: DPMSolverMultistepScheduler(
-            **_TRAINED, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", timestep_spacing="trailing"
-        ),
+    "dpm++2m": lambda: DPMSolverMultistepScheduler(
+        **_TRAINED, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", timestep_spacing="trailing"
     ),
-    "unipc": Solver(
-        "UniPC of order 2: DPM-Solver++ that corrects each latent once its noise is known",
-        2,
-        lambda: UniPCMultistepScheduler(**_TRAINED, solver_order=2, final_sigmas_type="zero", timestep_spacing="trailing"),
+    "unipc": lambda: UniPCMultistepScheduler(
+        **_TRAINED, solver_order=2, final_sigmas_type="zero", timestep_spacing="trailing"
     ),
 }
-"""Every solver by its name. DDIM starts where the release does ("leading" timesteps: 950 of 20 steps); the others start from pure
-noise at 999 ("trailing"), which few steps need."""
+"""The scheduler of diffusers of each of `config.SOLVERS`, with the settings that the release's training asks for."""
 
 
 def solver_steps(solver: str, steps: int, strength: float = 1.0) -> list[Step]:
     """The steps that are run: the last int(steps x strength) of a schedule of `steps`, at least one, high timesteps first.
 
     Args:
-        solver: a name in `SOLVERS`.
+        solver: a name in `config.SOLVERS`.
         steps: 1..1000, length of the whole schedule.
         strength: (0, 1], the share of it that is run. The release runs none where the share is below one step.
 
@@ -124,7 +104,7 @@ def solver_steps(solver: str, steps: int, strength: float = 1.0) -> list[Step]:
 
 @lru_cache
 def _steps(solver: str, steps: int, run: int) -> tuple[Step, ...]:
-    scheduler = SOLVERS[solver].make()
+    scheduler = SCHEDULERS[solver]()
     scheduler.set_timesteps(steps)
     scheduler.timesteps = scheduler.timesteps[
         :steps

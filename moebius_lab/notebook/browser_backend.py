@@ -26,11 +26,11 @@ import traitlets
 from IPython.display import display
 
 from .. import LabError
-from ..config import NetworkConfig
+from ..config import NetworkConfig, offered
 from ..evidence.loops import PYTORCH, Loop
 from ..inpainting.backends import GraphBackend
 from ..page.browser import Browser
-from ..page.bundle import OFFERS, read_manifest, write_bundle
+from ..page.bundle import read_manifest, write_bundle
 from ..page.driving import TIMEOUT, has_nvidia
 from ..page.engines import NoBrowser
 from ..page.modules import ENGINE
@@ -266,7 +266,7 @@ async def fill(bench: Workbench, runner: BrowserRunner | None = None) -> Loop:
     if runner is not None:
         return await asyncio.to_thread(bench.run_loop, runner)
     bundle = bench.folder / "bundle"
-    await asyncio.to_thread(write_bundle, bench, bundle, tuple(OFFERS))
+    await asyncio.to_thread(write_bundle, bench, bundle, tuple(offered()))
     runner = BrowserRunner(bundle, bench.config, precision=bench.precision)
     display(runner)
     await runner.connect()

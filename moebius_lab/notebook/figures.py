@@ -12,8 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ..config import CONDITION_TOKENS, NetworkConfig
-from ..model.sampler import SOLVERS
+from ..config import CONDITION_TOKENS, SOLVERS, NetworkConfig
 
 COLOURS = ("#3b6ea8", "#d98841", "#5a9a68", "#b5525c", "#7d6aa8", "#8a8a8a", "#c9a227")
 STYLE = {

@@ -15,14 +15,13 @@ import traitlets
 from PIL import Image
 
 from .. import LabError
-from ..config import COVERAGES, DEFAULT_PRESET, DISTILLED_GRAPHS, GRAPHS, PRESETS, PREVIEW_SHARE, Preset
+from ..config import COVERAGES, DEFAULT_PRESET, DISTILLED_GRAPHS, GRAPHS, PRESETS, PREVIEW_SHARE, SOLVERS, Preset
 from ..inpainting.backends import Backend, TorchBackend
 from ..inpainting.extending import plan_filling, put_back
 from ..inpainting.imaging import check_picture_and_mask, to_bytes
 from ..inpainting.loop import Cancelled, Progress, Settings, describe_cost, inpaint_picture, preset, preset_of
 from ..inpainting.picture_files import Picture
 from ..model.checkpoint import presets_of
-from ..model.sampler import SOLVERS
 from ..port.graphs import Graphs
 from ..port.sessions import OnnxBackend
 from .mask_painter import MaskPainter, jpeg, message, row

@@ -67,7 +67,6 @@ from ..inpainting.imaging import to_unit_range
 from ..inpainting.photographs import demo_photographs
 from ..inpainting.picture_files import read_image
 from ..model.checkpoint import DEMO_FOLDER, presets_of
-from ..model.sampler import SOLVERS
 from ..port.export import example_inputs
 from ..port.graphs import Graphs
 from ..port.needs import graph_needs
@@ -153,10 +152,6 @@ RUNTIME_BUILDS = {
 
 DISTILLED_FORM = "-distilled"
 """Ends the name of a form with distilled weights, after the precision."""
-
-OFFERS = config.offered()
-"""By precision, the page's favourite first: what the notebooks put into a bundle."""
-
 
 # -- ONNX Runtime Web --------------------------------------------------------------------------------------------------
 
@@ -280,29 +275,18 @@ def write_bundle(
         LabError: an unknown precision, a folder that holds something else, or no way to get ONNX Runtime Web.
     """
     folder = Path(folder)
-    known = config.offered() | config.measured()
-    unknown = [precision for precision in precisions if precision not in known]
-    if unknown or not precisions:
-        raise LabError(
-            f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(config.offered())}"
-        )
-    if not weights_base.endswith("/"):
-        raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
-        raise LabError(f"{folder} contains something other than a bundle: choose another folder or empty it")
+    _check_request(folder, precisions, weights_base)
     given = graphs or {}
     replaced = set(given) >= set(config.GRAPHS)
     stored = {
         precision: ({} if replaced else bench.stored(precision, on_file)) | given
-        for precision in known
+        for precision in _known_precisions()
         if precision in precisions
     }
     others = _distilled_graphs(distilled, stored, on_file) if distilled else {}
     names = {precision: f"{precision}{DISTILLED_FORM}" for precision in others}
     _require_room(folder, stored | others)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
-        write_whole(folder / "precache.js", "")
+    _mark_unfinished(folder)
     writer = _Writer(folder, on_file)
     presets = presets_of(bench.weights) | (presets_of(distilled.weights) if distilled else {})
     manifest = {
@@ -312,7 +296,7 @@ def write_bundle(
         "weights_base": weights_base,
         "constants": constants(bench.config),
         "presets": {name: asdict(preset) for name, preset in presets.items()},
-        "solvers": {name: solver.description for name, solver in SOLVERS.items()},
+        "solvers": {name: solver.description for name, solver in config.SOLVERS.items()},
         "runs": runs(bench.config),
         "layouts": config.GPU_LAYOUTS,
         "preview": _preview(bench),
@@ -334,23 +318,40 @@ def write_bundle(
     for precision, path in found.items():
         name = f"recordings/{precision}-{file_sha256(path)[:12]}.bin"
         manifest["precisions"][precision]["recording"] = writer.add(path, name)
-    sources = page_files()
-    digests = {name: file_sha256(file) for name, file in sources.items()}
-    manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
-    manifest["page"] = f"page-{manifest['version']}/"
-    page = [_add_page_file(writer, name, file, manifest["page"]) for name, file in sources.items()]
-    modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
-    pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
-    precache = {"version": manifest["version"], "files": [*page, *modules, *pictures, "manifest.json"]}
-    writer.write("precache.js", f"self.PRECACHE = {json.dumps(precache, indent=1)};\n")
+    _add_page(writer, manifest)
     writer.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
     writer.remove_others()
     return manifest
 
 
+def _known_precisions() -> dict[str, config.Precision]:
+    return config.offered() | config.measured()
+
+
+def _check_request(folder: Path, precisions: tuple[str, ...], weights_base: str) -> None:
+    """Raise LabError, before anything is made, where `write_bundle` cannot do what it is asked for."""
+    known = _known_precisions()
+    unknown = [precision for precision in precisions if precision not in known]
+    if unknown or not precisions:
+        raise LabError(
+            f"precision {unknown[0] if unknown else ''!r} cannot be bundled; choose from {', '.join(config.offered())}"
+        )
+    if not weights_base.endswith("/"):
+        raise LabError(f"weights_base {weights_base!r} must end in a slash: it names a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "precache.js").is_file():
+        raise LabError(f"{folder} contains something other than a bundle: choose another folder or empty it")
+
+
+def _mark_unfinished(folder: Path) -> None:
+    """Have a folder that is known to be a bundle by its precache.js, and to be incomplete by its lack of a manifest."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    if not (folder / "precache.js").is_file():  # by which a bundle is known, also one that was not finished
+        write_whole(folder / "precache.js", "")
+
+
 def _distilled_graphs(distilled: Graphs, stored: dict[str, dict[str, Path]], on_file) -> dict[str, dict[str, Path]]:
     """Of some precisions the first that runs on most devices, and its graphs with the denoiser of distilled weights."""
-    entries = {name: config.entry_of(name) for name in (*OFFERS, *stored) if name in stored}
+    entries = {name: config.entry_of(name) for name in (*config.offered(), *stored) if name in stored}
     form = max(entries, key=lambda name: (not entries[name].requires, len(entries[name].providers)))  # the first of the best
     return {form: stored[form] | distilled.stored(form, on_file, config.DISTILLED_GRAPHS)}
 
@@ -552,6 +553,19 @@ def _add_page_file(writer: _Writer, name: str, file: Path, page: str) -> str:
         )
         return name
     return writer.add(file, name if name in UNVERSIONED else page + name)["file"]
+
+
+def _add_page(writer: _Writer, manifest: dict) -> None:
+    """Add the page's own files and precache.js; the manifest gets the version, which is made of everything, and the page's folder."""
+    sources = page_files()
+    digests = {name: file_sha256(file) for name, file in sources.items()}
+    manifest["version"] = hashlib.sha256(json.dumps([manifest, digests], sort_keys=True).encode()).hexdigest()[:16]
+    manifest["page"] = f"page-{manifest['version']}/"
+    page = [_add_page_file(writer, name, file, manifest["page"]) for name, file in sources.items()]
+    modules = [build["module"] for build in manifest["runtime"]["builds"].values()]
+    pictures = [sample[kind] for sample in manifest["samples"] for kind in ("image", "mask")]
+    precache = {"version": manifest["version"], "files": [*page, *modules, *pictures, "manifest.json"]}
+    writer.write("precache.js", f"self.PRECACHE = {json.dumps(precache, indent=1)};\n")
 
 
 def _runtime_version() -> str:

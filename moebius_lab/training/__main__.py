@@ -29,7 +29,7 @@ from .. import LabError
 from ..config import DEMO, SMALL, NetworkConfig
 from ..files import write_whole, written_whole
 from ..inpainting import masks
-from ..model.checkpoint import make_vae
+from ..model.checkpoint import DEMO_FOLDER, make_vae
 from . import data, denoiser, parallel
 from .album import Album
 from .checkpoints import save
@@ -40,7 +40,6 @@ from .vae import held_out_psnr, latent_std, train_vae
 
 STAGES = ("data", "vae", "decoder", "denoiser", "save")
 SEED = 20261125
-DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 DECODER_SHARE = 1.0  # how far the shipped decoder goes from the first training (0) to the second (1)
 
 

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 from .. import LabError
-from ..config import DEFAULT_PRESET, DISTILLED, PRESETS
+from ..config import BASELINES, DEFAULT_PRESET, DISTILLED, PRESETS
 from ..evidence import quality
-from ..evidence.evaluation import DEMO_FOLDER, MEASURES
+from ..evidence.evaluation import METHODS
+from ..evidence.measures import MEASURES
 from ..inpainting.loop import preset
-from ..model.checkpoint import SHIPPED
+from ..model.checkpoint import DEMO_FOLDER, SHIPPED
 from ..model.sampler import solver_steps
 
 CARD = DEMO_FOLDER / "README.md"
@@ -19,12 +20,7 @@ TEXTURE_AIM = 0.9  # share of the held-out pictures on which the texture must be
 BORDER_AIM = 5.0  # error on the worst side over that inside, up to which nobody sees the border
 PATCHMATCH_AIM = 0.75  # share of the held-out pictures on which a fill should look nearer to the truth than PatchMatch's
 TEXTURE_ERROR_AIM = 1.0  # mean abs log2 texture
-TITLES = {
-    "ours": "ours",
-    "patchmatch": "PatchMatch (`pypatchmatch`)",
-    "telea": "OpenCV Telea",
-    "navier_stokes": "OpenCV Navier-Stokes",
-}
+TITLES = {method: BASELINES.get(method, method) for method in METHODS} | {"patchmatch": "PatchMatch (`pypatchmatch`)"}
 
 
 def _reached(aim: bool) -> str:

@@ -16,7 +16,7 @@ CARD = {"name": "a card", "vendor": "v", "architecture": "a", "description": "",
 def measured(step: float = 20.0, **machine) -> dict:
     named = {"backend": "Firefox, WebGPU, captured", "form": "fp16"}
     row = named | {"unit": "ms", "repeats": 9, "steps": 0}
-    rows = [row | {"what": what, "median": step, "q1": step - 1, "q3": step + 1} for what in devices.TIMES.values()]
+    rows = [row | {"what": what, "median": step, "q1": step - 1, "q3": step + 1} for what in results.RUN_NAMES.values()]
     for run, graph in RUNS.items():
         for name in OUTPUT_NAMES[graph]:
             rows.append(

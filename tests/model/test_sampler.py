@@ -6,7 +6,7 @@ import torch
 from moebius_lab import LabError
 from moebius_lab.inpainting.loop import Settings
 from moebius_lab.model import sampler
-from moebius_lab.model.sampler import SOLVERS, first_state, guided_weights, next_state, read_steps, solver_steps
+from moebius_lab.model.sampler import SCHEDULERS, first_state, guided_weights, next_state, read_steps, solver_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 TRAILING = {**sampler._TRAINED, "timestep_spacing": "trailing"}
@@ -34,9 +34,9 @@ def run_theirs(make, count, run, x, noises):
 
 
 @pytest.mark.parametrize("count, run", [(2, 2), (6, 6), (20, 19), (50, 10)])
-@pytest.mark.parametrize("name", [*SOLVERS, *OTHERS])
+@pytest.mark.parametrize("name", [*SCHEDULERS, *OTHERS])
 def test_a_table_is_diffusers_scheduler_in_float64(name, count, run):
-    make = OTHERS[name] if name in OTHERS else SOLVERS[name].make
+    make = OTHERS[name] if name in OTHERS else SCHEDULERS[name]
     generator = torch.Generator().manual_seed(0)
     x, *noises = torch.randn(run + 1, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     timesteps, theirs = run_theirs(make, count, run, x, noises)
@@ -90,7 +90,7 @@ def test_few_steps_start_from_pure_noise():
     assert [step.timestep for step in solver_steps("dpm++2m", 6)] == [999, 832, 666, 499, 332, 166]
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_schedule_has_as_many_steps_as_asked_for_down_from_its_first(name):
     for count in (61, 103, 457):  # to which diffusers' own arithmetic adds a timestep of -1
         timesteps = [step.timestep for step in solver_steps(name, count)]

@@ -38,7 +38,7 @@ def test_without_a_browser_the_answers_say_what_is_missing(tmp_path, small, tiny
 def test_notebooks_run_alone_on_the_demo_network(tmp_path, demo, monkeypatch):
     """The graphs lie there that other tests have made, but for one, which the notebook makes itself; it offers two precisions of four."""
     source = shutil.copytree(report.SOURCE_FOLDER, tmp_path / "notebooks")
-    change_cells(source / "04_webgpu_bundle.ipynb", {"tuple(OFFERS)": '("fp32", "fp16-storage")'})
+    change_cells(source / "04_webgpu_bundle.ipynb", {"tuple(offered())": '("fp32", "fp16-storage")'})
     monkeypatch.setattr(report, "SOURCE_FOLDER", source)
     there = tmp_path / "04_webgpu_bundle" / "onnx"
     shutil.copytree(demo.folder / "onnx", there, ignore=shutil.ignore_patterns("vae_encoder"))

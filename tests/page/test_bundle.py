@@ -13,10 +13,9 @@ import pytest
 
 from moebius_lab import LabError
 from moebius_lab.__main__ import main
-from moebius_lab.config import PRESETS, RUNS, SMALL, STEP_UNGUIDED
+from moebius_lab.config import PRESETS, RUNS, SMALL, SOLVERS, STEP_UNGUIDED
 from moebius_lab.files import file_sha256
 from moebius_lab.inpainting.loop import Settings, preset
-from moebius_lab.model.sampler import SOLVERS
 from moebius_lab.page import bundle
 from moebius_lab.page.bundle import read_manifest, shipped_files, write_bundle
 from moebius_lab.page.serve import Server

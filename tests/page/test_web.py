@@ -35,7 +35,7 @@ from moebius_lab.inpainting.imaging import (
 from moebius_lab.inpainting.loop import Settings, preset
 from moebius_lab.inpainting.photographs import demo_photographs
 from moebius_lab.inpainting.picture_files import plan_output, read_image, read_picture
-from moebius_lab.model.sampler import SOLVERS, ddim_scheduler, guided_weights, solver_steps
+from moebius_lab.model.sampler import ddim_scheduler, guided_weights, solver_steps
 from moebius_lab.notebook.mask_painter import MaskPainter, first_brush
 from moebius_lab.page import bundle
 from moebius_lab.page.browser import DRIVER
@@ -329,7 +329,7 @@ def fixtures(tmp_path_factory) -> Path:
         "constants": bundle.constants(config.SMALL),
         "size": SIZE,
         "alphas": ddim_scheduler().alphas_cumprod.double().tolist(),
-        "orders": {name: solver.order for name, solver in SOLVERS.items()},
+        "orders": {name: solver.order for name, solver in config.SOLVERS.items()},
         "schedules": [schedule_case(solver, *case) for solver, cases in SCHEDULES.items() for case in cases],
         "presets": {
             name: vars(entry) | {"evaluations": preset(name).evaluations()} for name, entry in config.PRESETS.items()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ... import LabError
-from ...config import CARD, CONTENDERS, PRECISIONS, PROCESSOR, RUNS, STEP_UNGUIDED, Contender, Way, entry_of
+from ...config import CARD, CONTENDERS, PRECISIONS, PROCESSOR, RUNS, Contender, Way, entry_of
 from ...inpainting.backends import LOOP_OUTPUTS, Backend, GraphBackend
 from ...inpainting.loop import Settings, inpaint
 from ...page.browser import Browser
@@ -39,13 +39,11 @@ from .profiles import (
     limit_graphs,
     operator_times,
 )
-from .results import CHOOSING, DECODE, ENCODE, STEP, UNGUIDED
+from .results import CHOOSING, RUN_NAMES, STEP
 
 SOFTWARE = "this machine has no graphics card; Chromium's software adapter says nothing about speed"
 READER = "this notebook's browser"
 PROFILE_RUNS = 3
-WORKS = {ENCODE: "vae_encoder", STEP: "step", UNGUIDED: STEP_UNGUIDED, DECODE: "vae_decoder"}
-"""What is timed on every backend, and which of `RUNS` it is."""
 TRYING = 60  # s in which the page tries all kernels before anything is timed
 MATRIX = "on matrix units"  # in the name of a way, as `web/engine/kernels/product.js` puts it
 STEPS_A_ROUND = 5  # when a step takes milliseconds: the round's time is their median
@@ -72,7 +70,7 @@ class Entrant:
     form: str
     where: str  # profiles.PROCESSOR or CARD
     evidence: str  # what really runs, in the runtime's words
-    works: dict[str, Work] = field(default_factory=dict)  # by name, as in `WORKS`
+    works: dict[str, Work] = field(default_factory=dict)  # by name, as in `results.RUN_NAMES`
     fill: Callable[[Settings], object] | None = None  # the whole picture
     limit: Callable[[str], float] | None = None  # "product" or "copy" -> ms of one repetition
     profile: Callable[[], list[OperatorTime]] | None = None  # of a step
@@ -145,7 +143,7 @@ def _torch(job: Job, stack: ExitStack) -> Entrant:
     graphs = TorchGraphs(bench, device, kind, compiled)
     stack.callback(graphs.modules.clear)
     inputs = {g: [x.to(device, kind) for x in feeds.values()] for g, feeds in example_inputs(bench.config).items()}
-    works = {what: partial(graphs.finished, RUNS[run], inputs[run]) for what, run in WORKS.items()}
+    works = {what: partial(graphs.finished, RUNS[run], inputs[run]) for run, what in RUN_NAMES.items()}
     works[STEP]()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     tf32 = f", TF32 in convolutions: {torch.backends.cudnn.allow_tf32}" if device == "cuda" else ""
@@ -249,7 +247,9 @@ def _onnx(job: Job, stack: ExitStack) -> Entrant:
     onnx = OnnxBackend(paths, bench.config, open_)
     stack.callback(onnx.sessions.clear)
     feeds = example_feeds(bench.config)
-    works = {what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for what, run in WORKS.items()}
+    works = {
+        what: partial(onnx.sessions[RUNS[run]].run, LOOP_OUTPUTS[RUNS[run]], feeds[run]) for run, what in RUN_NAMES.items()
+    }
 
     def limit(name: str) -> float:
         graphs = limit_graphs(name, where)
@@ -316,17 +316,17 @@ def _chromium(job: Job, stack: ExitStack) -> Entrant:
     def run(graph: str, feeds: dict) -> float:
         return float(browser.time(graph, feeds, 1)[1][0])
 
+    def work(name: str) -> Work:
+        if RUNS[name] == "step":
+            return lambda: float(statistics.median(browser.time_steps(feeds[name], times)))
+        return partial(run, RUNS[name], feeds[name])
+
     return Entrant(
         job.way.label,
         form,
         where,
         f"Chromium {browser.version}; {browser.evidence}{told and f'; forms of kernels chosen: {told}'}",
-        {
-            ENCODE: partial(run, "vae_encoder", feeds["vae_encoder"]),
-            STEP: lambda: float(statistics.median(browser.time_steps(feeds["step"], times))),
-            UNGUIDED: lambda: float(statistics.median(browser.time_steps(feeds[STEP_UNGUIDED], times))),
-            DECODE: partial(run, "vae_decoder", feeds["vae_decoder"]),
-        },
+        {what: work(name) for name, what in RUN_NAMES.items()},
         lambda settings: float(browser.inpaint(bench.image, bench.mask, settings)[1]["total"]),
         partial(_per_repetition, where=where, run=run) if _has_limits(form) and not capture else None,
         None if capture else lambda: operator_times(browser.profile("step", feeds["step"], PROFILE_RUNS), PROFILE_RUNS),
@@ -357,7 +357,7 @@ def _reader(bench: Loops, runner: Reader, stack: ExitStack) -> Entrant:
     feeds = example_feeds(bench.config)
     evidence = f"{runner.name}; {runner.evidence}"
     where = CARD if runner.loaded["provider"] == "webgpu" else PROCESSOR
-    works = {what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for what, run in WORKS.items()}
+    works = {what: lambda run=run: float(runner.time(RUNS[run], feeds[run], 1)[1][0]) for run, what in RUN_NAMES.items()}
     return Entrant(
         READER, runner.choice["precision"], where, evidence, works, partial(inpaint, runner, bench.image, bench.mask),
         outputs=runner.run,

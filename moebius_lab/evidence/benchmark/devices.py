@@ -14,18 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from ... import LabError
-from ...config import NETWORKS, PRECISIONS, RUNS, STEP_UNGUIDED
+from ...config import NETWORKS, PRECISIONS, RUNS
 from ...files import COUNT, NUMBER, TEXT, listed, mapping, misfit, record, write_whole
 from ...port.export import OUTPUT_NAMES
 from . import results
 
-TIMES = {
-    "vae_encoder": results.ENCODE,
-    "step": results.STEP,
-    STEP_UNGUIDED: results.UNGUIDED,
-    "vae_decoder": results.DECODE,
-}
-"""By `config.RUNS`, what the rows of its time are called."""
 DIFFERENCE, SIGNAL = "largest difference, ", "signal to noise, "
 """How the rows of an output's differences from PyTorch begin; `RUN.OUTPUT` follows."""
 LONGEST_TEXT = 1000  # letters
@@ -38,7 +31,7 @@ def _only(**properties: dict) -> dict:
 
 _NAMED = {"backend": TEXT, "form": {"enum": list(PRECISIONS)}}
 _KNOWN = [
-    *TIMES.values(),
+    *results.RUN_NAMES.values(),
     *(f"{kind}{run}.{name}" for run in RUNS for name in OUTPUT_NAMES[RUNS[run]] for kind in (DIFFERENCE, SIGNAL)),
 ]
 SHAPE = _only(
@@ -95,7 +88,7 @@ def _wrong(data: dict) -> str:
         if "://" in text or len(text) > LONGEST_TEXT:
             return f"{text[:40]!r} is no fact of a device"
     rows = {row["what"]: row for row in data["rows"]}
-    for run, what in TIMES.items():
+    for run, what in results.RUN_NAMES.items():
         outputs = [f"{DIFFERENCE}{run}.{name}" for name in OUTPUT_NAMES[RUNS[run]]]
         if lacking := [name for name in (what, *outputs) if name not in rows]:
             return f"it lacks {lacking[0]!r}"
@@ -177,7 +170,7 @@ def devices(files: list[dict]) -> pd.DataFrame:
                 "browser": f"{browser['engine']} {browser['version'].split('.')[0]}, {data['machine']['system']}",
                 "runs on": data["evidence"][0]["backend"].partition(", ")[2],
                 "form": _form(data),
-                **{f"{what}, ms": rows[what]["median"] for what in TIMES.values()},
+                **{f"{what}, ms": rows[what]["median"] for what in results.RUN_NAMES.values()},
                 "largest difference": max(errors),
                 "least dB": min(signals, default=math.inf),
                 "date": data["date"],

@@ -31,6 +31,7 @@ LINE_MBIT = 100.0  # of a first visit, Mbit/s
 LOADS = 3
 FEW_STEPS = Settings(steps=2, strength=1.0)  # of the picture whose peak is taken: more steps take no more memory
 GRAPHS = "graphs"
+LATE = "the time limit of the whole run was over"
 
 Lacks = Callable[[str, tuple[str, str], str], None]
 
@@ -137,7 +138,7 @@ def peaks(
         for form in contender.ways[0].forms[:1] or precisions:
             name = contender.label
             if not left():
-                lacks("peak memory", (name, form), "the time limit of the whole run was over")
+                lacks("peak memory", (name, form), LATE)
                 continue
             try:
                 if contender.provider:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ... import LabError
-from ...config import CONTENDERS, PRECISIONS
+from ...config import CONTENDERS, PRECISIONS, STEP_UNGUIDED
 from ...files import COUNT, NUMBER, TEXT, listed, misfit, read_json, record, write_json, write_whole
 
 FORMAT = 1
@@ -44,7 +44,9 @@ SHAPE = record(
 )
 """What a file holds, as a JSON Schema."""
 ADVICE = "name another file, or remove it and measure again"
-STEP, UNGUIDED, ENCODE, DECODE = "guided step", "unguided step", "encode", "decode"
+RUN_NAMES = {"vae_encoder": "encode", "step": "guided step", STEP_UNGUIDED: "unguided step", "vae_decoder": "decode"}
+"""What the rows of the time of each of `config.RUNS` are called; `web/measuring/measuring.js` has the same names."""
+ENCODE, STEP, UNGUIDED, DECODE = RUN_NAMES.values()
 PICTURE, FAST_PICTURE = "whole picture", "fast picture"  # as released; and by the preset "fast"
 READY, ASKED_READY = (
     "from the cache to ready",

@@ -37,6 +37,7 @@ from ..loops import Loops
 from ..parity import reference_outputs
 from . import footprint
 from .contenders import Candidate, Entrant, Reader, Work, candidates, start_profiler
+from .footprint import LATE
 from .profiles import (
     limit_work,
     write_limits,
@@ -44,7 +45,6 @@ from .profiles import (
 from .results import DECODE, DIFFERENCE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, summary
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
-LATE = "the time limit of the whole run was over"
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -215,6 +215,36 @@ class _Run:
                 continue
             self.results.add("profiles", [{"backend": backend, "form": form} | vars(entry) for entry in times])
 
+    def take_turns(self, measures: tuple[str, ...]) -> None:
+        """Everything that is measured on the backends that are open, in the order of `config.MEASURES`."""
+        few = min(self.repeats, 3)
+        if "step" in measures:
+            for what in (STEP, UNGUIDED):
+                self.time(what, self.works(what), self.repeats)
+        if "picture" in measures:
+            self.pictures(Settings(), few, 1)
+            self.pictures(preset("fast"), few, 1, FAST_PICTURE)
+        if "parts" in measures:
+            for what in (ENCODE, DECODE):
+                self.time(what, self.works(what), self.repeats)
+        if "difference" in measures:
+            self.differences()
+        if "limits" in measures:
+            self.limits()
+        if "curve" in measures:
+            for steps in CURVE:
+                self.pictures(Settings(steps=steps, strength=1.0), few, 0)
+        if "profile" in measures:
+            self.profile()
+
+
+def _require_known(backends: tuple[str, ...], precisions: tuple[str, ...], measures: tuple[str, ...]) -> None:
+    for kind, chosen, known in (
+        ("backend", backends, CONTENDERS), ("precision", precisions, measured()), ("measurement", measures, MEASURES),
+    ):  # fmt: skip
+        if unknown := [name for name in chosen if name not in known]:
+            raise LabError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
+
 
 def run(
     bench: Loops,
@@ -247,11 +277,7 @@ def run(
     Raises:
         LabError: an unknown backend, precision or measurement.
     """
-    for kind, chosen, known in (
-        ("backend", backends, CONTENDERS), ("precision", precisions, measured()), ("measurement", measures, MEASURES),
-    ):  # fmt: skip
-        if unknown := [name for name in chosen if name not in known]:
-            raise LabError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}")
+    _require_known(backends, precisions, measures)
     if "profile" in measures and threading.current_thread() is threading.main_thread():
         start_profiler()
     deadline = time.monotonic() + seconds
@@ -271,24 +297,7 @@ def run(
     with ExitStack() as stack:
         if set(measures) - {"load", "memory"}:  # those two open what they measure themselves, alone
             this.open(candidates(bench, backends, precisions, bundle, limits, runner), stack)
-        if "step" in measures:
-            for what in (STEP, UNGUIDED):
-                this.time(what, this.works(what), repeats)
-        if "picture" in measures:
-            this.pictures(Settings(), min(repeats, 3), 1)
-            this.pictures(preset("fast"), min(repeats, 3), 1, FAST_PICTURE)
-        if "parts" in measures:
-            for what in (ENCODE, DECODE):
-                this.time(what, this.works(what), repeats)
-        if "difference" in measures:
-            this.differences()
-        if "limits" in measures:
-            this.limits()
-        if "curve" in measures:
-            for steps in CURVE:
-                this.pictures(Settings(steps=steps, strength=1.0), min(repeats, 3), 0)
-        if "profile" in measures:
-            this.profile()
+        this.take_turns(measures)
     usual = tuple(name for name in backends if not CONTENDERS[name].experiment)
     chromium = tuple(name for name in usual if CONTENDERS[name].provider)
     if "load" in measures and chromium and this.left():

@@ -27,13 +27,14 @@ from ...config import GPU
 from ...errors import first_line
 from ...files import TEXT, read_json, record, require_room, say, write_json, written_whole
 from ...port.graphs import Graphs, find_network
+from ..measures import MEASURES
 from . import work
 from .plan import Contender, Job, Plan, jobs
 
 STAMP = "evaluation.json"
 STAMPED = record(plan={"type": "object"}, made_by={"type": "object"}, weights=TEXT)
 KEYS = [("picture", pa.string()), ("square", pa.int32()), ("hole", pa.string()), ("contender", pa.string())]
-NUMBERS = ("share", "psnr_db", "ssim", "texture", "texture_error", "perceptual", "lpips", "seconds")
+NUMBERS = ("share", *MEASURES, "lpips", "seconds")
 SCHEMA = pa.schema([*KEYS, ("error", pa.string()), *((name, pa.float64()) for name in NUMBERS), ("features", pa.binary())])
 """The columns of every part; a measure that was not taken is null."""
 PART_BYTES = 200  # about what a row takes on the disk, without features

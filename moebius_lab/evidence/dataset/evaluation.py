@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ... import LabError
+from ...config import SOLVERS
 from ...files import written_whole
 from ...model.checkpoint import presets_of
-from ...model.sampler import SOLVERS
 from ...port.graphs import Graphs
 from ...provenance import facts_digest
 from ..baselines import FILLS

@@ -10,7 +10,17 @@ from functools import cached_property
 from pathlib import Path
 
 from ... import LabError
-from ...config import BASELINES, DEFAULT_PRESET, FILLERS, MASK_KINDS, PAPER_SHARE, PRECISIONS, STRAIGHTFORWARD, Preset
+from ...config import (
+    BASELINES,
+    DEFAULT_PRESET,
+    FILLERS,
+    HOLES_A_TASK,
+    MASK_KINDS,
+    PAPER_SHARE,
+    PRECISIONS,
+    STRAIGHTFORWARD,
+    Preset,
+)
 from ...inpainting.batch import ENDINGS, MASK_SUFFIXES
 from ...inpainting.loop import Settings, preset
 from ...model.checkpoint import presets_of
@@ -18,7 +28,6 @@ from ...model.checkpoint import presets_of
 GIVEN = "given"  # the kind of a hole that comes from a folder of masks
 TRUTH = "truth"
 """The contender that leaves the pictures as they are: FID compares its features with those of the fills."""
-BATCH = 16  # holes that a job fills: some seconds on a processor
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Contender:
 
     filler: str  # a name in `config.FILLERS` or `config.BASELINES`, or `TRUTH`
     form: str = ""  # a precision, or `STRAIGHTFORWARD`; empty for baselines
-    solver: str = ""  # a name in `model.sampler.SOLVERS`; empty for baselines
+    solver: str = ""  # a name in `config.SOLVERS`; empty for baselines
 
     @property
     def key(self) -> str:
@@ -117,7 +126,7 @@ class Plan:
     inception: str = ""  # TorchScript file for FID; empty for none
     lpips: str = ""  # and for LPIPS
     perceptual: bool = True  # measure the distance by features of EfficientNet-lite0
-    batch: int = BATCH
+    batch: int = HOLES_A_TASK
 
     def __post_init__(self) -> None:
         if not self.names:

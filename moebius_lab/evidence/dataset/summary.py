@@ -17,20 +17,14 @@ from scipy.stats import bootstrap
 from ... import LabError
 from ...config import BASELINES, FILLERS, ORIGINAL
 from ...files import write_json, written_whole
+from ..measures import MEASURES
 from ..quality import SLACK
 from .cluster import KEYS, SCHEMA, kept_plan, read_part
 from .plan import TRUTH, Contender
 from .scripted import frechet_distance
 
 CASE = ["picture", "square", "hole"]
-TITLES = {
-    "psnr_db": "PSNR in the hole, dB",
-    "ssim": "SSIM",
-    "texture": "texture, 1 is right",
-    "texture_error": "|log2 texture|",
-    "perceptual": "perceptual distance",
-    "lpips": "LPIPS (VGG)",
-}
+TITLES = MEASURES | {"lpips": "LPIPS (VGG)"}
 """The measures and their titles."""
 RESAMPLES = 2000
 LEVEL = 0.95
