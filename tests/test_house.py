@@ -21,18 +21,27 @@ def modules() -> dict[str, Path]:
 
 
 def imports(source: str, module: str, known: set[str]) -> set[str]:
-    """Modules of the package that a module's source imports, at its top or inside a function."""
+    """Modules of the package that a module's source imports, in whatever form, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            package = module.split(".")[: -node.level]
-            base = package + (node.module.split(".") if node.module else [])
-            for name in node.names:
-                whole = ".".join([*base, name.name])
-                found.add(
-                    whole if whole in known else ".".join(base) if ".".join(base) in known else ".".join([*base, "__init__"])
-                )
+        if isinstance(node, ast.Import):
+            found |= {module_of(alias.name.split(".")[1:], known) for alias in node.names if is_own(alias.name)}
+        elif isinstance(node, ast.ImportFrom) and (node.level or is_own(node.module)):
+            here = module.split(".")[: -node.level] if node.level else []
+            named = node.module.split(".") if node.module else []
+            base = here + (named if node.level else named[1:])
+            found |= {module_of([*base, alias.name], known) for alias in node.names}
     return found & known
+
+
+def is_own(name: str) -> bool:
+    return name.split(".")[0] == PACKAGE.name
+
+
+def module_of(parts: list[str], known: set[str]) -> str:
+    """The module that such an import runs: one of that name, one that has the name in it, or the folder's own."""
+    whole, base = ".".join(parts), ".".join(parts[:-1])
+    return next((name for name in (whole, base) if name in known), ".".join([*parts[:-1], "__init__"]))
 
 
 def room(module: str) -> int:
@@ -85,6 +94,26 @@ def test_a_climb_and_a_circle_are_seen():
     assert circle(graph(sources)) == []
     turned = sources | {"page.bundle": "def f():\n    from . import serve"}
     assert sorted(circle(graph(turned))) == ["page.bundle", "page.serve"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ..page import serve",
+        "from ..page.serve import Server",
+        "from moebius_lab.page import serve",
+        "from moebius_lab.page.serve import Server",
+        "import moebius_lab.page.serve",
+        "def f():\n    import moebius_lab.page.serve as server",
+    ],
+)
+def test_an_import_is_seen_in_whatever_form(line):
+    assert imports(line, "model.unet", {"model.unet", "page.serve"}) == {"page.serve"}
+
+
+@pytest.mark.parametrize("line", ["import torch", "from torch import nn", "from moebius_laboratory.page import serve"])
+def test_what_others_wrote_is_no_module_of_the_package(line):
+    assert imports(line, "model.unet", {"model.unet", "page.serve", "torch"}) == set()
 
 
 def test_every_folder_says_in_a_line_what_it_is():

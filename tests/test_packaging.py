@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,7 @@ from programs import node
 
 from moebius_lab.notebook.pictures import LIMIT
 from moebius_lab.page import bundle
+from moebius_lab.provenance import libraries
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -33,6 +35,30 @@ def test_every_dependency_is_pinned():
     assert not missing
     assert PINS["torch"] == "2.13.0" and "torch==2.13.0" in PROJECT["dependencies"]
     assert not {"torchvision", "timm", "transformers"} & pinned
+
+
+BROUGHT_OTHERWISE = {
+    "onnxruntime_ep_webgpu": "ONNX Runtime's plugin for a graphics card, of which no version is pinned",
+    "triton": "comes with PyTorch for CUDA",
+}
+"""Modules that the package imports where they are, and why no dependency stands for them."""
+
+
+def modules_of(names: list[str]) -> set[str]:
+    """The modules that these distributions bring, by their names in pyproject.toml."""
+    wanted = {normal(name) for name in names}
+    return {module for module, found in packages_distributions().items() if wanted & set(map(normal, found))}
+
+
+def test_every_import_of_the_package_is_declared():
+    """At the top of a module what every installation has; in a function also what an extra brings."""
+    paths, python = list((ROOT / "moebius_lab").rglob("*.py")), {"python"}
+    always = modules_of(PROJECT["dependencies"])
+    extras = [name for names in PROJECT["optional-dependencies"].values() for name in names]
+    at_once, ever = set(libraries(paths)) - python, set(libraries(paths, optional=True)) - python
+    assert len(at_once) > 30 and at_once < ever
+    assert at_once - always - set(BROUGHT_OTHERWISE) == set()
+    assert ever - always - modules_of(extras) == set(BROUGHT_OTHERWISE)
 
 
 def test_conda_users_get_the_same_pins():

@@ -2,7 +2,7 @@
 
 `python -m moebius_lab.evidence.evaluation` fills every picture of `demo/heldout/`, none of whose source files was trained
 on, with several seeds, and writes `evaluation.json` and a contact sheet. The fill starts from noise, not from the picture: the
-truth inside the hole is never seen. Beside it stand what a user would take instead: PatchMatch, and OpenCV's two methods.
+truth inside the hole is never seen. Next to it stands what a user would take instead: PatchMatch, and OpenCV's two methods.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def evaluate_pair(
     Args:
         backend: the network.
         picture, mask: uint8 (H, W, 3) and (H, W).
-        settings: of the network's fills, but for the seed.
+        settings: of the network's fills, except for the seed.
         seeds: the measures of the network's fills are means over these.
         distance: measures how far a fill looks from the truth; with it PatchMatch is tried too.
 
@@ -305,7 +305,7 @@ def main() -> int:
     words = "shipped weights to look at, with the release's steps; distilled ones with their own (default: demo)"
     parser.add_argument("--weights", choices=tuple(SHIPPED), default="demo", help=words)
     parser.add_argument("--denoiser", type=Path, help="a file of a denoiser's weights instead")
-    parser.add_argument("--report", type=Path, help="default: evaluation.json beside the weights")
+    parser.add_argument("--report", type=Path, help="default: evaluation.json next to the weights")
     parser.add_argument("--guidance", type=float, help="instead of the usual one")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument(

@@ -263,7 +263,7 @@ def write_bundle(
         on_file: called with the name of a graph that is made or a file that is copied.
         graphs: more graphs by name, for measurements, which every precision gets, or others in place of the three; next to each
             lies its `files.json`. Where all three are others, there are no recordings.
-        recordings: let a headless Chromium take down what ONNX Runtime Web asks of a graphics device, so that visitors with WebGPU
+        recordings: let a headless Chromium record what ONNX Runtime Web asks of a graphics device, so that visitors with WebGPU
             need not fetch it; see `recording`. Without a Chromium the bundle has none, which is said in one line.
         distilled: graphs of weights that were distilled from the bench's: the page takes them for their preset. There is one form
             of them, in the first of `precisions` that runs everywhere; the autoencoder's graphs are the bench's.

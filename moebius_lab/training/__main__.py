@@ -103,7 +103,7 @@ class Workshop:
         return self.deadline - time.time()
 
     def say(self, text: str) -> None:
-        """Print, and keep the log beside the checkpoints; the first process alone does it."""
+        """Print, and keep the log next to the checkpoints; the first process alone does it."""
         if not parallel.is_first():
             return
         write_whole(self.work / "training_log.json", json.dumps(self.log))

@@ -26,7 +26,7 @@ class Album:
         pictures: kind ("photograph" or "texture") and pixels, uint8 (h, w, 3).
         device: where the windows are cut.
         size: px, side of a window; a picture whose shorter side is less is enlarged to it.
-        bank: how many generated pictures to keep beside them.
+        bank: how many generated pictures to keep in addition to them.
     """
 
     def __init__(self, pictures: list[tuple[str, np.ndarray]], device: torch.device, size: int, bank: int = BANK) -> None:

@@ -149,7 +149,7 @@ def rewritten(card: str, report: dict, distilled: dict, log: dict, measured: dic
 
 
 def read_json(name: str, folder: Path = DEMO_FOLDER) -> dict:
-    """One of the JSON files beside the weights."""
+    """One of the JSON files next to the weights."""
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 

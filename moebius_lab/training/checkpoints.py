@@ -10,6 +10,6 @@ from ..files import written_whole
 
 
 def save(state: dict, path: Path) -> None:
-    """Write a checkpoint that `torch.load(path, weights_only=True)` takes up; until it is whole, the one before stays."""
+    """Write a checkpoint that `torch.load(path, weights_only=True)` reads; until it is whole, the one before stays."""
     with written_whole(path) as part:
         torch.save(state, part)

@@ -3,7 +3,7 @@
 The packages are downloaded and unpacked, never installed; those of a later Debian than the reader's come through a configuration of
 apt that is used for them alone. Read are plain files, Qt resource files (`.rcc`, of GCompris), game
 archives (`.pk3` and `.zip`, with DDS textures in them) and Enlightenment's themes (`.edj`, with JPEG in them). Every picture keeps its
-licence and author as its package states them, and `sources.json` beside this file is the record of what a training takes and
+licence and author as its package states them, and `sources.json` next to this file is the record of what a training takes and
 what is held out (`demo/README.md` says what the shipped weights have seen). The split is by source file: no crop of a held-out picture is ever trained on.
 """
 
@@ -552,11 +552,11 @@ _READERS = {
 
 
 def make_album(packages: Path, target: Path) -> list[Source]:
-    """Keep the training pictures in `target`, a zip of WebP files, and save the held-out ones beside it.
+    """Keep the training pictures in `target`, a zip of WebP files, and save the held-out ones next to it.
 
     Args:
         packages: the folder that `fetch_packages` filled.
-        target: the zip to write; held-out originals go to `held_out/` beside it, as PNG of at most 1,024 px.
+        target: the zip to write; held-out originals go to `held_out/` next to it, as PNG of at most 1,024 px.
 
     Returns:
         One record a picture, in reading order, which `write_sources` keeps.
@@ -584,7 +584,7 @@ def make_windows(originals: Path, target: Path, names: list[str], seed: int = 21
     """Cut a 256 px window with a hole out of some held-out originals, as `evaluate` reads them.
 
     Args:
-        originals: the folder `held_out` beside the album.
+        originals: the folder `held_out` next to the album.
         target: where NAME.webp and NAME_mask.png go.
         names: stems of the originals; each has its own random numbers, so one more changes no other.
         seed: of scale, place and hole.

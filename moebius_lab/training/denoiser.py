@@ -251,7 +251,7 @@ class Trainer(Steps):
         return {"network": self.network.state_dict()} | self.progress()
 
     def load(self, state: dict) -> None:
-        """Take up a full state, or weights alone: then optimizer and average start anew behind a warm-up."""
+        """Resume from a full state, or weights alone: then optimizer and average start anew behind a warm-up."""
         self.network.load_state_dict(state["network"])
         if "optimizer" in state:
             self.go_on(state)

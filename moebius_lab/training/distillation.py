@@ -70,7 +70,7 @@ CHECK_EVERY = 10  # steps between two looks at the clock
 PRINT_EVERY = 50  # steps
 KEPT_BACK = 64  # pictures on which a stage is judged; they are never trained on
 MASKS = 1024
-BANK = 256  # generated pictures to draw from, beside those of the folder
+BANK = 256  # generated pictures to draw from, besides those of the folder
 SEED = 20261126
 
 

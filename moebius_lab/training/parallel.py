@@ -68,7 +68,7 @@ def together(module: nn.Module) -> Callable:
 
 @torch.no_grad()
 def same_start(module: nn.Module) -> None:
-    """Every process takes up the first one's parameters and buffers."""
+    """Every process gets the first one's parameters and buffers."""
     if world() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -88,7 +88,7 @@ def average(gradients: list[Tensor]) -> None:
 
 @torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
-    """Every process takes up the mean of all processes' floating-point buffers (running statistics, say)."""
+    """Every process gets the mean of all processes' floating-point buffers (running statistics, say)."""
     if world() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():

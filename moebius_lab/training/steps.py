@@ -110,7 +110,7 @@ class Steps:
         self.steps += 1
 
     def progress(self) -> dict:
-        """What a later run goes on from, beside the trained tensors themselves."""
+        """What a later run resumes from, besides the trained tensors themselves."""
         return {
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -120,7 +120,7 @@ class Steps:
         }
 
     def go_on(self, state: dict) -> None:
-        """Take up what `progress` gave."""
+        """Resume from what `progress` returned."""
         copy_all(self.average, state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:

@@ -25,7 +25,7 @@ PEAK_LR = 5e-4
 WARMUP_STEPS = 200
 EMA_DECAY = 0.998
 CHECK_EVERY = 20  # steps between two looks at the clock
-SQUARE_WEIGHT = 8.0  # of the mean square, beside the L1 terms: PSNR is measured in squares
+SQUARE_WEIGHT = 8.0  # of the mean square, next to the L1 terms: PSNR is measured in squares
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _backend(network: str, weights: str, folder: str, filler: str, form: str) ->
     return OPENERS[filler](graphs, form)
 
 
-def _cuda(graphs: Graphs, form: str) -> TorchBackend:
+def _cuda(graphs: Graphs) -> TorchBackend:
     if not torch.cuda.is_available():
         raise LabError("PyTorch finds no CUDA here; leave torch-cuda out, or run it on a worker that has a card")
     return TorchBackend(graphs.net.cuda(), graphs.vae.cuda())
@@ -130,7 +130,7 @@ def _cuda(graphs: Graphs, form: str) -> TorchBackend:
 
 OPENERS = {
     "torch": lambda graphs, form: graphs.torch_backend,
-    "torch-cuda": _cuda,
+    "torch-cuda": lambda graphs, form: _cuda(graphs),
     "onnx": lambda graphs, form: OnnxBackend(graphs.stored(form), graphs.config, partial(open_session, threads=1)),
     "webgpu-native": lambda graphs, form: OnnxBackend(graphs.stored(form), graphs.config, webgpu_session),
 }
