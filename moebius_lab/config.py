@@ -496,7 +496,7 @@ outwards only."""
 FEATHER_WIDTH = 9  # px outside a whole hole over which the new picture fades out; the release's blur reaches as far
 WINDOW_MARGIN = 0.125  # share of the window's side that is kept free on each side of a hole
 RARE_COLOURS = 0.02  # share of the pixels around a hole that do not count as its colours, at either end of a difference
-HARMONY_RING = 24  # px around a hole with which its fill is compared: to harmonize it, and to measure its texture
+HARMONY_RING = 24  # px around a hole that a harmonized fill is compared with
 DETAIL_SEAM = 4  # px on both sides of the hole's edge that count for neither, so that a seam is not taken for texture
 MOST_DETAIL = 1.5  # by which fine detail is multiplied or divided at most
 EXTENSION_DEPTH = 6  # sixteenths of the window's side: how deep a ring of new canvas is at most

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from ..config import DETAIL_SEAM, HARMONY_RING
 from .perceptual import PerceptualDistance
 
+RING = 24  # px around a hole whose texture a fill's is measured against; not `HARMONY_RING`, which may be tuned without moving a measure
+SEAM = 4  # px on both sides of the hole's edge that count for neither
 MEASURES = {
     "psnr_db": "PSNR in the hole, dB",
     "ssim": "SSIM",
@@ -31,14 +32,14 @@ def hole_ssim(filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
     return float(similarity[hole].mean())
 
 
-def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = HARMONY_RING) -> float:
+def texture_ratio(filled: np.ndarray, hole: np.ndarray, ring: int = RING) -> float:
     """Laplacian energy in the hole over that of a ring of `ring` px around it: 1 is equal texture, 0 is smooth.
 
-    Pixels within `DETAIL_SEAM` of the hole's edge count for neither side, so that a seam is not taken for texture.
+    Pixels within `SEAM` of the hole's edge count for neither side, so that a seam is not taken for texture.
     """
     grey = cv2.cvtColor(filled, cv2.COLOR_RGB2GRAY).astype(np.float32)
     energy = cv2.Laplacian(grey, cv2.CV_32F) ** 2
-    area, seam = hole.astype(np.uint8), _square(DETAIL_SEAM)
+    area, seam = hole.astype(np.uint8), _square(SEAM)
     inside = cv2.erode(area, seam) > 0
     if not inside.any():
         inside = hole
