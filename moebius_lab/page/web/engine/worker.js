@@ -10,7 +10,7 @@ import { OneAhead, nextTask } from './turns.js';
 /** @import { GraphBackend } from './graph_backend.js' */
 /** @typedef {(progress: any) => void} Report */
 
-/** A thread of the runtime. In Firefox neither the constructor always returns, nor is what it made always started: the page counts them. */
+/** A thread of the runtime. In Firefox some are never made or never begin: the page counts those that are silent. */
 class Thread extends Worker {
   /** @param {string|URL} url @param {WorkerOptions} [options] */
   constructor(url, options) {
