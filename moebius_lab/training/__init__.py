@@ -5,6 +5,7 @@ generated  pictures drawn while training: lines, patterns, leaves, grain
 album      random windows of both, cut and coloured on the device
 parallel   one process a GPU
 checkpoints written whole, or not at all
+course     when a training ends, how fast it learns, what it tells, and from where it resumes
 vae        the small autoencoder
 decoder    its decoder's second training, for texture
 fast_forms the denoiser's slow layers, rewritten for training speed, weights unchanged

@@ -13,7 +13,6 @@ is kept at last is a mean of the decoder before and after: the share is a dial b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +21,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from . import checkpoints, parallel
+from . import parallel
 from .album import Album, random_windows
-from .vae import CHECK_EVERY, compiled_parts, held_out_psnr
+from .course import Course
+from .vae import compiled_parts, held_out_psnr
 
 PEAK_LR = 2e-4
 CRITIC_LR = 2e-4
-EMA_DECAY = 0.998
 WARMUP_SHARE = 0.05  # of the training: the critic learns alone, then is listened to more and more
 LIKENESS = 2.0  # norm of the gradient towards a real look, over that towards the original
 FEATURE_WEIGHT = 4.0
@@ -137,61 +136,45 @@ def train_decoder(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    began = time.time()
     device = album.device
     cuda = device.type == "cuda"
+    course = Course("decoder", checkpoint, device, seconds=seconds, stop_after=stop_after, max_steps=max_steps)
     parameters = decoder_parameters(vae)
     given = [p.detach().clone() for p in parameters]
     average = [p.detach().clone() for p in parameters]
     critic = PatchCritic().to(device)
-    log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
-    plan = {"steps": 0, "seconds": 0.0}  # what the log had when the plan began
 
     def put(values: list[Tensor]) -> None:
         with torch.no_grad():
             for parameter, value in zip(parameters, values):
                 parameter.copy_(value)
 
-    state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else {}
-    if state:
-        log = state["log"]
-        plan = state.get("plan", {key: log[key] for key in plan})
-    if "parameters" in state:
-        put(state["parameters"])
-        average = state["average"]
-        critic.load_state_dict(state["critic"])
+    resumed = "parameters" in course.state
+    if resumed:
+        put(course.state["parameters"])
+        average = course.state["average"]
+        critic.load_state_dict(course.state["critic"])
     _, decode = compiled_parts(vae, random_windows(album, batch), encoder=False)
     encode = torch.compile(vae.encoder) if cuda else vae.encoder
     optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.5, 0.99), weight_decay=0, fused=cuda)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), CRITIC_LR, betas=(0.5, 0.95), weight_decay=0, fused=cuda)
-    if "parameters" in state:
-        optimizer.load_state_dict(state["optimizer"])
-        critic_optimizer.load_state_dict(state["critic_optimizer"])
+    if resumed:
+        optimizer.load_state_dict(course.state["optimizer"])
+        critic_optimizer.load_state_dict(course.state["critic_optimizer"])
     vae.encoder.requires_grad_(False)
     decoding, judged = (
         parallel.together(Decoding(vae, decode)),
         parallel.together(critic.to(memory_format=torch.channels_last)),
     )
-    if parallel.is_first():
-        print(f"decoder: ready in {time.time() - began:.0f} s", flush=True)
 
-    def save() -> None:
-        if parallel.is_first():
-            parts = {"critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
-            states = {name: part.state_dict() for name, part in parts.items()}
-            states |= {"parameters": [p.detach() for p in parameters], "average": average, "log": log, "plan": plan}
-            checkpoints.save(states, checkpoint)
+    def parts() -> dict:
+        modules = {"critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
+        states = {name: part.state_dict() for name, part in modules.items()}
+        return states | {"parameters": [p.detach() for p in parameters], "average": average}
 
-    begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
-    curve: list[Tensor] = []
-    while steps < max_steps:
-        if steps % CHECK_EVERY == 0:
-            log["seconds"] = before + parallel.agree(time.time() - begun)
-            if log["seconds"] - plan["seconds"] >= seconds or parallel.agree(time.time() - began) >= stop_after:
-                break
-        progress = max((log["seconds"] - plan["seconds"]) / seconds, steps / max_steps)
+    for _ in course.run(parts):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * min(1.0, (steps + 1) / 200, (1 - progress) / 0.5 + 0.01)
+            group["lr"] = course.rate(PEAK_LR)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             x = random_windows(album, batch).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
@@ -207,33 +190,16 @@ def train_decoder(
         (like,) = torch.autograd.grad(likeness, seen, retain_graph=True)
         critic_optimizer.zero_grad(set_to_none=True)
         (F.relu(1 - real).mean() + F.relu(1 + made).mean()).backward()
-        listened = LIKENESS * min(1.0, max(0.0, progress / WARMUP_SHARE - 1))
+        listened = LIKENESS * min(1.0, max(0.0, course.progress / WARMUP_SHARE - 1))
         optimizer.zero_grad(set_to_none=True)
         y.backward(near + listened * near.norm() / like.norm().clamp_min(1e-12) * like)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         critic_optimizer.step()
-        steps += 1
-        log["steps"] += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (steps + 1) / (11 + steps)))
-        curve.append(torch.stack([fidelity.detach(), likeness.detach()]))
-        if log["steps"] % 100 == 0 or steps == max_steps:
-            values = parallel.mean(torch.stack(curve).mean(0))
-            curve.clear()
-            if not all(abs(value) < float("inf") for value in values):
-                raise FloatingPointError(f"the decoder's losses are {values} at step {log['steps']}")
-            log["curve"].append([log["steps"], *(round(value, 5) for value in values)])
-            if log["steps"] % 500 == 0 and parallel.is_first():
-                print(f"decoder {log['steps']} steps {log['seconds']:.0f} s losses {log['curve'][-1][1:]}", flush=True)
-        if time.time() - last_save > 60:
-            save()
-            last_save = time.time()
-    log["seconds"] = before + parallel.agree(time.time() - begun)
-    save()
-    log["held_out_psnr_db"] = {}
+        course.done(torch.stack([fidelity, likeness]), parameters, average)
+    course.log["held_out_psnr_db"] = {}
     for share in SHARES:
         put(given)
-        log["held_out_psnr_db"][str(share)] = round(held_out_psnr(mix_decoders(vae, average, share), held_out), 3)
+        course.log["held_out_psnr_db"][str(share)] = round(held_out_psnr(mix_decoders(vae, average, share), held_out), 3)
     put(given)
-    return average, log
+    return average, course.log

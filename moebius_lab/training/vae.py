@@ -5,7 +5,6 @@ What it cannot know it leaves out, so its pictures lack the finest grain; `decod
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 
 from ..config import NetworkConfig
 from ..model.checkpoint import make_vae
-from . import checkpoints, parallel
+from . import parallel
 from .album import Album, random_windows
+from .course import Course
 
 KL_WEIGHT = 1e-6
 MASKED_SHARE = 0.1  # share of the pictures that have a grey hole: the encoder meets them when inpainting
 PEAK_LR = 5e-4
-WARMUP_STEPS = 200
-EMA_DECAY = 0.998
-CHECK_EVERY = 20  # steps between two looks at the clock
 SQUARE_WEIGHT = 8.0  # of the mean square, next to the L1 terms: PSNR is measured in squares
 
 
@@ -147,49 +144,24 @@ def train_vae(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    began = time.time()
     device = album.device
     cuda = device.type == "cuda"
+    course = Course("autoencoder", checkpoint, device, seconds=seconds, stop_after=stop_after, max_steps=max_steps)
     vae = make_vae(config).to(device).train()
-    log: dict = {"steps": 0, "seconds": 0.0, "curve": []}
-    plan = {"steps": 0, "seconds": 0.0}  # what the log had when the plan began
-    state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else {}
-    if state:
-        vae.load_state_dict(state["vae"])
-        log = state["log"]
-        plan = state.get("plan", {key: log[key] for key in plan})
+    if course.state:
+        vae.load_state_dict(course.state["vae"])
     parameters = list(vae.parameters())
     average = [p.detach().clone() for p in parameters]
     encode, decode = compiled_parts(vae, random_windows(album, batch))
     optimizer = torch.optim.AdamW(parameters, PEAK_LR, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
-    if "optimizer" in state:
-        optimizer.load_state_dict(state["optimizer"])
-        average = state["average"]
+    if "optimizer" in course.state:
+        optimizer.load_state_dict(course.state["optimizer"])
+        average = course.state["average"]
     reconstruct = parallel.together(Reconstruction(vae, encode, decode))
-    if parallel.is_first():
-        print(f"vae: ready in {time.time() - began:.0f} s", flush=True)
 
-    def save() -> None:
-        if parallel.is_first():
-            state = {
-                "vae": vae.state_dict(),
-                "average": average,
-                "optimizer": optimizer.state_dict(),
-                "log": log,
-                "plan": plan,
-            }
-            checkpoints.save(state, checkpoint)
-
-    begun, last_save, before, steps = time.time(), time.time(), log["seconds"], log["steps"] - plan["steps"]
-    curve: list[Tensor] = []
-    while steps < max_steps:
-        if steps % CHECK_EVERY == 0:
-            log["seconds"] = before + parallel.agree(time.time() - begun)
-            if log["seconds"] - plan["seconds"] >= seconds or parallel.agree(time.time() - began) >= stop_after:
-                break
-        progress = max((log["seconds"] - plan["seconds"]) / seconds, steps / max_steps)
+    for _ in course.run(lambda: {"vae": vae.state_dict(), "average": average, "optimizer": optimizer.state_dict()}):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * min(1.0, (steps + 1) / WARMUP_STEPS, (1 - progress) / 0.5 + 0.01)
+            group["lr"] = course.rate(PEAK_LR)
         x = random_windows(album, batch)
         hole = masks[torch.randint(len(masks), (batch,), device=device)][:, None].float()
         x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < MASKED_SHARE, x * (1 - hole), x)
@@ -202,29 +174,12 @@ def train_vae(
         (reconstruction + KL_WEIGHT * kl).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        steps += 1
-        log["steps"] += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (steps + 1) / (11 + steps)))
-        curve.append(reconstruction.detach())
-        if log["steps"] % 100 == 0 or steps == max_steps:
-            (value,) = parallel.mean([torch.stack(curve).mean()])
-            curve.clear()
-            if not value < float("inf"):
-                raise FloatingPointError(f"the autoencoder's loss is {value} at step {log['steps']}")
-            log["curve"].append([log["steps"], round(value, 5)])
-            if log["steps"] % 500 == 0 and parallel.is_first():
-                print(f"vae {log['steps']} steps {log['seconds']:.0f} s loss {value:.5f}", flush=True)
-        if time.time() - last_save > 60:
-            save()
-            last_save = time.time()
-    log["seconds"] = before + parallel.agree(time.time() - begun)
-    save()
+        course.done(reconstruction[None], parameters, average)
     with torch.no_grad():
         for parameter, mean_of_it in zip(parameters, average):
             parameter.copy_(mean_of_it)
-    log["held_out_psnr_db"] = held_out_psnr(vae.eval(), held_out)
-    return vae, log
+    course.log["held_out_psnr_db"] = held_out_psnr(vae.eval(), held_out)
+    return vae, course.log
 
 
 @torch.no_grad()
