@@ -1,5 +1,5 @@
-// Where the focus goes when what has it hides, is disabled or is removed. Browsers let it fall back to the document, where whoever works
-// with keys or a screen reader has lost their place; here the nearest control that can be used takes it over.
+// Where the focus goes when what has it hides, is disabled or is removed: browsers let it fall back to the document, and who works with
+// keys or a screen reader has lost their place. Here the nearest control that can be used takes it over.
 
 const CONTROLS = 'button, input, select, summary, [tabindex="0"]';
 

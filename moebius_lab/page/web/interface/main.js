@@ -1116,7 +1116,7 @@ element('incomplete', HTMLElement).remove();
 rememberLetters();
 showTool();
 showSize();
-void import('./focus.js').then(({ watchFocus }) => watchFocus()); // nothing has to be watched before a person does something
+void import('./focus.js').then(({ watchFocus }) => watchFocus()); // in time for the first key
 void bringBack();
 await model.opened;
 document.body.classList.remove('looking');
