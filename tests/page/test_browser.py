@@ -847,6 +847,16 @@ def test_a_browser_in_which_a_model_never_becomes_ready_is_started_once_more(tin
         assert sum(path.endswith("/index.html") or path == "/" for path in server.requests) >= 2
 
 
+def less_patient(bundle: Path, to: Path) -> tuple[Path, Path]:
+    """A copy of a bundle whose page waits four seconds for what does not begin, and the folder of its engine."""
+    folder = shutil.copytree(bundle, to / "page")
+    engine = folder / read_manifest(folder)["page"] / ENGINE
+    text, patience = (engine / "engine.js").read_text(encoding="utf-8"), "const STUCK = 10_000;"
+    assert text.count(patience) == 1
+    (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 4_000;"), encoding="utf-8")
+    return folder, engine
+
+
 @pytest.mark.parametrize(
     "instead",
     ["Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0); super(url, options);", "super('idle.js', options);"],
@@ -857,14 +867,10 @@ def test_a_thread_that_the_browser_never_starts_is_not_waited_for(tiny_bundle, t
 
     A thread that is made and never says that it began, as ONNX Runtime's do, is waited for no longer.
     """
-    folder = tmp_path / "page"
-    shutil.copytree(tiny_bundle, folder)
-    engine = folder / read_manifest(folder)["page"] / ENGINE
-    code, text = ((engine / name).read_text(encoding="utf-8") for name in ("worker.js", "engine.js"))
+    folder, engine = less_patient(tiny_bundle, tmp_path)
+    code, call = (engine / "worker.js").read_text(encoding="utf-8"), "super(url, options);"
     (engine / "idle.js").touch()
-    call, patience = "super(url, options);", "const STUCK = 10_000;"
-    assert code.count(call) == text.count(patience) == 1
-    (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 4_000;"), encoding="utf-8")
+    assert code.count(call) == 1
     hanging = code.replace(call, instead)
     served = iter([hanging, code, hanging, hanging])
 
@@ -882,13 +888,8 @@ def test_a_thread_that_the_browser_never_starts_is_not_waited_for(tiny_bundle, t
 
 
 def test_a_helper_that_never_begins_is_not_waited_for(tiny_bundle, tab, tmp_path):
-    folder = tmp_path / "page"
-    shutil.copytree(tiny_bundle, folder)
-    engine = folder / read_manifest(folder)["page"] / ENGINE
+    folder, engine = less_patient(tiny_bundle, tmp_path)
     (engine / "helper.js").write_text("", encoding="utf-8")
-    text, patience = (engine / "engine.js").read_text(encoding="utf-8"), "const STUCK = 10_000;"
-    assert patience in text
-    (engine / "engine.js").write_text(text.replace(patience, "const STUCK = 4_000;"), encoding="utf-8")
     with Server(folder) as server:
         assert load(tab, server)["loaded"]["threads"] > 1
 

@@ -253,7 +253,7 @@ export class Engine extends EventTarget {
   #await(more) {
     clearTimeout(this.patience);
     this.silent += more;
-    if (this.silent) this.patience = setTimeout(() => this.#drop(stuck()), STUCK);
+    if (this.silent) this.patience = setTimeout(() => this.#lose(stuck()), STUCK);
   }
 
   /** @param {any} message */
