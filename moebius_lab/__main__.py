@@ -638,7 +638,7 @@ def _declare_benchmark(verbs: Verbs) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     words = "seconds for one measurement of one backend (default: 60)"
     parser.add_argument("--patience", type=float, default=60.0, metavar="S", help=words)
-    words = "seconds for everything (default: no limit)"
+    words = "seconds for everything, half of them at most to open what is measured (default: no limit)"
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help=words)
     parser.set_defaults(command=_benchmark, precision="fp32")
 

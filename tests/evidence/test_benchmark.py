@@ -25,7 +25,7 @@ from moebius_lab.evidence.benchmark.profiles import (
     operator_times,
     write_limits,
 )
-from moebius_lab.evidence.benchmark.results import Results
+from moebius_lab.evidence.benchmark.results import STEP, Results
 from moebius_lab.evidence.benchmark.run import _Run, answer, measure, run, summary
 from moebius_lab.evidence.parity import reference_outputs
 from moebius_lab.inpainting.loop import Settings
@@ -118,6 +118,24 @@ def test_what_cannot_be_opened_is_listed_with_its_reason(small, tmp_path):
     written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert [(m["backend"], m["reason"]) for m in written["missing"]] == [("a card", "no such card")]
     assert written["evidence"] == [{"backend": "this", "form": "fp32", "evidence": "seen"}]
+
+
+def test_half_of_the_time_is_left_for_what_is_open(small, tmp_path, clock):
+    def opens(name: str):
+        def open_(stack):
+            clock.now += 20
+            return Entrant(name, "fp32", PROCESSOR, "", works={STEP: clock.takes(1)})
+
+        return Candidate(name, "fp32", open_)
+
+    results = Results(tmp_path / "r.json", {"machine": {}, "network": "small", "weights": "w", "made_from": "m"})
+    one = _Run(small, results, 3, 60.0, clock.now + 100)
+    with ExitStack() as stack:
+        one.open([opens(name) for name in "abcde"], stack, clock.now + 50)
+        one.time(STEP, one.works(STEP), 3)
+    assert [(row["backend"], row["median"]) for row in results.data["rows"]] == [(name, 1000) for name in "abc"]
+    assert [m["backend"] for m in results.data["missing"]] == ["d", "e"]
+    assert all("half of the time limit" in m["reason"] for m in results.data["missing"])
 
 
 def test_differences_from_pytorch_are_taken_of_every_graph_and_what_fails_is_listed(small, tmp_path):

@@ -45,6 +45,8 @@ from .profiles import (
 from .results import DECODE, DIFFERENCE, ENCODE, FAST_PICTURE, METHOD, PICTURE, STEP, UNGUIDED, Results, summary
 
 CURVE = (1, 2, 5, 10, 20, 50)  # steps of a whole picture, strength 1
+OPENING = 0.5  # share of the time limit after which no more backends are opened: those that are open have to be measured
+CROWDED = "opening the backends before it took half of the time limit; allow more, or name fewer backends or precisions"
 
 
 # -- timing ------------------------------------------------------------------------------------------------------------
@@ -118,12 +120,13 @@ class _Run:
         entry = {"what": what, "backend": key[0], "form": key[1], "steps": steps, "reason": reason}
         self.results.add("missing", [entry])
 
-    def open(self, listed: list[Candidate], stack: ExitStack) -> None:
+    def open(self, listed: list[Candidate], stack: ExitStack, until: float = float("inf")) -> None:
+        """Open what can be opened, until the clock of `deadline` shows `until`; the rest is listed as missing."""
         for candidate in (bar := tqdm(listed, desc="opening", unit="backend", leave=False)):
             key = (candidate.backend, candidate.form)
             bar.set_postfix_str(", ".join(key))
-            if not self.left():
-                self.lacks(STEP, key, LATE)
+            if time.monotonic() > until:
+                self.lacks(STEP, key, CROWDED)
                 continue
             own = ExitStack()
             try:
@@ -268,7 +271,7 @@ def run(
         measures: keys of `config.MEASURES`.
         repeats: timed rounds, of a whole picture three at most.
         patience: seconds that one backend may take for one measurement.
-        seconds: that the whole may take; what is left over then is listed as missing.
+        seconds: that the whole may take, opening half of it at most; what is left over then is listed as missing.
         runner: the reader's own browser, connected, as one more backend; `run` then has to be in another thread than the page's.
 
     Returns:
@@ -280,7 +283,7 @@ def run(
     _require_known(backends, precisions, measures)
     if "profile" in measures and threading.current_thread() is threading.main_thread():
         start_profiler()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     results = Results(output, head(bench))
     results.write()
     limits = write_limits(bench.folder / "onnx" / "limits")
@@ -293,10 +296,11 @@ def run(
             made.append(folder)
         return made[0]
 
-    this = _Run(bench, results, repeats, patience, deadline)
+    this = _Run(bench, results, repeats, patience, began + seconds)
     with ExitStack() as stack:
         if set(measures) - {"load", "memory"}:  # those two open what they measure themselves, alone
-            this.open(candidates(bench, backends, precisions, bundle, limits, runner), stack)
+            listed = candidates(bench, backends, precisions, bundle, limits, runner)
+            this.open(listed, stack, began + OPENING * seconds)
         this.take_turns(measures)
     usual = tuple(name for name in backends if not CONTENDERS[name].experiment)
     chromium = tuple(name for name in usual if CONTENDERS[name].provider)

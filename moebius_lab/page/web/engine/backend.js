@@ -3,8 +3,8 @@
 import { EngineError } from './errors.js';
 import { GraphBackend, STEP } from './graph_backend.js';
 import { deviceFor } from './device.js';
-import { watchPrograms } from './capture.js';
-import { captureGraph } from './captured_graph.js';
+import { NEXT_STATE, watchPrograms } from './capture.js';
+import { WARNING, captureGraph } from './captured_graph.js';
 
 /** @import { Manifest, RuntimeOptions, Values } from './types.js' */
 /** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
@@ -12,9 +12,7 @@ import { captureGraph } from './captured_graph.js';
 /** @typedef {{session: InferenceSession, nodes: Record<string, number>}} Placed nodes on each provider, in ONNX Runtime's words */
 
 const VERBOSE = 0; // the level at which ONNX Runtime says where it placed every node
-const WARNING = 2;
 const CHATTER = /\[[VI]:onnxruntime/; // of a session made at VERBOSE: a line for every dispatch, whatever a run's own level
-const NEXT_STATE = 'next_state';
 const UNSHARED = { storageBufferCacheMode: 'lazyRelease', uniformBufferCacheMode: 'lazyRelease' }; // no placeholder is kept
 
 export class OrtBackend extends GraphBackend {

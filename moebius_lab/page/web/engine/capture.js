@@ -4,6 +4,7 @@
 // what is never alive at the same time, in one graph or in several, shares memory (`plan`).
 
 const { GPUBufferUsage, GPUShaderStage } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
+export const NEXT_STATE = 'next_state'; // an output
 const AT_ONCE = 64; // commands that are submitted together: the device starts on them while the next are encoded
 
 /** @import { Allocation, Command, Guest, Lifetime, Place, Program, Region, Use } from './types.js' */

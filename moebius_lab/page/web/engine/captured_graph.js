@@ -1,7 +1,7 @@
 // Graphs that are captured once and then replayed without ONNX Runtime, all in memory that is planned for them together.
 
 import { EngineError, classify, reason } from './errors.js';
-import { Capture, Replay, plan } from './capture.js';
+import { Capture, NEXT_STATE, Replay, plan } from './capture.js';
 
 /** @import { Allocation, GraphCapture, Lifetime, Region, Values } from './types.js' */
 /** @import { InferenceSession, Tensor } from 'onnxruntime-web' */
@@ -9,9 +9,8 @@ import { Capture, Replay, plan } from './capture.js';
 
 const { GPUBufferUsage, GPUMapMode } = /** @type {any} */ (globalThis); // flags that TypeScript's library lacks
 const STATE = 'state';
-const NEXT_STATE = 'next_state';
 const SHADER_READS = 16; // bytes: the runtime's shaders read four numbers at a time
-const WARNING = 2;
+export const WARNING = 2;
 const FAILS_ANYHOW = ['shader', 'device-lost', 'out-of-memory']; // codes of what would fail without a capture too
 
 /**

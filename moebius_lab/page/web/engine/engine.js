@@ -23,15 +23,14 @@ export class Engine extends EventTarget {
    */
   static async open(manifestUrl) {
     const url = new URL(manifestUrl, import.meta.url);
-    // without a network WebKit starts but one worker of an address
-    const workers = ['worker.js', 'helper.js?1', 'helper.js?2'].map((name) => new URL(name, import.meta.url));
+    const workers = ['worker.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
     return new Engine(url, await readManifest(url), workers);
   }
 
   /**
    * @param {URL} url
    * @param {Manifest} manifest
-   * @param {(URL|string)[]} workerUrls worker.js, and helper.js for each that helps
+   * @param {(URL|string)[]} workerUrls worker.js and helper.js
    */
   constructor(url, manifest, workerUrls) {
     super();
@@ -42,12 +41,12 @@ export class Engine extends EventTarget {
     this.workerUrls = workerUrls;
     this.cache = new ModelCache(url, manifest);
     this.seen = new Seen('');
-    /** @type {Worker[]} the model's and its helpers */
+    /** @type {Worker[]} the model's and its helper */
     this.workers = [];
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
-    this.silent = 0; // helpers and threads that have not spoken
+    this.silent = 0; // workers and threads that have not spoken
     this.patience = 0; // the timer for them
   }
 
@@ -118,7 +117,7 @@ export class Engine extends EventTarget {
   async load(choice, options = {}, again = true) {
     void this.cache.open();
     this.close();
-    const helpers = this.#startWorkers(again ? this.workerUrls : this.workerUrls.slice(0, 1));
+    const helper = this.#startWorkers(again ? this.workerUrls : this.workerUrls.slice(0, 1));
     const { workers } = this;
     navigator.storage?.persist?.().catch(() => false); // some browsers ask the person, who need not hurry
     const { provider, precision, capture = true, recorded = capture } = choice;
@@ -129,10 +128,10 @@ export class Engine extends EventTarget {
       threads: wasmThreads(),
       ...choice,
       recorded: played,
-      helpers,
+      helper,
     };
     try {
-      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, helpers));
+      this.loaded = /** @type {Loaded} */ (await this.#call('load', args, options, helper && [helper]));
     } catch (error) {
       if (this.workers === workers) this.close(); // else another load has begun
       if (!(error instanceof EngineError)) throw error;
@@ -228,7 +227,7 @@ export class Engine extends EventTarget {
     this.#drop(cancelled());
   }
 
-  /** @param {(URL|string)[]} urls @returns {MessagePort[]} to the helpers */
+  /** @param {(URL|string)[]} urls @returns {MessagePort|undefined} to the helper */
   #startWorkers(urls) {
     this.workers = urls.map((url) => {
       const worker = new Worker(url, { type: 'module' });
@@ -240,13 +239,12 @@ export class Engine extends EventTarget {
       };
       return worker;
     });
-    const helpers = this.workers.slice(1);
-    this.#await(helpers.length);
-    return helpers.map((helper) => {
-      const { port1, port2 } = new MessageChannel();
-      helper.postMessage(null, [port2]);
-      return port1;
-    });
+    const [, helper] = this.workers;
+    if (!helper) return;
+    this.#await(1);
+    const { port1, port2 } = new MessageChannel();
+    helper.postMessage(null, [port2]);
+    return port1;
   }
 
   /** @param {number} more that were begun, or -1 where one has spoken */

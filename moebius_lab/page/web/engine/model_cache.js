@@ -17,12 +17,12 @@ export class ModelCache {
   /**
    * @param {URL} manifestUrl files of one page are kept apart from those of another on the same host
    * @param {Manifest} manifest
-   * @param {MessagePort[]} [helpers] to helper.js
+   * @param {MessagePort} [helper] to helper.js
    */
-  constructor(manifestUrl, manifest, helpers = []) {
+  constructor(manifestUrl, manifest, helper) {
     this.manifestUrl = manifestUrl;
     this.manifest = manifest;
-    this.helpers = helpers;
+    this.helper = helper;
     this.name = `moebius-model ${new URL('.', manifestUrl).pathname}`;
     /** @type {Cache|null} */
     this.opened = null;
@@ -48,7 +48,7 @@ export class ModelCache {
 
     /** @param {Wanted} item */
     const fetched = async (item) => {
-      const blob = await download(item, progress, signal, this.helpers);
+      const blob = await download(item, progress, signal, this.helper);
       checked.add(item.file.sha256);
       const refused = store && progress.storage === 'cache' && (await this.#put(store, item, blob));
       if (refused) progress.toMemory(refused);
@@ -80,7 +80,7 @@ export class ModelCache {
     const read = async (/** @type {StoredFile} */ file, /** @type {Formula[]} */ formulas) => {
       const bytes = await (await kept(file))?.arrayBuffer(); // in two thirds of response.arrayBuffer's time
       if (bytes?.byteLength !== file.bytes) return null;
-      const found = await examined(bytes, !checked.has(file.sha256), formulas, this.helpers);
+      const found = await examined(bytes, !checked.has(file.sha256), formulas, this.helper);
       return [file.sha256, ''].includes(found.hash) ? found : null;
     };
     const file = async (/** @type {string} */ sha256, /** @type {Formula[]} */ formulas = []) => {
@@ -93,7 +93,7 @@ export class ModelCache {
       progress.found(-item.file.bytes);
       progress.say('A stored file was damaged and is fetched again.');
       try {
-        return await examined(await (await fetched(item)).arrayBuffer(), false, formulas, this.helpers);
+        return await examined(await (await fetched(item)).arrayBuffer(), false, formulas, this.helper);
       } catch (error) {
         if (signal.aborted) throw error;
         const what = 'A stored file of the model cannot be read, and could not be fetched again.';
@@ -291,17 +291,17 @@ class Progress {
  * @param {Wanted} item
  * @param {Progress} progress
  * @param {AbortSignal} signal
- * @param {MessagePort[]} helpers
+ * @param {MessagePort} [helper]
  * @returns {Promise<Blob>}
  */
-async function download(item, progress, signal, helpers) {
+async function download(item, progress, signal, helper) {
   progress.active++;
   try {
     let wrong = false;
     for (let attempt = 1; ; attempt++) {
       try {
         const fetched = await fetchBytes(item, progress, signal);
-        const { hash, bytes } = await examined(fetched.buffer, true, [], helpers);
+        const { hash, bytes } = await examined(fetched.buffer, true, [], helper);
         if (hash === item.file.sha256) return new Blob([bytes]);
         progress.receive(-bytes.byteLength);
         if (wrong) throw corrupt(item);
@@ -379,16 +379,14 @@ function cutShort(/** @type {Response} */ response, /** @type {number} */ length
  * @param {ArrayBuffer} bytes
  * @param {boolean} check whether to hash them
  * @param {Formula[]} formulas that read this file alone
- * @param {MessagePort[]} [helpers] take turns
+ * @param {MessagePort} [helper] does it
  * @returns {Promise<Examined>}
  */
-export async function examined(bytes, check, formulas, helpers = []) {
+export async function examined(bytes, check, formulas, helper) {
   if (check && !globalThis.crypto?.subtle) {
     throw new EngineError('worker', 'Open this page over https or from this computer: elsewhere browsers cannot check files.');
   }
-  const helper = helpers.shift();
   if (helper) {
-    helpers.push(helper);
     const { port1, port2 } = new MessageChannel();
     helper.postMessage([bytes, check, formulas], [bytes, port2]);
     const { data } = await new Promise((done) => (port1.onmessage = done));

@@ -28,7 +28,7 @@ let backend = null;
 const running = new Map();
 
 /**
- * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean, helpers: MessagePort[]}} choice
+ * @param {ToLoad & {manifest: Manifest, manifestUrl: string, threads: number, recorded: boolean, helper?: MessagePort}} choice
  * @param {Report} report
  * @param {AbortSignal} signal
  * @returns {Promise<Loaded>}
@@ -47,7 +47,7 @@ async function load(choice, report, signal) {
       const url = new URL(file.file, BESIDE.includes(graph) ? page : base);
       return { graph, file, url, precision: graph === 'runtime' ? '' : precision };
     });
-    return new ModelCache(page, manifest, choice.helpers).provide(wanted, onProgress, signal);
+    return new ModelCache(page, manifest, choice.helper).provide(wanted, onProgress, signal);
   };
   const runtime = async (/** @type {Files} */ { file, whole }, /** @type {boolean} */ capture) => {
     await whole;

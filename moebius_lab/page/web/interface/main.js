@@ -89,14 +89,15 @@ async function open(from, name, { mask, credit = '', again = { label: 'Choose an
     dismiss('file');
     dismiss('colours');
     if (file.type === 'image/png') {
-      const unread = () => say('What this picture was made with could not be read.');
+      const unread = () => say('Its settings could not be read.');
       import('./metadata.js').then(({ takeSettings }) => takeSettings(desk, file)).catch(unread);
     }
     if (session && before) session.retire(desk, before);
     if (!picture.exact) notice('colours', ROUNDED, { bad: false });
     if (grey) takeMask(grey);
     if (work) autosave.save(work);
-    say(`${name} is open: ${picture.width} by ${picture.height} pixels. Paint over what should go.`);
+    const next = work?.mask.holes ? '' : ' Paint over what should go.';
+    say(`${name} is open: ${picture.width} by ${picture.height} pixels.${next}`);
   } catch (error) {
     if (turn === opening) report(error, again);
   }

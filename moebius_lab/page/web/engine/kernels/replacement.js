@@ -8,7 +8,7 @@ import { Trial } from './trial.js';
 import { accepted, differences, timesOf } from './comparison.js';
 import { halfTilesFor, hasHalves, isTiny, tilesFor, traitsOf } from './product.js';
 import { optionsFor } from './options.js';
-import { programOf } from '../capture.js';
+import { NEXT_STATE, programOf } from '../capture.js';
 
 /** @import { Command, GraphCapture } from '../types.js' */
 /** @import { Node } from './graph.js' */
@@ -60,7 +60,6 @@ const NEXT = 4; // families whose programs are made while one is tried
 const LITTLE = 0.002; // of all work: a family that does less tries one way of ours
 const NOTHING = 0.0005; // of all work: a family that does less is not tried
 const NEAR = 3; // doublings of sides, all together, up to which a product is like another
-const NEXT_STATE = 'next_state';
 const AWAKE = 60; // ms of work after which a device runs at its full speed
 const LOOPED = 20; // times that a graph runs for a picture which makes the next state from the last; others run once
 const BYTE = 40; // arithmetic operations for which a byte of memory counts, where the work of forms is compared
