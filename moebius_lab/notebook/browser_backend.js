@@ -111,11 +111,9 @@ class Runner {
     this.engine?.close();
     checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
-    this.engine = new Engine(new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin), manifest, [
-      await this.files.module('engine/worker.js'),
-      await this.files.module('engine/helper.js'),
-      await this.files.module('engine/helper.js'),
-    ]);
+    const address = new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin);
+    const [worker, helper] = [await this.files.module('engine/worker.js'), await this.files.module('engine/helper.js')];
+    this.engine = new Engine(address, manifest, worker, helper);
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');
     const used = provider === 'auto' ? choices[preferred].provider : provider;

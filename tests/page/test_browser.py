@@ -559,17 +559,21 @@ def test_manifests_that_cannot_be_used_are_told(bundle, tab, tmp_path):
 # -- storage -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab):
+@pytest.mark.parametrize("left", (None, -1, 0), ids=("another byte", "one byte short", "empty"))
+def test_a_damaged_entry_is_noticed_and_fetched_again(bundle, tab, left):
     with Server(bundle) as server:
         assert load(tab, server)["loaded"]
-        damaged = tab.evaluate("""async () => {
-          const cache = await caches.open((await caches.keys())[0]);
-          const [request] = (await cache.keys()).reverse(), old = await cache.match(request);
-          const bytes = new Uint8Array(await old.arrayBuffer());
-          bytes[1000] ^= 255;
-          await cache.put(request, new Response(bytes, { headers: old.headers }));
-          return old.headers.get('x-source');
-        }""")
+        damaged = tab.evaluate(
+            """async (left) => {
+              const cache = await caches.open((await caches.keys())[0]);
+              const [request] = (await cache.keys()).reverse(), old = await cache.match(request);
+              const bytes = new Uint8Array(await old.arrayBuffer());
+              bytes[1000] ^= left === null ? 255 : 0;
+              await cache.put(request, new Response(bytes.slice(0, left ?? undefined), { headers: old.headers }));
+              return old.headers.get('x-source');
+            }""",
+            left,
+        )
         server.requests.clear()
         got = load(tab, server)
         assert got["loaded"]["storage"] == "cache" and model_requests(server) == [damaged.rsplit("/", 1)[1]]

@@ -23,22 +23,23 @@ export class Engine extends EventTarget {
    */
   static async open(manifestUrl) {
     const url = new URL(manifestUrl, import.meta.url);
-    const workers = ['worker.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
-    return new Engine(url, await readManifest(url), workers);
+    const [worker, helper] = ['worker.js', 'helper.js'].map((name) => new URL(name, import.meta.url));
+    return new Engine(url, await readManifest(url), worker, helper);
   }
 
   /**
    * @param {URL} url
    * @param {Manifest} manifest
-   * @param {(URL|string)[]} workerUrls worker.js and helper.js
+   * @param {URL|string} worker the address of worker.js
+   * @param {URL|string} helper of helper.js
    */
-  constructor(url, manifest, workerUrls) {
+  constructor(url, manifest, worker, helper) {
     super();
     this.manifest = manifest;
     /** @type {Loaded|null} */
     this.loaded = null;
     this.url = url;
-    this.workerUrls = workerUrls;
+    this.workerUrls = [worker, helper];
     this.cache = new ModelCache(url, manifest);
     this.seen = new Seen('');
     /** @type {Worker[]} the model's and its helper */

@@ -11,6 +11,7 @@ const ATTEMPTS = 4; // of one file, when the connection breaks
 const FIRST_PAUSE = 500; // ms before the second attempt; doubles
 const RATE_WINDOW = 4000; // ms over which the rate is taken
 const REPORT_EVERY = 100; // ms
+const DAMAGED = 'A stored file was damaged and is fetched again.';
 const UNKEPT = 'This browser does not let the page keep files: the model will be fetched again next time.';
 
 export class ModelCache {
@@ -62,8 +63,9 @@ export class ModelCache {
     /** @param {Wanted} item */
     const have = async (item) => {
       const stored = await kept(item.file).catch(() => null);
-      if (stored?.size === item.file.bytes) progress.found(item.file.bytes);
-      else await fetched(item);
+      if (stored?.size === item.file.bytes) return progress.found(item.file.bytes);
+      if (stored) progress.say(DAMAGED);
+      await fetched(item);
     };
 
     /** @type {Map<string, (done: Promise<void>) => void>} */
@@ -91,7 +93,7 @@ export class ModelCache {
       const found = (await attempt()) ?? (await attempt()); // some were read wrong once
       if (found) return found;
       progress.found(-item.file.bytes);
-      progress.say('A stored file was damaged and is fetched again.');
+      progress.say(DAMAGED);
       try {
         return await examined(await (await fetched(item)).arrayBuffer(), false, formulas, this.helper);
       } catch (error) {
