@@ -112,7 +112,8 @@ class Runner {
     checkManifest(manifest);
     // no such address is ever asked: it only names this model's files among those that the browser keeps
     const address = new URL(`/moebius-lab/${manifest.network}/manifest.json`, location.origin);
-    const [worker, helper] = [await this.files.module('engine/worker.js'), await this.files.module('engine/helper.js')];
+    const worker = await this.files.module('engine/worker.js');
+    const helper = await this.files.module('engine/helper.js');
     this.engine = new Engine(address, manifest, worker, helper);
     const { choices, preferred } = await this.engine.detect();
     if (provider === 'auto' && !choices.length) throw new Error('This browser can run no precision that was sent: choose fp32.');

@@ -47,7 +47,7 @@ export class Engine extends EventTarget {
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: EngineError) => void, onProgress?: (p: any) => void}>} */
     this.calls = new Map();
     this.nextCall = 1;
-    this.silent = 0; // workers and threads that have not spoken
+    this.silent = 0; // the helper and threads that have not spoken
     this.patience = 0; // the timer for them
   }
 
